@@ -1,0 +1,1 @@
+"""Diffusion models in PyTorch Lightning."""

@@ -17,6 +17,8 @@ class _InitSignature:
     """Keeps ``help(cls)`` showing the arguments of ``__init__`` although ``__new__`` is ours."""
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        if owner.__init__ is object.__init__:  # type: ignore[misc]
+            return inspect.Signature()
         parameters = list(inspect.signature(owner.__init__).parameters.values())  # type: ignore[misc]
         return inspect.Signature(parameters[1:])
 
@@ -28,6 +30,9 @@ class Configurable:
     _arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Configurable:  # noqa: D102
+        if cls.__init__ is object.__init__ and (args or kwargs):
+            # object.__init__ lets them pass where __new__ is not object's.
+            raise TypeError(f"{cls.__name__}() takes no arguments")
         self = super().__new__(cls)
         # Wrong arguments are left to __init__, whose TypeError is the clear one.
         # object.__setattr__, because frozen dataclasses and unborn nn.Modules refuse the plain one.
@@ -43,15 +48,19 @@ class Configurable:
         Raises:
             InputError: An argument is neither plain data nor itself configurable.
         """
-        cls = type(self)
-        class_path = f"{cls.__module__}.{cls.__qualname__}"
+        class_path = self.class_path()
         return {
             "class_path": class_path,
             "init_args": {
-                name: _plain(value, f"{class_path}({name}=...)")
+                name: plain(value, f"{class_path}({name}=...)")
                 for name, value in self._arguments.items()
             },
         }
+
+    @classmethod
+    def class_path(cls) -> str:
+        """Where the class is imported from, e.g. ``ddpm_lightning.networks.unet.UNet``."""
+        return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def build(description: Any) -> Any:
@@ -86,8 +95,36 @@ def configurable_class(class_path: str) -> type[Configurable]:
             "must move to a module of its own."
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Configurable)):
-        raise InputError(f"{class_path} is not a class of this library's kinds; refusing to run it")
+        raise InputError(
+            f"{class_path} is not a class of this library's kinds; refusing to run it"
+        )
     return cls
+
+
+def plain(value: Any, where: str) -> Any:
+    """Turn a value into plain data, describing the configurable objects in it.
+
+    Raises:
+        InputError: It holds something else; ``where`` names the place in the message.
+    """
+    if isinstance(value, Configurable):
+        return value.describe()
+    if value is None:
+        return value
+    # Subclasses (numpy's float64, an enum) shrink to their value: weights_only refuses them.
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, list | tuple):
+        return [plain(item, where) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item, where) for key, item in value.items()}
+    raise InputError(
+        f"{where} is a {type(value).__name__}, which a checkpoint cannot state as plain data; "
+        "pass numbers, strings, lists or objects of this library's kinds"
+    )
 
 
 def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -104,18 +141,3 @@ def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
         elif parameter.kind is parameter.VAR_POSITIONAL and not arguments[name]:
             del arguments[name]
     return arguments
-
-
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, Configurable):
-        return value.describe()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item, where) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item, where) for key, item in value.items()}
-    raise InputError(
-        f"{where} is a {type(value).__name__}, which a checkpoint cannot state as plain data; "
-        "pass numbers, strings, lists or objects of this library's kinds"
-    )

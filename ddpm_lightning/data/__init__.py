@@ -1,0 +1,8 @@
+"""Data sets as LightningDataModules: batches of (x0 in [−1, 1], y)."""
+
+from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
+from ddpm_lightning.data.digits import Digits
+from ddpm_lightning.data.image_data import ImageData
+from ddpm_lightning.data.mnist import MNIST, FashionMNIST
+
+__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "FashionMNIST", "ImageData"]

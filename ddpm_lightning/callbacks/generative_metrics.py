@@ -1,0 +1,178 @@
+"""Distances between samples and data while training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from tqdm.auto import tqdm
+
+from ddpm_lightning.callbacks.periodic import Periodic
+from ddpm_lightning.callbacks.sharing import gather, share
+from ddpm_lightning.data.image_data import ImageData
+from ddpm_lightning.data.in_memory import Split
+from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import to_uint8
+from ddpm_lightning.metrics import FeatureExtractor, Statistics, frechet_distance
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.sampling import generate
+
+
+class GenerativeMetrics(Periodic):
+    """Logs the Fréchet distance between samples and the un-augmented training images.
+
+    Tags name what was measured (extractor, number of samples, sampler and its steps, weights,
+    reference split); ``fid`` (Inception) or ``fd`` (any other extractor) is the stable alias for
+    ``monitor:``. Beside it stands the floor: the distance of as many real images to the rest of
+    the reference. metrics.json in the run folder keeps every result.
+
+    Args:
+        extractor: Whose features are compared: Inception for FID, LeNet for grey images offline.
+        every_n_steps: Optimizer steps from one measurement to the next; the end of training has
+            one, too.
+        n: Number of samples. Distances at different n do not compare; published FIDs use 50000.
+        sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
+        ema: Averaged weights (true) or the ones in training (false).
+        reference: Split to compare with: train (as published numbers do), val or test.
+        seed: Seed of the noise.
+        batch_size: Images at a time on each device.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        every_n_steps: int = 5000,
+        n: int = 2000,
+        sampler: Sampler | None = None,
+        ema: bool = True,
+        reference: Split = "train",
+        seed: int = 1,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__(every_n_steps)
+        if n < 2:
+            raise InputError(f"GenerativeMetrics(n={n}): a distance needs at least 2 samples")
+        self.extractor = extractor
+        self.n = n
+        self.sampler = sampler or DDPM()
+        self.ema = ema
+        self.reference = reference
+        self.seed = seed
+        self.batch_size = batch_size
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find missing weights and impossible settings before training."""
+        if stage == "fit":
+            assert isinstance(pl_module, DiffusionModule)
+            self.sampler.levels(pl_module.schedule)
+            self.extractor.check()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute the reference statistics and the floor, before training."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ImageData):
+            raise InputError(
+                "GenerativeMetrics compares with images of an ImageData data module, but "
+                f"training uses {type(data).__name__}; leave the callback out"
+            )
+        images, _ = data.images(self.reference)
+        indices = share(len(images), trainer)
+        bar = tqdm(
+            indices.split(self.batch_size),
+            desc=f"{self.extractor.name} features of the {self.reference} images",
+            leave=False,
+            disable=not trainer.is_global_zero,
+        )
+        features = torch.cat(
+            [
+                self.extractor(images[batch % len(images)].to(pl_module.device)).cpu()
+                for batch in bar
+            ]
+        )
+        features = gather(features, len(images), trainer)
+        self._reference = Statistics.of(features)
+        # As many real images against the others: what a perfect model would score, or at most.
+        count = min(self.n, len(features) // 2)
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+        self._floor = frechet_distance(
+            Statistics.of(features[order[:count]]), Statistics.of(features[order[count:]])
+        )
+        self._floor_count = count
+
+    def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Sample, measure, log, write metrics.json and print."""
+        assert isinstance(module, DiffusionModule)
+        with trainer.precision_plugin.forward_context():
+            samples = generate(
+                module.denoiser(self.ema),
+                self.sampler.clipped(module.data_range),
+                module.shape,
+                share(self.n, trainer),
+                seed=self.seed,
+                batch_size=self.batch_size,
+                device=module.device,
+                progress=trainer.is_global_zero,
+            ).x
+        features = [
+            self.extractor(batch.to(module.device)).cpu()
+            for batch in to_uint8(samples).split(self.batch_size)
+        ]
+        gathered = gather(torch.cat(features), self.n, trainer)
+        distance = frechet_distance(Statistics.of(gathered), self._reference)
+        self._report(trainer, module, step, distance)
+
+    def _report(
+        self, trainer: Trainer, module: DiffusionModule, step: int, distance: float
+    ) -> None:
+        sampler = self.sampler.tag(module.schedule)
+        weights = "ema" if self.ema else "raw"
+        name, alias = self.extractor.name, self.extractor.alias
+        tag = f"{name}/n{self.n}_{sampler}_{weights}_{self.reference}"
+        if trainer.training:  # visible to `monitor:`; logging is over once training has ended
+            module.log(alias, distance, on_step=True, on_epoch=False, logger=False)
+        for logger in trainer.loggers:
+            logger.log_metrics({tag: distance, alias: distance}, step)
+        if not trainer.is_global_zero:
+            return
+        result = {
+            "step": step,
+            "metric": name,
+            "value": distance,
+            "n": self.n,
+            "sampler": self.sampler.describe(),
+            "steps": len(self.sampler.levels(module.schedule)) - 1,
+            "weights": weights,
+            "seed": self.seed,
+            "reference": self.reference,
+            "reference_count": self._reference.n,
+            "floor": self._floor,
+            "floor_n": self._floor_count,
+            "extractor": self.extractor.describe(),
+            "extractor_sha256": self.extractor.digest,
+        }
+        append_result(Path(trainer.default_root_dir) / "metrics.json", result)
+        tqdm.write(
+            f"step {step}: {name} {distance:.3f} (n={self.n}, {sampler}, {weights}; real against "
+            f"real at n={self._floor_count}: {self._floor:.3f})"
+        )
+
+
+def append_result(path: Path, result: dict[str, Any]) -> None:
+    """Add a result to metrics.json, replacing those that a resumed run measures anew."""
+    results = json.loads(path.read_text()) if path.exists() else []
+
+    def superseded(old: dict[str, Any]) -> bool:
+        same = {key: old.get(key) for key in result if key not in ("step", "value")} == {
+            key: value for key, value in result.items() if key not in ("step", "value")
+        }
+        return same and old["step"] >= result["step"]
+
+    results = [old for old in results if not superseded(old)] + [result]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    partial.replace(path)

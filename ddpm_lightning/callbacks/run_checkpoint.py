@@ -1,0 +1,37 @@
+"""Checkpoints of a run: <run folder>/checkpoints/last.ckpt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from ddpm_lightning.callbacks.periodic import Periodic
+
+
+def last_checkpoint(run_folder: str | Path) -> Path:
+    """Where a run keeps its latest checkpoint."""
+    return Path(run_folder) / "checkpoints" / "last.ckpt"
+
+
+class RunCheckpoint(Periodic, Checkpoint):
+    """Saves the run every so many steps, and at its end, as checkpoints/last.ckpt.
+
+    Saved between optimizer steps only, so that resuming continues exactly.
+
+    Args:
+        every_n_steps: Optimizer steps between saves: the most a stopped run loses.
+        keep_all: Also keep a copy of each save, as checkpoints/step_00001000.ckpt and so on.
+    """
+
+    def __init__(self, every_n_steps: int = 1000, keep_all: bool = False) -> None:
+        super().__init__(every_n_steps)
+        self.keep_all = keep_all
+
+    def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Save."""
+        path = last_checkpoint(trainer.default_root_dir)
+        trainer.save_checkpoint(path, weights_only=False)
+        if self.keep_all:
+            trainer.save_checkpoint(path.with_name(f"step_{step:08d}.ckpt"), weights_only=False)

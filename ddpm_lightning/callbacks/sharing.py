@@ -1,0 +1,26 @@
+"""Work on samples 0…n−1 shared among processes by index."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+
+def share(n: int, trainer: Trainer) -> Tensor:
+    """Give this process its indices: rank, rank + world, …; int64 [ceil(n / world)].
+
+    Every process gets equally many, so that all make the same number of network calls; surplus
+    indices ≥ n are worked on and dropped by :func:`gather`.
+    """
+    count = -(-n // trainer.world_size)
+    return trainer.global_rank + trainer.world_size * torch.arange(count)
+
+
+def gather(rows: Tensor, n: int, trainer: Trainer) -> Tensor:
+    """Put the processes' rows [ceil(n / world), ...] in index order: [n, ...] on the CPU."""
+    if trainer.world_size > 1:
+        gathered = trainer.strategy.all_gather(rows.to(trainer.strategy.root_device).contiguous())
+        rows = rearrange(gathered, "world row ... -> (row world) ...")
+    return rows[:n].cpu()

@@ -1,0 +1,39 @@
+"""Progress in optimizer steps, with the time left to the end of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class StepProgressBar(TQDMProgressBar):
+    """One bar over all of max_steps, where Lightning's starts anew every epoch.
+
+    Args:
+        refresh_rate: Optimizer steps from one update of the bar to the next.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Leave the bar as it is; it counts steps, not epochs."""
+        if trainer.max_steps < 0:
+            super().on_train_epoch_start(trainer, *args)
+        elif self.train_progress_bar.total is None:
+            self.train_progress_bar.reset(total=trainer.max_steps)
+            self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
+            self.train_progress_bar.set_description("training")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Show the steps made, and the metrics."""
+        if trainer.max_steps < 0:
+            super().on_train_batch_end(trainer, pl_module, *args)
+            return
+        bar, step = self.train_progress_bar, trainer.global_step
+        if not bar.disable and (step % self.refresh_rate == 0 or step == trainer.max_steps):
+            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+            bar.n = step
+            bar.refresh()

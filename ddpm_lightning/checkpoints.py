@@ -1,0 +1,62 @@
+"""Reading checkpoints: without executing pickles, with errors that say what to do."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm_lightning.errors import InputError
+
+KEY = "ddpm_lightning"
+"""The checkpoint entry that holds what is ours beside Lightning's own."""
+
+FORMAT = 1
+"""Version of that entry."""
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this library; tensors and plain data only.
+
+    Args:
+        path: The .ckpt file.
+        map_location: Device for the tensors, as for torch.load.
+
+    Raises:
+        InputError: There is no such file, it is damaged, holds pickled objects, was not written
+            by this library, or by a later version of it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}{_nearby(path)}")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0]}); "
+            "use an earlier one from the same folder"
+        ) from error
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise InputError(
+            f"{path} was not written by ddpm_lightning: it does not describe its model"
+        )
+    if checkpoint[KEY]["format"] > FORMAT:
+        raise InputError(
+            f"{path} has format {checkpoint[KEY]['format']}, this version reads up to {FORMAT}; "
+            "update ddpm_lightning"
+        )
+    return checkpoint
+
+
+def _nearby(path: Path) -> str:
+    found = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+    if not found:
+        return f"; the folder {path.parent} holds none"
+    return "; the folder holds " + ", ".join(file.name for file in found[:8])

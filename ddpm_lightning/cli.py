@@ -1,0 +1,253 @@
+"""The command line: LightningCLI for training, plain commands for what works on a checkpoint."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+# LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+from argparse import ArgumentError
+
+from jsonargparse import auto_cli
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import ddpm_lightning.callbacks
+import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
+from ddpm_lightning.callbacks import RunCheckpoint, StepProgressBar
+from ddpm_lightning.callbacks.run_checkpoint import last_checkpoint
+from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.sample import sample
+from ddpm_lightning.usage import explain
+
+# The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
+warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
+warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*")
+
+PROGRAM = "python -m ddpm_lightning"
+
+COMMANDS: dict[str, Callable[..., None]] = {"sample": sample}
+"""Plain commands: functions whose arguments are the flags."""
+
+
+def main(
+    args: Sequence[str] | None = None, module_class: type[DiffusionModule] = DiffusionModule
+) -> None:
+    """Run the command line.
+
+    Args:
+        args: The words after the program's name; None takes the process's own.
+        module_class: The module to train, for a program of your own around a subclass.
+
+    Raises:
+        SystemExit: Code 2 and one line on standard error for bad input.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        if words and words[0] in COMMANDS:
+            run_command(words[0], words[1:])
+        else:
+            DiffusionCLI(module_class, None if args is None else words)
+    except (InputError, MisconfigurationException) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_command(name: str, args: list[str]) -> None:
+    """Run a plain command, whose flags are the arguments of its function."""
+    function = COMMANDS[name]
+    try:
+        auto_cli(
+            function,
+            args=args,
+            as_positional=False,
+            exit_on_error=False,
+            prog=f"{PROGRAM} {name}",
+        )
+    except ArgumentError as error:
+        raise InputError(explain(str(error), inspect.signature(function).parameters)) from error
+
+
+class DiffusionCLI(LightningCLI):
+    """fit, validate, test and predict of a DiffusionModule; a run is one folder.
+
+    Args:
+        module_class: The module to train.
+        args: The words after the program's name; None takes the process's own.
+    """
+
+    def __init__(self, module_class: type[DiffusionModule], args: list[str] | None) -> None:
+        self._module_class = module_class
+        quiet = {"exit_on_error": False}
+        super().__init__(
+            module_class,
+            LightningDataModule,
+            subclass_mode_data=True,
+            args=args,
+            seed_everything_default=0,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},
+            load_from_checkpoint_support=False,  # the module describes itself
+            auto_configure_optimizers=False,
+            parser_kwargs=quiet
+            | {
+                "prog": PROGRAM,
+                "description": "Train diffusion models; one run is one folder. Beside the "
+                f"subcommands below, plain commands work on a checkpoint: {', '.join(COMMANDS)} "
+                f"(each with --help).",
+            }
+            | {name: quiet for name in self.subcommands()},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link the data to the module, and give every run its checkpoints."""
+        for name in ("shape", "num_classes", "data_range"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.set_defaults(_stated_defaults(self._module_class))
+        parser.set_defaults({"trainer.default_root_dir": "runs/default"})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake becomes one line."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            flags = {
+                option.removeprefix("--").removesuffix("+")
+                for subparser in self._subcommand_parsers.values()
+                for action in subparser._actions
+                for option in action.option_strings
+            }
+            commands = [*self.subcommands(), *COMMANDS]
+            raise InputError(explain(str(error), flags, commands)) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Keep a run from being mixed with another."""
+        config = self.config[self.subcommand]
+        config.weights_only = True  # Lightning, too, loads no pickles
+        root = Path(config.trainer.default_root_dir)
+        if self.subcommand != "fit" or config.ckpt_path or config.trainer.fast_dev_run:
+            return
+        if (root / "config.yaml").exists() or last_checkpoint(root).exists():
+            resume = "go on with it by --ckpt_path last, or "
+            if not last_checkpoint(root).exists():
+                resume = "it stopped before its first checkpoint, so remove it, or "
+            raise InputError(
+                f"{root} holds a run already: {resume}choose another folder by "
+                "--trainer.default_root_dir"
+            )
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError | MisconfigurationException):
+                raise
+            raise InputError(str(error)) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse data that a checkpoint was not made for."""
+        path = self.config[self.subcommand].get("ckpt_path")
+        if path:
+            trained = read_checkpoint(path)["hyper_parameters"]["shape"]
+            if list(trained) != list(self.model.shape):
+                raise InputError(
+                    f"{path} was trained on data of shape {list(trained)}, but "
+                    f"{type(self.datamodule).__name__} gives {list(self.model.shape)}"
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log into the run folder itself, without version_N; show progress in steps."""
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                trainer.default_root_dir, name="", version="", default_hp_metric=False
+            )
+        callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if trainer.enable_progress_bar is not False and not own_bar:
+            kwargs["callbacks"] = [*callbacks, StepProgressBar()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning lets the checkpoint's arguments override the command line's without a word.
+        if not self.config.get("subcommand"):
+            return
+        config = self.config[self.config.subcommand]
+        if not config.get("ckpt_path"):
+            return
+        path = Path(config.ckpt_path)
+        if config.ckpt_path == "last":
+            path = last_checkpoint(config.trainer.default_root_dir)
+        checkpoint = read_checkpoint(path)
+        config.ckpt_path = str(path)
+        linked = ("shape", "num_classes", "data_range", "seed")
+        stated = {k: v for k, v in checkpoint["hyper_parameters"].items() if k not in linked}
+        asked = config.model.as_dict()
+        for key, (ours, theirs) in _differences(asked, stated).items():
+            warnings.warn(
+                f"ignored: model.{key}={ours}; the checkpoint says {theirs}, and a checkpoint "
+                "describes its model itself",
+                stacklevel=2,
+            )
+        update = {self.config.subcommand: {"model": stated}}
+        self.config = self.parser.parse_object(update, self.config)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the complete configuration of a training run to config.yaml in its folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave a run's configuration alone when it is only tested."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+def _stated_defaults(module_class: type) -> dict[str, Any]:
+    """State the module's default objects the way a config file would."""
+    stated: dict[str, Any] = {}
+    for name, parameter in inspect.signature(module_class).parameters.items():
+        default = parameter.default
+        if isinstance(default, Configurable):
+            stated[f"model.{name}"] = default.describe()
+        elif isinstance(default, partial):
+            class_path = f"{default.func.__module__}.{default.func.__qualname__}"
+            stated[f"model.{name}"] = {"class_path": class_path, "init_args": default.keywords}
+    return stated
+
+
+def _differences(
+    ours: dict[str, Any], theirs: dict[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, value in theirs.items():
+        mine = ours.get(key)
+        if isinstance(value, dict) and isinstance(mine, dict):
+            found |= _differences(mine, value, f"{prefix}{key}.")
+        elif key in ours and _comparable(key, mine) != _comparable(key, value):
+            found[prefix + key] = (mine, value)
+    return found
+
+
+def _comparable(key: str, value: Any) -> Any:
+    if key == "class_path":  # a class has its own path and that of the package that shows it
+        return locate(value)
+    return [_comparable(key, item) for item in value] if isinstance(value, list | tuple) else value

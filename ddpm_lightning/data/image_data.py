@@ -1,0 +1,253 @@
+"""Labelled images: files, official splits, sizes, and what becomes of a batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddpm_lightning.data.in_memory import InMemoryData, RawBatch, Split
+from ddpm_lightning.data.stream import Purpose, permutation
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import from_uint8
+
+OfficialSplit = Literal["train", "test"]
+
+
+class ImageData(InMemoryData):
+    """A labelled image data set, kept in memory as 8 bits.
+
+    Batches are (x0 float32 [B, C, H, W] in [−1, 1], y int64 [B]). A data set of your own states
+    ``native_shape`` and ``num_classes`` and implements ``read``; if it lives in files it also
+    lists them in ``files`` and may ``fetch`` them.
+
+    Args:
+        root: Folder that holds the data sets' own folders; downloads go there.
+        download: Fetch missing files from the internet.
+        image_size: Height and width in pixels; by default the data set's own.
+        resize: How to reach image_size. pad: centre on black, which only enlarges; bilinear:
+            scale, antialiased.
+        flip: Mirror half of the training images left to right, at random. Not for digits.
+        subset: Train on a fixed random part of the training images: a share above 0 and up to
+            1.0, or a whole number of images (1 is one image, 1.0 is all).
+        held_out: Training images kept for validation, the last ones of the official training
+            split; 0 trains on all and validates on the test split. By default the data set's own
+            number.
+        global_batch_size: Images per optimizer step = processes × accumulation × per device;
+            the last one follows from the others.
+        predict_n: Number of images that `predict` samples.
+        seed: Seed of order, flips and subset.
+
+    Raises:
+        InputError: An argument is out of range.
+    """
+
+    native_shape: tuple[int, int, int]
+    default_held_out: int = 0
+    data_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        image_size: int | None = None,
+        resize: Literal["pad", "bilinear"] = "pad",
+        flip: bool = False,
+        subset: int | float = 1.0,
+        held_out: int | None = None,
+        global_batch_size: int = 128,
+        predict_n: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(global_batch_size, predict_n, seed, flip)
+        self.root = Path(root).expanduser()
+        self.download = download
+        self.image_size = image_size
+        self.resize = resize
+        self.subset = subset
+        self.held_out = self.default_held_out if held_out is None else held_out
+        self._official: dict[OfficialSplit, tuple[Tensor, Tensor]] = {}
+        self._check_arguments()
+
+    # ------------------------------------------------------- what a data set states
+
+    @abstractmethod
+    def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
+        """Read an official split: images uint8 [N, C, H, W] and labels int64 [N].
+
+        Raises:
+            InputError: A file is damaged.
+        """
+
+    def files(self, split: OfficialSplit) -> list[Path]:
+        """List the files that ``read`` needs; none by default."""
+        return []
+
+    def fetch(self) -> None:
+        """Download the files of both splits into ``root``."""
+        raise RuntimeError(f"no address is known for {type(self).__name__}")
+
+    # ------------------------------------------------------------------------- images
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image; known before any data is read."""
+        channels, height, width = self.native_shape
+        return channels, self.image_size or height, self.image_size or width
+
+    def images(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Give the images of a split, resized and reduced to the subset, but never mirrored.
+
+        Returns:
+            Images uint8 [N, C, H, W] and labels int64 [N], on the CPU; not to be written to.
+
+        Raises:
+            InputError: Files are missing or damaged, or too few images are left.
+        """
+        if split == "test" or (split == "val" and self.held_out == 0):
+            return self._read_once("test")
+        images, labels = self._read_once("train")
+        trained = len(images) - self.held_out
+        if trained < 1:
+            raise InputError(
+                f"held_out {self.held_out} leaves none of the {len(images)} training images of "
+                f"{type(self).__name__}; use less (--data.held_out)"
+            )
+        if split == "val":
+            return images[trained:], labels[trained:]
+        size = self._subset_size(trained)
+        if size == trained:
+            return images[:trained], labels[:trained]
+        chosen = permutation(self.seed, trained, 0, Purpose.SUBSET)[:size]
+        rows = torch.tensor(chosen).sort().values
+        return images[rows], labels[rows]
+
+    def samples(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Give the images of a split, as ``images`` does."""
+        return self.images(split)
+
+    def finish(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
+        """Mirror and normalise a raw batch: x0 float32 [B, C, H, W] in [−1, 1], y int64 [B]."""
+        images = batch.samples
+        if batch.flip is not None:
+            images = torch.where(batch.flip[:, None, None, None], images.flip(-1), images)
+        return from_uint8(images), batch.labels
+
+    # -------------------------------------------------------------------------- files
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if allowed. Lightning calls this on one process.
+
+        Raises:
+            InputError: The download failed.
+        """
+        trainer = self._running_trainer()
+        if trainer is not None and trainer.predicting:
+            return  # samples come from the model alone
+        missing = self._missing("train") + self._missing("test")
+        if missing and self.download:
+            try:
+                self.fetch()
+            except Exception as error:
+                raise self._not_found(missing, error) from error
+
+    def _read_once(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
+        if split not in self._official:
+            if self._running_trainer() is None:
+                self.prepare_data()
+            if missing := self._missing(split):
+                raise self._not_found(missing)
+            images, labels = self.read(split)
+            self._check_data(split, images, labels)
+            self._official[split] = resized(images, self.shape[1:], self.resize), labels
+        return self._official[split]
+
+    def _missing(self, split: OfficialSplit) -> list[Path]:
+        return [file for file in self.files(split) if not file.is_file()]
+
+    def _not_found(self, missing: list[Path], error: Exception | None = None) -> InputError:
+        folder = missing[0].parent
+        names = ", ".join(file.name for file in missing)
+        fix = "allow the download (--data.download true)"
+        if error is not None:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            fix = f"the download failed ({reason}): connect to the internet"
+        return InputError(
+            f"{type(self).__name__}: {folder.absolute()} lacks {names}; {fix}, put the files "
+            f"there, or name the folder that holds {folder.relative_to(self.root)} (--data.root)"
+        )
+
+    # ------------------------------------------------------------------------- checks
+
+    def _subset_size(self, n: int) -> int:
+        size = self.subset if isinstance(self.subset, int) else max(1, round(self.subset * n))
+        if size > n:
+            raise InputError(
+                f"subset {size} is more than the {n} training images of {type(self).__name__}; "
+                "use less, or 1.0 for all (--data.subset)"
+            )
+        return size
+
+    def _check_arguments(self) -> None:
+        subset, size, native = self.subset, self.image_size, max(self.native_shape[1:])
+        if not (subset >= 1 if isinstance(subset, int) else 0 < subset <= 1):
+            raise InputError(
+                f"subset {subset} is neither a share above 0 and up to 1.0 nor a whole number of "
+                "images; use e.g. 0.2 or 5000 (--data.subset)"
+            )
+        if self.held_out < 0:
+            raise InputError(f"held_out is {self.held_out}; use 0 or more (--data.held_out)")
+        if size is not None and size < 1:
+            raise InputError(f"image_size is {size}; use 1 or more (--data.image_size)")
+        if size is not None and size < native and self.resize == "pad":
+            raise InputError(
+                f"image_size {size} is below the {native} pixels of {type(self).__name__}, and "
+                f"pad only enlarges; use --data.resize bilinear, or image_size {native} or more"
+            )
+
+    def _check_data(self, split: OfficialSplit, images: Tensor, labels: Tensor) -> None:
+        where = f"{type(self).__name__} {split} split"
+        wanted = f"[N, {str(self.native_shape)[1:-1]}]"
+        if images.dtype != torch.uint8 or images.shape[1:] != self.native_shape or not len(images):
+            raise InputError(
+                f"{where}: images are {images.dtype} {list(images.shape)} instead of uint8 "
+                f"{wanted}; these are other files (--data.root)"
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise InputError(
+                f"{where}: {len(images)} images, but labels are {labels.dtype} "
+                f"{list(labels.shape)} instead of one int64 each; get the files again"
+            )
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise InputError(
+                f"{where}: labels span {labels.min()}…{labels.max()} instead of "
+                f"0…{self.num_classes - 1}; these are other files (--data.root)"
+            )
+
+
+def resized(images: Tensor, size: tuple[int, int], how: str) -> Tensor:
+    """Bring images uint8 [N, C, h, w] to [N, C, *size].
+
+    Args:
+        images: The images.
+        size: Height and width.
+        how: pad (centred on black, nearer to the top left if the margin is odd) or bilinear
+            (antialiased, rounded).
+    """
+    down, right = size[0] - images.shape[2], size[1] - images.shape[3]
+    if down == right == 0:
+        return images
+    if how == "pad":
+        top, left = down // 2, right // 2
+        return F.pad(images, (left, right - left, top, down - top))
+    # In parts, for float32 takes four times the memory of the result.
+    return torch.cat([_scaled(part, size) for part in images.split(1024)])
+
+
+def _scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return scaled.round_().clamp_(0, 255).to(torch.uint8)

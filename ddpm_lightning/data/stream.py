@@ -1,0 +1,209 @@
+"""Which sample comes when: an endless training stream and evaluation in order.
+
+The training order is a function of (seed, optimizer step), never of what was drawn before. Row r
+of the global batch of step k stands at position p = k·global_batch + r; position p shows sample
+``permutation_e[p mod n]`` with e = p // n. So every sample is seen once per n positions, no batch
+is cut short, and neither the number of processes nor a resumed run changes what step k sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm_lightning.errors import InputError
+
+Indices = NDArray[np.int64]
+Flips = NDArray[np.bool_]
+
+
+class Purpose(IntEnum):
+    """What random numbers are for; each purpose has its own, independent of the others."""
+
+    ORDER = 0
+    FLIP = 1
+    SUBSET = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a global batch is dealt out to processes and gradient accumulation.
+
+    Args:
+        global_batch: Samples per optimizer step, over all processes and micro-batches.
+        rank: This process, 0…world − 1.
+        world: Number of processes.
+        accumulate: Micro-batches per optimizer step.
+    """
+
+    global_batch: int
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+
+    @property
+    def batch(self) -> int:
+        """Samples per micro-batch on one process, rounded up."""
+        return ceil(self.global_batch / (self.world * self.accumulate))
+
+    def first_row(self, micro: int) -> int:
+        """Return the row of the global batch at which this process' micro-batch begins."""
+        return (micro * self.world + self.rank) * self.batch
+
+    def check(self) -> None:
+        """Raise InputError, with the fix, if the global batch cannot be dealt out evenly."""
+        parts = self.world * self.accumulate
+        if self.global_batch % parts:
+            below = self.global_batch // parts * parts
+            nearest = " or ".join(str(size) for size in (below, below + parts) if size)
+            raise InputError(
+                f"global_batch_size {self.global_batch} does not divide by {self.world} processes "
+                f"× {self.accumulate} accumulated micro-batches = {parts}; use {nearest}"
+            )
+
+
+class TrainingStream:
+    """The endless stream of one process' micro-batches; iterating gives one "epoch" of them.
+
+    Each new iterator continues where the last one stopped. Only whole steps count: of a step that
+    was left half-way the next iterator starts again with the first micro-batch. With
+    ``state_dict`` and ``load_state_dict`` Lightning stores the position in its checkpoints.
+
+    Args:
+        n: Number of samples.
+        layout: This process' share of a global batch.
+        gather: Makes the batch of (sample indices int64 [B], flip bool [B] or None).
+        seed: Seed of order and flips, ≥ 0.
+        flip: Flip half of the rows, decided by (seed, position).
+        shuffle: False shows the samples in order, again and again.
+        steps_per_epoch: Optimizer steps an iterator gives; by default n // global_batch, at
+            least 1.
+        step: The optimizer step to start from.
+
+    Raises:
+        InputError: The global batch cannot be dealt out evenly.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        layout: Layout,
+        gather: Callable[[Indices, Flips | None], Any],
+        *,
+        seed: int = 0,
+        flip: bool = False,
+        shuffle: bool = True,
+        steps_per_epoch: int | None = None,
+        step: int = 0,
+    ) -> None:
+        layout.check()
+        self.n = n
+        self.layout = layout
+        self.gather = gather
+        self.seed = seed
+        self.flip = flip
+        self.shuffle = shuffle
+        self.steps_per_epoch = steps_per_epoch or max(1, n // layout.global_batch)
+        self.step = step
+
+    def __len__(self) -> int:
+        """Micro-batches per epoch."""
+        return self.steps_per_epoch * self.layout.accumulate
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the micro-batches of the next ``steps_per_epoch`` steps."""
+        for _ in range(self.steps_per_epoch):
+            step = self.step
+            for micro in range(self.layout.accumulate):
+                batch = self.micro_batch(step, micro)
+                if micro == self.layout.accumulate - 1:
+                    # Before the yield: who holds the last micro-batch has seen the whole step.
+                    self.step = step + 1
+                yield batch
+
+    def micro_batch(self, step: int, micro: int) -> Any:
+        """Make the batch that this process sees at that step and micro-batch."""
+        rows = self.layout.batch
+        first = step * self.layout.global_batch + self.layout.first_row(micro)
+        flips = coin_flips(self.seed, first, rows) if self.flip else None
+        return self.gather(self._indices(first, rows), flips)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position, ``{"step": optimizer steps given in full}``."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a position."""
+        self.step = state["step"]
+
+    def _indices(self, first: int, rows: int) -> Indices:
+        epochs, indices = np.divmod(np.arange(first, first + rows), self.n)
+        if self.shuffle:
+            for epoch in np.unique(epochs):
+                now = epochs == epoch
+                indices[now] = permutation(self.seed, self.n, int(epoch))[indices[now]]
+        return indices
+
+
+class EvaluationLoader:
+    """Every sample once over all processes, in order: r, r + world, … on process r.
+
+    All processes get the same number of batches, none of them empty, so that collective calls
+    in a step never wait for a process that has finished.
+
+    Args:
+        n: Number of samples.
+        layout: Process and batch size.
+        gather: Makes the batch of the sample indices int64 [B].
+
+    Raises:
+        InputError: There are more processes than samples.
+    """
+
+    def __init__(self, n: int, layout: Layout, gather: Callable[..., Any]) -> None:
+        if n < layout.world:
+            raise InputError(
+                f"{n} samples cannot be shared by {layout.world} processes; use at most {n} "
+                "(--trainer.devices) or more samples"
+            )
+        # The largest share sets the number of batches, the smallest one limits it.
+        batches = min(ceil(ceil(n / layout.world) / layout.batch), n // layout.world)
+        self.chunks = np.array_split(np.arange(layout.rank, n, layout.world), batches)
+        self.gather = gather
+
+    def __len__(self) -> int:
+        """Batches on this process, the same number on each."""
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches in order."""
+        return map(self.gather, self.chunks)
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, n: int, epoch: int, purpose: Purpose = Purpose.ORDER) -> Indices:
+    """Shuffle 0…n − 1, int64 [n], by (seed, epoch, purpose) alone."""
+    return np.argsort(_words(seed, purpose, epoch, 0, n), kind="stable")
+
+
+def coin_flips(seed: int, first: int, n: int) -> Flips:
+    """Toss a fair coin, bool [n], for each of the positions first…first + n − 1."""
+    return (_words(seed, Purpose.FLIP, 0, first, n) & np.uint64(1)).astype(bool)
+
+
+def _words(seed: int, purpose: Purpose, epoch: int, first: int, n: int) -> NDArray[np.uint64]:
+    """Random uint64 [n], number ``first`` and the following of an addressable sequence."""
+    # Raw words instead of numpy's Generator, whose methods may change with numpy's version.
+    block, skip = divmod(first, 4)  # a Philox counter stands for four words
+    bits = np.random.Philox(
+        key=np.array([seed, purpose], dtype=np.uint64),
+        counter=np.array([block, 0, 0, epoch], dtype=np.uint64),
+    )
+    return bits.random_raw(skip + n)[skip:]

@@ -1,0 +1,162 @@
+"""From network to prediction of x0, and classifier-free guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.diffusion.parameterizations import Parameterization
+from ddpm_lightning.diffusion.schedules import Scalar, Schedule
+from ddpm_lightning.diffusion.variances import FixedSmall, Variance
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.network import NULL_LABEL, Network
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a denoiser says about noisy data: x0, and from it eps and the reverse variance.
+
+    Args:
+        x0: [B, ...] expectation of the data given x_t.
+        x_t: [B, ...] the noisy input.
+        t: Its level(s), an int or int64 [B].
+        schedule: The forward process.
+        reverse_variance: The rule behind :meth:`variance`.
+        output: [B, ...] the network's raw output F; None where x0 was changed since.
+        extra: [B, ...] the network's extra channels for a learned variance, or None.
+    """
+
+    x0: Tensor
+    x_t: Tensor
+    t: int | Tensor
+    schedule: Schedule
+    reverse_variance: Variance
+    output: Tensor | None = None
+    extra: Tensor | None = None
+
+    @property
+    def eps(self) -> Tensor:
+        """[B, ...] the noise that belongs to x0: (x_t − alpha·x0) / sigma, whatever changed x0."""
+        alpha, sigma = self.schedule.at(self.t, like=self.x_t)
+        return (self.x_t - alpha * self.x0) / sigma
+
+    def variance(self, s: int) -> Scalar:
+        """Variance of the reverse step p(x_s | x_t), for any s < t."""
+        return self.reverse_variance(self, s)
+
+    def clip(self, data_range: tuple[float, float] | None) -> Prediction:
+        """Limit x0 to the data's range; eps follows. None changes nothing."""
+        if data_range is None:
+            return self
+        return replace(self, x0=self.x0.clamp(*data_range), output=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A network read as a prediction of x0. A plain value: it registers and owns nothing.
+
+    Args:
+        net: The learned function F.
+        schedule: The forward process.
+        parameterization: How x0 is read off F.
+        variance: Variance of the reverse step.
+
+    Raises:
+        InputError: The parameterization cannot work with this schedule.
+    """
+
+    net: Network
+    schedule: Schedule
+    parameterization: Parameterization
+    variance: Variance = FixedSmall()
+
+    def __post_init__(self) -> None:
+        self.parameterization.check(self.schedule)
+
+    def __call__(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Prediction:
+        """Predict x0 = c_skip·x_t + c_out·F(c_in·x_t, c_noise, y) (EDM eq. 7).
+
+        Everything but the network itself is computed in float32 at least.
+
+        Args:
+            x_t: [B, C, ...] noisy data.
+            t: Its level in 1…T, or int64 [B].
+            y: int64 [B] class labels (−1: unconditional), or None.
+        """
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        c = self.parameterization.coefficients(self.schedule, t, like=x_t)
+        c_noise = c.c_noise
+        if not isinstance(c_noise, Tensor):
+            c_noise = x_t.new_full((len(x_t),), c_noise)
+        net_dtype = next(self.net.parameters(), x_t).dtype
+        output = self.net((c.c_in * x_t).to(net_dtype), c_noise, y).to(x_t.dtype)
+        channels = x_t.shape[1]
+        output, extra = output[:, :channels], output[:, channels:]
+        return Prediction(
+            x0=c.c_skip * x_t + c.c_out * output,
+            x_t=x_t,
+            t=t,
+            schedule=self.schedule,
+            reverse_variance=self.variance,
+            output=output,
+            extra=extra if extra.shape[1] else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """Classifier-free guidance: a denoiser made of a conditional denoiser.
+
+    x0 = x0_null + guidance·(x0_cond − x0_null): 0 is unconditional, 1 conditional, more pulls
+    towards the class (Ho & Salimans 2022, eq. 6 with guidance = 1 + w).
+
+    Args:
+        denoiser: A denoiser that takes labels.
+        guidance: Its strength.
+    """
+
+    denoiser: Denoiser
+    guidance: float
+
+    @property
+    def net(self) -> Network:
+        """The network inside."""
+        return self.denoiser.net
+
+    @property
+    def schedule(self) -> Schedule:
+        """The forward process."""
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Prediction:
+        """Predict x0 under guidance; both halves go through the network as one batch.
+
+        Args:
+            x_t: [B, C, ...] noisy data.
+            t: Its level in 1…T, or int64 [B].
+            y: int64 [B] class labels to guide towards.
+
+        Raises:
+            InputError: There are no labels.
+        """
+        if y is None:
+            raise InputError("guidance needs labels; give labels, or guidance 1 to leave it out")
+        both_t = t if isinstance(t, int) else torch.cat([t, t])
+        both_y = torch.cat([y, torch.full_like(y, NULL_LABEL)])
+        both = self.denoiser(torch.cat([x_t, x_t]), both_t, both_y)
+        x0_cond, x0_null = both.x0.chunk(2)
+        return replace(
+            both,
+            x0=x0_null + self.guidance * (x0_cond - x0_null),
+            x_t=both.x_t[: len(x_t)],
+            t=t,
+            output=None,
+            extra=None if both.extra is None else both.extra[: len(x_t)],
+        )
+
+
+def guide(denoiser: Denoiser, guidance: float) -> Denoiser | Guided:
+    """Wrap a denoiser in classifier-free guidance of this strength; 1 leaves it as it is."""
+    return denoiser if guidance == 1 else Guided(denoiser, guidance)

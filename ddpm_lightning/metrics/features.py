@@ -1,0 +1,118 @@
+"""The seam of the metrics: 8-bit images in, feature vectors of a frozen network out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.errors import InputError
+
+
+class FeatureExtractor(Configurable, ABC):
+    """A pretrained network in whose features two sets of images are compared.
+
+    It holds a network but is none itself: assigned to a LightningModule, a callback or another
+    metric it registers nothing, so its weights never reach a checkpoint, the EMA or an optimizer.
+    The weights load on first use, or early through :meth:`check`.
+
+    Attributes:
+        name: Stem of the metric's tag, e.g. ``fid``.
+        alias: The stable tag for ``monitor:``.
+        dim: Length of a feature vector.
+        channels: The numbers of image channels that are accepted.
+        min_size: The smallest accepted height and width, in pixels.
+    """
+
+    name: str
+    alias: str
+    dim: int
+    channels: tuple[int, ...]
+    min_size: int = 1
+
+    @abstractmethod
+    def load(self) -> tuple[nn.Module, str]:
+        """Read the weights.
+
+        Returns:
+            The network, and the sha256 of its weights as 64 hexadecimal digits.
+
+        Raises:
+            InputError: The weights are missing, or not those of this network.
+        """
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Map uint8 [B, C, H, W], checked and on the network's device, to float32 [B, dim]."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The frozen network, in evaluation mode."""
+        return self._loaded[0]
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the weights: features are comparable only under the same digest."""
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[nn.Module, str]:
+        with torch.inference_mode(False):  # such tensors could not be moved later on
+            network, digest = self.load()
+        return network.eval().requires_grad_(False), digest
+
+    def check(self) -> None:
+        """Load the weights now, so that a missing file is found before hours of training.
+
+        Raises:
+            InputError: The weights are missing, or not those of this network.
+        """
+        _ = self._loaded
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Compute features on the images' device, without gradients, in float32.
+
+        Args:
+            images: uint8 [B, C, H, W], 0…255.
+
+        Returns:
+            float32 [B, dim].
+
+        Raises:
+            InputError: The images do not fit, or the weights are missing.
+        """
+        self._check_images(images)
+        self.network.to(images.device)
+        with plain_float32(images.device):
+            return self.features(images)
+
+    def _check_images(self, images: Tensor) -> None:
+        kind = type(self).__name__
+        if images.dtype != torch.uint8:
+            raise InputError(
+                f"{kind} reads 8-bit images, got {images.dtype}; convert images in [−1, 1] with "
+                "ddpm_lightning.images.to_uint8"
+            )
+        if images.ndim != 4 or images.shape[1] not in self.channels:
+            accepted = " or ".join(map(str, self.channels))
+            raise InputError(
+                f"{kind} reads images [B, C, H, W] of {accepted} channel(s), got "
+                f"{list(images.shape)}; LeNet is for grey images, Inception for grey and colour"
+            )
+        if min(images.shape[2:]) < self.min_size:
+            raise InputError(
+                f"{kind} reads images of at least {self.min_size}×{self.min_size} pixels, got "
+                f"{list(images.shape)}; pad or enlarge them first"
+            )
+
+
+@contextmanager
+def plain_float32(device: torch.device) -> Iterator[None]:
+    """Suspend gradients and autocast: features do not depend on the trainer's precision."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield

@@ -1,0 +1,84 @@
+"""The Fréchet distance between two sets of feature vectors, each seen as a Gaussian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The mean and the covariance of n feature vectors, on the CPU.
+
+    Attributes:
+        mean: float64 [d].
+        cov: float64 [d, d], divided by n − 1.
+        n: Number of vectors.
+    """
+
+    mean: Tensor
+    cov: Tensor
+    n: int
+
+    @classmethod
+    def of(cls, features: Tensor) -> Statistics:
+        """Summarise features [n, d], n ≥ 2.
+
+        Raises:
+            InputError: Fewer than two vectors, or values that are not finite.
+        """
+        if features.ndim != 2 or len(features) < 2:
+            raise InputError(
+                f"a covariance needs features [n, d] with n ≥ 2, got {list(features.shape)}; "
+                "use more images"
+            )
+        features = features.cpu()
+        mean = features.mean(dim=0, dtype=torch.float64)
+        if not mean.isfinite().all():
+            raise InputError(
+                "the features are not finite; look at the images and the weights of the extractor"
+            )
+        cov = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for rows in features.split(4096):  # float64 of all rows would take gigabytes
+            centred = rows.double() - mean
+            cov += centred.T @ centred
+        return cls(mean, cov / (len(features) - 1), len(features))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """Compute |m_a − m_b|² + Tr(C_a + C_b − 2·(C_a·C_b)^½), in float64.
+
+    The trace of the last root is the sum of the singular values of C_a^½·C_b^½: real numbers, no
+    root of a matrix that is not symmetric, and covariances may be singular (n ≤ d).
+
+    Args:
+        a: One set of features.
+        b: The other; the order does not matter.
+
+    Returns:
+        The squared distance, at least 0; what publications call FID when features are Inception's.
+
+    Raises:
+        InputError: The features have different lengths.
+
+    Source: Dowson and Landau (1982); for images Heusel et al. (2017), eq. 6.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise InputError(
+            f"cannot compare features of length {len(a.mean)} with features of length "
+            f"{len(b.mean)}; compute both with the same extractor"
+        )
+    overlap = torch.linalg.matrix_norm(_root(a.cov) @ _root(b.cov), ord="nuc")
+    distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * overlap
+    return max(distance.item(), 0.0)  # rounding may leave −1e-12 between equals
+
+
+def _root(cov: Tensor) -> Tensor:
+    """Compute the symmetric root of a covariance [d, d], of whatever rank."""
+    eigenvalues, vectors = torch.linalg.eigh(cov)  # ascending
+    rounding = len(cov) * torch.finfo(cov.dtype).eps * eigenvalues[-1]
+    return (vectors * eigenvalues.where(eigenvalues > rounding, 0).sqrt()) @ vectors.T

@@ -1,0 +1,123 @@
+"""Inception: the features behind published FIDs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import textwrap
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.features import FeatureExtractor
+
+URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+PUBLISHED = "6726825d"  # the published file's sha256 begins so
+
+
+class Inception(FeatureExtractor):
+    """The 2048 pooled features of TensorFlow's Inception-v3 of 2015, as in published FIDs.
+
+    Network, weights and the resize to 299×299 (TensorFlow 1's bilinear, without anti-aliasing)
+    are torch-fidelity's, which agree with the original FID code. Grey images are repeated to
+    three channels.
+
+    Args:
+        weights: Local file weights-inception-2015-12-05-6726825d.pth. Default: torch hub's cache
+            folder, into which the file (95 MB) is downloaded if it is not there.
+    """
+
+    name = "fid"
+    alias = "fid"
+    dim = 2048
+    channels = (1, 3)
+
+    def __init__(self, weights: str | None = None) -> None:
+        self.weights = weights
+
+    def load(self) -> tuple[nn.Module, str]:
+        """Read the weights, from their file or from the network.
+
+        Raises:
+            InputError: The file is missing, cannot be downloaded, or holds anything but these
+                weights.
+        """
+        path = Path(self.weights).expanduser() if self.weights else _cached()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the weights {path}: {error}. {_WAYS}") from error
+        digest = hashlib.sha256(content).hexdigest()
+        network = _network(_tensors(content, path), path)
+        if not digest.startswith(PUBLISHED):
+            warnings.warn(
+                f"{path} is not the published Inception file (sha256 {digest[:8]}…, not "
+                f"{PUBLISHED}…): distances are not comparable with published FIDs",
+                stacklevel=2,
+            )
+        return network, digest
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map uint8 [B, 1 or 3, H, W] to float32 [B, 2048]."""
+        (features,) = self.network(images.expand(-1, 3, -1, -1))
+        return features
+
+
+_WAYS = (
+    f"Download {URL} on another machine and put it there, or state its place as `weights: PATH`; "
+    "for grey images of digits, LeNet needs no download"
+)
+
+
+def _cached() -> Path:
+    """Find the published file in torch hub's cache; download it if it is not there."""
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(URL).name)
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL, str(path), hash_prefix=PUBLISHED)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"Inception's weights are not at {path} and cannot be downloaded: {error}. {_WAYS}"
+            ) from error
+    return path
+
+
+def _tensors(content: bytes, path: Path) -> Any:
+    """Unpickle plain tensors and containers; a file that asks for code is refused unrun."""
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way
+        raise InputError(
+            f"{path} is not a file of plain weights: {_shortened(error)}. {_WAYS}"
+        ) from error
+
+
+def _network(state_dict: Any, path: Path) -> nn.Module:
+    """Build torch-fidelity's network around tensors that were loaded safely.
+
+    Its constructor unpickles whatever it is given, so it is given our own copy of the tensors.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    copy = io.BytesIO()
+    torch.save(state_dict, copy)
+    copy.seek(0)
+    try:
+        with torch.random.fork_rng(devices=[]):  # its initial weights are not our randomness
+            return FeatureExtractorInceptionV3("inception", ["2048"], copy)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} does not hold FID's Inception-v3: {_shortened(error)}. {_WAYS}"
+        ) from error
+
+
+def _shortened(error: Exception) -> str:
+    return textwrap.shorten(str(error), width=200, placeholder=" …")

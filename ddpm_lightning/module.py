@@ -1,0 +1,364 @@
+"""The LightningModule: noising, loss, EMA and optimizer around a network and its mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, SequentialLR
+
+from ddpm_lightning.checkpoints import FORMAT, KEY, read_checkpoint
+from ddpm_lightning.configurable import Configurable, build, configurable_class, plain
+from ddpm_lightning.diffusion.denoiser import Denoiser, guide
+from ddpm_lightning.diffusion.objectives import MSE, NoisedBatch, Objective
+from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
+from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.diffusion.schedules import Linear, Schedule
+from ddpm_lightning.diffusion.timesteps import Timesteps, Uniform, level_of
+from ddpm_lightning.diffusion.variances import FixedSmall, Variance
+from ddpm_lightning.ema import EMA
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.network import NULL_LABEL, Network
+from ddpm_lightning.networks.unet import UNet
+from ddpm_lightning.randomness import IndexedNoise, Stream, step_seed
+from ddpm_lightning.sampling import generate
+
+GOLDEN_RATIO = 0.6180339887498949
+
+
+class DiffusionModule(Configurable, LightningModule):
+    """A diffusion model in training: data in, loss out, EMA beside it.
+
+    Args:
+        shape: [C, H, W] of the data. The command line takes it from the data module.
+        num_classes: Classes in the data, or null. The command line takes it from the data module.
+        data_range: Lowest and highest data value, to which sampling clips; null for unbounded
+            data. The command line takes it from the data module.
+        net: The network, as a factory of (input channels, output channels, classes or null).
+        schedule: The noise schedule.
+        parameterization: What the network predicts.
+        variance: Variance of the reverse steps.
+        objective: The training loss.
+        timesteps: Which noise levels a training batch sees.
+        conditional: Train with class labels.
+        label_dropout: Share of rows whose label is dropped in training, for guidance.
+        optimizer: The optimizer.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
+        lr_schedule: Learning rate after the warm-up, stepped per optimizer step; null: constant.
+        ema_decay: Decay of the weight average per optimizer step.
+        ema_warmup: Start the average with a faster decay, min(decay, (1 + n)/(10 + n)).
+        ema_start: Optimizer steps before averaging starts.
+        compile: Compile the network with torch.compile for training.
+        seed: Seed of noise, levels and label dropout. The command line takes it from
+            seed_everything.
+
+    Raises:
+        InputError: The parts do not fit each other or the data.
+    """
+
+    def __init__(
+        self,
+        shape: list[int],
+        num_classes: int | None = None,
+        data_range: tuple[float, float] | None = (-1.0, 1.0),
+        net: Callable[[int, int, int | None], Network] = UNet,
+        schedule: Schedule = Linear(),
+        parameterization: Parameterization = Eps(),
+        variance: Variance = FixedSmall(),
+        objective: Objective = MSE(),
+        timesteps: Timesteps = Uniform(),
+        conditional: bool = False,
+        label_dropout: float = 0.1,
+        optimizer: OptimizerCallable = partial(torch.optim.Adam, lr=2e-4),
+        warmup_steps: int = 0,
+        lr_schedule: LRSchedulerCallable | None = None,
+        ema_decay: float = 0.9999,
+        ema_warmup: bool = True,
+        ema_start: int = 0,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if conditional and num_classes is None:
+            raise InputError("conditional: true needs data with classes; this data has none")
+        if not 0 <= label_dropout < 1:
+            raise InputError(f"label_dropout={label_dropout}: give a share in [0, 1)")
+        self.shape = tuple(shape)
+        self.num_classes = num_classes if conditional else None
+        self.data_range = data_range
+        channels = self.shape[0]
+        self.net = net(channels, channels + variance.extra_channels(channels), self.num_classes)
+        self.net.check_shape(self.shape)
+        # A schedule carries device tables, so two modules must not share one default.
+        self.schedule = build(schedule.describe())
+        self.parameterization = parameterization
+        self.variance = variance
+        self.objective = objective
+        self.timesteps = timesteps
+        self.label_dropout = label_dropout
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.lr_schedule = lr_schedule
+        self.ema = EMA(self.net, ema_decay, ema_warmup, ema_start)
+        self.compile_net = compile
+        self.seed = seed
+        self._validated = 0
+        self.denoiser()  # refuse parts that do not fit before anything is trained
+        self.save_hyperparameters(self._hyper_parameters())
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Noise a batch and score the network on it (DDPM algorithm 1).
+
+        Returns:
+            ``loss``, the levels ``t`` [B] and the per-sample losses ``per_sample`` [B].
+        """
+        x0, y = batch
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        first = (micro_batch * self.trainer.world_size + self.global_rank) * len(x0)
+        rows = self.trainer.global_step * self._global_batch_size(len(x0)) + first
+        noise = self._noise(torch.arange(rows, rows + len(x0)), Stream.TRAINING)
+        # What the layers draw themselves (dropout) is a function of the step, too.
+        torch.manual_seed(
+            step_seed(self.seed, self.trainer.global_step, micro_batch, self.global_rank)
+        )
+        t, weight = self.timesteps(self.schedule, noise)
+        dropped = noise.uniform(2) < self.label_dropout
+        noised = self._noised(x0, y.masked_fill(dropped, NULL_LABEL), t, noise)
+        terms = self.objective(self.denoiser(ema=False), noised)
+        loss = (weight * terms["loss"]).mean()
+        self.log_dict({f"train/{name}": term.mean() for name, term in terms.items()})
+        return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the optimizer, then let the average follow: once per optimizer step."""
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(self.net, self.trainer.global_step)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer on the network's parameters; warm-up and schedule per optimizer step."""
+        try:
+            optimizer = self.optimizer(self.net.parameters())
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the optimizer cannot be made: {error}") from error
+        parts: list[LRScheduler] = []
+        if self.warmup_steps > 1:
+            steps = self.warmup_steps
+            parts.append(LinearLR(optimizer, start_factor=1 / steps, total_iters=steps - 1))
+        if self.lr_schedule is not None:
+            parts.append(self.lr_schedule(optimizer))
+        if not parts:
+            return optimizer
+        scheduler = parts[0]
+        if len(parts) == 2:
+            scheduler = SequentialLR(optimizer, parts, milestones=[self.warmup_steps])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def setup(self, stage: str) -> None:
+        """Compile in place, which leaves the names of the weights alone."""
+        if stage == "fit" and self.compile_net:
+            self.net.compile()
+
+    # ---------------------------------------------------------- validation and test
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting samples."""
+        self._validated = 0
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting samples."""
+        self._validated = 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Log the loss of raw and EMA weights at fixed levels and fixed noise."""
+        return self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Log the loss of raw and EMA weights on the test split."""
+        return self._evaluation_step(batch, "test")
+
+    def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> dict[str, Tensor]:
+        x0, y = batch
+        # Rank r holds samples r, r + world, …: the index names the sample whatever the layout.
+        position = self._validated + torch.arange(len(x0))
+        index = position * self.trainer.world_size + self.global_rank
+        self._validated += len(x0)
+        noise = self._noise(index, Stream.VALIDATION)
+        # Multiples of the golden ratio mod 1 cover the levels evenly, in any subset of the data.
+        u = (0.5 + index.double() * GOLDEN_RATIO) % 1
+        t = level_of(u.float(), self.schedule).to(x0.device)
+        noised = self._noised(x0, y, t, noise)
+        losses = {
+            name: self.objective(self.denoiser(ema=ema), noised)["loss"]
+            for name, ema in (("loss", False), ("loss_ema", True))
+        }
+        self.log_dict(
+            {f"{split}/{name}": loss.mean() for name, loss in losses.items()},
+            batch_size=len(x0),
+            sync_dist=True,
+            prog_bar=True,
+        )
+        return losses | {"t": t}
+
+    # ------------------------------------------------------------------- sampling
+
+    def denoiser(self, ema: bool = True) -> Denoiser:
+        """The network read as a prediction of x0.
+
+        Args:
+            ema: Averaged weights (True) or the ones in training (False).
+        """
+        net = self.ema.net if ema else self.net
+        return Denoiser(net, self.schedule, self.parameterization, self.variance)
+
+    def sample(
+        self,
+        n: int,
+        sampler: Sampler | None = None,
+        labels: Tensor | list[int] | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        ema: bool = True,
+    ) -> Tensor:
+        """Draw samples; the k-th depends on the seed and k alone.
+
+        Args:
+            n: Number of samples.
+            sampler: How to sample; DDPM over all levels by default. Clips to the data's range.
+            labels: [n] class labels for a conditional model; None samples without a class.
+            guidance: Strength of classifier-free guidance; 1 is none.
+            seed: Seed of the noise.
+            ema: Averaged weights (True) or the ones in training (False).
+
+        Returns:
+            float32 [n, *shape], on the CPU; [−1, 1] for images.
+
+        Raises:
+            InputError: The labels do not fit the model or n.
+        """
+        if labels is not None:
+            labels = self.check_labels(torch.as_tensor(labels), n)
+        return generate(
+            guide(self.denoiser(ema), guidance),
+            (sampler or DDPM()).clipped(self.data_range),
+            self.shape,
+            torch.arange(n),
+            labels=labels,
+            seed=seed,
+            device=self.device,
+        ).x
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Sample the images of these indices with the EMA weights: float32 [B, *shape]."""
+        return generate(
+            self.denoiser(),
+            DDPM().clipped(self.data_range),
+            self.shape,
+            batch.cpu(),
+            seed=self.seed,
+            device=self.device,
+            progress=self.trainer.is_global_zero,
+        ).x
+
+    def check_labels(self, labels: Tensor, n: int) -> Tensor:
+        """Return labels as int64 [n], or raise InputError if they do not fit the model."""
+        if self.num_classes is None:
+            raise InputError(
+                "labels given, but this model was trained without (conditional: false)"
+            )
+        if labels.shape != (n,):
+            raise InputError(f"{len(labels)} labels for {n} samples; give one each")
+        if not bool(((labels >= NULL_LABEL) & (labels < self.num_classes)).all()):
+            raise InputError(
+                f"labels must lie in 0…{self.num_classes - 1} (or −1, no class), but here they "
+                f"span {int(labels.min())}…{int(labels.max())}"
+            )
+        return labels.long()
+
+    # ----------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a fresh process needs to rebuild the model; refuse to save a broken one."""
+        for name, parameter in self.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise InputError(
+                    f"{name} is no longer finite at step {self.trainer.global_step}; nothing was "
+                    "saved, so the last checkpoint is still good. Use gradient_clip_val: 1.0, a "
+                    "smaller learning rate, or bf16-mixed instead of 16-mixed"
+                )
+        data = getattr(self.trainer, "datamodule", None)
+        checkpoint[KEY] = {
+            "format": FORMAT,
+            "class_path": self.class_path(),
+            "data": data.describe() if isinstance(data, Configurable) else None,
+        }
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any
+    ) -> DiffusionModule:
+        """Rebuild the module from a checkpoint's path alone.
+
+        Args:
+            checkpoint_path: The .ckpt file.
+            map_location: Device for the weights.
+            overrides: Arguments of the module that replace the checkpoint's, e.g. an optimizer,
+                which a checkpoint does not describe.
+
+        Raises:
+            InputError: The file is not such a checkpoint, or its parts cannot be imported.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        module_class = configurable_class(checkpoint[KEY]["class_path"])
+        if not issubclass(module_class, cls):
+            raise InputError(
+                f"{checkpoint_path} holds a {module_class.__name__}, not a {cls.__name__}"
+            )
+        arguments = dict(checkpoint["hyper_parameters"])
+        net = arguments.pop("net")
+        factory = partial(
+            configurable_class(net["class_path"]),
+            **{name: build(value) for name, value in net["init_args"].items()},
+        )
+        arguments = {name: build(value) for name, value in arguments.items()}
+        module = module_class(**{"net": factory} | arguments | overrides)
+        try:
+            module.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise InputError(
+                f"the weights in {checkpoint_path} do not fit the network it describes: {error}"
+            ) from error
+        return module.to(map_location) if map_location is not None else module
+
+    # --------------------------------------------------------------------- helpers
+
+    def _noise(self, indices: Tensor, stream: Stream) -> IndexedNoise:
+        return IndexedNoise(self.seed, indices, stream, self.device)
+
+    def _noised(self, x0: Tensor, y: Tensor, t: Tensor, noise: IndexedNoise) -> NoisedBatch:
+        eps = noise(0, tuple(x0.shape[1:]))
+        x_t = self.schedule.add_noise(x0, t, eps)
+        return NoisedBatch(x0, eps, t, x_t, y if self.num_classes is not None else None)
+
+    def _global_batch_size(self, rows: int) -> int:
+        return rows * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        net = self.net.describe()
+        for name in list(net["init_args"])[:3]:  # the three that the factory is called with
+            del net["init_args"][name]
+        return {"net": net} | {
+            name: plain(value, f"{type(self).__name__}({name}=...)")
+            for name, value in self._arguments.items()
+            if name not in ("net", "optimizer", "lr_schedule")  # how it is trained, not what it is
+        }

@@ -1,0 +1,213 @@
+"""The building blocks of image networks, as in the DDPM paper's code (Ho et al. 2020, appendix B).
+
+Initialisation is the authors' too: Glorot-uniform weights (variance scaling, fan average) and zero
+biases; the layer that ends a residual branch starts at zero, so every branch starts as identity.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ddpm_lightning.networks.network import NULL_LABEL
+
+
+class Conv(nn.Conv2d):
+    """3×3 convolution that keeps height and width; ``gain`` scales its initial weights."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        padding: int = 1,
+        gain: float = 1.0,
+    ):
+        self.gain = gain
+        super().__init__(in_channels, out_channels, kernel, stride, padding)
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights."""
+        _glorot(self, self.gain)
+
+
+class Linear(nn.Linear):
+    """Affine map; ``gain`` scales its initial weights."""
+
+    def __init__(self, in_features: int, out_features: int, gain: float = 1.0):
+        self.gain = gain
+        super().__init__(in_features, out_features)
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights."""
+        _glorot(self, self.gain)
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group normalization with the paper's epsilon, 1e-6."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
+    """Embed a number by its sines, then cosines, at dim/2 frequencies from 1 down to 1/10000.
+
+    f_i = 10000^(−i / (dim/2 − 1)), i = 0…dim/2 − 1; embedding = [sin(c·f), cos(c·f)].
+    Transformer position embedding (Vaswani et al. 2017, section 3.5), both end points included as
+    in the DDPM code.
+
+    Args:
+        c_noise: [B] float noise coordinate; its dtype is the dtype of the computation.
+        dim: Length of the embedding, even.
+
+    Returns:
+        [B, dim]
+    """
+    steps = torch.linspace(0, 1, dim // 2, dtype=c_noise.dtype, device=c_noise.device)
+    angles = c_noise[:, None] * 10_000.0**-steps
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class ConditionEmbedding(nn.Module):
+    """The noise level and the label as one vector: MLP(sinusoidal(c_noise)) + row y of a table.
+
+    Row ``num_classes``, the last, is the null label's: learned like the others, it stands for "no
+    label" (classifier-free guidance, Ho & Salimans 2022, section 3.2). Rows start as N(0, 1).
+
+    Args:
+        channels: Length of the sinusoidal embedding.
+        dim: Length of the result.
+        num_classes: Number of classes; None builds no table and ignores labels.
+    """
+
+    def __init__(self, channels: int, dim: int, num_classes: int | None = None):
+        super().__init__()
+        self.channels = channels
+        self.num_classes = num_classes
+        self.linear1 = Linear(channels, dim)
+        self.linear2 = Linear(dim, dim)
+        if num_classes is not None:
+            self.label = nn.Embedding(num_classes + 1, dim)
+
+    def forward(self, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        """Map c_noise [B] and labels y [B] (−1 or None: the null label) to [B, dim]."""
+        dtype = self.linear1.weight.dtype
+        # Sines of large angles need float32 even where the weights are half precision.
+        c_noise = c_noise.to(torch.promote_types(dtype, torch.float32))
+        time = sinusoidal(c_noise, self.channels).to(dtype)  # [B, channels]
+        embedding = self.linear2(F.silu(self.linear1(time)))  # [B, dim]
+        if self.num_classes is None:
+            return embedding
+        if y is None:
+            y = torch.full_like(c_noise, NULL_LABEL, dtype=torch.int64)
+        return embedding + self.label(torch.where(y == NULL_LABEL, self.num_classes, y))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv2(dropout(SiLU(norm2(conv1(SiLU(norm1(x))) + condition)))).
+
+    Args:
+        in_channels: Channels of x.
+        out_channels: Channels of the result; where they differ, a 1×1 convolution carries x over.
+        embedding: Length of the condition vector.
+        groups: Groups of the normalization.
+        dropout: Probability of zeroing a feature in training.
+        scale_shift: The condition scales and shifts the second norm's output, h·(1 + scale) +
+            shift, instead of being added before it (Nichol & Dhariwal 2021, appendix A).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        groups: int = 32,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+    ):
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.norm1 = group_norm(in_channels, groups)
+        self.conv1 = Conv(in_channels, out_channels)
+        self.condition = Linear(embedding, out_channels * (2 if scale_shift else 1))
+        self.norm2 = group_norm(out_channels, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = Conv(out_channels, out_channels, gain=0.0)
+        self.shortcut = (
+            nn.Identity()
+            if in_channels == out_channels
+            else Conv(in_channels, out_channels, kernel=1, padding=0)
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x [B, in_channels, H, W], under a condition [B, embedding], to out_channels."""
+        h = self.conv1(F.silu(self.norm1(x)))  # [B, out_channels, H, W]
+        condition = rearrange(self.condition(F.silu(embedding)), "b c -> b c 1 1")
+        if self.scale_shift:
+            scale, shift = condition.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + condition)
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """x + self-attention among all pixels of norm(x) (Wang et al. 2018; Vaswani et al. 2017).
+
+    Args:
+        channels: Channels of x.
+        heads: Number of heads, each of channels/heads features.
+        groups: Groups of the normalization.
+    """
+
+    def __init__(self, channels: int, heads: int = 1, groups: int = 32):
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels, groups)
+        self.query = Linear(channels, channels)
+        self.key = Linear(channels, channels)
+        self.value = Linear(channels, channels)
+        self.out = Linear(channels, channels, gain=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, channels, H, W] to the same shape."""
+        pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        q, k, v = (
+            rearrange(project(pixels), "b n (heads d) -> b heads n d", heads=self.heads)
+            for project in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H·W, channels/heads]
+        out = self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))
+        return x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class Downsample(nn.Module):
+    """Halve height and width: 3×3 convolution at stride 2, padded only at the right and bottom."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv(channels, channels, stride=2, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, channels, H, W] to [B, channels, H/2, W/2]."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double height and width: repeat every pixel, then a 3×3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, channels, H, W] to [B, channels, 2H, 2W]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _glorot(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,93 @@
+"""The sample command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ddpm_lightning.diffusion.denoiser import guide
+from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import grid, to_uint8, write_gif, write_png
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.sampling import generate
+
+
+def sample(
+    ckpt: Path,
+    out: Path,
+    n: int = 64,
+    sampler: Sampler | None = None,
+    labels: list[int] | int | None = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+    weights: Literal["ema", "raw"] = "ema",
+    columns: int = 8,
+    frames: int = 0,
+    fps: float = 10.0,
+    device: str = "auto",
+) -> None:
+    """Draw samples from a checkpoint: a PNG an image at native size, and grid.png.
+
+    Image k depends on the seed and k alone, whatever n and the batch size.
+
+    Args:
+        ckpt: The checkpoint; it describes its model itself.
+        out: Folder for the images, new or empty: 000000.png, 000001.png, … and grid.png.
+        n: Number of images.
+        sampler: How to sample, e.g. --sampler DDIM --sampler.steps 50 --sampler.eta 0.5; default:
+            DDPM over all levels. Clips to the data's range.
+        labels: Class labels for a conditional model: one for all images, or a list that is
+            repeated; default: no class.
+        guidance: Strength of classifier-free guidance; 1 is none, 0 ignores the label.
+        seed: Seed of the noise.
+        batch_size: Images at a time; changes memory and speed, not the images.
+        weights: ema (averaged) or raw (as the optimizer left them).
+        columns: Images a row of the grid.
+        frames: Also write the way from noise to sample as trajectory.gif with this many frames;
+            0: no, otherwise at least 2.
+        fps: Frames a second of the GIF.
+        device: cpu, cuda, cuda:1, mps, or auto.
+
+    Raises:
+        InputError: The checkpoint, the folder or a setting does not work.
+    """
+    if n < 1 or batch_size < 1:
+        raise InputError(f"n={n}, batch_size={batch_size}: both are at least 1")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"{out} is not an empty folder; images of two runs would mix, choose another"
+        )
+    target = torch.device(_best_device() if device == "auto" else device)
+    module = DiffusionModule.load_from_checkpoint(ckpt).to(target)
+    repeated = None
+    if labels is not None:
+        chosen = torch.tensor([labels] if isinstance(labels, int) else labels)
+        repeated = module.check_labels(chosen[torch.arange(n) % len(chosen)], n)
+    samples = generate(
+        guide(module.denoiser(ema=weights == "ema"), guidance),
+        (sampler or DDPM()).clipped(module.data_range),
+        module.shape,
+        torch.arange(n),
+        labels=repeated,
+        seed=seed,
+        batch_size=batch_size,
+        frames=frames,
+        device=target,
+        progress=True,
+    )
+    for k, image in enumerate(to_uint8(samples.x)):
+        write_png(out / f"{k:06d}.png", image)
+    write_png(out / "grid.png", grid(samples.x, columns))
+    if samples.frames is not None:
+        write_gif(out / "trajectory.gif", [grid(x, columns) for x in samples.frames], fps)
+    print(f"{n} images in {out}, all of them in {out / 'grid.png'}")
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

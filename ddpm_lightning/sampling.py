@@ -1,0 +1,85 @@
+"""Samples by index: image k is the same whatever the batch size or the number of processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_lightning.diffusion.denoiser import Denoiser, Guided
+from ddpm_lightning.diffusion.samplers import Sampler
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.randomness import IndexedNoise
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Generated data and, if asked for, how it came about.
+
+    Args:
+        x: float32 [n, ...] samples.
+        frames: float32 [F, n, ...] x_t at F levels evenly spread over the steps, noise first;
+            None unless asked for.
+    """
+
+    x: Tensor
+    frames: Tensor | None = None
+
+
+def generate(
+    denoiser: Denoiser | Guided,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    indices: Tensor,
+    *,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    frames: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Samples:
+    """Sample the images of these indices.
+
+    Args:
+        denoiser: The model.
+        sampler: How to go from noise to data.
+        shape: [C, ...] of one sample.
+        indices: int64 [n]; the noise of a sample depends on (seed, index) alone.
+        labels: int64 [n] class labels, or None for unconditional samples.
+        seed: Seed of the noise.
+        batch_size: Samples at a time; changes memory and speed, not the samples.
+        frames: Keep x_t at this many levels, 0 for none, at least 2 otherwise.
+        device: Where the denoiser is.
+        progress: Show a progress bar.
+
+    Returns:
+        The samples, on the CPU.
+    """
+    if frames == 1 or frames < 0:
+        raise InputError(f"{frames} frames; a trajectory has 2 or more (noise and sample), or 0")
+    steps = len(sampler.levels(denoiser.schedule)) - 1
+    kept = {round(i * steps / (frames - 1)) for i in range(frames)} if frames else set()
+    batches = indices.split(batch_size)
+    xs: list[Tensor] = []
+    trajectories: list[Tensor] = []
+    with tqdm(
+        total=len(batches) * steps, desc="sampling", unit="step", leave=False, disable=not progress
+    ) as bar:
+        for i, batch in enumerate(batches):
+            noise = IndexedNoise(seed, batch, device=device)
+            x_T = noise(0, shape) * denoiser.schedule.prior_std
+            y = None
+            if labels is not None:
+                y = labels[i * batch_size : i * batch_size + len(batch)].to(device)
+            seen = []
+            for k, state in enumerate(sampler.trajectory(denoiser, x_T, y, noise)):
+                if k in kept:
+                    seen.append(state.x_t.float().cpu())
+                bar.update(k > 0)
+            xs.append(state.x_t.float().cpu())
+            if seen:
+                trajectories.append(torch.stack(seen))
+    return Samples(torch.cat(xs), torch.cat(trajectories, dim=1) if trajectories else None)

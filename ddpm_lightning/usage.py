@@ -1,0 +1,90 @@
+"""One line for a user's typo: what is wrong, where, and the nearest name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from pydoc import locate
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule
+
+from ddpm_lightning.configurable import Configurable
+
+
+def explain(message: str, flags: Iterable[str] = (), commands: Iterable[str] = ()) -> str:
+    """Turn a message of the argument parser into one line.
+
+    Args:
+        message: What the parser said; the kinds of mistakes we know are told apart by its words.
+        flags: The names of the command's flags, without dashes, for the nearest one.
+        commands: The names of the commands.
+    """
+    message = " ".join(message.split())
+    key = _found(r'Parser key "([^"]+)"', message)
+    where = f"{key}: " if key else ""
+
+    if command := _found(r"invalid choice: '([^']*)'", message):
+        return f"no command '{command}'{_nearest(command, commands)}"
+    if 'expected "subcommand"' in message:
+        return f"which command? One of {', '.join(commands)}; --help tells more"
+    if file := _found(r"File does not exist: '([^']+)'", message):
+        path = Path(file)
+        siblings = path.parent.glob(f"*{path.suffix}") if path.parent.is_dir() else []
+        return f"no file {file}{_nearest(file, map(str, siblings))}"
+    if flag := _found(r"nrecognized arguments: (?:.*? )??--([^\s=]+)", message):
+        return f"no flag --{flag}{_nearest(flag, flags, '--')}"
+    if option := _found(r"does not accept option '([^']+)'", message):
+        return f"no setting {option}{_nearest(option, flags)}"
+    if missing := _found(r"arguments are required: (.+)$", message):
+        names = [name.split(".")[-1] for name in missing.split(", ")]
+        return f"missing: {', '.join('--' + name for name in names)}; --help tells more"
+    rejected = r"Option '(?P<option>[^']+)' is not accepted"
+    if match := (
+        re.search(rf"class_path '(?P<path>[^']+)': {rejected}", message)
+        or re.search(rf"{rejected}\. Got value: Namespace\(class_path='(?P<path>[^']+)'", message)
+    ):
+        class_path, option = match["path"], match["option"]
+        name = class_path.rpartition(".")[2]
+        return (
+            f"{where}{name} has no argument '{option}'{_nearest(option, _arguments(class_path))}"
+        )
+    if name := _found(r"Expected a dot import path string: (\S+)", message):
+        return f"{where}no class '{name}'{_nearest(name, _class_names())}"
+    if problem := _found(
+        r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+')", message
+    ):
+        return f"{where}{problem}; name a class of this library, or a full path of your own"
+    if match := re.search(r"Expected a <class '([^']+)'>\. Got value: (.+)$", message):
+        return f"{where}expected {match[1]}, got {match[2]}"
+    return message
+
+
+def _found(pattern: str, message: str) -> str | None:
+    match = re.search(pattern, message)
+    return match[1] if match else None
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    close = get_close_matches(name, sorted(set(known)), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists them"
+
+
+def _arguments(class_path: str) -> list[str]:
+    cls = locate(class_path)
+    return list(inspect.signature(cls).parameters) if callable(cls) else []
+
+
+def _class_names() -> set[str]:
+    bases = (Configurable, LightningDataModule, Callback, torch.optim.Optimizer)
+    names: set[str] = set()
+    remaining: list[type] = list(bases)
+    while remaining:
+        cls = remaining.pop()
+        remaining.extend(cls.__subclasses__())
+        if not inspect.isabstract(cls) and cls not in bases:
+            names.add(cls.__name__)
+    return names

@@ -1,0 +1,196 @@
+"""What callbacks write, log and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageSequence
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddpm_lightning.callbacks import GenerativeMetrics, LossByTimestep, SampleGrid
+from ddpm_lightning.callbacks.generative_metrics import append_result
+from ddpm_lightning.callbacks.sharing import share
+from ddpm_lightning.diffusion.samplers import DDIM
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import write_gif
+from ddpm_lightning.metrics import Inception, LeNet
+from tests.small import tiny_data, tiny_module, trainer
+
+
+def fit(folder: Path, steps: int, callbacks: list, **arguments):
+    torch.manual_seed(0)
+    module = tiny_module()
+    logger = TensorBoardLogger(folder, name="", version="")
+    run = trainer(folder, steps, callbacks=callbacks, logger=logger, **arguments)
+    run.fit(module, tiny_data())
+    return module
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_grid_is_drawn_every_n_steps_and_at_the_end_as_png_and_in_tensorboard(tmp_path):
+    fit(tmp_path, 5, [SampleGrid(every_n_steps=2, n=6, columns=3, sampler=DDIM(2))])
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == [f"ddim2_ema_step_0000000{step}.png" for step in (2, 4, 5)]
+    assert [e.step for e in events(tmp_path).Images("samples/ddim2_ema")] == [2, 4, 5]
+
+
+def test_small_images_are_enlarged_by_a_whole_factor(tmp_path):
+    fit(tmp_path, 1, [SampleGrid(n=6, columns=3, sampler=DDIM(2))])
+    picture = Image.open(tmp_path / "samples" / "ddim2_ema_step_00000001.png")
+    assert picture.size == (3 * (64 + 2) + 2, 2 * (64 + 2) + 2)
+
+
+def test_accumulation_draws_one_grid_an_optimizer_step(tmp_path):
+    fit(
+        tmp_path,
+        2,
+        [SampleGrid(every_n_steps=1, n=2, sampler=DDIM(2))],
+        accumulate_grad_batches=4,
+    )
+    assert [e.step for e in events(tmp_path).Images("samples/ddim2_ema")] == [1, 2]
+
+
+def test_trajectory_is_a_strip_and_a_gif_that_ends_with_the_grid(tmp_path):
+    fit(tmp_path, 1, [SampleGrid(n=6, columns=3, sampler=DDIM(8), frames=4, fps=5)])
+    folder = tmp_path / "samples"
+    gif = Image.open(folder / "ddim8_ema_step_00000001.gif")
+    assert gif.n_frames == 4
+    durations = [frame.info["duration"] for frame in ImageSequence.Iterator(gif)]
+    assert durations == [200, 200, 200, 1000]
+    gif.seek(3)
+    png = Image.open(folder / "ddim8_ema_step_00000001.png").convert("L")
+    assert list(gif.convert("L").getdata()) == list(png.getdata())
+    assert (folder / "ddim8_ema_step_00000001_denoising.png").exists()
+
+
+def test_gif_of_one_frame_is_written(tmp_path):
+    write_gif(tmp_path / "one.gif", [torch.zeros(1, 8, 8, dtype=torch.uint8)], fps=10)
+    assert Image.open(tmp_path / "one.gif").n_frames == 1
+
+
+def test_sampling_leaves_training_as_it_was(tmp_path):
+    with_grid = fit(
+        tmp_path / "a", 4, [SampleGrid(every_n_steps=1, n=2, sampler=DDIM(2, eta=1.0))]
+    )
+    without = fit(tmp_path / "b", 4, [])
+    for name, value in without.state_dict().items():
+        assert torch.equal(value, with_grid.state_dict()[name]), name
+
+
+def test_wrong_labels_are_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="trained without"):
+        fit(tmp_path, 1, [SampleGrid(labels=[1])])
+
+
+def test_more_steps_than_levels_are_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="takes 1 to 1000"):
+        fit(tmp_path, 1, [SampleGrid(sampler=DDIM(2000))])
+
+
+def test_frechet_distance_is_logged_with_what_was_measured_and_kept_in_a_file(tmp_path):
+    metric = GenerativeMetrics(LeNet(), every_n_steps=2, n=20, sampler=DDIM(2))
+    fit(tmp_path, 3, [metric])
+    tag = "fd_lenet/n20_ddim2_ema_train"
+    logged = events(tmp_path).Scalars(tag)
+    assert [e.step for e in logged] == [2, 3]
+    assert [e.value for e in events(tmp_path).Scalars("fd")] == [e.value for e in logged]
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert [r["step"] for r in results] == [2, 3]
+    assert results[0]["value"] == pytest.approx(logged[0].value)
+    assert results[0]["floor"] < results[0]["value"]
+    assert results[0]["reference_count"] == 64
+    assert len(results[0]["extractor_sha256"]) == 64
+
+
+def test_metric_can_be_monitored_under_its_alias(tmp_path):
+    seen = []
+
+    class Look(SampleGrid):
+        def run(self, trainer, module, step):
+            seen.append(trainer.callback_metrics.get("fd"))
+
+    fit(tmp_path, 2, [GenerativeMetrics(LeNet(), 1, 8, DDIM(2)), Look(every_n_steps=1)])
+    assert all(value is not None for value in seen)
+
+
+def test_metric_leaves_no_trace_in_the_checkpoint_or_the_module(tmp_path):
+    module = fit(tmp_path, 1, [GenerativeMetrics(LeNet(), 1, 8, DDIM(2))])
+    assert {name.split(".")[0] for name in module.state_dict()} == {"net", "ema"}
+
+
+def test_missing_inception_weights_stop_the_run_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    stepped = []
+
+    class Steps(LossByTimestep):
+        def on_train_batch_end(self, *args):
+            stepped.append(1)
+
+    with pytest.raises(InputError, match="weights"):
+        fit(
+            tmp_path,
+            1,
+            [GenerativeMetrics(Inception(weights=str(tmp_path / "none.pth"))), Steps()],
+        )
+    assert not stepped
+
+
+def test_results_of_steps_that_a_resumed_run_repeats_are_replaced(tmp_path):
+    path = tmp_path / "metrics.json"
+    for step, value in ((1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5)):
+        append_result(path, {"step": step, "metric": "fd", "value": value, "n": 10})
+    append_result(path, {"step": 1, "metric": "fid", "value": 1.0, "n": 10})
+    kept = [(r["metric"], r["step"], r["value"]) for r in json.loads(path.read_text())]
+    assert kept == [("fd", 1, 5.0), ("fd", 2, 4.5), ("fid", 1, 1.0)]
+
+
+def test_loss_by_timestep_is_the_mean_over_its_range_of_levels(tmp_path):
+    callback = LossByTimestep(bins=4)
+    logged = {}
+
+    class Run:
+        class strategy:
+            reduce = staticmethod(lambda tensor, reduce_op: tensor)
+
+        sanity_checking = False
+        global_step = 7
+        loggers = (
+            type("L", (), {"log_metrics": staticmethod(lambda m, step: logged.update(m))})(),
+        )
+
+    t = torch.tensor([1, 250, 251, 1000])
+    outputs = {
+        "t": t,
+        "loss": torch.tensor([1.0, 3.0, 5.0, 7.0]),
+        "loss_ema": torch.tensor([1.0, 1.0, 1.0, 1.0]),
+    }
+    module = tiny_module()
+    callback.on_validation_batch_end(Run, module, outputs)
+    callback.on_validation_epoch_end(Run, module)
+    raw = {k: v for k, v in logged.items() if "ema" not in k}
+    assert raw == {"val/loss_q1": 2.0, "val/loss_q2": 5.0, "val/loss_q4": 7.0}
+
+
+def test_training_and_validation_losses_by_timestep_reach_tensorboard(tmp_path):
+    fit(tmp_path, 8, [LossByTimestep()], log_every_n_steps=4, limit_val_batches=None)
+    tags = events(tmp_path).Tags()["scalars"]
+    assert {f"train/loss_q{i}" for i in range(1, 5)} <= set(tags)
+    assert {f"val/loss_ema_q{i}" for i in range(1, 5)} <= set(tags)
+
+
+@pytest.mark.parametrize(("n", "world"), [(7, 2), (50_000, 7), (3, 4)])
+def test_shares_cover_every_index_once_and_are_equally_long(n, world):
+    ranks = [type("T", (), {"world_size": world, "global_rank": rank}) for rank in range(world)]
+    shares = [share(n, rank) for rank in ranks]
+    assert len({len(indices) for indices in shares}) == 1
+    covered = torch.cat(shares)
+    assert sorted(covered[covered < n].tolist()) == list(range(n))

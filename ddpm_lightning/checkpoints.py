@@ -36,11 +36,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded: "
-            f"{str(error).splitlines()[0]}"
+            f"{_first_line(error)}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0]}); "
+            f"{path} is damaged or not a checkpoint ({_first_line(error)}); "
             "use an earlier one from the same folder"
         ) from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
@@ -60,3 +60,7 @@ def _nearby(path: Path) -> str:
     if not found:
         return f"; the folder {path.parent} holds none"
     return "; the folder holds " + ", ".join(file.name for file in found[:8])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -63,8 +63,11 @@ def main(
             run_command(words[0], words[1:])
         else:
             DiffusionCLI(module_class, None if args is None else words)
-    except (InputError, MisconfigurationException) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:
+        mistake = _users_mistake(error)
+        if mistake is None:
+            raise
+        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -158,9 +161,7 @@ class DiffusionCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
-            if isinstance(error, InputError | MisconfigurationException):
-                raise
-            raise InputError(str(error)) from error
+            raise _users_mistake(error) or InputError(str(error)) from error
 
     def after_instantiate_classes(self) -> None:
         """Refuse data that a checkpoint was not made for."""
@@ -219,6 +220,15 @@ class SaveRunConfig(SaveConfigCallback):
         """Leave a run's configuration alone when it is only tested."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+
+def _users_mistake(error: BaseException | None) -> Exception | None:
+    """Find what the user can mend among an error and its causes."""
+    while error is not None:
+        if isinstance(error, InputError | MisconfigurationException):
+            return error
+        error = error.__cause__
+    return None
 
 
 def _stated_defaults(module_class: type) -> dict[str, Any]:

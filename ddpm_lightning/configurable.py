@@ -35,7 +35,7 @@ class Configurable:
             raise TypeError(f"{cls.__name__}() takes no arguments")
         self = super().__new__(cls)
         # Wrong arguments are left to __init__, whose TypeError is the clear one.
-        # object.__setattr__, because frozen dataclasses and unborn nn.Modules refuse the plain one.
+        # object.__setattr__: frozen dataclasses and unborn nn.Modules refuse the plain one.
         object.__setattr__(self, "_arguments", _bind(cls, args, kwargs))
         return self
 
@@ -77,7 +77,8 @@ def build(description: Any) -> Any:
         try:
             return cls(**init_args)
         except TypeError as error:
-            raise InputError(f"{description['class_path']} does not fit its description: {error}")
+            path = description["class_path"]
+            raise InputError(f"{path} does not fit its description: {error}") from error
     if isinstance(description, list):
         return [build(value) for value in description]
     return description

@@ -1,4 +1,4 @@
-"""Images in and out: the one pair of conversions between [−1, 1] and 8 bits, grids, PNG and GIF."""
+"""Images in and out: the one conversion between [−1, 1] and 8 bits, grids, PNG and GIF."""
 
 from __future__ import annotations
 

@@ -240,28 +240,6 @@ def test_extractors_are_rebuilt_from_their_description(extractor):
 
 
 @pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    """Random weights in the published file's format, batch-norm statistics from one pass."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
-
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save({}, path)
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Network, "load_state_dict", lambda self, state_dict: None)
-        network = Network("random", ["2048"], str(path))
-    network.train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network(torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8))
-    weights = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
-    torch.save(weights, path, _use_new_zipfile_serialization=False)  # a file of 2020
-    return path
-
-
-@pytest.fixture(scope="module")
 def inception(inception_file):
     extractor = Inception(weights=str(inception_file))
     with pytest.warns(UserWarning, match="not comparable with published FIDs"):

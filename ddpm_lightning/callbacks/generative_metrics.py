@@ -132,7 +132,7 @@ class GenerativeMetrics(Periodic):
         weights = "ema" if self.ema else "raw"
         name, alias = self.extractor.name, self.extractor.alias
         tag = f"{name}/n{self.n}_{sampler}_{weights}_{self.reference}"
-        if trainer.training:  # visible to `monitor:`; logging is over once training has ended
+        if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
             module.log(alias, distance, on_step=True, on_epoch=False, logger=False)
         for logger in trainer.loggers:
             logger.log_metrics({tag: distance, alias: distance}, step)

@@ -70,7 +70,7 @@ class Denoiser:
     net: Network
     schedule: Schedule
     parameterization: Parameterization
-    variance: Variance = FixedSmall()
+    variance: Variance = FixedSmall()  # noqa: RUF009 (a value without state)
 
     def __post_init__(self) -> None:
         self.parameterization.check(self.schedule)

@@ -1,0 +1,442 @@
+"""The command line, called in-process: real configs, runs in folders, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ddpm_lightning.cli import main
+from tests.make_data import write_cifar10, write_mnist
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+DIGITS = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
+
+SMALL_NET = [
+    "--model.net.channels=8",
+    "--model.net.groups=4",
+    "--model.net.blocks=1",
+]
+
+
+def tiny_run(root: Path, *more: str, max_steps: int = 2) -> list[str]:
+    """Flags that shrink configs/digits.yaml to seconds, without its callbacks."""
+    return [
+        "--config",
+        DIGITS,
+        *SMALL_NET,
+        f"--trainer.max_steps={max_steps}",
+        f"--trainer.default_root_dir={root}",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        "--trainer.callbacks=[]",
+        "--trainer.limit_val_batches=1",
+        "--data.global_batch_size=8",
+        *more,
+    ]
+
+
+def fail(capsys, *args: str) -> str:
+    """Run, expect exit code 2, and return the one line on standard error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(list(args))
+    assert caught.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a two-step run on the digits."""
+    root = tmp_path_factory.mktemp("run")
+    main(["fit", *tiny_run(root)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def conditional_checkpoint(tmp_path_factory) -> str:
+    root = tmp_path_factory.mktemp("conditional")
+    main(["fit", *tiny_run(root, "--model.conditional=true")])
+    return str(root / "checkpoints" / "last.ckpt")
+
+
+# -------------------------------------------------------------------------- configs
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, inception_file) -> None:
+    """Torch hub's cache with random Inception weights in the published file's place."""
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "weights-inception-2015-12-05-6726825d.pth").symlink_to(inception_file)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub):
+    data = yaml.safe_load(config.read_text())["data"]
+    kind = data["class_path"]
+    if kind in ("MNIST", "FashionMNIST"):
+        write_mnist(tmp_path / "data", kind)
+    elif kind == "CIFAR10":
+        write_cifar10(tmp_path / "data")
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"] |= {
+        "default_root_dir": str(tmp_path / "run"),
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 2,
+        "val_check_interval": 2,
+        "limit_val_batches": 1,
+        "limit_test_batches": 1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+    }
+    for callback in settings["trainer"]["callbacks"]:
+        init_args = callback.setdefault("init_args", {})
+        if callback["class_path"] == "SampleGrid":
+            init_args |= {"n": 4, "frames": 2, "sampler": few_steps(init_args["sampler"])}
+        if callback["class_path"] == "GenerativeMetrics":
+            init_args |= {"n": 4, "sampler": few_steps(init_args["sampler"]), "batch_size": 8}
+    settings["model"]["net"]["init_args"] |= {"channels": 8, "groups": 4, "blocks": 1}
+    settings["model"]["schedule"].setdefault("init_args", {})["T"] = 50
+    settings["data"].setdefault("init_args", {})
+    settings["data"]["init_args"] |= {"root": str(tmp_path / "data"), "global_batch_size": 4}
+    settings["data"]["init_args"] |= {"predict_n": 2}
+    if kind != "Digits":
+        settings["data"]["init_args"] |= {"subset": 16}
+        if settings["data"]["init_args"].get("held_out") != 0:
+            settings["data"]["init_args"]["held_out"] = 20
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main(["fit", "--config", str(path)])
+        for command in ("validate", "test", "predict"):
+            main([command, "--config", str(path), "--ckpt_path", "last"])
+    folder = tmp_path / "run"
+    assert (folder / "config.yaml").exists()
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert list((folder / "samples").glob("*.gif"))
+    assert json.loads((folder / "metrics.json").read_text())
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def few_steps(sampler: dict) -> dict:
+    return sampler | {"init_args": sampler.get("init_args", {}) | {"steps": 2}}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_config_says_where_it_comes_from(config):
+    header = [line for line in config.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    assert f"fit --config configs/{config.name}" in text
+    assert "Source:" in text
+
+
+# ------------------------------------------------------------------------------ help
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "sample"):
+        assert command in shown
+
+
+def test_help_of_a_class_shows_its_arguments(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--model.schedule.help", "Linear"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--model.schedule.beta_end" in shown
+    assert "beta_T at 1000 levels" in " ".join(shown.split())
+
+
+def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
+    def printed(*args: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", *args, "--print_config"])
+        assert caught.value.code == 0
+        return capsys.readouterr().out
+
+    first = printed("--config", DIGITS)
+    (tmp_path / "printed.yaml").write_text(first)
+    assert yaml.safe_load(printed("--config", str(tmp_path / "printed.yaml"))) == yaml.safe_load(
+        first
+    )
+    assert "Unable to serialize" not in first
+
+
+# -------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fti"], "no command 'fti'; did you mean fit?"),
+        (["sampel"], "no command 'sampel'; did you mean sample?"),
+        ([], "which command? One of fit, validate, test, predict, sample"),
+        (["fit"], "missing: --data"),
+        (["fit", "--config", DIGITS.replace("digits", "digit")], "did you mean"),
+        (["--trainer.max_stepz", "3"], "--trainer.max_stepz; did you mean --trainer.max_steps?"),
+        (["--model.schdule", "Cosine"], "no flag --model.schdule; did you mean --model.schedule?"),
+        (["--model.net.chanels", "3"], "model.net: UNet has no argument 'chanels'; did you mean"),
+        (["--model.schedule", "Cosin"], "model.schedule: no class 'Cosin'; did you mean Cosine?"),
+        (["--model.schedule.TT", "3"], "Cosine has no argument 'TT'; did you mean T?"),
+        (["--data", "Digit"], "data: no class 'Digit'; did you mean Digits?"),
+        (["--model.optimizer", "Adm"], "model.optimizer: no class 'Adm'; did you mean Adam?"),
+        (["--model.optimizer.lrr", "1"], "Adam has no argument 'lrr'; did you mean lr?"),
+        (["--model.ema_decay", "abc"], "model.ema_decay: expected float, got abc"),
+        (["--model.net", "my.module.Net"], "No module named 'my'"),
+        (["--model.schedule", "Linear", "--model.schedule.T", "3"], "Linear(T=3)"),
+        (["--model.net.channels", "30"], "groups"),
+        (["--model.optimizer.lr", "-1"], "the optimizer cannot be made: Invalid learning rate"),
+        (["--trainer.accelerator", "gpuu"], "Available names are"),
+        (["--data.global_batch_size", "0"], "use 1 or more"),
+        (["sample", "--ckpt", "x", "--out", "o", "--samplr", "DDIM"], "did you mean --sampler?"),
+        (["sample", "--ckpt", "x", "--out", "o", "--sampler", "DDIN"], "did you mean DDIM?"),
+        (["sample", "--ckpt", "x", "--out", "o", "--n", "many"], "n: expected int, got many"),
+        (["sample", "--ckpt", "nowhere.ckpt", "--out", "o"], "no checkpoint at nowhere.ckpt"),
+        (["sample"], "missing: --ckpt, --out"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_with_the_fix(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if args and args[0].startswith("--"):
+        args = ["fit", *tiny_run(tmp_path / "run"), *args]
+    assert message in fail(capsys, *args)
+
+
+def test_a_mistake_in_a_config_file_names_the_nearest_setting(capsys, tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text(Path(DIGITS).read_text().replace("max_steps:", "max_step:"))
+    assert "did you mean trainer.max_steps?" in fail(capsys, "fit", "--config", str(path))
+
+
+def test_missing_data_without_network_names_the_folder_and_the_files(capsys, tmp_path):
+    line = fail(
+        capsys,
+        "fit",
+        *tiny_run(tmp_path / "run"),
+        "--data=MNIST",
+        "--data.image_size=32",
+        f"--data.root={tmp_path}",
+        "--data.download=false",
+    )
+    assert str(tmp_path / "MNIST" / "raw") in line
+    assert "train-images-idx3-ubyte" in line
+
+
+# ------------------------------------------------------------------- the run's folder
+
+
+def test_a_run_is_one_folder(run):
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "checkpoints"} <= names
+    assert not any(name.startswith(("version", "lightning_logs")) for name in names)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_fit_into_a_used_folder_names_both_ways_on(run, capsys):
+    line = fail(capsys, "fit", *tiny_run(run))
+    assert "--ckpt_path last" in line
+    assert "--trainer.default_root_dir" in line
+
+
+def test_last_without_a_checkpoint_is_an_error(tmp_path, capsys):
+    line = fail(capsys, "fit", *tiny_run(tmp_path / "new", "--ckpt_path=last"))
+    assert "no checkpoint at" in line
+
+
+def test_resume_goes_on_with_step_optimizer_ema_and_logger(tmp_path):
+    main(["fit", *tiny_run(tmp_path / "parts", max_steps=3)])
+    main(["fit", *tiny_run(tmp_path / "parts", "--ckpt_path=last", max_steps=5)])
+    main(["fit", *tiny_run(tmp_path / "whole", max_steps=5)])
+    parts, whole = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("parts", "whole")
+    )
+    assert parts["global_step"] == 5
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(parts["state_dict"][name], value), name
+    moments = [c["optimizer_states"][0]["state"][0]["exp_avg"] for c in (parts, whole)]
+    assert torch.equal(*moments)
+    assert len(list((tmp_path / "parts").glob("events.out.tfevents.*"))) == 2
+
+
+def test_a_checkpoint_overrides_the_command_line_loudly(run, tmp_path):
+    with pytest.warns(UserWarning, match=r"ignored: model.ema_decay=0.5; the checkpoint says"):
+        main(
+            [
+                "validate",
+                *tiny_run(tmp_path / "else", "--model.ema_decay=0.5"),
+                f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}",
+            ]
+        )
+
+
+def test_an_unchanged_command_line_is_not_warned_about(run):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(["validate", *tiny_run(run, "--ckpt_path=last")])
+    assert not [w for w in caught if "ignored:" in str(w.message)]
+
+
+def test_data_of_another_shape_than_the_checkpoint_is_refused(run, capsys, tmp_path):
+    line = fail(capsys, "validate", *tiny_run(run, "--ckpt_path=last", "--data.image_size=16"))
+    assert "trained on data of shape [1, 8, 8]" in line
+
+
+def test_testing_a_run_leaves_its_configuration_alone(run):
+    before = (run / "config.yaml").read_text()
+    main(["test", *tiny_run(run, "--ckpt_path=last", "--trainer.limit_test_batches=1")])
+    assert (run / "config.yaml").read_text() == before
+
+
+# ---------------------------------------------------------------------------- sample
+
+
+def sample(ckpt: str | Path, out: Path, *more: str) -> Path:
+    main(["sample", "--ckpt", str(ckpt), "--out", str(out), "--sampler=DDIM", *more])
+    return out
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run) -> Path:
+    return run / "checkpoints" / "last.ckpt"
+
+
+def test_sample_writes_images_of_native_size_and_a_grid(checkpoint, tmp_path):
+    out = sample(checkpoint, tmp_path / "out", "--n=5", "--sampler.steps=3")
+    assert sorted(p.name for p in out.iterdir()) == [
+        *(f"{k:06d}.png" for k in range(5)),
+        "grid.png",
+    ]
+    assert Image.open(out / "000000.png").size == (8, 8)
+    assert Image.open(out / "000000.png").mode == "L"
+
+
+def test_images_do_not_depend_on_count_or_batch_size(checkpoint, tmp_path):
+    eta = ("--sampler.steps=3", "--sampler.eta=1.0")
+    a = sample(checkpoint, tmp_path / "a", "--n=5", "--batch_size=5", *eta)
+    b = sample(checkpoint, tmp_path / "b", "--n=3", "--batch_size=2", *eta)
+    for k in range(3):
+        assert (a / f"{k:06d}.png").read_bytes() == (b / f"{k:06d}.png").read_bytes()
+
+
+def test_seed_weights_and_steps_change_the_images(checkpoint, tmp_path):
+    variants = ([], ["--seed=1"], ["--weights=raw"], ["--sampler.steps=2"])
+    images = {
+        (
+            sample(checkpoint, tmp_path / str(i), "--n=1", "--sampler.steps=3", *more) / "grid.png"
+        ).read_bytes()
+        for i, more in enumerate(variants)
+    }
+    assert len(images) == len(variants)
+
+
+def test_trajectory_gif_has_the_asked_frames_and_speed(checkpoint, tmp_path):
+    out = sample(
+        checkpoint, tmp_path / "out", "--n=2", "--sampler.steps=6", "--frames=4", "--fps=20"
+    )
+    gif = Image.open(out / "trajectory.gif")
+    assert gif.n_frames == 4
+    assert gif.info["duration"] == 50
+
+
+def test_sample_takes_everything_from_a_file(checkpoint, tmp_path):
+    path = tmp_path / "sample.yaml"
+    settings = {
+        "ckpt": str(checkpoint),
+        "out": str(tmp_path / "out"),
+        "n": 2,
+        "sampler": {"class_path": "DDIM", "init_args": {"steps": 2}},
+    }
+    path.write_text(yaml.safe_dump(settings))
+    main(["sample", "--config", str(path)])
+    assert (tmp_path / "out" / "000001.png").exists()
+
+
+def test_labels_choose_the_class_and_guidance_changes_the_image(conditional_checkpoint, tmp_path):
+    images = [
+        (sample(conditional_checkpoint, tmp_path / str(i), "--n=1", *more) / "grid.png")
+        for i, more in enumerate((["--labels=3"], ["--labels=[3]", "--guidance=1.0"]))
+    ]
+    assert images[0].read_bytes() == images[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--labels=3"], "trained without"),
+        (["--guidance=2.0"], "guidance needs labels"),
+        (["--n=0"], "at least 1"),
+        (["--frames=1"], "2 or more"),
+        (["--sampler.steps=5000"], "takes 1 to 1000"),
+        (["--sampler.eta=2.0"], "eta lies between 0"),
+    ],
+)
+def test_settings_that_do_not_fit_the_checkpoint_leave_nothing_behind(
+    more, message, checkpoint, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    line = fail(
+        capsys, "sample", "--ckpt", str(checkpoint), "--out", str(out), "--sampler=DDIM", *more
+    )
+    assert message in line
+    assert not out.exists()
+
+
+def test_sample_refuses_a_folder_with_images(checkpoint, tmp_path, capsys):
+    (tmp_path / "000064.png").write_bytes(b"")
+    line = fail(capsys, "sample", "--ckpt", str(checkpoint), "--out", str(tmp_path))
+    assert "not an empty folder" in line
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_checkpoint_with_a_pickled_object_is_refused_and_not_executed(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "hyper_parameters": Evil()}, "evil.ckpt")
+    line = fail(capsys, "sample", "--ckpt", "evil.ckpt", "--out", "out")
+    assert "nothing else is loaded" in line
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", pickle.dumps({"a": 1})])
+def test_a_damaged_checkpoint_is_one_clear_error(content, tmp_path, capsys):
+    path = tmp_path / "bad.ckpt"
+    path.write_bytes(content)
+    assert str(path) in fail(capsys, "sample", "--ckpt", str(path), "--out", str(tmp_path / "o"))
+
+
+def test_a_truncated_checkpoint_is_one_clear_error(checkpoint, tmp_path, capsys):
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(checkpoint.read_bytes()[:5000])
+    assert "damaged" in fail(capsys, "sample", "--ckpt", str(path), "--out", str(tmp_path / "o"))
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path, capsys):
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, path)
+    line = fail(capsys, "sample", "--ckpt", str(path), "--out", str(tmp_path / "o"))
+    assert "not written by ddpm_lightning" in line

@@ -1,0 +1,149 @@
+"""The Gaussians between two levels, against conditioning of the joint Gaussian in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_lightning.diffusion.denoiser import Prediction
+from ddpm_lightning.diffusion.posterior import posterior, transition_variance
+from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule
+from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall
+
+
+class Straight(Schedule):
+    """alpha falls from 1 to 0 while sigma rises from 0 to 3: variance is not preserved."""
+
+    def __init__(self, T: int = 20) -> None:
+        rising = torch.linspace(0, 1, T + 1, dtype=torch.float64)
+        super().__init__(1 - rising, 3 * rising)
+
+
+SCHEDULES = [Linear(), Cosine(), Straight()]
+LIKE = torch.zeros(1, 1, dtype=torch.float64)
+
+
+@st.composite
+def pairs(draw):
+    """A schedule and two of its levels s < t."""
+    schedule = draw(st.sampled_from(SCHEDULES))
+    t = draw(st.integers(1, schedule.T))
+    return schedule, draw(st.integers(0, t - 1)), t
+
+
+def linear_betas_and_variances(T=1000):
+    betas, variance = np.linspace(1e-4, 0.02, T), [0.0]
+    for beta in betas:
+        variance.append((1 - beta) * variance[-1] + beta)
+    return betas, np.array(variance)
+
+
+@settings(deadline=None, max_examples=300)
+@given(pairs())
+def test_posterior_of_any_pair_is_the_conditioned_joint_gaussian(pair):
+    schedule, s, t = pair
+    alpha, sigma = schedule.alpha.numpy(), schedule.sigma.numpy()
+    # Given x_0, (x_s, x_t) is Gaussian with these moments, because x_t = (α_t/α_s)·x_s + noise.
+    cov_st = alpha[t] / alpha[s] * sigma[s] ** 2
+    gain = cov_st / sigma[t] ** 2
+    q = posterior(schedule, s, t, LIKE)
+    assert q.x_t == pytest.approx(gain, rel=1e-12)
+    assert q.x0 == pytest.approx(alpha[s] - gain * alpha[t], rel=1e-9, abs=1e-12)
+    assert q.variance == pytest.approx(sigma[s] ** 2 - gain * cov_st, rel=1e-9, abs=1e-14)
+
+
+@settings(deadline=None, max_examples=300)
+@given(pairs())
+def test_noising_the_posterior_back_up_gives_the_marginal(pair):
+    # x_s ~ q(x_s | x_t, x_0) with x_t ~ q(x_t | x_0) must be q(x_s | x_0).
+    schedule, s, t = pair
+    alpha, sigma = schedule.alpha.numpy(), schedule.sigma.numpy()
+    q = posterior(schedule, s, t, LIKE)
+    assert q.x0 + q.x_t * alpha[t] == pytest.approx(alpha[s], rel=1e-12)
+    assert q.variance + (q.x_t * sigma[t]) ** 2 == pytest.approx(sigma[s] ** 2, rel=1e-12)
+
+
+def test_beta_tilde_of_the_linear_schedule_has_twelve_digits_at_every_level():
+    betas, variance = linear_betas_and_variances()
+    beta_tilde = betas * variance[:-1] / variance[1:]  # DDPM eq. 7
+    ours = [posterior(Linear(), t - 1, t, LIKE).variance for t in range(1, 1001)]
+    np.testing.assert_allclose(ours, beta_tilde, rtol=1e-12)
+
+
+def test_the_transition_between_neighbours_has_variance_beta():
+    betas, _ = linear_betas_and_variances()
+    ours = [transition_variance(Linear(), t - 1, t, LIKE) for t in range(1, 1001)]
+    np.testing.assert_allclose(ours, betas, rtol=1e-12)
+
+
+def test_mean_coefficients_between_neighbours_are_the_papers():
+    betas, variance = linear_betas_and_variances()
+    alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
+    for t in (1, 2, 3, 500, 999, 1000):
+        q = posterior(Linear(), t - 1, t, LIKE)
+        beta = betas[t - 1]
+        assert q.x0 == pytest.approx(np.sqrt(alpha_bar[t - 1]) * beta / variance[t], rel=1e-12)
+        assert q.x_t == pytest.approx(np.sqrt(1 - beta) * variance[t - 1] / variance[t], rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_the_step_to_level_0_is_x0_itself_from_every_level(schedule):
+    for t in range(1, schedule.T + 1):
+        assert posterior(schedule, 0, t, LIKE) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("s", [0, 1, 10, 19])
+def test_at_zero_terminal_snr_x_T_says_nothing_about_x_s(s):
+    schedule = Straight()
+    q = posterior(schedule, s, schedule.T, LIKE)
+    assert q.x_t == 0
+    assert q.x0 == pytest.approx(float(schedule.alpha[s]), rel=1e-14)
+    assert q.variance == pytest.approx(float(schedule.sigma[s]) ** 2, rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_pair_per_row_gives_what_each_pair_gives_alone(dtype):
+    schedule = Cosine()
+    s, t = torch.tensor([0, 0, 1, 300, 999, 5]), torch.tensor([1, 1000, 2, 700, 1000, 900])
+    rows = posterior(schedule, s, t, torch.zeros(6, 3, 2, dtype=dtype))
+    alone = [posterior(schedule, int(a), int(b), LIKE) for a, b in zip(s, t, strict=True)]
+    for name in ("x0", "x_t", "variance"):
+        row = getattr(rows, name)
+        assert row.dtype == dtype
+        assert row.shape == (6, 1, 1)
+        expected = [getattr(q, name) for q in alone]
+        rtol = 1e-13 if dtype == torch.float64 else 1e-4
+        np.testing.assert_allclose(row.flatten(), expected, rtol=rtol, atol=1e-12)
+
+
+# Fixed variances of the reverse step
+
+
+def prediction_at(schedule, t, variance):
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    return Prediction(x, x, t, schedule, variance)
+
+
+LINEAR_PAIRS = [(0, 1), (1, 2), (499, 500), (999, 1000), (0, 1000), (1, 1000), (400, 700)]
+
+
+@pytest.mark.parametrize(("s", "t"), LINEAR_PAIRS)
+def test_fixed_large_is_the_beta_of_the_levels_skipped(s, t):
+    betas, _ = linear_betas_and_variances()
+    skipped = -np.expm1(np.log1p(-betas[s:t]).sum())  # 1 − ᾱ_t/ᾱ_s
+    ours = prediction_at(Linear(), t, FixedLarge()).variance(s)
+    assert ours == pytest.approx(skipped, rel=1e-12)
+
+
+@pytest.mark.parametrize(("s", "t"), LINEAR_PAIRS)
+def test_fixed_small_is_the_beta_tilde_of_the_levels_skipped(s, t):
+    betas, variance = linear_betas_and_variances()
+    skipped = -np.expm1(np.log1p(-betas[s:t]).sum()) * variance[s] / variance[t]
+    ours = prediction_at(Linear(), t, FixedSmall()).variance(s)
+    assert ours == pytest.approx(skipped, rel=1e-12)
+
+
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
+def test_fixed_variances_need_no_output_channels(variance):
+    assert variance.extra_channels(3) == 0

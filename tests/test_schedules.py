@@ -1,0 +1,284 @@
+"""Noise schedules and the training levels drawn on them.
+
+The references are plain float64 numpy: betas, and the recursion
+sigma_t² = (1 − beta_t)·sigma_{t−1}² + beta_t, which loses no digits to 1 − alpha_bar.
+"""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule, tables_from_betas
+from ddpm_lightning.diffusion.timesteps import Uniform, level_of
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.randomness import IndexedNoise
+
+
+class Tables(Schedule):
+    """A schedule of the test's own."""
+
+    def __init__(self, alpha: list[float], sigma: list[float]) -> None:
+        super().__init__(torch.tensor(alpha), torch.tensor(sigma))
+
+
+def numpy_tables(betas):
+    alpha, variance = [1.0], [0.0]
+    for beta in betas:
+        alpha.append(alpha[-1] * np.sqrt(1 - beta))
+        variance.append((1 - beta) * variance[-1] + beta)
+    return np.array(alpha), np.sqrt(variance)
+
+
+def linear_betas(T):
+    return np.linspace(0.1 / T, 20 / T, T)
+
+
+def cosine_betas(T, s=0.008):
+    f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
+    alpha_bar = f / f[0]
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+# Values
+
+
+def test_linear_has_the_papers_first_and_last_alpha_bar():
+    alpha_bar = Linear().alpha ** 2
+    assert float(alpha_bar[1]) == pytest.approx(0.9999, abs=1e-12)
+    assert float(alpha_bar[1000]) == pytest.approx(4.0358e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("T", [21, 200, 1000, 4000])
+def test_linear_is_the_product_of_its_betas_to_twelve_digits(T):
+    alpha, sigma = numpy_tables(linear_betas(T))
+    schedule = Linear(T)
+    np.testing.assert_allclose(schedule.alpha, alpha, rtol=1e-12)
+    np.testing.assert_allclose(schedule.sigma, sigma, rtol=1e-12)
+
+
+def test_linear_without_rescaling_takes_its_end_points_as_they_stand():
+    alpha, sigma = numpy_tables(np.linspace(1e-3, 0.05, 300))
+    schedule = Linear(300, beta_start=1e-3, beta_end=0.05, rescale=False)
+    np.testing.assert_allclose(schedule.alpha, alpha, rtol=1e-12)
+    np.testing.assert_allclose(schedule.sigma, sigma, rtol=1e-12)
+
+
+@pytest.mark.parametrize("T", [10, 50, 1000, 4000])
+def test_cosine_is_the_papers_formula_capped_at_0999_from_above_only(T):
+    alpha, sigma = numpy_tables(cosine_betas(T))
+    schedule = Cosine(T)
+    # 1 − ratio has an absolute error of 1e-16, which is 1e-10 of the smallest beta at T = 4000.
+    np.testing.assert_allclose(schedule.alpha, alpha, rtol=1e-9)
+    np.testing.assert_allclose(schedule.sigma, sigma, rtol=1e-9)
+
+
+def test_cosines_first_beta_is_below_any_lower_cap():
+    beta_1 = 1 - float(Cosine().alpha[1]) ** 2
+    assert beta_1 == pytest.approx(4.128e-5, rel=1e-3)
+
+
+def test_cosine_amplifies_an_error_of_eps_20291_fold_at_the_last_level():
+    schedule = Cosine()
+    assert float(schedule.sigma[-1] / schedule.alpha[-1]) == pytest.approx(20_291, abs=1)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(4000)])
+def test_level_0_is_clean_data_and_variance_is_preserved(schedule):
+    assert (schedule.alpha[0], schedule.sigma[0]) == (1, 0)
+    total = schedule.alpha**2 + schedule.sigma**2
+    np.testing.assert_allclose(total, np.ones(schedule.T + 1), rtol=1e-14)
+    assert schedule.prior_std == pytest.approx(1, abs=1e-14)
+
+
+def test_sigma_keeps_its_digits_where_one_minus_alpha_bar_is_zero():
+    _, sigma = tables_from_betas(torch.tensor([1e-20, 3e-20], dtype=torch.float64))
+    np.testing.assert_allclose(sigma, [0, 1e-10, 2e-10], rtol=1e-12)
+
+
+def test_a_last_beta_of_one_gives_zero_terminal_snr():
+    alpha, sigma = tables_from_betas(torch.tensor([0.5, 1.0], dtype=torch.float64))
+    assert (alpha[-1], sigma[-1]) == (0, 1)
+
+
+# x_T must be noise
+
+
+@pytest.mark.parametrize("T", [21, 100, 200, 300, 1000, 4000])
+def test_linear_ends_in_noise_at_every_number_of_levels(T):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule = Linear(T)
+    assert float(schedule.alpha[-1] / schedule.sigma[-1]) < 0.01
+
+
+@pytest.mark.parametrize(("T", "largest_beta"), [(10, "2"), (20, "1")])
+def test_linear_with_too_few_levels_is_an_error_that_names_the_largest_beta(T, largest_beta):
+    with pytest.raises(InputError, match=rf"to {largest_beta} do not rise"):
+        Linear(T)
+
+
+@pytest.mark.parametrize("T", [200, 300])
+def test_a_schedule_that_does_not_end_in_noise_warns_with_the_number(T):
+    alpha, sigma = numpy_tables(np.linspace(1e-4, 0.02, T))
+    with pytest.warns(UserWarning, match=f"x_T is not noise.* = {alpha[-1] / sigma[-1]:.3g} "):
+        Linear(T, rescale=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*not noise")
+def test_prior_std_is_that_of_x_T_for_data_of_unit_variance():
+    assert Tables([1.0, 1.0], [0.0, 2.0]).prior_std == pytest.approx(5**0.5)
+
+
+# Tables that are no schedule
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "message"),
+    [
+        ([0.9, 0.1], [0.0, 0.9], "alpha_0 = 1"),
+        ([1.0, 0.1], [0.1, 0.9], "sigma_0 = 0"),
+        ([1.0], [0.0], "T\\+1 ≥ 2"),
+        ([1.0, 0.1], [0.0, 0.5, 0.9], "two tables"),
+        ([1.0, 0.5, 0.5, 0.1], [0.0, 0.5, 0.5, 0.9], "increase strictly"),
+        ([1.0, 0.1, 0.5], [0.0, 0.9, 0.5], "increase strictly"),
+        ([1.0, 0.0, 0.0], [0.0, 1.0, 1.0], "increase strictly"),
+    ],
+)
+def test_tables_that_are_no_noise_levels_are_refused(alpha, sigma, message):
+    with pytest.raises(InputError, match=message):
+        Tables(alpha, sigma)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, 1.1, float("nan")])
+def test_a_beta_outside_its_interval_is_refused(bad):
+    with pytest.raises(InputError, match="betas must lie in"):
+        tables_from_betas(torch.tensor([0.1, bad], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [Linear, Cosine])
+def test_a_schedule_needs_a_level(make):
+    with pytest.raises(InputError, match="level"):
+        make(0)
+
+
+# Precision and device
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gathered"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_levels_are_gathered_in_the_datas_dtype_but_in_float32_at_least(dtype, gathered):
+    schedule, t = Linear(), torch.tensor([0, 1, 500, 1000])
+    alpha, sigma = schedule.at(t, like=torch.zeros(4, 3, 8, 8, dtype=dtype))
+    assert alpha.dtype == sigma.dtype == gathered
+    assert alpha.shape == sigma.shape == (4, 1, 1, 1)
+    np.testing.assert_array_equal(alpha.flatten(), schedule.alpha[t].to(gathered))
+    np.testing.assert_array_equal(sigma.flatten(), schedule.sigma[t].to(gathered))
+
+
+def test_a_level_for_the_whole_batch_is_looked_up_as_float64_numbers():
+    schedule = Linear()
+    assert schedule.at(7, like=torch.zeros(2)) == (schedule.alpha[7], schedule.sigma[7])
+
+
+@pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
+def test_casting_the_module_around_it_leaves_the_tables_alone(cast):
+    module = nn.ModuleDict({"schedule": Linear(), "layer": nn.Linear(1, 1)})
+    before = module["schedule"].at(torch.arange(1001), like=torch.zeros(1001))
+    cast(module)
+    after = module["schedule"].at(torch.arange(1001), like=torch.zeros(1001))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert module["schedule"].alpha.dtype == torch.float64
+    assert module["layer"].weight.dtype != torch.float32
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_tables_move_with_the_module_around_them(dtype):
+    module = nn.ModuleDict({"schedule": Linear()}).to("meta", dtype)
+    assert {b.device.type for b in module.buffers()} == {"meta"}
+    assert {b.dtype for b in module.buffers()} == {torch.float32}
+    t = torch.ones(2, dtype=torch.int64, device="meta")
+    alpha, _ = module["schedule"].at(t, like=torch.zeros(2, 1, device="meta"))
+    assert alpha.device.type == "meta"
+
+
+def test_tables_are_not_in_the_checkpoint():
+    schedule = Linear()
+    assert schedule.state_dict() == {}
+    assert list(schedule.parameters()) == []
+
+
+def test_tables_first_used_in_inference_mode_still_allow_a_backward_pass():
+    schedule, t = Linear(), torch.tensor([5])
+    with torch.inference_mode():
+        schedule.add_noise(torch.zeros(1, 1), t, torch.zeros(1, 1))
+    x0 = torch.zeros(1, 1, requires_grad=True)
+    schedule.add_noise(x0, t, torch.zeros(1, 1)).sum().backward()
+    assert float(x0.grad) == pytest.approx(float(schedule.alpha[5]))
+
+
+# Forward process
+
+
+def test_each_row_is_noised_at_its_own_level():
+    schedule, t = Cosine(), torch.tensor([0, 1, 500, 1000])
+    x0, eps = torch.randn(2, 4, 3, 2, dtype=torch.float64).unbind()
+    alpha, sigma = numpy_tables(cosine_betas(1000))
+    expected = [alpha[k] * x0[i].numpy() + sigma[k] * eps[i].numpy() for i, k in enumerate(t)]
+    np.testing.assert_allclose(schedule.add_noise(x0, t, eps), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_level_0_adds_no_noise():
+    x0 = torch.randn(2, 3)
+    assert torch.equal(Linear().add_noise(x0, 0, torch.randn(2, 3)), x0)
+
+
+def test_half_precision_data_is_noised_in_float32():
+    x0, eps = torch.randn(2, 3, 4, dtype=torch.bfloat16).unbind()
+    assert Linear().add_noise(x0, torch.tensor([1, 2, 3]), eps).dtype == torch.float32
+
+
+# Training levels
+
+
+class Given:
+    """A source whose uniform numbers are the test's."""
+
+    def __init__(self, u: torch.Tensor) -> None:
+        self.u = u
+
+    def uniform(self, draw: int) -> torch.Tensor:
+        return self.u
+
+
+@pytest.mark.parametrize("T", [21, 1000, 4000])
+def test_every_level_from_1_to_T_is_drawn_equally_often(T):
+    u = (torch.arange(7 * T, dtype=torch.float64) + 0.5).div(7 * T).float()
+    t, weight = Uniform()(Linear(T), Given(u))
+    assert t.dtype == torch.int64
+    assert torch.bincount(t, minlength=T + 1).tolist() == [0] + [7] * T
+    assert torch.equal(weight, torch.ones(7 * T))
+
+
+def test_keyed_draws_are_uniform_over_the_levels():
+    t, _ = Uniform()(Cosine(10), IndexedNoise(0, torch.arange(20_000)))
+    counts = np.bincount(t.numpy(), minlength=11)[1:]
+    assert counts.sum() == 20_000
+    assert ((counts - 2000) ** 2 / 2000).sum() < 33.7  # chi-square, 9 degrees, p = 1e-4
+
+
+# The largest float32 below 1, and a float64 number that rounds to 1 in float32.
+@pytest.mark.parametrize("u", [1 - 2.0**-24, 1 - 2.0**-30])
+@pytest.mark.parametrize("T", [21, 1000, 1024, 4000, 16384])
+def test_a_number_close_to_one_gives_the_last_level_and_not_the_one_above(u, T):
+    u = torch.tensor([u, 0.0], dtype=torch.float64).float()
+    assert level_of(u, Linear(T)).tolist() == [T, 1]

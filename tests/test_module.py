@@ -411,3 +411,14 @@ class OneConvolution(Network):
 
     def forward(self, x, c_noise, y=None):
         return self.convolution(x)
+
+
+def test_order_of_the_data_follows_the_seed_of_the_run(tmp_path):
+    orders = []
+    for i, seed in enumerate((0, 0, 1)):
+        recorder = Recorder()
+        run = trainer(tmp_path / str(i), 1, callbacks=[recorder])
+        run.fit(tiny_module(seed=seed), tiny_data())
+        orders.append(recorder.batches[0].x0)
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])

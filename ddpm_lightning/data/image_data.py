@@ -40,7 +40,8 @@ class ImageData(InMemoryData):
         global_batch_size: Images per optimizer step = processes × accumulation × per device;
             the last one follows from the others.
         predict_n: Number of images that `predict` samples.
-        seed: Seed of order, flips and subset.
+        seed: Seed of order, flips and subset. By default the order and the flips follow the
+            run's seed, and the subset is the same in every run.
 
     Raises:
         InputError: An argument is out of range.
@@ -61,7 +62,7 @@ class ImageData(InMemoryData):
         held_out: int | None = None,
         global_batch_size: int = 128,
         predict_n: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(global_batch_size, predict_n, seed, flip)
         self.root = Path(root).expanduser()
@@ -122,7 +123,7 @@ class ImageData(InMemoryData):
         size = self._subset_size(trained)
         if size == trained:
             return images[:trained], labels[:trained]
-        chosen = permutation(self.seed, trained, 0, Purpose.SUBSET)[:size]
+        chosen = permutation(self.seed or 0, trained, 0, Purpose.SUBSET)[:size]
         rows = torch.tensor(chosen).sort().values
         return images[rows], labels[rows]
 

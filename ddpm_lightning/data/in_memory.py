@@ -47,7 +47,7 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
     Args:
         global_batch_size: Samples per optimizer step = processes × accumulation × per device.
         predict_n: Number of samples that `predict` draws.
-        seed: Seed of order and flips.
+        seed: Seed of order and flips; None: the module's, or 0 without a trainer.
         flip: Mirror half of the training samples.
 
     Raises:
@@ -58,7 +58,7 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
     data_range: tuple[float, float] | None = None
 
     def __init__(
-        self, global_batch_size: int, predict_n: int, seed: int, flip: bool = False
+        self, global_batch_size: int, predict_n: int, seed: int | None, flip: bool = False
     ) -> None:
         super().__init__()
         self.global_batch_size = global_batch_size
@@ -68,7 +68,7 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
         for name, value, least in (
             ("global_batch_size", global_batch_size, 1),
             ("predict_n", predict_n, 1),
-            ("seed", seed, 0),
+            ("seed", seed or 0, 0),
         ):
             if value < least:
                 raise InputError(f"{name} is {value}; use {least} or more (--data.{name})")
@@ -109,6 +109,7 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
         n = len(samples)
         steps_per_epoch = max(1, n // layout.global_batch)
         trainer = self._running_trainer()
+        module = trainer.lightning_module if trainer else None
         overfit: int | float = getattr(trainer, "overfit_batches", 0)
         if overfit:
             # Lightning limits the batches of an epoch; that they are always the same is up to us.
@@ -118,7 +119,7 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
             n,
             layout,
             self._gatherer(samples, labels),
-            seed=self.seed,
+            seed=getattr(module, "seed", 0) if self.seed is None else self.seed,
             flip=self.flip,
             shuffle=not overfit,
             steps_per_epoch=steps_per_epoch,

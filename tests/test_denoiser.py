@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from ddpm_lightning.diffusion.denoiser import Denoiser, Guided, Prediction
 from ddpm_lightning.diffusion.objectives import MSE, EpsMSE, MinSNR, NoisedBatch, Plain
-from ddpm_lightning.diffusion.parameterizations import V, X0, Eps
+from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall, Variance
@@ -82,7 +82,7 @@ def images(*shape, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=lambda p: type(p).__name__)
 def test_x0_is_read_off_the_network_by_the_papers_formula(parameterization):
     schedule, t, x_t = Linear(), 700, images(3, 2, 4, dtype=torch.float64)
-    output = Recorder()(x_t, torch.full((3,), 699.0)).detach()
+    output = Recorder()(x_t, torch.full((3,), 699.0, dtype=torch.float64)).detach()
     alpha_bar = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[:700])
     alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     expected = {
@@ -222,8 +222,10 @@ def test_without_a_range_nothing_is_clipped():
 
 def test_the_raw_output_is_gone_once_x0_was_changed():
     prediction = Denoiser(Recorder(), Linear(), Eps())(images(2, 1, 4), 900)
+    guided = Guided(Denoiser(Recorder(), Linear(), Eps()), 2.0)
     assert prediction.output is not None
     assert prediction.clip((-1, 1)).output is None
+    assert guided(images(2, 1, 4), 900, torch.tensor([0, 1])).output is None
 
 
 # Learned variance

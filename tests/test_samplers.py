@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddpm_lightning.diffusion.denoiser import Denoiser, Guided
-from ddpm_lightning.diffusion.parameterizations import V, X0, Eps
+from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Levels, Quadratic, Uniform
+from ddpm_lightning.diffusion.samplers.spacings import distinct
 from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule
 from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall
 from ddpm_lightning.errors import InputError
@@ -116,6 +117,19 @@ def test_where_rounding_collides_levels_move_to_the_nearest_free_one():
     assert Quadratic()(Linear(21), 8) == [21, 16, 12, 8, 5, 3, 2, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "levels"),
+    [
+        ([9, 8.9, 8.8, 4, 0], [9, 8, 7, 4, 0]),  # crowded at the top
+        ([9, 4.2, 4.1, 4, 0], [9, 6, 5, 4, 0]),  # in the middle
+        ([9, 0.3, 0.2, 0.1, 0], [9, 3, 2, 1, 0]),  # at the bottom
+        ([4, 3.9, 3.8, 3.7, 0], [4, 3, 2, 1, 0]),  # no room at all
+    ],
+)
+def test_crowded_levels_make_way_without_leaving_0_to_T(wanted, levels):
+    assert distinct(wanted) == levels
+
+
 @pytest.mark.parametrize("S", [1, 2, 3, 4, 5, 7, 10, 25, 30, 50, 100, 250, 500, 999, 1000])
 def test_uniform_is_diffusers_trailing_spacing(S):
     diffusers = pytest.importorskip("diffusers")
@@ -151,7 +165,7 @@ def test_named_levels_above_T_are_an_error():
 
 def test_named_levels_and_another_number_of_steps_are_an_error_with_the_fix():
     assert Levels([1000, 500, 0])(LINEAR, 2) == [1000, 500, 0]
-    with pytest.raises(InputError, match="2 steps, but the sampler asks for 50.*steps=None"):
+    with pytest.raises(InputError, match=r"2 steps, but the sampler asks for 50; .*steps=None"):
         DDIM(spacing=Levels([1000, 500, 0])).levels(LINEAR)
 
 
@@ -203,7 +217,7 @@ def test_with_exact_eps_ddim_stays_on_the_line_from_noise_to_data(steps):
 def test_ddim_on_standard_normal_data_contracts_by_the_cosine_of_each_turn(steps):
     # x = cos(angle)·x_0 + sin(angle)·eps and v = 0: each step is a projection, and the product
     # of cosines tends to 1, the exact flow, as the turns get finer.
-    angle = np.arctan2(LINEAR.sigma, LINEAR.alpha).numpy()
+    angle = np.arctan2(LINEAR.sigma.numpy(), LINEAR.alpha.numpy())
     turns = np.diff(angle[DDIM(steps).levels(LINEAR)])
     x_T = normal(3, 1)
     x0 = DDIM(steps)(Denoiser(Zero(), LINEAR, V()), x_T)
@@ -214,8 +228,8 @@ def test_ddim_on_standard_normal_data_contracts_by_the_cosine_of_each_turn(steps
 def test_ddpm_with_fixed_large_keeps_standard_normal_data_standard_normal(s, t):
     # DDPM sec. 3.2: beta is the right reverse variance for standard normal data.
     prediction = Denoiser(Zero(), LINEAR, V(), FixedLarge())(normal(1, 1), t)
-    mean = DDPM().step(prediction, s, lambda: torch.zeros(()))
-    noise = DDPM().step(prediction, s, lambda: torch.ones(())) - mean
+    mean = DDPM().step(prediction, s, lambda: torch.zeros(1, 1, dtype=torch.float64))
+    noise = DDPM().step(prediction, s, lambda: torch.ones(1, 1, dtype=torch.float64)) - mean
     gain = (mean / prediction.x_t).item()
     assert gain**2 + noise.item() ** 2 == pytest.approx(1, abs=1e-12)
 

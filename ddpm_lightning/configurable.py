@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
 from typing import Any
 
 from ddpm_lightning.errors import InputError
@@ -49,6 +50,12 @@ class Configurable:
             InputError: An argument is neither plain data nor itself configurable.
         """
         class_path = self.class_path()
+        if class_path.startswith("__main__.") or "<locals>" in class_path:
+            warnings.warn(
+                f"{class_path} is defined in a script, a notebook or a function: checkpoints with "
+                "it load nowhere else; move it to a module of its own",
+                stacklevel=2,
+            )
         return {
             "class_path": class_path,
             "init_args": {
@@ -73,7 +80,8 @@ def build(description: Any) -> Any:
     """
     if isinstance(description, dict) and "class_path" in description:
         cls = configurable_class(description["class_path"])
-        init_args = {k: build(v) for k, v in description.get("init_args", {}).items()}
+        stated = description.get("init_args") or {}
+        init_args = {name: build(value) for name, value in stated.items()}
         try:
             return cls(**init_args)
         except TypeError as error:
@@ -86,7 +94,7 @@ def build(description: Any) -> Any:
 
 def configurable_class(class_path: str) -> type[Configurable]:
     """Import the configurable class of that path, e.g. ``ddpm_lightning.networks.unet.UNet``."""
-    module_name, _, name = class_path.rpartition(".")
+    module_name, _, name = str(class_path).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:

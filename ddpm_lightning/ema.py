@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import Network
 
 
@@ -31,8 +32,12 @@ class EMA(nn.Module):
         self, net: Network, decay: float = 0.9999, warmup: bool = True, start: int = 0
     ) -> None:
         super().__init__()
+        if not 0 <= decay < 1:
+            raise InputError(f"ema_decay={decay}: give a decay in [0, 1), e.g. 0.9999")
         self.net = copy.deepcopy(net).requires_grad_(False)
-        self.net.eval()
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in self.net.parameters()):
+            self.net.float()
+        super().train(False)
         self.decay = decay
         self.warmup = warmup
         self.start = start

@@ -15,11 +15,17 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What the noise is for; streams are independent of each other."""
+    """What the noise is for; streams are independent of each other.
 
-    SAMPLING = 0
-    TRAINING = 1
-    VALIDATION = 2
+    0 stays free: the order and the flips of the data are drawn there.
+    """
+
+    SAMPLING = 1
+    TRAINING = 2
+    VALIDATION = 3
+
+
+NORMAL, UNIFORM = 0, 1
 
 
 class IndexedNoise:
@@ -50,23 +56,24 @@ class IndexedNoise:
     def __call__(self, draw: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal float32 [n, *shape]."""
         rows = np.empty((len(self.indices), *shape), dtype=np.float32)
-        for row, generator in zip(rows, self._generators(draw), strict=True):
+        for row, generator in zip(rows, self._generators(draw, NORMAL), strict=True):
             generator.standard_normal(dtype=np.float32, out=row)
         return self._move(rows)
 
     def uniform(self, draw: int) -> Tensor:
         """Uniform float32 [n] in [0, 1)."""
-        rows = [generator.random(dtype=np.float32) for generator in self._generators(draw)]
+        generators = self._generators(draw, UNIFORM)
+        rows = [generator.random(dtype=np.float32) for generator in generators]
         return self._move(np.array(rows, dtype=np.float32))
 
-    def _generators(self, draw: int):  # type: ignore[no-untyped-def]
+    def _generators(self, draw: int, kind: int):  # type: ignore[no-untyped-def]
         # One generator whose key and counter are set anew for each row: as fast as one long draw.
         bits = np.random.Philox(0)
         generator = np.random.Generator(bits)
         state = bits.state
         for index in self.indices:
             state["state"]["key"][:] = (self.seed, index)
-            state["state"]["counter"][:] = (0, draw, self.stream, 0)
+            state["state"]["counter"][:] = (0, draw, self.stream, kind)
             bits.state = state
             yield generator
 

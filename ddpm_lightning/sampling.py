@@ -51,7 +51,7 @@ def generate(
         labels: int64 [n] class labels, or None for unconditional samples.
         seed: Seed of the noise.
         batch_size: Samples at a time; changes memory and speed, not the samples.
-        frames: Keep x_t at this many levels, 0 for none, at least 2 otherwise.
+        frames: Keep x_t at this many levels, at most one a step; 0 for none, or at least 2.
         device: Where the denoiser is.
         progress: Show a progress bar.
 
@@ -60,7 +60,15 @@ def generate(
     """
     if frames == 1 or frames < 0:
         raise InputError(f"{frames} frames; a trajectory has 2 or more (noise and sample), or 0")
-    steps = len(sampler.levels(denoiser.schedule)) - 1
+    levels = sampler.levels(denoiser.schedule)
+    if levels[0] != denoiser.schedule.T:
+        raise InputError(
+            f"the sampler starts at level {levels[0]}, but samples start from noise at level "
+            f"{denoiser.schedule.T}"
+        )
+    if labels is not None and len(labels) != len(indices):
+        raise InputError(f"{len(labels)} labels for {len(indices)} samples; give one each")
+    steps = len(levels) - 1
     kept = {round(i * steps / (frames - 1)) for i in range(frames)} if frames else set()
     batches = indices.split(batch_size)
     xs: list[Tensor] = []

@@ -320,3 +320,17 @@ def test_clipping_comes_after_guidance():
     state = next(DDIM(1, clip=(-0.1, 0.1)).trajectory(Guided(denoiser, 8.0), x_t, y))
     expected = Guided(denoiser, 8.0)(x_t, 1000, y).x0.clamp(-0.1, 0.1)
     assert torch.equal(state.x0, expected)
+
+
+class TwoChannels(Network):
+    def __init__(self, in_channels, out_channels, num_classes=None):
+        super().__init__()
+
+    def forward(self, x, c_noise, y=None):
+        return torch.cat([x, x], dim=1)
+
+
+def test_network_with_the_wrong_number_of_channels_is_refused_instead_of_broadcast():
+    denoiser = Denoiser(TwoChannels(1, 1), Linear(), X0())
+    with pytest.raises(InputError, match=r"gives 2 channels.*needs 1"):
+        denoiser(torch.zeros(3, 1, 4, 4), 5)

@@ -79,7 +79,8 @@ def test_two_processes_train_as_one_on_the_same_global_batch(one_and_two):
 @pytest.mark.slow
 def test_two_processes_draw_the_grid_of_one(one_and_two):
     one, two = (
-        Image.open(root / "samples" / f"ddim2_ema_step_{STEPS:08d}.png") for root in one_and_two
+        Image.open(root / "samples" / f"ddim2_eta1_ema_step_{STEPS:08d}.png")
+        for root in one_and_two
     )
     difference = ImageChops.difference(one, two).getextrema()
     assert max(high for _, high in difference) <= 2  # of 255: sums in another order

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ddpm_lightning.ema import EMA
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
 
 
@@ -169,3 +170,8 @@ def test_the_checkpoint_holds_the_averaged_network_and_nothing_else():
 def test_the_average_describes_itself_as_the_network_it_follows():
     net = Small()
     assert EMA(net).net.describe() == net.describe()
+
+
+def test_decay_outside_zero_to_one_is_refused():
+    with pytest.raises(InputError, match=r"ema_decay=1\.5"):
+        EMA(Small(), decay=1.5)

@@ -146,3 +146,20 @@ def test_a_step_seed_is_the_same_every_time():
 def test_torch_accepts_every_step_seed(seed):
     for step in range(100):
         torch.Generator().manual_seed(step_seed(seed, step))
+
+
+def test_normal_and_uniform_numbers_of_the_same_draw_are_independent():
+    noise = IndexedNoise(0, torch.arange(4000))
+    correlation = np.corrcoef(noise(1, (1,)).abs().flatten(), noise.uniform(1))[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(4000)
+
+
+def test_noise_shares_no_number_with_the_order_of_the_data():
+    # The order of the data is drawn from Philox keys (seed, purpose) at counter word 2 = 0.
+    taken = {tuple(np.random.Philox(key=[5, purpose]).random_raw(4)) for purpose in range(8)}
+    for stream in Stream:
+        for index in range(8):
+            counter = [0, 0, int(stream), 0]
+            assert (
+                tuple(np.random.Philox(key=[5, index], counter=counter).random_raw(4)) not in taken
+            )

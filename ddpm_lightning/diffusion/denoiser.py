@@ -93,6 +93,13 @@ class Denoiser:
         net_dtype = next(self.net.parameters(), x_t).dtype
         output = self.net((c.c_in * x_t).to(net_dtype), c_noise, y).to(x_t.dtype)
         channels = x_t.shape[1]
+        expected = channels + self.variance.extra_channels(channels)
+        if output.shape[1] != expected:
+            raise InputError(
+                f"{type(self.net).__name__} gives {output.shape[1]} channels, but "
+                f"{type(self.variance).__name__} on data of {channels} needs {expected}; build it "
+                "with the out_channels it is asked for"
+            )
         output, extra = output[:, :channels], output[:, channels:]
         return Prediction(
             x0=c.c_skip * x_t + c.c_out * output,

@@ -55,15 +55,14 @@ class Parameterization(Configurable, ABC):
         """Raise InputError if x0 cannot be recovered at some level of this schedule."""
         t = torch.arange(1, schedule.T + 1)
         like = torch.ones(1, dtype=torch.float64)
-        c_skip, c_out, _, _ = self.coefficients(schedule, t, like)
         # Finite in float32, in which the network is trained: alpha_T = 1e-60 is 0 there.
-        finite = [torch.as_tensor(c).float().isfinite().all() for c in (c_skip, c_out)]
-        if not all(finite):
-            raise InputError(
-                f"{type(self).__name__} cannot predict x0 with {type(schedule).__name__}: at "
-                "alpha_T = 0 the noisy input says nothing about x0, so a prediction of the noise "
-                "does not either; use V or X0"
-            )
+        for coefficient in self.coefficients(schedule, t, like):
+            if not torch.as_tensor(coefficient).float().isfinite().all():
+                raise InputError(
+                    f"{type(self).__name__} cannot predict x0 with {type(schedule).__name__}: "
+                    "where alpha is 0 the noisy input says nothing about x0, so a prediction of "
+                    "the noise does not either; use V or X0"
+                )
 
 
 def discrete_time(t: int | Tensor, like: Tensor) -> Scalar:

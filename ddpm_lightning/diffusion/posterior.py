@@ -22,7 +22,7 @@ def transition_variance(
 ) -> Scalar:
     """Variance of q(x_t | x_s) = N(alpha_t/alpha_s·x_s, ·); beta_t of DDPM where s = t − 1.
 
-    sigma_t² − (alpha_t/alpha_s)²·sigma_s² (VDM eq. 19).
+    sigma_t² − (alpha_t/alpha_s)²·sigma_s² (VDM, app. A).
 
     Args:
         schedule: The forward process.
@@ -35,7 +35,7 @@ def transition_variance(
 
 
 def posterior(schedule: Schedule, s: int | Tensor, t: int | Tensor, like: Tensor) -> Posterior:
-    """Mean coefficients and variance of q(x_s | x_t, x_0) (DDPM eq. 6–7 for any pair; VDM eq. 25).
+    """Mean coefficients and variance of q(x_s | x_t, x_0) (DDPM eq. 6–7; any pair: VDM, app. A).
 
     Finite from alpha_T = 0 down to sigma_0 = 0, where it is x_0 itself.
 

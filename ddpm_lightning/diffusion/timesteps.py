@@ -51,5 +51,5 @@ class Uniform(Timesteps):
 
 def level_of(u: Tensor, schedule: Schedule) -> Tensor:
     """Map u [B] in [0, 1) onto the levels 1…T, each equally wide."""
-    # float32 u·T may round up to T, which would be level T + 1.
+    # A double just below 1 may have been rounded to 1, which would be level T + 1.
     return 1 + (u * schedule.T).long().clamp_(max=schedule.T - 1)

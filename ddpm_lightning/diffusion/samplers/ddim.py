@@ -10,6 +10,7 @@ from ddpm_lightning.diffusion.denoiser import Prediction
 from ddpm_lightning.diffusion.posterior import posterior
 from ddpm_lightning.diffusion.samplers.sampler import Sampler
 from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
 
 
@@ -40,6 +41,11 @@ class DDIM(Sampler):
         if not 0 <= eta <= 1:
             raise InputError(f"DDIM(eta={eta}): eta lies between 0 (deterministic) and 1 (DDPM)")
         self.eta = eta
+
+    def tag(self, schedule: Schedule) -> str:
+        """See the base class; eta is told where it is not 0: ``ddim50_eta1``."""
+        tag = super().tag(schedule)
+        return f"{tag}_eta{self.eta:g}" if self.eta else tag
 
     def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
         """See the base class."""

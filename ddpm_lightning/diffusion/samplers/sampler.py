@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,14 +65,18 @@ class Sampler(Configurable, ABC):
         return self.spacing(schedule, self.steps)
 
     def tag(self, schedule: Schedule) -> str:
-        """Name with the number of steps, for captions and metric tags: ``ddim50``."""
-        return f"{type(self).__name__.lower()}{len(self.levels(schedule)) - 1}"
+        """Name with steps and spacing, for files and tags: ``ddim50``, ``ddim50_quadratic``."""
+        name = f"{type(self).__name__.lower()}{len(self.levels(schedule)) - 1}"
+        spacing = type(self.spacing).__name__.lower()
+        return name if isinstance(self.spacing, Uniform) else f"{name}_{spacing}"
 
     def clipped(self, data_range: tuple[float, float] | None) -> Sampler:
         """This sampler, clipping to the data's range unless it has a range of its own."""
         if self.clip is not None or data_range is None:
             return self
-        return type(self)(**self._arguments | {"clip": data_range})
+        other = copy.copy(self)
+        other.clip = data_range
+        return other
 
     def __call__(
         self,
@@ -108,7 +113,11 @@ class Sampler(Configurable, ABC):
         The network is in evaluation mode until the iterator ends or is closed. Arguments as for
         a call.
         """
-        draw = noise or (lambda _, shape: torch.randn(len(x_T), *shape, device=x_T.device))
+        draw = (
+            noise
+            if noise is not None
+            else (lambda _, shape: torch.randn(len(x_T), *shape, device=x_T.device))
+        )
         x = x_T
         with evaluation_mode(getattr(denoiser, "net", None)):
             for i, (t, s) in enumerate(pairwise(self.levels(denoiser.schedule)), start=1):
@@ -125,7 +134,7 @@ def _draw_like(noise: Noise, draw: int, x: Tensor) -> Tensor:
 @contextmanager
 def evaluation_mode(net: nn.Module | None) -> Iterator[None]:
     """Switch dropout and its like off, and back on where it was on."""
-    training = [module for module in net.modules() if module.training] if net else []
+    training = [module for module in net.modules() if module.training] if net is not None else []
     for module in training:
         module.training = False
     try:

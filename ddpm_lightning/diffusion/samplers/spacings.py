@@ -71,7 +71,7 @@ class Levels(Spacing):
                 f"Levels names {len(self.levels) - 1} steps, but the sampler asks for {steps}; "
                 "give the sampler steps=None (null in a config)"
             )
-        return self.levels
+        return list(self.levels)
 
 
 def checked_steps(schedule: Schedule, steps: int | None) -> int:

@@ -2,7 +2,41 @@
 
 from ddpm_lightning.diffusion.samplers.ddim import DDIM
 from ddpm_lightning.diffusion.samplers.ddpm import DDPM
-from ddpm_lightning.diffusion.samplers.sampler import Sampler, State
-from ddpm_lightning.diffusion.samplers.spacings import Levels, Quadratic, Spacing, Uniform
+from ddpm_lightning.diffusion.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSDE
+from ddpm_lightning.diffusion.samplers.euler import Euler
+from ddpm_lightning.diffusion.samplers.heun import Heun
+from ddpm_lightning.diffusion.samplers.inversion import encode
+from ddpm_lightning.diffusion.samplers.lms import LMS
+from ddpm_lightning.diffusion.samplers.sampler import Sampler, SingleStep, State
+from ddpm_lightning.diffusion.samplers.spacings import (
+    DDIMQuadratic,
+    Karras,
+    Levels,
+    LogSNR,
+    Quadratic,
+    Spacing,
+    Uniform,
+)
+from ddpm_lightning.diffusion.samplers.unipc import UniPC
 
-__all__ = ["DDIM", "DDPM", "Levels", "Quadratic", "Sampler", "Spacing", "State", "Uniform"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "LMS",
+    "DDIMQuadratic",
+    "DPMSolverPP",
+    "DPMSolverPPSDE",
+    "Euler",
+    "Heun",
+    "Karras",
+    "Levels",
+    "LogSNR",
+    "Quadratic",
+    "Sampler",
+    "SingleStep",
+    "Spacing",
+    "State",
+    "UniPC",
+    "Uniform",
+    "encode",
+]

@@ -1,30 +1,33 @@
-"""Denoising diffusion implicit models."""
+"""Denoising diffusion implicit models, and the step that all deterministic samplers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from ddpm_lightning.diffusion.denoiser import Prediction
 from ddpm_lightning.diffusion.posterior import posterior
-from ddpm_lightning.diffusion.samplers.sampler import Sampler
+from ddpm_lightning.diffusion.samplers.sampler import SingleStep
 from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
-from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
 
 
-class DDIM(Sampler):
+class DDIM(SingleStep):
     """Few-step sampling, deterministic at eta = 0 (DDIM eq. 12 and 16).
 
     x_s = alpha_s·x0 + sqrt(sigma_s² − std²)·eps + std·noise with std = eta·sqrt(beta_tilde);
-    eta = 1 is DDPM with the fixed-small variance.
+    eta = 1 is DDPM with the fixed-small variance, eta = 0 an Euler step of the probability-flow
+    ODE in x/alpha over sigma/alpha (DDIM eq. 14).
 
     Args:
         steps: Number of network evaluations; None visits every level.
         eta: Share of the posterior's noise, 0 to 1.
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
+        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
+            e.g. 0.995; None clips plainly.
 
     Raises:
         InputError: eta is outside [0, 1].
@@ -36,23 +39,49 @@ class DDIM(Sampler):
         eta: float = 0.0,
         spacing: Spacing = Uniform(),
         clip: tuple[float, float] | None = None,
+        threshold: float | None = None,
     ) -> None:
-        super().__init__(steps, spacing, clip)
+        super().__init__(steps, spacing, clip, threshold)
         if not 0 <= eta <= 1:
             raise InputError(f"DDIM(eta={eta}): eta lies between 0 (deterministic) and 1 (DDPM)")
         self.eta = eta
 
-    def tag(self, schedule: Schedule) -> str:
+    def marks(self) -> list[str]:
         """See the base class; eta is told where it is not 0: ``ddim50_eta1``."""
-        tag = super().tag(schedule)
-        return f"{tag}_eta{self.eta:g}" if self.eta else tag
+        return [f"eta{self.eta:g}"] if self.eta else []
 
     def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
         """See the base class."""
-        alpha_s, sigma_s = prediction.schedule.at(s, like=prediction.x_t)
-        q = posterior(prediction.schedule, s, prediction.t, like=prediction.x_t)
-        variance = self.eta**2 * q.variance
-        # Never below 0, where rounding takes it at alpha_T = 0 and eta = 1: the root is complex.
-        remaining = max(sigma_s**2 - variance, 0.0)
-        x_s = alpha_s * prediction.x0 + remaining**0.5 * prediction.eps
-        return x_s + variance**0.5 * noise() if variance > 0 else x_s
+        return ddim_step(prediction, s, self.eta, noise)
+
+
+def ddim_step(
+    prediction: Prediction,
+    s: int,
+    eta: float = 0.0,
+    noise: Callable[[], Tensor] | None = None,
+) -> Tensor:
+    """Go from x_t to x_s (DDIM eq. 12); finite from alpha_T = 0 and to sigma_0 = 0.
+
+    Higher-order samplers take this very step with an x0 that they combined from several
+    predictions; eps follows from x_t and x0.
+
+    Args:
+        prediction: The prediction at x_t.
+        s: The next level, s < t.
+        eta: Share of the posterior's noise.
+        noise: Gives standard normal noise of x_t's shape; not asked where eta or sigma_s is 0.
+    """
+    alpha_s, sigma_s = prediction.schedule.at(s, like=prediction.x_t)
+    q = posterior(prediction.schedule, s, prediction.t, like=prediction.x_t)
+    variance = eta**2 * q.variance
+    # Never below 0, where rounding takes it at alpha_T = 0 and eta = 1: the root is complex.
+    remaining = max(sigma_s**2 - variance, 0.0)
+    x_s = alpha_s * prediction.x0 + remaining**0.5 * prediction.eps
+    return x_s + variance**0.5 * noise() if noise is not None and variance > 0 else x_s
+
+
+def with_eps(prediction: Prediction, eps: Tensor) -> Prediction:
+    """The prediction whose noise is eps: x0 = (x_t − sigma·eps) / alpha. Needs alpha_t > 0."""
+    alpha, sigma = prediction.schedule.at(prediction.t, like=prediction.x_t)
+    return replace(prediction, x0=(prediction.x_t - sigma * eps) / alpha, output=None)

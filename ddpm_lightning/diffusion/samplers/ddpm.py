@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ddpm_lightning.diffusion.denoiser import Prediction
 from ddpm_lightning.diffusion.posterior import posterior
-from ddpm_lightning.diffusion.samplers.sampler import Sampler
+from ddpm_lightning.diffusion.samplers.sampler import SingleStep
 
 
-class DDPM(Sampler):
+class DDPM(SingleStep):
     """Ancestral sampling with the model's reverse variance (DDPM algorithm 2), on any levels.
 
     x_s = mean of q(x_s | x_t, x0_hat) + sqrt(variance)·noise; the last step adds no noise.

@@ -1,10 +1,10 @@
-"""What every sampler shares: settings, the loop from x_T down to x_0, and the trajectory."""
+"""What every sampler shares: settings, the way from x_T down to x_0, and the trajectory."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.denoiser import Denoiser, Guided, Prediction
+from ddpm_lightning.diffusion.denoiser import Denoises, Prediction
 from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
 from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.errors import InputError
 
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """noise(draw, shape) → standard normal [B, *shape]; x_T is draw 0, step i takes draw i."""
+
+Predict = Callable[[Tensor, int], Prediction]
+"""predict(x_t, t) → the (clipped) prediction there; labels are already bound."""
+
+Draw = Callable[[int], Tensor]
+"""draw(i) → the standard normal noise of step i, counted from 1, of x_t's shape."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +39,22 @@ class State:
 
 
 class Sampler(Configurable, ABC):
-    """Turns noise into data by stepping a denoiser down the levels.
+    """Turns noise into data by taking a denoiser's predictions down the levels.
+
+    A sampler whose step needs one prediction and nothing else is a :class:`SingleStep`; any other
+    writes :meth:`path` and keeps its history in local variables there.
 
     Args:
-        steps: Number of network evaluations; None visits every level.
+        steps: Number of steps; None visits every level.
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
+        threshold: Dynamic thresholding (Imagen, sec. 2.3) instead of plain clipping, against
+            saturation under strong guidance: the share of a sample's values that stays within the
+            range, e.g. 0.995. A prediction that reaches further is cut there and scaled back into
+            ``clip``; without a range it does nothing.
+
+    Raises:
+        InputError: threshold is not in (0, 1], or clip is not a range.
     """
 
     def __init__(
@@ -45,19 +62,32 @@ class Sampler(Configurable, ABC):
         steps: int | None = None,
         spacing: Spacing = Uniform(),
         clip: tuple[float, float] | None = None,
+        threshold: float | None = None,
     ) -> None:
+        name = type(self).__name__
+        if clip is not None and not clip[0] < clip[1]:
+            raise InputError(f"{name}(clip={list(clip)}): give [low, high] with low < high")
+        if threshold is not None and not 0 < threshold <= 1:
+            raise InputError(
+                f"{name}(threshold={threshold:g}): it is the share of values that stays within "
+                "the range, above 0 and at most 1; the paper's is 0.995"
+            )
         self.steps = steps
         self.spacing = spacing
         self.clip = clip
+        self.threshold = threshold
 
     @abstractmethod
-    def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
-        """Go from x_t to x_s.
+    def path(
+        self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
+    ) -> Generator[State, None, Tensor]:
+        """Yield a State at every level visited but 0, and return x_0.
 
         Args:
-            prediction: The (clipped) prediction at x_t.
-            s: The next level, s < t.
-            noise: Gives standard normal noise of x_t's shape.
+            predict: The denoiser, with labels and clipping in place.
+            schedule: The forward process.
+            x: [B, ...] x_T, or what stands at the first level visited.
+            draw: The noise of each step.
         """
 
     def levels(self, schedule: Schedule) -> list[int]:
@@ -65,10 +95,18 @@ class Sampler(Configurable, ABC):
         return self.spacing(schedule, self.steps)
 
     def tag(self, schedule: Schedule) -> str:
-        """Name with steps and spacing, for files and tags: ``ddim50``, ``ddim50_quadratic``."""
-        name = f"{type(self).__name__.lower()}{len(self.levels(schedule)) - 1}"
-        spacing = type(self.spacing).__name__.lower()
-        return name if isinstance(self.spacing, Uniform) else f"{name}_{spacing}"
+        """Name with what differs from the default, for files and tags: ``ddim50_quadratic``."""
+        marks = [f"{type(self).__name__.lower()}{len(self.levels(schedule)) - 1}"]
+        if not isinstance(self.spacing, Uniform):
+            marks.append(type(self.spacing).__name__.lower())
+        marks += self.marks()
+        if self.threshold is not None:
+            marks.append(f"threshold{self.threshold:g}")
+        return "_".join(marks)
+
+    def marks(self) -> list[str]:
+        """Settings of its own that differ from the default, for the tag: ``["eta1"]``."""
+        return []
 
     def clipped(self, data_range: tuple[float, float] | None) -> Sampler:
         """This sampler, clipping to the data's range unless it has a range of its own."""
@@ -80,7 +118,7 @@ class Sampler(Configurable, ABC):
 
     def __call__(
         self,
-        denoiser: Denoiser | Guided,
+        denoiser: Denoises,
         x_T: Tensor,
         y: Tensor | None = None,
         noise: Noise | None = None,
@@ -103,7 +141,7 @@ class Sampler(Configurable, ABC):
     @torch.no_grad()
     def trajectory(
         self,
-        denoiser: Denoiser | Guided,
+        denoiser: Denoises,
         x_T: Tensor,
         y: Tensor | None = None,
         noise: Noise | None = None,
@@ -113,22 +151,45 @@ class Sampler(Configurable, ABC):
         The network is in evaluation mode until the iterator ends or is closed. Arguments as for
         a call.
         """
-        draw = (
+        source = (
             noise
             if noise is not None
             else (lambda _, shape: torch.randn(len(x_T), *shape, device=x_T.device))
         )
-        x = x_T
+
+        def predict(x_t: Tensor, t: int) -> Prediction:
+            return denoiser(x_t, t, y).clip(self.clip, self.threshold)
+
+        def draw(i: int) -> Tensor:
+            return source(i, tuple(x_T.shape[1:])).to(x_T)
+
         with evaluation_mode(getattr(denoiser, "net", None)):
-            for i, (t, s) in enumerate(pairwise(self.levels(denoiser.schedule)), start=1):
-                prediction = denoiser(x, t, y).clip(self.clip)
-                yield State(t, x, prediction.x0)
-                x = self.step(prediction, s, partial(_draw_like, draw, i, x_T))
+            x = yield from self.path(predict, denoiser.schedule, x_T, draw)
         yield State(0, x, x)
 
 
-def _draw_like(noise: Noise, draw: int, x: Tensor) -> Tensor:
-    return noise(draw, tuple(x.shape[1:])).to(x)
+class SingleStep(Sampler):
+    """A sampler that goes from x_t to x_s by one prediction at x_t."""
+
+    @abstractmethod
+    def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
+        """Go from x_t to x_s.
+
+        Args:
+            prediction: The (clipped) prediction at x_t.
+            s: The next level, s < t.
+            noise: Gives standard normal noise of x_t's shape.
+        """
+
+    def path(
+        self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
+    ) -> Generator[State, None, Tensor]:
+        """See the base class."""
+        for i, (t, s) in enumerate(pairwise(self.levels(schedule)), start=1):
+            prediction = predict(x, t)
+            yield State(t, x, prediction.x0)
+            x = self.step(prediction, s, partial(draw, i))
+        return x
 
 
 @contextmanager

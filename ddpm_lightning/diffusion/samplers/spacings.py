@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.schedules import Schedule
@@ -12,6 +16,10 @@ from ddpm_lightning.errors import InputError
 
 class Spacing(Configurable, ABC):
     """A rule that picks the levels of a sampler with fewer steps than the model has levels."""
+
+    starts_below_T: ClassVar[bool] = False
+    """Whether the first level is below T on purpose, so that noise x_T is used as if it were
+    data of that level."""
 
     @abstractmethod
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
@@ -42,6 +50,60 @@ class Quadratic(Spacing):
         """See the base class."""
         steps = checked_steps(schedule, steps)
         return distinct([schedule.T * (i / steps) ** 2 for i in range(steps, -1, -1)])
+
+
+class LogSNR(Spacing):
+    """Evenly spaced in log(alpha/sigma) from T to 1, then 0 (DPM-Solver's spacing)."""
+
+    def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
+        """See the base class."""
+        return evenly(schedule, steps, np.log)
+
+
+class Karras(Spacing):
+    """Evenly spaced in (sigma/alpha)^(1/rho) from T to 1, then 0 (EDM eq. 5).
+
+    Args:
+        rho: How much the steps shrink towards the data; EDM's 7.
+
+    Raises:
+        InputError: rho is not positive.
+    """
+
+    def __init__(self, rho: float = 7.0) -> None:
+        if rho <= 0:
+            raise InputError(f"Karras(rho={rho:g}): rho is positive; EDM's is 7")
+        self.rho = rho
+
+    def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
+        """See the base class."""
+        return evenly(schedule, steps, lambda noise: noise ** (1 / self.rho))
+
+
+class DDIMQuadratic(Spacing):
+    """The quadratic levels behind the DDIM paper's CIFAR-10 numbers; they start at 0.8·T.
+
+    1 + floor((i/(S−1))²·0.8·T) for i = S−1…0, then 0, as in the released code (DDIM app. D.2 gives
+    the form). Sampling takes pure noise for data of level 0.8·T + 1, as that code does; for steps
+    all the way from T take Quadratic.
+    """
+
+    starts_below_T = True
+
+    def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
+        """See the base class."""
+        top = math.floor(0.8 * schedule.T)
+        highest = min(top + 1, schedule.T)
+        if steps is None:
+            steps = highest
+        if not 1 <= steps <= highest:
+            raise InputError(
+                f"{steps} sampling steps; from 0.8·T down, DDIMQuadratic takes 1 to {highest}"
+            )
+        shares = [i / (steps - 1) for i in range(steps - 1, -1, -1)] if steps > 1 else [1.0]
+        # A hair up: floor must not fall below a whole number that rounding just missed.
+        wanted = [1 + math.floor(share**2 * top + 1e-9) for share in shares]
+        return distinct([min(level, highest) for level in wanted] + [0])
 
 
 class Levels(Spacing):
@@ -81,6 +143,29 @@ def checked_steps(schedule: Schedule, steps: int | None) -> int:
     if not 1 <= steps <= schedule.T:
         raise InputError(f"{steps} sampling steps; this model takes 1 to {schedule.T}")
     return steps
+
+
+def evenly(
+    schedule: Schedule, steps: int | None, warp: Callable[[np.ndarray], np.ndarray]
+) -> list[int]:
+    """Pick levels evenly spaced in warp(sigma/alpha) from T to 1, and then 0.
+
+    Where alpha_T = 0, T is visited and the even spacing starts at T − 1.
+
+    Args:
+        schedule: The forward process.
+        steps: Number of steps in 1…T; None visits every level.
+        warp: An increasing function.
+    """
+    steps = checked_steps(schedule, steps)
+    if steps == 1:
+        return [schedule.T, 0]
+    top = schedule.T - (float(schedule.alpha[-1]) == 0)
+    first = [] if top == schedule.T else [schedule.T]
+    levels = np.arange(1, top + 1)
+    warped = warp((schedule.sigma / schedule.alpha).numpy()[levels])
+    wanted = np.linspace(warped[-1], warped[0], steps - len(first))
+    return distinct([*first, *np.interp(wanted, warped, levels).tolist(), 0])
 
 
 def distinct(wanted: Sequence[float]) -> list[int]:

@@ -1,0 +1,248 @@
+"""Exact denoisers: data whose expectation given x_t is known, for tests, notebooks, benchmarks.
+
+Called exactly like a learned denoiser, so samplers, guidance and likelihood run on them unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.diffusion.denoiser import Prediction
+from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.variances import FixedSmall, Variance
+from ddpm_lightning.errors import InputError
+
+
+class Oracle(ABC):
+    """A denoiser that knows the data's distribution.
+
+    Everything is computed in x_t's dtype, float32 at least.
+
+    Args:
+        schedule: The forward process.
+        shape: Of one sample.
+        variance: Variance of the reverse step.
+    """
+
+    net = None
+    """There is no network."""
+
+    def __init__(
+        self, schedule: Schedule, shape: tuple[int, ...], variance: Variance | None = None
+    ) -> None:
+        self.schedule = schedule
+        self.shape = shape
+        self.variance = variance or FixedSmall()
+
+    @abstractmethod
+    def expectation(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+        """E[x0 | x_t] [B, d] for flat x_t [B, d] of one level."""
+
+    @abstractmethod
+    def flat_log_density(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+        """Log q(x_t | y) [B] for flat x_t [B, d] of one level."""
+
+    def __call__(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Prediction:
+        """Give the exact E[x0 | x_t, y].
+
+        Args:
+            x_t: [B, *shape] noisy data.
+            t: Its level in 1…T, or int64 [B].
+            y: int64 [B] class labels (−1: unconditional), or None.
+        """
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        x0 = self._by_level(self.expectation, x_t, t, y).view(x_t.shape)
+        return Prediction(x0, x_t, t, self.schedule, self.variance)
+
+    def log_density(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
+        """Log-density of q(x_t | y) [B] in nats; arguments as for a call.
+
+        t = 0 is the data's own, where it has one.
+        """
+        return self._by_level(self.flat_log_density, x_t, t, y)
+
+    def score(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
+        """Gradient of log q(x_t | y) by x_t: (alpha·E[x0 | x_t] − x_t) / sigma² (Tweedie)."""
+        alpha, sigma = self.schedule.at(t, like=x_t)
+        return (alpha * self(x_t, t, y).x0 - x_t) / sigma**2
+
+    def _by_level(self, function: Any, x_t: Tensor, t: int | Tensor, y: Tensor | None) -> Tensor:
+        if tuple(x_t.shape[1:]) != self.shape:
+            raise InputError(
+                f"{type(self).__name__} of data {list(self.shape)} was given x_t of shape "
+                f"{list(x_t.shape)}; it takes [B, {', '.join(map(str, self.shape))}]"
+            )
+        x = x_t.flatten(1)
+        if isinstance(t, int):
+            return function(x, t, y)
+        out: Tensor | None = None
+        for level in t.unique().tolist():
+            rows = t == level
+            part = function(x[rows], level, None if y is None else y[rows])
+            out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
+            out[rows] = part
+        assert out is not None
+        return out
+
+
+class Gaussian(Oracle):
+    """Normal data N(mean, cov).
+
+    E[x0 | x_t] = mean + alpha·cov·(alpha²·cov + sigma²·I)⁻¹·(x_t − alpha·mean)
+
+    Args:
+        schedule: The forward process.
+        mean: [*shape] of the data; [d] or an image's.
+        cov: [d, d] positive semi-definite, d the number of values in a sample.
+        variance: Variance of the reverse step; None: fixed-small.
+
+    Raises:
+        InputError: cov is not such a matrix.
+    """
+
+    def __init__(
+        self, schedule: Schedule, mean: Tensor, cov: Tensor, variance: Variance | None = None
+    ) -> None:
+        super().__init__(schedule, tuple(mean.shape), variance)
+        self.mean, self.cov = mean.double().flatten(), cov.double()
+        d = len(self.mean)
+        if self.cov.shape != (d, d) or not torch.allclose(self.cov, self.cov.T):
+            raise InputError(
+                f"Gaussian: cov of shape {list(cov.shape)}; give a symmetric [{d}, {d}]"
+            )
+        self._eigenvalues, self._basis = torch.linalg.eigh(self.cov)
+        if self._eigenvalues[0] < -1e-9 * self._eigenvalues[-1].abs():
+            raise InputError(
+                f"Gaussian: cov has the eigenvalue {float(self._eigenvalues[0]):.3g}; "
+                "a covariance has none below 0"
+            )
+        self._eigenvalues = self._eigenvalues.clamp(min=0)
+
+    def expectation(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+        """See the base class."""
+        alpha, sigma = self.schedule.at(t, like=x)
+        mean, basis, spread = (v.to(x) for v in (self.mean, self._basis, self._eigenvalues))
+        gain = alpha * spread / (alpha**2 * spread + sigma**2)  # [d]
+        return mean + ((x - alpha * mean) @ basis * gain) @ basis.T
+
+    def flat_log_density(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+        """See the base class."""
+        alpha, sigma = self.schedule.at(t, like=x)
+        mean, basis, spread = (v.to(x) for v in (self.mean, self._basis, self._eigenvalues))
+        variances = alpha**2 * spread + sigma**2
+        distances = ((x - alpha * mean) @ basis) ** 2 / variances
+        return -0.5 * (distances + torch.log(2 * math.pi * variances)).sum(1)
+
+
+class Mixture(Oracle):
+    """A mixture of isotropic Gaussians, unconditional or with classes.
+
+    E[x0 | x_t] = sum_k r_k·(m_k + alpha·v_k/(alpha²·v_k + sigma²)·(x_t − alpha·m_k)), where r_k is
+    the probability that x_t came from component k.
+
+    Args:
+        schedule: The forward process.
+        means: [K, *shape] of the components.
+        variances: [K] of each value in a sample, ≥ 0.
+        weights: [K], positive; scaled to sum to 1. None: equal.
+        labels: int64 [K] the class of each component; a class label y then selects its
+            components. None: labels are ignored.
+        variance: Variance of the reverse step; None: fixed-small.
+
+    Raises:
+        InputError: The tables do not fit together.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        means: Tensor,
+        variances: Tensor,
+        weights: Tensor | None = None,
+        labels: Tensor | None = None,
+        variance: Variance | None = None,
+    ) -> None:
+        super().__init__(schedule, tuple(means.shape[1:]), variance)
+        K = len(means)
+        weights = torch.ones(K) if weights is None else weights
+        tables = {"variances": variances, "weights": weights, "labels": labels}
+        for name, table in tables.items():
+            if table is not None and tuple(table.shape) != (K,):
+                raise InputError(
+                    f"{type(self).__name__}: {name} of shape {list(table.shape)} for {K} "
+                    f"components; give [{K}]"
+                )
+        if not bool((variances >= 0).all() and (weights > 0).all()):
+            raise InputError(
+                f"{type(self).__name__}: variances must be ≥ 0 and weights above 0; "
+                "leave a component of weight 0 out"
+            )
+        self.means, self.variances = means.double().flatten(1), variances.double()
+        self.weights = weights.double() / weights.double().sum()
+        self.labels = labels
+
+    def expectation(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+        """See the base class."""
+        alpha, sigma = self.schedule.at(t, like=x)
+        means, variances = self.means.to(x), self.variances.to(x)
+        share = self._log_joint(x, t, y).softmax(dim=1)  # [B, K]
+        gain = alpha * variances / (alpha**2 * variances + sigma**2)  # [K]
+        centre = means * (1 - alpha * gain)[:, None]  # [K, d]
+        return share @ centre + (share @ gain)[:, None] * x
+
+    def flat_log_density(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+        """See the base class."""
+        return self._log_joint(x, t, y).logsumexp(dim=1)
+
+    def _log_joint(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+        """Log of weight_k·N(x; alpha·m_k, alpha²·v_k + sigma²), [B, K]."""
+        alpha, sigma = self.schedule.at(t, like=x)
+        variances = alpha**2 * self.variances.to(x) + sigma**2
+        # Differences first: with the inner product, small sigma would lose every digit.
+        mode = "donot_use_mm_for_euclid_dist"
+        distances = torch.cdist(x, alpha * self.means.to(x), compute_mode=mode) ** 2  # [B, K]
+        log_weights = self._weights_in_class(y, len(x)).to(x).log()
+        log_norm = 0.5 * x.shape[1] * torch.log(2 * math.pi * variances)
+        return log_weights - log_norm - 0.5 * distances / variances
+
+    def _weights_in_class(self, y: Tensor | None, rows: int) -> Tensor:
+        if y is None or self.labels is None:
+            return self.weights.expand(rows, -1)
+        chosen = (y[:, None].cpu() == self.labels.cpu()) | (y[:, None].cpu() < 0)  # [B, K]
+        weights = self.weights * chosen
+        totals = weights.sum(1, keepdim=True)
+        if bool((totals == 0).any()):
+            known = sorted(set(self.labels.tolist()))
+            unknown = int(y[int((totals == 0).nonzero()[0, 0])])
+            raise InputError(
+                f"{type(self).__name__}: label {unknown} has no "
+                f"component; the labels are {known}, or −1 for all"
+            )
+        return weights / totals
+
+
+class Empirical(Mixture):
+    """A finite data set: the denoiser that a network without limits would learn from it.
+
+    It is the mixture of points, all of variance 0; its samples are copies of the data.
+
+    Args:
+        schedule: The forward process.
+        data: [N, *shape].
+        labels: int64 [N] class labels, or None.
+        variance: Variance of the reverse step; None: fixed-small.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        data: Tensor,
+        labels: Tensor | None = None,
+        variance: Variance | None = None,
+    ) -> None:
+        super().__init__(schedule, data, torch.zeros(len(data)), None, labels, variance)

@@ -1,0 +1,38 @@
+"""Heun's second-order method."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ddpm_lightning.diffusion.denoiser import Prediction
+from ddpm_lightning.diffusion.samplers.ddim import ddim_step, with_eps
+from ddpm_lightning.diffusion.samplers.euler import Euler
+from ddpm_lightning.diffusion.samplers.sampler import Predict
+
+
+class Heun(Euler):
+    """EDM's sampler: an Euler step, corrected with the slope at its end (EDM algorithms 1 and 2).
+
+    The slope of x/alpha over sigma/alpha is eps; the step is taken with the mean of the two. The
+    last step, and the first one from alpha_T = 0, are plain Euler.
+
+    Args:
+        steps: Number of steps, of two network evaluations each, the last of one; None visits
+            every level.
+        churn: EDM's S_churn: how much noise is added back, summed over the steps; 0 is none. See
+            Euler for what it means on fixed levels.
+        churn_range: Add it only where sigma/alpha is in this range (EDM's S_tmin, S_tmax).
+        churn_noise: Standard deviation of the added noise (EDM's S_noise).
+        spacing: Which levels are visited; EDM's is Karras.
+        clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
+        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
+            e.g. 0.995; None clips plainly.
+    """
+
+    def advance(self, predict: Predict, prediction: Prediction, s: int) -> Tensor:
+        """See the base class."""
+        x_s = ddim_step(prediction, s)
+        if s == 0 or prediction.schedule.alpha[prediction.t] == 0:
+            return x_s
+        eps = (prediction.eps + predict(x_s, s).eps) / 2
+        return ddim_step(with_eps(prediction, eps), s)

@@ -1,0 +1,66 @@
+"""DDIM run backwards: from data to the noise that it would be sampled from."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.diffusion.denoiser import Denoises
+from ddpm_lightning.diffusion.samplers.sampler import evaluation_mode
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.errors import InputError
+
+
+@torch.no_grad()
+def encode(
+    denoiser: Denoises,
+    x0: Tensor,
+    y: Tensor | None = None,
+    steps: int | None = None,
+    spacing: Spacing = Uniform(),
+    iterations: int = 1,
+) -> Tensor:
+    """Find x_T from which DDIM(steps, eta=0) on the same levels gives x0 (DDIM sec. 4.3 and 5.4).
+
+    x_t = alpha_t/alpha_s·x_s + (sigma_t − alpha_t/alpha_s·sigma_s)·eps(x_t) is DDIM's step solved
+    for x_t. It holds x_t on both sides: starting from the eps of the level below, each iteration
+    is one evaluation at the current x_t. One iteration follows the ODE as closely as DDIM itself
+    does; more make the way back exact on these very levels, however few.
+
+    Args:
+        denoiser: The model; under guidance other than 1 the way back is inexact.
+        x0: [B, ...] data.
+        y: int64 [B] class labels, or None.
+        steps: Number of steps; None visits every level.
+        spacing: Which levels are visited.
+        iterations: Network evaluations a step.
+
+    Returns:
+        [B, ...] x_T, or what stands at the first level of the spacing.
+
+    Raises:
+        InputError: iterations is below 1, or a single step would go up to alpha_T = 0.
+    """
+    if iterations < 1:
+        raise InputError(f"encode(iterations={iterations}): at least one evaluation a step")
+    schedule = denoiser.schedule
+    levels = spacing(schedule, steps)
+    if len(levels) == 2 and schedule.alpha[levels[0]] == 0:
+        raise InputError(
+            f"encode in one step up to level {levels[0]}, where alpha = 0: nothing of x0 is left "
+            "in x_T; take more steps"
+        )
+    x, eps = x0, torch.zeros_like(x0)
+    with evaluation_mode(denoiser.net):
+        for s, t in pairwise(reversed(levels)):
+            (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.at(s, x0), schedule.at(t, x0)
+            kept = alpha_t / alpha_s
+            x_s, x = x, kept * x + (sigma_t - kept * sigma_s) * eps
+            for _ in range(iterations):
+                prediction = denoiser(x, t, y)
+                # At alpha_t = 0 x_t is all noise, and eps(x_t) would only give x_t back.
+                eps = prediction.eps if alpha_t > 0 else (x_s - alpha_s * prediction.x0) / sigma_s
+                x = kept * x_s + (sigma_t - kept * sigma_s) * eps
+    return x

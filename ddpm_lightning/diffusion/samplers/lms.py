@@ -1,0 +1,98 @@
+"""A linear multistep method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.diffusion.denoiser import Prediction
+from ddpm_lightning.diffusion.samplers.ddim import ddim_step, with_eps
+from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.errors import InputError
+
+
+class LMS(Sampler):
+    """Adams–Bashforth in x/alpha over sigma/alpha: one evaluation a step, order up to 4.
+
+    The slope eps is taken from the polynomial through the last predictions, averaged exactly over
+    the step (Hairer, Nørsett & Wanner, sec. III.5; the multistep of Liu et al. 2022, PNDM, on
+    any spacing). The first steps have lower order, for lack of history; the last one is plain.
+
+    Args:
+        steps: Number of network evaluations; None visits every level.
+        order: Number of predictions used, 1 (DDIM) to 4.
+        spacing: Which levels are visited.
+        clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
+        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
+            e.g. 0.995; None clips plainly.
+
+    Raises:
+        InputError: order is outside 1 to 4.
+    """
+
+    def __init__(
+        self,
+        steps: int | None = 50,
+        order: int = 4,
+        spacing: Spacing = Uniform(),
+        clip: tuple[float, float] | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__(steps, spacing, clip, threshold)
+        if not 1 <= order <= 4:
+            raise InputError(f"LMS(order={order}): the order is 1, 2, 3 or 4")
+        self.order = order
+
+    def marks(self) -> list[str]:
+        """See the base class."""
+        return [f"order{self.order}"] if self.order != 4 else []
+
+    def path(
+        self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
+    ) -> Generator[State, None, Tensor]:
+        """See the base class."""
+        history: list[Prediction] = []  # newest first
+        for t, s in pairwise(self.levels(schedule)):
+            prediction = predict(x, t)
+            yield State(t, x, prediction.x0)
+            if s > 0 and schedule.alpha[t] > 0:
+                history = [prediction, *history[: self.order - 1]]
+                weights = adams_bashforth(
+                    [_noise(schedule, past.t) for past in history], _noise(schedule, s)
+                )
+                eps = torch.zeros_like(x)
+                for weight, past in zip(weights, history, strict=True):
+                    eps = eps + weight * past.eps
+                prediction = with_eps(prediction, eps)
+            # Otherwise plain: sigma/alpha of a level with alpha_T = 0 is no point to fit through.
+            x = ddim_step(prediction, s)
+        return x
+
+
+def adams_bashforth(points: Sequence[float], end: float) -> list[float]:
+    """Weights of a function's values at these points in its mean from points[0] to the end.
+
+    The function is taken for the polynomial through the values, of degree 3 at most.
+
+    Args:
+        points: Distinct, at most 4, the step's start first.
+        end: The step's end.
+    """
+    middle, half = (points[0] + end) / 2, (end - points[0]) / 2
+    weights = [0.0] * len(points)
+    # Two-point Gauss quadrature is exact for polynomials of degree 3.
+    for node in (middle - half / math.sqrt(3), middle + half / math.sqrt(3)):
+        for j, point in enumerate(points):
+            others = [other for other in points if other != point]
+            weights[j] += 0.5 * math.prod((node - other) / (point - other) for other in others)
+    return weights
+
+
+def _noise(schedule: Schedule, t: int | Tensor) -> float:
+    return float(schedule.sigma[t]) / float(schedule.alpha[t])

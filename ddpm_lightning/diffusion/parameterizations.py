@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.diffusion.posterior import posterior
 from ddpm_lightning.diffusion.schedules import Scalar, Schedule
 from ddpm_lightning.errors import InputError
 
@@ -55,13 +56,19 @@ class Parameterization(Configurable, ABC):
         """Raise InputError if x0 cannot be recovered at some level of this schedule."""
         t = torch.arange(1, schedule.T + 1)
         like = torch.ones(1, dtype=torch.float64)
-        # Finite in float32, in which the network is trained: alpha_T = 1e-60 is 0 there.
-        for coefficient in self.coefficients(schedule, t, like):
-            if not torch.as_tensor(coefficient).float().isfinite().all():
+        coefficients = self.coefficients(schedule, t, like)
+        for name, coefficient in zip(coefficients._fields, coefficients, strict=True):
+            # Finite in float32, in which the network is trained, and squared there by the loss:
+            # alpha_T = 1e-60 is 0.
+            finite = torch.as_tensor(coefficient).float().square().isfinite().flatten()
+            if not finite.all():
+                level = int(t[~finite][0]) if len(finite) == len(t) else schedule.T
                 raise InputError(
                     f"{type(self).__name__} cannot predict x0 with {type(schedule).__name__}: "
-                    "where alpha is 0 the noisy input says nothing about x0, so a prediction of "
-                    "the noise does not either; use V or X0"
+                    f"{name} is not finite at level {level}, where alpha = "
+                    f"{float(schedule.alpha[level]):.3g}; a noisy input without data in it says "
+                    "nothing about x0, and a prediction of its noise does not either: use V or X0 "
+                    "(with Straight: Velocity)"
                 )
 
 
@@ -101,3 +108,79 @@ class V(Parameterization):
         alpha, sigma = schedule.at(t, like)
         norm = alpha**2 + sigma**2
         return Coefficients(alpha / norm, -sigma / norm, 1.0, discrete_time(t, like))
+
+
+class PosteriorMean(Parameterization):
+    """F predicts the mean of q(x_{t−1} | x_t, x_0), as the first diffusion papers do.
+
+    F = A·x0_hat + B·x_t with the posterior's coefficients (DDPM eq. 7), so
+    x0_hat = (F − B·x_t) / A.
+    """
+
+    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
+        """See the base class."""
+        q = posterior(schedule, t - 1, t, like)
+        return Coefficients(-q.x_t / q.x0, 1 / q.x0, 1.0, discrete_time(t, like))
+
+
+class Velocity(Parameterization):
+    """F predicts eps − x0: flow matching, rectified flow (Liu et al. 2023, eq. 1).
+
+    With the schedule Straight this is T times dx_t/dt. x0_hat = (x_t − sigma·F) / (alpha + sigma)
+    on any schedule. Safe at zero terminal SNR.
+    """
+
+    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
+        """See the base class."""
+        alpha, sigma = schedule.at(t, like)
+        total = alpha + sigma
+        return Coefficients(1 / total, -sigma / total, 1.0, discrete_time(t, like))
+
+    def target(self, schedule: Schedule, t: int | Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+        """See the base class: the same, without its cancellation at small sigma."""
+        return eps - x0
+
+
+class EDMPreconditioning(Parameterization):
+    """Inputs, outputs and targets of F have unit variance at every level (EDM table 1, app. B.6).
+
+    EDM's coefficients at the noise level sigma/alpha, for an x_t that still carries its alpha:
+    with D² = sigma² + alpha²·sigma_data²,
+    c_skip = alpha·sigma_data²/D², c_out = sigma·sigma_data/D, c_in = 1/D and
+    c_noise = ln(sigma/alpha)/4.
+
+    Args:
+        sigma_data: Standard deviation of the data; 0.5 suits images in [−1, 1].
+
+    Raises:
+        InputError: sigma_data is not above 0.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if not sigma_data > 0:
+            raise InputError(
+                f"EDMPreconditioning(sigma_data={sigma_data}): give the data's standard "
+                "deviation, above 0"
+            )
+        self.sigma_data = sigma_data
+
+    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
+        """See the base class."""
+        alpha, sigma = schedule.at(t, like)
+        total = sigma**2 + (alpha * self.sigma_data) ** 2
+        c_noise = -schedule.log_snr_at(t, like) / 8
+        return Coefficients(
+            c_skip=alpha * self.sigma_data**2 / total,
+            c_out=sigma * self.sigma_data / total**0.5,
+            c_in=total**-0.5,
+            c_noise=c_noise.flatten() if isinstance(c_noise, Tensor) else c_noise,
+        )
+
+    def target(self, schedule: Schedule, t: int | Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+        """See the base class: (sigma/sigma_data·x0 − alpha·sigma_data·eps) / D.
+
+        The same, without its cancellation at small sigma.
+        """
+        alpha, sigma = schedule.at(t, like=x0)
+        total = sigma**2 + (alpha * self.sigma_data) ** 2
+        return (sigma / self.sigma_data * x0 - alpha * self.sigma_data * eps) / total**0.5

@@ -1,128 +1,30 @@
-"""Noise schedules: T+1 levels with x_t = alpha_t·x_0 + sigma_t·eps, from clean data to noise."""
+"""The noise schedules, from clean data at level 0 to noise at level T."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from abc import ABC
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.diffusion.schedule import Scalar, Schedule, tables_from_betas
 from ddpm_lightning.errors import InputError
 
-Scalar = float | Tensor
-"""A Python float (one level for the whole batch) or a tensor [B, 1, …] (a level per row)."""
-
-
-class Schedule(Configurable, nn.Module, ABC):
-    """Levels t = 0…T of the forward process q(x_t | x_0) = N(alpha_t·x_0, sigma_t²·I).
-
-    Level 0 is clean data (alpha = 1, sigma = 0). ``alpha`` and ``sigma`` are float64 [T+1] on the
-    CPU; float32 copies travel with the module that owns the schedule and never change dtype.
-
-    Args:
-        alpha: float64 [T+1], alpha_0 = 1.
-        sigma: float64 [T+1], sigma_0 = 0, sigma/alpha strictly increasing.
-
-    Raises:
-        InputError: The tables are not such levels.
-    """
-
-    alpha: Tensor
-    sigma: Tensor
-    _alpha32: Tensor
-    _sigma32: Tensor
-
-    def __init__(self, alpha: Tensor, sigma: Tensor) -> None:
-        super().__init__()
-        alpha, sigma = alpha.double().cpu(), sigma.double().cpu()
-        name = type(self).__name__
-        if alpha.ndim != 1 or alpha.shape != sigma.shape or len(alpha) < 2:
-            raise InputError(f"{name}: alpha and sigma must be two tables of T+1 ≥ 2 levels")
-        if alpha[0] != 1 or sigma[0] != 0:
-            raise InputError(f"{name}: level 0 is clean data, so alpha_0 = 1 and sigma_0 = 0")
-        # alpha_s·sigma_t > alpha_t·sigma_s says SNR_t < SNR_s without dividing by alpha_T = 0.
-        if not (alpha[:-1] * sigma[1:] > alpha[1:] * sigma[:-1]).all():
-            raise InputError(f"{name}: sigma_t/alpha_t must increase strictly with t")
-        self.alpha, self.sigma = alpha, sigma
-        self.register_buffer("_alpha32", alpha.float(), persistent=False)
-        self.register_buffer("_sigma32", sigma.float(), persistent=False)
-        if alpha[-1] > 0.1 * sigma[-1]:
-            warnings.warn(
-                f"{name}: x_T is not noise, alpha_T/sigma_T = {float(alpha[-1] / sigma[-1]):.3g} "
-                "(samples start from pure noise, so keep it below 0.1): use more levels or "
-                "larger betas",
-                stacklevel=3,
-            )
-
-    @property
-    def T(self) -> int:
-        """Number of noise levels."""
-        return len(self.alpha) - 1
-
-    @property
-    def prior_std(self) -> float:
-        """Standard deviation of x_T for data of unit variance: 1 when variance is preserved."""
-        return math.hypot(float(self.alpha[-1]), float(self.sigma[-1]))
-
-    def at(self, t: int | Tensor, like: Tensor) -> tuple[Scalar, Scalar]:
-        """Look up alpha_t and sigma_t.
-
-        Args:
-            t: A level in 0…T for the whole batch, or int64 [B].
-            like: [B, ...] tensor whose dtype (at least float32), device and rank the result suits.
-
-        Returns:
-            Two floats for an int, two tensors [B, 1, …] for a tensor.
-        """
-        if isinstance(t, int):
-            return float(self.alpha[t]), float(self.sigma[t])
-        if like.dtype == torch.float64:
-            alpha, sigma = self.alpha.to(like.device), self.sigma.to(like.device)
-        else:
-            alpha, sigma = self._alpha32, self._sigma32
-        rows = (-1,) + (1,) * (like.ndim - 1)
-        return alpha[t].view(rows), sigma[t].view(rows)
-
-    def add_noise(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
-        """Noise data: x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4).
-
-        Args:
-            x0: [B, ...] data.
-            t: Level(s), an int or int64 [B].
-            eps: [B, ...] standard normal noise.
-        """
-        alpha, sigma = self.at(t, like=x0)
-        return alpha * x0 + sigma * eps
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # Move with the module, but keep float32 whatever bf16-true or half ask for.
-        return super()._apply(lambda table: table.to(fn(table).device), recurse)
-
-
-def tables_from_betas(betas: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn beta_1…beta_T into alpha and sigma of the levels 0…T.
-
-    alpha_t² = prod_{i≤t} (1 − beta_i) (DDPM, above eq. 4); sigma_t² = 1 − alpha_t² by expm1, which
-    keeps every digit where alpha_t² is close to 1.
-
-    Args:
-        betas: float64 [T], in (0, 1].
-
-    Raises:
-        InputError: A beta is outside (0, 1].
-    """
-    if not bool(((betas > 0) & (betas <= 1)).all()):
-        raise InputError(
-            f"betas must lie in (0, 1], but here they span {float(betas.min()):.4g} to "
-            f"{float(betas.max()):.4g}"
-        )
-    log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
-    return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
+__all__ = [
+    "Cosine",
+    "Karras",
+    "Linear",
+    "Quadratic",
+    "Scalar",
+    "Schedule",
+    "Sigmoid",
+    "SigmoidBetas",
+    "SohlDickstein",
+    "Straight",
+    "Table",
+    "ZeroTerminalSNR",
+    "tables_from_betas",
+]
 
 
 class Linear(Schedule):
@@ -148,14 +50,35 @@ class Linear(Schedule):
         beta_end: float = 0.02,
         rescale: bool = True,
     ) -> None:
-        scale = 1000 / T if rescale and T > 0 else 1.0
-        if T < 1 or not 0 < scale * beta_start <= scale * beta_end < 1:
-            raise InputError(
-                f"Linear(T={T}): betas from {scale * beta_start:.4g} to {scale * beta_end:.4g} "
-                "do not rise within (0, 1); use more levels (T > 20 with the paper's end points) "
-                "or smaller end points"
-            )
-        betas = torch.linspace(scale * beta_start, scale * beta_end, T, dtype=torch.float64)
+        first, last = _end_points("Linear", T, beta_start, beta_end, 1000 if rescale else T)
+        super().__init__(*tables_from_betas(_rising(first, last, T)))
+
+
+class Quadratic(Schedule):
+    """Square roots of the betas rise linearly: latent diffusion's "scaled linear" schedule.
+
+    beta_t = (linear from sqrt(beta_1) to sqrt(beta_T))² (Rombach et al. 2022, their code).
+    Gentler than Linear: the defaults at T = 1000 end at alpha_T = 0.026 where Linear has 0.0064.
+
+    Args:
+        T: Number of noise levels, more than 20.
+        beta_start: beta_1 at 1000 levels.
+        beta_end: beta_T at 1000 levels.
+        rescale: Scale both by 1000/T; false takes them as they stand.
+
+    Raises:
+        InputError: A beta leaves (0, 1].
+    """
+
+    def __init__(
+        self,
+        T: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        rescale: bool = True,
+    ) -> None:
+        first, last = _end_points("Quadratic", T, beta_start, beta_end, 1000 if rescale else T)
+        betas = _rising(math.sqrt(first), math.sqrt(last), T).square()
         super().__init__(*tables_from_betas(betas))
 
 
@@ -171,8 +94,209 @@ class Cosine(Schedule):
     """
 
     def __init__(self, T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> None:
-        if T < 1:
-            raise InputError(f"Cosine(T={T}): at least one level is needed")
+        _check_levels("Cosine", T)
         t = torch.arange(T + 1, dtype=torch.float64) / T
         f = torch.cos((t + offset) / (1 + offset) * math.pi / 2).square()
         super().__init__(*tables_from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta)))
+
+
+class Sigmoid(Schedule):
+    """alpha_bar falls along a sigmoid (Jabri et al. 2022, alg. 1; Chen 2023, alg. 1).
+
+    alpha_bar(t/T) = (σ(end/tau) − σ((start + (end − start)·t/T)/tau)) / (σ(end/tau) −
+    σ(start/tau)), stretched to go from 1 to 0 and floored at min_alpha_bar.
+
+    Args:
+        T: Number of noise levels.
+        start: Where on the sigmoid data lies.
+        end: Where noise lies.
+        tau: Temperature: larger is straighter; smaller holds on to data and noise for longer.
+        min_alpha_bar: Floor of alpha_bar, the papers' 1e-9; 0 gives zero terminal SNR.
+
+    Raises:
+        InputError: The arguments describe no falling curve.
+    """
+
+    def __init__(
+        self,
+        T: int = 1000,
+        start: float = -3.0,
+        end: float = 3.0,
+        tau: float = 1.0,
+        min_alpha_bar: float = 1e-9,
+    ) -> None:
+        _check_levels("Sigmoid", T)
+        if not (start < end and tau > 0 and 0 <= min_alpha_bar < 1):
+            raise InputError(
+                f"Sigmoid(start={start}, end={end}, tau={tau}, min_alpha_bar={min_alpha_bar}): "
+                "start must lie below end, tau above 0 and min_alpha_bar in [0, 1)"
+            )
+        curve = torch.sigmoid(_rising(start / tau, end / tau, T + 1))
+        alpha_bar = ((curve[-1] - curve) / (curve[-1] - curve[0])).clamp(min=min_alpha_bar)
+        # The same from the other side, which keeps the digits of 1 − alpha_bar near t = 0.
+        one_minus = ((curve - curve[0]) / (curve[-1] - curve[0])).clamp(max=1 - min_alpha_bar)
+        super().__init__(alpha_bar.sqrt(), one_minus.sqrt())
+
+
+class SigmoidBetas(Schedule):
+    """Betas rise along a sigmoid from −6 to 6 (the annotated diffusion model, GeoDiff's code).
+
+    beta_t = σ(linear from −6 to 6)·(beta_T − beta_1) + beta_1.
+
+    Args:
+        T: Number of noise levels, more than 20.
+        beta_start: Lower end of the betas at 1000 levels.
+        beta_end: Upper end of the betas at 1000 levels.
+        rescale: Scale both by 1000/T; false takes them as they stand.
+
+    Raises:
+        InputError: A beta leaves (0, 1].
+    """
+
+    def __init__(
+        self,
+        T: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        rescale: bool = True,
+    ) -> None:
+        first, last = _end_points("SigmoidBetas", T, beta_start, beta_end, 1000 if rescale else T)
+        betas = torch.sigmoid(_rising(-6, 6, T)) * (last - first) + first
+        super().__init__(*tables_from_betas(betas))
+
+
+class SohlDickstein(Schedule):
+    """The swiss roll's schedule of the first diffusion paper (Sohl-Dickstein et al. 2015).
+
+    beta_t = σ(linear from −18 to 10)·(0.3 − 1e-5) + 1e-5 at T = 40, as its re-implementations
+    have it: beta_1 = 1.0005e-5, beta_40 = 0.29999, alpha_bar_40 = 0.00636. Both end points are
+    scaled by 40/T for another T.
+
+    Args:
+        T: Number of noise levels, more than 12.
+
+    Raises:
+        InputError: A beta leaves (0, 1].
+    """
+
+    def __init__(self, T: int = 40) -> None:
+        first, last = _end_points("SohlDickstein", T, 1e-5, 0.3, 40)
+        betas = torch.sigmoid(_rising(-18, 10, T)) * (last - first) + first
+        super().__init__(*tables_from_betas(betas))
+
+
+class Karras(Schedule):
+    """Variance explodes: alpha = 1 and sigma from sigma_min to sigma_max (EDM eq. 5).
+
+    sigma_t = (linear in t from sigma_min^(1/rho) to sigma_max^(1/rho))^rho. Use EDMPreconditioning
+    with it: the other parameterizations hand the network x_t as it is, as large as sigma_max.
+
+    Args:
+        T: Number of noise levels.
+        sigma_min: sigma_1, for data of standard deviation about 0.5.
+        sigma_max: sigma_T.
+        rho: Larger puts more of the levels near sigma_min; 7 is EDM's.
+
+    Raises:
+        InputError: The sigmas do not rise from above 0.
+    """
+
+    def __init__(
+        self, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ) -> None:
+        if T < 2 or not (0 < sigma_min < sigma_max and rho > 0):
+            raise InputError(
+                f"Karras(T={T}, sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}): T must "
+                "be 2 at least, 0 < sigma_min < sigma_max and rho > 0"
+            )
+        sigma = _rising(sigma_min ** (1 / rho), sigma_max ** (1 / rho), T) ** rho
+        super().__init__(torch.ones(T + 1, dtype=torch.float64), torch.cat([_ZERO, sigma]))
+
+
+class Straight(Schedule):
+    """Straight lines from data to noise: alpha = 1 − t/T, sigma = t/T.
+
+    Flow matching with the optimal-transport path (Lipman et al. 2023, eq. 20 with sigma_min = 0;
+    rectified flow, Liu et al. 2023). Its natural parameterization is Velocity. alpha_T = 0.
+
+    Args:
+        T: Number of noise levels.
+    """
+
+    def __init__(self, T: int = 1000) -> None:
+        _check_levels("Straight", T)
+        t = torch.arange(T + 1, dtype=torch.float64)
+        super().__init__((T - t) / T, t / T)
+
+
+class ZeroTerminalSNR(Schedule):
+    """Another schedule with alpha shifted and stretched so that alpha_T = 0 (Lin et al. 2023).
+
+    Algorithm 1: alpha_t ← alpha_1·(alpha_t − alpha_T)/(alpha_1 − alpha_T), the first noise level
+    stays; alpha² + sigma² stays what it was at every level. Use V or X0 with it.
+
+    Args:
+        schedule: The schedule to rescale; its alpha must fall.
+
+    Raises:
+        InputError: alpha does not fall (Karras), so nothing can be stretched.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        alpha, sigma = schedule.alpha[1:], schedule.sigma[1:]
+        first, last = alpha[0], alpha[-1]
+        if not first > last:
+            raise InputError(
+                f"ZeroTerminalSNR({type(schedule).__name__}): alpha does not fall from level 1 "
+                f"to level {schedule.T}, so it cannot be stretched down to 0; take a schedule "
+                "that preserves variance, e.g. Linear, with two levels at least"
+            )
+        stretched = first * (alpha - last) / (first - last)
+        lost = last * (first - alpha) / (first - last)  # alpha − stretched, without cancellation
+        super().__init__(
+            torch.cat([1 - _ZERO, stretched]),
+            torch.cat([_ZERO, (sigma.square() + lost * (alpha + stretched)).sqrt()]),
+        )
+
+
+class Table(Schedule):
+    """Levels of your own, number by number.
+
+    Args:
+        alpha: alpha_0…alpha_T, the first 1.
+        sigma: sigma_0…sigma_T, the first 0; sigma/alpha must rise.
+
+    Raises:
+        InputError: The tables are not such levels.
+    """
+
+    def __init__(self, alpha: list[float], sigma: list[float]) -> None:
+        super().__init__(
+            torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
+        )
+
+
+_ZERO = torch.zeros(1, dtype=torch.float64)
+
+
+def _rising(first: float, last: float, n: int) -> Tensor:
+    return torch.linspace(first, last, n, dtype=torch.float64)
+
+
+def _check_levels(name: str, T: int) -> None:
+    if T < 1:
+        raise InputError(f"{name}(T={T}): at least one level is needed")
+
+
+def _end_points(
+    name: str, T: int, beta_start: float, beta_end: float, meant_for: int
+) -> tuple[float, float]:
+    """Scale the end points of rising betas from the number of levels they are meant for to T."""
+    scale = meant_for / T if T > 0 else 1.0
+    if T < 1 or not 0 < scale * beta_start <= scale * beta_end < 1:
+        raise InputError(
+            f"{name}(T={T}): betas from {scale * beta_start:.4g} to {scale * beta_end:.4g} do "
+            f"not rise within (0, 1); use more levels (T > {meant_for * beta_end:.0f} with these "
+            "end points) or smaller end points"
+        )
+    return scale * beta_start, scale * beta_end

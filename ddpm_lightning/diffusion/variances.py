@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import zipfile
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.posterior import posterior, transition_variance
+from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
 from ddpm_lightning.diffusion.schedules import Scalar
+from ddpm_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from ddpm_lightning.diffusion.denoiser import Prediction
@@ -21,19 +27,30 @@ class Variance(Configurable, ABC):
         return 0
 
     @abstractmethod
-    def __call__(self, prediction: Prediction, s: int) -> Scalar:
+    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
         """Variance of p(x_s | x_t) for a prediction at level t.
 
         Args:
             prediction: What the denoiser said at x_t, with the extra channels if there are any.
-            s: The level to step to, s < t.
+            s: The level to step to, s < t; int64 [B] where the prediction's t is.
         """
+
+    def decoder(self, prediction: Prediction) -> Scalar:
+        """Variance of p(x_0 | x_1) as a density of the data, in the variational bound.
+
+        beta_tilde_2 unless a class knows better: the step to level 0 itself adds no noise, and a
+        density without variance is infinite (improved DDPM's code does the same).
+
+        Args:
+            prediction: What the denoiser said at x_1.
+        """
+        return first_variance(prediction.schedule)
 
 
 class FixedSmall(Variance):
     """The posterior's beta_tilde: optimal where data is a single point (DDPM sec. 3.2)."""
 
-    def __call__(self, prediction: Prediction, s: int) -> Scalar:
+    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
         """See the base class."""
         return posterior(prediction.schedule, s, prediction.t, prediction.x_t).variance
 
@@ -41,6 +58,147 @@ class FixedSmall(Variance):
 class FixedLarge(Variance):
     """The forward process's beta: optimal where data is standard normal (DDPM sec. 3.2)."""
 
-    def __call__(self, prediction: Prediction, s: int) -> Scalar:
+    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
         """See the base class."""
         return transition_variance(prediction.schedule, s, prediction.t, prediction.x_t)
+
+
+class LearnedRange(Variance):
+    """Learned between beta_tilde and beta, on a log scale (improved DDPM eq. 15).
+
+    exp(v·ln beta + (1 − v)·ln beta_tilde) with v = (extra + 1)/2 from one extra output channel for
+    each of the data's; beta and beta_tilde are those of the pair (s, t), so levels may be
+    skipped. At s = 0, where beta_tilde is 0, beta_tilde_2 takes its place. Only the bound trains
+    it: use the objective Hybrid or VariationalBound.
+    """
+
+    def extra_channels(self, channels: int) -> int:
+        """See the base class: one for each."""
+        return channels
+
+    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
+        """See the base class."""
+        extra = _extra(self, prediction)
+        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
+        large = _tensor(transition_variance(schedule, s, t, like), extra)
+        small = _tensor(posterior(schedule, s, t, like).variance, extra)
+        small = torch.where(_rows(s, extra) == 0, first_variance(schedule), small)
+        v = (extra + 1) / 2
+        return torch.exp(v * large.log() + (1 - v) * small.log())
+
+    def decoder(self, prediction: Prediction) -> Scalar:
+        """See the base class: what was learned."""
+        return self(prediction, 0)
+
+
+class LearnedDiagonal(Variance):
+    """Any variance, learned for each dimension (Sohl-Dickstein et al. 2015, table 1).
+
+    The step t → t − 1 has beta_t·exp(extra), from one extra output channel for each of the data's:
+    a network that says 0 starts from FixedLarge. A step to another s has the variance that
+    follows from it, beta_tilde + A²·Var[x_0 | x_t] with A the posterior's coefficient of x_0, and
+    Var[x_0 | x_t] solved from the same equation at t − 1 and floored at 0. Only the bound trains
+    it: use the objective VariationalBound or Hybrid.
+    """
+
+    def extra_channels(self, channels: int) -> int:
+        """See the base class: one for each."""
+        return channels
+
+    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
+        """See the base class."""
+        extra = _extra(self, prediction)
+        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
+        learned = transition_variance(schedule, t - 1, t, like) * extra.exp()
+        if isinstance(s, int) and isinstance(t, int) and s == t - 1:
+            return learned
+        one, any_ = posterior(schedule, t - 1, t, like), posterior(schedule, s, t, like)
+        excess = (learned - one.variance).clamp(min=0)
+        implied = any_.variance + (any_.x0 / one.x0) ** 2 * excess
+        return torch.where(_rows(s, extra) == _rows(t, extra) - 1, learned, implied)
+
+    def decoder(self, prediction: Prediction) -> Scalar:
+        """See the base class: what was learned."""
+        return self(prediction, 0)
+
+
+class AnalyticVariance(Variance):
+    """The optimal variance that does not depend on x_t (Analytic-DPM, Bao et al. 2022, thm. 1).
+
+    beta_tilde + A²·e_t, with A the posterior's coefficient of x_0 and e_t the mean squared error
+    of x0_hat at level t, a number a dimension: what the levels' network leaves unexplained.
+
+    Args:
+        table: e_0…e_T, T + 1 numbers of which the first is 0 and unused; or the path of an .npz
+            file that holds them as ``x0_error``.
+
+    Raises:
+        InputError: The file is missing or holds something else, or a number is negative.
+    """
+
+    def __init__(self, table: list[float] | str) -> None:
+        errors = _read_table(table) if isinstance(table, str) else np.asarray(table, np.float64)
+        if errors.ndim != 1 or not bool((np.isfinite(errors) & (errors >= 0)).all()):
+            raise InputError(
+                "AnalyticVariance: the table must be a list of T + 1 mean squared errors, finite "
+                "and 0 or larger"
+            )
+        self.errors = torch.from_numpy(errors)
+        self._errors32 = self.errors.float()
+
+    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
+        """See the base class."""
+        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
+        if len(self.errors) != schedule.T + 1:
+            raise InputError(
+                f"AnalyticVariance: the table has {len(self.errors)} entries, but "
+                f"{type(schedule).__name__} has the levels 0…{schedule.T}; estimate it anew for "
+                "this schedule"
+            )
+        error: Scalar
+        if isinstance(t, int):
+            error = float(self.errors[t])
+        else:
+            errors = self.errors if like.dtype == torch.float64 else self._errors32
+            error = errors.to(like.device)[t].view((-1,) + (1,) * (like.ndim - 1))
+        q = posterior(schedule, s, t, like)
+        return q.variance + q.x0**2 * error
+
+    def decoder(self, prediction: Prediction) -> Scalar:
+        """See the base class: the formula at s = 0, or beta_tilde_2 where that is larger."""
+        floor = first_variance(prediction.schedule)
+        variance = self(prediction, 0)
+        return variance.clamp(min=floor) if isinstance(variance, Tensor) else max(variance, floor)
+
+
+def _extra(variance: Variance, prediction: Prediction) -> Tensor:
+    if prediction.extra is None:
+        raise InputError(
+            f"{type(variance).__name__} reads the network's extra channels, which this prediction "
+            "does not have; take FixedSmall or FixedLarge with it"
+        )
+    return prediction.extra
+
+
+def _tensor(scalar: Scalar, like: Tensor) -> Tensor:
+    return torch.as_tensor(scalar, dtype=like.dtype, device=like.device)
+
+
+def _rows(level: int | Tensor, like: Tensor) -> Tensor:
+    """A level, or one a row, as a tensor that broadcasts over the data."""
+    return torch.as_tensor(level, device=like.device).view((-1,) + (1,) * (like.ndim - 1))
+
+
+def _read_table(path: str) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return np.asarray(file["x0_error"], np.float64)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"AnalyticVariance: there is no table {path}; estimate it from the checkpoint first, "
+            "or use FixedSmall"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"AnalyticVariance: {path} is no .npz file with an array x0_error: {error}"
+        ) from error

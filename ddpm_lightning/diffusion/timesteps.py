@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.errors import InputError
 
 
 class Drawn(NamedTuple):
@@ -26,6 +29,22 @@ class UniformNoise(Protocol):
         """Give numbers [B] in [0, 1), one a row."""
 
 
+@runtime_checkable
+class GlobalBatchNoise(UniformNoise, Protocol):
+    """A noise source that knows the place of its rows in the global batch.
+
+    The global batch is all that one optimizer step sees: every process, every accumulated part.
+    """
+
+    rows: Tensor
+    """int64 [B] places of these rows in the global batch, 0…global_batch_size − 1."""
+    global_batch_size: int
+    """Rows in the global batch."""
+
+    def shared(self, draw: int) -> Tensor:
+        """Give one number [] in [0, 1) that is the same for every row of the global batch."""
+
+
 class Timesteps(Configurable, ABC):
     """Distribution of the training levels over 1…T."""
 
@@ -39,6 +58,25 @@ class Timesteps(Configurable, ABC):
                 are free, 0 is the training noise eps.
         """
 
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Learn from the losses of a step; most distributions have nothing to learn.
+
+        Args:
+            t: int64 [N] the levels of all processes, in the same order on each.
+            losses: [N] their losses, before importance weights.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give what was learned, as plain tensors on the CPU, for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` gave.
+
+        Raises:
+            InputError: It belongs to other settings.
+        """
+
 
 class Uniform(Timesteps):
     """Every level 1…T equally often (DDPM algorithm 1)."""
@@ -49,7 +87,218 @@ class Uniform(Timesteps):
         return Drawn(level_of(u, schedule), torch.ones_like(u))
 
 
+class LogNormal(Timesteps):
+    """ln(sigma/alpha) is normal, and the nearest level is taken (EDM table 1 and sec. 5).
+
+    What falls beyond the schedule's first or last level goes there. The weights stay 1: the
+    distribution is part of EDM's loss.
+
+    Args:
+        mean: Mean of ln(sigma/alpha), EDM's P_mean.
+        std: Its standard deviation, EDM's P_std.
+
+    Raises:
+        InputError: std is not above 0.
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        if not std > 0:
+            raise InputError(f"LogNormal(std={std}): std must be above 0")
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
+        """See the base class."""
+        u = noise.uniform(1)
+        levels = torch.arange(1, schedule.T + 1, device=u.device)
+        log_snr = schedule.log_snr_at(levels, like=u)
+        assert isinstance(log_snr, Tensor)
+        midpoints = -(log_snr[1:] + log_snr[:-1]) / 4  # of ln(sigma/alpha)
+        t = 1 + torch.searchsorted(midpoints, self.mean + self.std * torch.special.ndtri(u))
+        return Drawn(t, torch.ones_like(u))
+
+
+class LogitNormal(Timesteps):
+    """The logit of t/T is normal: the middle levels more often (Esser et al. 2024, eq. 19).
+
+    The weights stay 1: the distribution is part of the loss.
+
+    Args:
+        mean: Mean of ln(t/(T − t)); above 0 favours noise.
+        std: Its standard deviation; the paper's best is (0, 1).
+
+    Raises:
+        InputError: std is not above 0.
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        if not std > 0:
+            raise InputError(f"LogitNormal(std={std}): std must be above 0")
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
+        """See the base class."""
+        u = noise.uniform(1)
+        share = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        return Drawn(level_of(share, schedule), torch.ones_like(u))
+
+
+class Stratified(Timesteps):
+    """Another distribution, its quantiles spread evenly over the global batch.
+
+    Of N rows, exactly one falls into each N-th of the distribution, so the loss varies less from
+    step to step (as in VDM, app. I.1). The N-ths are dealt out in golden-ratio strides, which
+    spreads the rows of one process, too, and rotated anew each step, so that each row alone has
+    the distribution.
+
+    Args:
+        timesteps: The distribution to stratify.
+    """
+
+    def __init__(self, timesteps: Timesteps = Uniform()) -> None:
+        self.timesteps = timesteps
+
+    def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
+        """See the base class.
+
+        Raises:
+            InputError: The noise source does not know the global batch.
+        """
+        if not isinstance(noise, GlobalBatchNoise):
+            raise InputError(
+                f"Stratified needs the rows' places in the global batch, which "
+                f"{type(noise).__name__} does not know; use the distribution it wraps"
+            )
+        return self.timesteps(schedule, _StratifiedNoise(noise))
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """See the base class."""
+        self.timesteps.update(t, losses)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See the base class."""
+        return self.timesteps.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See the base class."""
+        self.timesteps.load_state_dict(state)
+
+
+class LossSecondMoment(Timesteps):
+    """Levels in proportion to the root mean square of their last losses (improved DDPM eq. 18).
+
+    p_t ~ sqrt(mean of the last losses at t, squared), with importance weights 1/(T·p_t); uniform
+    until every level has a full history. Meant for the bound, whose terms differ in size.
+
+    Args:
+        history: Losses remembered a level, the paper's 10.
+        uniform: Share of the draws that stays uniform, so that no level is forgotten.
+
+    Raises:
+        InputError: The settings are out of range.
+    """
+
+    def __init__(self, history: int = 10, uniform: float = 0.001) -> None:
+        if history < 1 or not 0 < uniform <= 1:
+            raise InputError(
+                f"LossSecondMoment(history={history}, uniform={uniform}): history must be 1 at "
+                "least and uniform in (0, 1]"
+            )
+        self.history = history
+        self.uniform = uniform
+        self._losses = torch.zeros(0, history)
+        self._counts = torch.zeros(0, dtype=torch.int64)
+
+    def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
+        """See the base class."""
+        self._grow(schedule.T)
+        if len(self._counts) > schedule.T:
+            raise InputError(
+                f"LossSecondMoment: its statistics cover {len(self._counts)} levels, but the "
+                f"schedule has {schedule.T}; start a new run"
+            )
+        u = noise.uniform(1)
+        edges = self.probabilities().cumsum(0)
+        edges = (edges / edges[-1]).to(u.device)
+        index = torch.searchsorted(edges, u, right=True).clamp_(max=schedule.T - 1)
+        # The share that is really drawn, rounding of the sum included.
+        drawn = torch.diff(edges, prepend=edges.new_zeros(1))[index]
+        return Drawn(1 + index, 1 / (schedule.T * drawn))
+
+    def probabilities(self) -> Tensor:
+        """Probability [T] of each level 1…T, on the CPU."""
+        levels = len(self._counts)
+        flat = torch.full((levels,), 1 / levels)
+        rms = self._losses.square().mean(1).sqrt()
+        total = rms.sum()
+        if bool((self._counts < self.history).any()) or not 0 < float(total) < math.inf:
+            return flat
+        return (1 - self.uniform) * rms / total + self.uniform * flat
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """See the base class. Losses that are not finite are left out."""
+        t, losses = t.detach().cpu(), losses.detach().float().cpu()
+        finite = losses.isfinite()
+        t, order = torch.sort(t[finite], stable=True)
+        losses = losses[finite][order]
+        if not len(t):
+            return
+        self._grow(int(t[-1]))
+        index = t - 1
+        added = torch.bincount(index, minlength=len(self._counts))
+        # The n-th of several losses of one level goes n places on; of too many, the last stay.
+        nth = torch.arange(len(t)) - torch.searchsorted(t, t)
+        kept = nth >= added[index] - self.history
+        place = (self._counts[index] + nth) % self.history
+        self._losses[index[kept], place[kept]] = losses[kept]
+        self._counts += added
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See the base class: ``losses`` float32 [T, history] and ``counts`` int64 [T]."""
+        return {"losses": self._losses.clone(), "counts": self._counts.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See the base class."""
+        losses, counts = state["losses"], state["counts"]
+        if losses.shape != (len(counts), self.history):
+            raise InputError(
+                f"LossSecondMoment(history={self.history}): the checkpoint's statistics have the "
+                f"shape {tuple(losses.shape)}; resume with the history it was trained with"
+            )
+        self._losses, self._counts = losses.float().cpu().clone(), counts.long().cpu().clone()
+
+    def _grow(self, levels: int) -> None:
+        missing = levels - len(self._counts)
+        if missing > 0:
+            self._losses = torch.cat([self._losses, torch.zeros(missing, self.history)])
+            self._counts = torch.cat([self._counts, torch.zeros(missing, dtype=torch.int64)])
+
+
 def level_of(u: Tensor, schedule: Schedule) -> Tensor:
     """Map u [B] in [0, 1) onto the levels 1…T, each equally wide."""
     # A double just below 1 may have been rounded to 1, which would be level T + 1.
     return 1 + (u * schedule.T).long().clamp_(max=schedule.T - 1)
+
+
+class _StratifiedNoise:
+    """The noise whose uniform numbers are stratified over the global batch."""
+
+    def __init__(self, noise: GlobalBatchNoise) -> None:
+        self.noise = noise
+
+    def uniform(self, draw: int) -> Tensor:
+        noise, size = self.noise, self.noise.global_batch_size
+        stratum = noise.rows * _stride(size) % size
+        within = noise.uniform(draw)
+        u = (stratum.to(within.device) + within) / size + noise.shared(draw).to(within.device)
+        return (u % 1).clamp_(max=1 - 2.0**-24)
+
+
+@lru_cache
+def _stride(size: int) -> int:
+    """The number closest to the golden ratio of size that has no divisor in common with it."""
+    golden = round(size * (math.sqrt(5) - 1) / 2)
+    return min(
+        (n for n in range(1, size + 1) if math.gcd(n, size) == 1), key=lambda n: abs(n - golden)
+    )

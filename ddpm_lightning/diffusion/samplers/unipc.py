@@ -53,7 +53,8 @@ def corrected(previous: Prediction, older: Prediction | None, new: Prediction) -
     """Combine x0 for the step from previous to new, with the prediction at both ends and before.
 
     x0 + sum_k rho_k·(x0_k − x0) / r_k over the older (r_1 < 0) and the new one (r_2 = 1), with
-    rho from sum_k r_k^(n−1)·rho_k = b_n, n = 1, 2 (theorem 3.1 for data prediction); rho = 1/2 without an older one.
+    rho from sum_k r_k^(n−1)·rho_k = b_n, n = 1, 2 (theorem 3.1, for data prediction);
+    rho = 1/2 without an older one.
 
     Args:
         previous: Where the step started, x_t included; its alpha is not 0.

@@ -1,0 +1,162 @@
+"""Guidance against the distribution it samples from, its interval and its rescaling."""
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions as dist
+
+from ddpm_lightning.diffusion.denoiser import Guided, guide
+from ddpm_lightning.diffusion.oracles import Mixture
+from ddpm_lightning.diffusion.samplers import DDIM
+from ddpm_lightning.diffusion.schedules import Linear
+from ddpm_lightning.errors import InputError
+
+LINEAR = Linear()
+MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.5, -1.0]], dtype=torch.float64)
+VARIANCES = torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 1])
+Y = torch.tensor([0, 1, 1, 0])
+
+
+def normal(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+class Counting:
+    """An oracle that keeps the number of rows of each evaluation."""
+
+    net = None
+
+    def __init__(self):
+        self.oracle = Mixture(LINEAR, MEANS, VARIANCES, WEIGHTS, LABELS)
+        self.schedule = LINEAR
+        self.rows = []
+
+    def __call__(self, x_t, t, y=None):
+        self.rows.append(len(x_t))
+        return self.oracle(x_t, t, y)
+
+
+def log_density(x, t, chosen):
+    """Log q(x_t) of the chosen components, by torch's own distributions."""
+    alpha, sigma = LINEAR.alpha[t], LINEAR.sigma[t]
+    std = (alpha**2 * VARIANCES[chosen] + sigma**2).sqrt()[:, None].expand(-1, 2)
+    components = dist.Independent(dist.Normal(alpha * MEANS[chosen], std), 1)
+    return dist.MixtureSameFamily(dist.Categorical(WEIGHTS[chosen]), components).log_prob(x)
+
+
+@pytest.mark.parametrize("t", [30, 300, 1000])
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0, -1.0])
+@pytest.mark.parametrize("label", [0, 1])
+def test_guidance_follows_the_score_of_the_tilted_distribution(t, guidance, label):
+    # q(x_t)·(q(x_t | y) / q(x_t))^guidance: 0 is unconditional, 1 conditional.
+    x = normal(6, 2).requires_grad_()
+    unconditional = log_density(x, t, LABELS >= 0)
+    conditional = log_density(x, t, label == LABELS)
+    tilted = unconditional + guidance * (conditional - unconditional)
+    (score,) = torch.autograd.grad(tilted.sum(), x)
+    oracle = Mixture(LINEAR, MEANS, VARIANCES, WEIGHTS, LABELS)
+    prediction = Guided(oracle, guidance)(x.detach(), t, torch.full((6,), label))
+    torch.testing.assert_close(-prediction.eps / LINEAR.sigma[t], score)
+
+
+def test_samples_under_strong_guidance_are_of_the_class():
+    oracle = Mixture(LINEAR, MEANS, VARIANCES, WEIGHTS, LABELS)
+    y = torch.arange(1000) % 2
+    samples = DDIM(100)(Guided(oracle, 3.0), normal(1000, 2), y)
+    nearest = torch.cdist(samples, MEANS).argmin(1)
+    assert (LABELS[nearest] == y).double().mean() > 0.995
+
+
+# The interval
+
+
+@pytest.mark.parametrize(("t", "guided"), [(200, False), (201, True), (800, True), (801, False)])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_guidance_acts_inside_its_interval_and_is_conditional_outside(t, guided, per_row):
+    denoiser, x_t = Counting(), normal(4, 2)
+    level = torch.full((4,), t) if per_row else t
+    ours = Guided(denoiser, 3.0, interval=(0.2, 0.8))(x_t, level, Y).x0
+    expected = Guided(denoiser, 3.0 if guided else 1.0)(x_t, t, Y).x0
+    torch.testing.assert_close(ours, expected)
+
+
+def test_rows_of_one_batch_may_lie_in_and_outside_the_interval():
+    denoiser, x_t, t = Counting(), normal(4, 2), torch.tensor([100, 500, 900, 700])
+    ours = Guided(denoiser, 3.0, interval=(0.2, 0.8))(x_t, t, Y).x0
+    for k, guidance in enumerate([1.0, 3.0, 1.0, 3.0]):
+        row = slice(k, k + 1)
+        alone = Guided(denoiser, guidance)(x_t[row], int(t[k]), Y[row]).x0
+        torch.testing.assert_close(ours[row], alone)
+
+
+def test_outside_the_interval_a_step_costs_half():
+    denoiser = Counting()
+    DDIM(10)(Guided(denoiser, 3.0, interval=(0.25, 0.75)), normal(4, 2), Y)
+    assert denoiser.rows == [4, 4, 4, 8, 8, 8, 8, 8, 4, 4]
+
+
+def test_the_interval_of_all_levels_is_plain_guidance():
+    denoiser, x_t = Counting(), normal(4, 2)
+    for t in (1, 1000):
+        everywhere = Guided(denoiser, 3.0, interval=(0.0, 1.0))(x_t, t, Y).x0
+        assert torch.equal(everywhere, Guided(denoiser, 3.0)(x_t, t, Y).x0)
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.5, 1.1)])
+def test_an_interval_that_is_none_is_an_error(interval):
+    with pytest.raises(InputError, match="0 ≤ low < high ≤ 1"):
+        Guided(Counting(), 3.0, interval=interval)
+
+
+# Rescaling
+
+
+class Two:
+    """Predicts one array with a label and another without."""
+
+    net, schedule = None, LINEAR
+
+    def __init__(self, conditional, unconditional):
+        self.values = conditional, unconditional
+
+    def __call__(self, x_t, t, y=None):
+        oracle = Mixture(LINEAR, torch.zeros(1, *x_t.shape[1:]), torch.ones(1))
+        prediction = oracle(x_t, t)
+        x0 = torch.where((y >= 0).view(-1, 1, 1, 1), *(v.repeat(2, 1, 1, 1) for v in self.values))
+        return type(prediction)(x0, x_t, t, LINEAR, prediction.reverse_variance)
+
+
+@pytest.mark.parametrize("t", [500, torch.tensor([1, 500, 1000])])
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+def test_rescaling_is_the_papers(phi, t):
+    conditional, unconditional = normal(3, 2, 4, 4), normal(3, 2, 4, 4, seed=1)
+    ours = Guided(Two(conditional, unconditional), 4.0, rescale=phi)(
+        normal(3, 2, 4, 4, seed=2), t, torch.tensor([0, 1, 0])
+    )
+    for k in range(3):
+        cond, null = conditional[k].numpy(), unconditional[k].numpy()
+        guided = null + 4.0 * (cond - null)
+        rescaled = guided * (np.std(cond) / np.std(guided))
+        np.testing.assert_allclose(ours.x0[k], phi * rescaled + (1 - phi) * guided, rtol=1e-12)
+
+
+def test_rescaling_leaves_a_constant_prediction_alone():
+    flat = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    ours = Guided(Two(2 * flat, flat), 3.0, rescale=1.0)(flat, 5, torch.tensor([0]))
+    assert torch.equal(ours.x0, 4 * flat)
+
+
+@pytest.mark.parametrize("rescale", [-0.1, 1.1])
+def test_rescaling_by_another_share_is_an_error(rescale):
+    with pytest.raises(InputError, match="between 0"):
+        Guided(Counting(), 3.0, rescale=rescale)
+
+
+def test_strength_1_leaves_the_denoiser_as_it_is_and_settings_pass_through():
+    denoiser = Counting()
+    assert guide(denoiser, 1.0, (0.2, 0.8), 0.7) is denoiser
+    guided = guide(denoiser, 2.0, (0.2, 0.8), 0.7)
+    assert (guided.guidance, guided.interval, guided.rescale) == (2.0, (0.2, 0.8), 0.7)

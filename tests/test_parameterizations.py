@@ -9,27 +9,23 @@ from torch import nn
 
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.objectives import MSE, EpsMSE, MinSNR, NoisedBatch, Plain
-from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
-from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule
+from ddpm_lightning.diffusion.parameterizations import (
+    X0,
+    EDMPreconditioning,
+    Eps,
+    PosteriorMean,
+    V,
+    Velocity,
+)
+from ddpm_lightning.diffusion.schedules import (
+    Cosine,
+    Karras,
+    Linear,
+    Straight,
+    Table,
+    ZeroTerminalSNR,
+)
 from ddpm_lightning.errors import InputError
-
-
-class ZeroTerminalSNR(Schedule):
-    """alpha = cos, sigma = sin of an angle from 0 to π/2: x_T is pure noise."""
-
-    def __init__(self, T: int = 100) -> None:
-        angle = torch.linspace(0, torch.pi / 2, T + 1, dtype=torch.float64)
-        alpha = angle.cos()
-        alpha[-1] = 0
-        super().__init__(alpha, angle.sin())
-
-
-class Straight(Schedule):
-    """alpha = 1 − t/T, sigma = t/T: variance is not preserved."""
-
-    def __init__(self, T: int = 100) -> None:
-        rising = torch.linspace(0, 0.99, T + 1, dtype=torch.float64)
-        super().__init__(1 - rising, rising)
 
 
 class Says(nn.Module):
@@ -43,8 +39,11 @@ class Says(nn.Module):
         return self.output
 
 
-PARAMETERIZATIONS = [Eps(), X0(), V()]
-SCHEDULES = [Linear(), Cosine(), Straight()]
+PARAMETERIZATIONS = [Eps(), X0(), V(), PosteriorMean(), Velocity(), EDMPreconditioning(0.7)]
+RISING = np.linspace(0, 0.99, 101)
+ALMOST_STRAIGHT = Table((1 - RISING).tolist(), RISING.tolist())  # alpha_T > 0, so all are legal
+SCHEDULES = [Linear(), Cosine(), ALMOST_STRAIGHT, Karras(100)]
+SAFE_AT_ZERO_SNR = [X0(), V(), PosteriorMean(), Velocity()]
 values = st.floats(-3, 3)
 
 
@@ -58,15 +57,32 @@ def levels(draw):
     return schedule, draw(st.integers(1, schedule.T))
 
 
+def targets(schedule, t, x0, eps):
+    """What each network should say, by its paper's own definition, in numpy."""
+    alpha, sigma = schedule.alpha.numpy(), schedule.sigma.numpy()
+    s, x_t = t - 1, alpha[t] * x0 + sigma[t] * eps
+    gain = alpha[t] / alpha[s] * sigma[s] ** 2 / sigma[t] ** 2
+    noise, data = sigma[t] / alpha[t], 0.7  # EDM's sigma and sigma_data
+    c_skip = data**2 / (noise**2 + data**2)
+    c_out = noise * data / np.sqrt(noise**2 + data**2)
+    return {
+        Eps: eps,
+        X0: x0,
+        V: alpha[t] * eps - sigma[t] * x0,
+        PosteriorMean: (alpha[s] - gain * alpha[t]) * x0 + gain * x_t,
+        Velocity: eps - x0,
+        EDMPreconditioning: (x0 - c_skip * (x_t / alpha[t])) / c_out,
+    }
+
+
 # Targets and predictions
 
 
 @settings(deadline=None, max_examples=200)
 @given(levels(), values, values)
-def test_targets_are_eps_x0_and_v(level, x0, eps):
+def test_targets_are_what_each_network_is_defined_to_predict(level, x0, eps):
     schedule, t = level
-    alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
-    expected = {Eps: eps, X0: x0, V: alpha * eps - sigma * x0}
+    expected = targets(schedule, t, x0, eps)
     for parameterization in PARAMETERIZATIONS:
         target = parameterization.target(schedule, t, column(x0), column(eps))
         assert target.item() == pytest.approx(expected[type(parameterization)], abs=1e-9)
@@ -96,7 +112,7 @@ def test_output_to_x0_and_eps_and_back_is_the_identity(level, x_t, output, param
 
 @settings(deadline=None, max_examples=200)
 @given(levels(), values, values)
-def test_eps_x0_and_v_networks_convert_into_each_other(level, x_t, output):
+def test_all_networks_convert_into_each_other(level, x_t, output):
     # Any output of any one is an x0 and an eps, and those as targets of the others say the same.
     schedule, t = level
     for one in PARAMETERIZATIONS:
@@ -128,7 +144,9 @@ def test_coefficients_are_finite_at_every_level_of_the_cosine_schedule(parameter
     assert prediction.eps.isfinite().all()
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "parameterization", PARAMETERIZATIONS[:-1], ids=lambda p: type(p).__name__
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_network_counts_levels_from_0_in_a_dtype_that_holds_them(parameterization, dtype):
     t = torch.tensor([1, 258, 1000])
@@ -137,12 +155,116 @@ def test_the_network_counts_levels_from_0_in_a_dtype_that_holds_them(parameteriz
     assert coefficients.c_noise.dtype == torch.float32
 
 
+# EDM's preconditioning
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_edm_tells_the_network_a_quarter_of_the_log_of_the_noise_level(schedule):
+    t = torch.tensor([1, 2, 50, 100])
+    expected = np.log((schedule.sigma[t] / schedule.alpha[t]).numpy()) / 4
+    for like, rtol in (
+        (torch.zeros(4, 1, 2), 1e-5),
+        (torch.zeros(4, 1, dtype=torch.float64), 1e-12),
+    ):
+        c_noise = EDMPreconditioning().coefficients(schedule, t, like).c_noise
+        assert c_noise.shape == (4,)
+        assert c_noise.dtype == like.dtype
+        np.testing.assert_allclose(c_noise, expected, rtol=rtol, atol=1e-7)
+    alone = EDMPreconditioning().coefficients(schedule, 50, like).c_noise
+    assert alone == pytest.approx(expected[2], rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_edm_gives_inputs_and_targets_unit_variance_at_every_level(schedule):
+    # Both are linear in x_0 (variance sigma_data²) and eps (variance 1).
+    edm, like = EDMPreconditioning(0.5), torch.zeros(1, 1, dtype=torch.float64)
+    for t in range(1, schedule.T + 1, 9):
+        c_in = edm.coefficients(schedule, t, like).c_in
+        for of_x0, of_eps in (
+            (c_in * schedule.alpha[t], c_in * schedule.sigma[t]),
+            (
+                edm.target(schedule, t, column(1), column(0)),
+                edm.target(schedule, t, column(0), column(1)),
+            ),
+        ):
+            assert float((0.5 * of_x0) ** 2 + of_eps**2) == pytest.approx(1, rel=1e-12)
+
+
+def test_edm_has_the_papers_coefficients_where_alpha_is_one():
+    schedule = Karras(18)
+    sigma = float(schedule.sigma[9])
+    c = EDMPreconditioning(0.5).coefficients(schedule, 9, torch.zeros(1))
+    assert c.c_skip == pytest.approx(0.25 / (sigma**2 + 0.25))
+    assert c.c_out == pytest.approx(sigma * 0.5 / np.sqrt(0.25 + sigma**2))
+    assert c.c_in == pytest.approx(1 / np.sqrt(sigma**2 + 0.25))
+
+
+@pytest.mark.filterwarnings("ignore:.*not noise")
+def test_edm_sees_the_same_network_whether_x_t_carries_an_alpha_or_not():
+    # One noise level on two schedules: input, coordinate and x0 must agree.
+    scaled, plain = Table([1, 0.6], [0, 0.8]), Karras(2, 0.8 / 0.6, 80)
+    edm, like = EDMPreconditioning(), torch.zeros(1)
+    a, b = edm.coefficients(scaled, 1, like), edm.coefficients(plain, 1, like)
+    assert a.c_in * 0.6 == pytest.approx(b.c_in)
+    assert a.c_skip * 0.6 == pytest.approx(b.c_skip)
+    assert a.c_out == pytest.approx(b.c_out)
+    assert a.c_noise == pytest.approx(b.c_noise)
+
+
+@pytest.mark.parametrize("sigma_data", [0, -1, float("nan")])
+def test_edm_refuses_data_without_a_spread(sigma_data):
+    with pytest.raises(InputError, match="sigma_data"):
+        EDMPreconditioning(sigma_data)
+
+
+@pytest.mark.parametrize(
+    "parameterization", [EDMPreconditioning(), Velocity()], ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize("schedule", [Karras(), Straight(4000)], ids=lambda s: type(s).__name__)
+def test_float32_targets_keep_their_digits_where_there_is_hardly_any_noise(
+    schedule, parameterization
+):
+    t, generator = torch.arange(1, 21), torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 20, 4, dtype=torch.float64, generator=generator).float().unbind()
+    exact = parameterization.target(schedule, t, x0.double(), eps.double())
+    np.testing.assert_allclose(
+        parameterization.target(schedule, t, x0, eps), exact, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_velocity_is_the_slope_of_the_straight_path():
+    schedule, x0, eps = Straight(10), column(0.3), column(-1.2)
+    for t in range(1, 11):
+        step = schedule.add_noise(x0, t, eps) - schedule.add_noise(x0, t - 1, eps)
+        slope = Velocity().target(schedule, t, x0, eps)
+        assert (10 * step).item() == pytest.approx(slope.item(), rel=1e-12)
+
+
 # Zero terminal SNR
 
 
 def test_eps_is_refused_at_zero_terminal_snr_with_the_fix_in_the_message():
     with pytest.raises(InputError, match="use V or X0"):
-        Denoiser(Says(torch.zeros(1)), ZeroTerminalSNR(), Eps())
+        Denoiser(Says(torch.zeros(1)), ZeroTerminalSNR(Linear(100)), Eps())
+
+
+@pytest.mark.parametrize("parameterization", [Eps(), EDMPreconditioning()])
+@pytest.mark.parametrize("schedule", [ZeroTerminalSNR(Cosine(50)), Straight(50)])
+def test_a_refusal_names_both_parts_the_level_and_the_fix(parameterization, schedule):
+    names = rf"{type(parameterization).__name__} .* {type(schedule).__name__}: c_\w+ is not"
+    with pytest.raises(InputError, match=names + r".* level 50, .*alpha = 0;.*V or X0"):
+        parameterization.check(schedule)
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_every_other_pair_is_allowed(parameterization, schedule):
+    parameterization.check(schedule)
+
+
+def test_coefficients_whose_squares_overflow_in_float32_are_refused():
+    with pytest.raises(InputError, match="c_skip is not finite at level 1"):
+        Eps().check(Table([1, 1e-20], [0, 1]))
 
 
 def test_eps_is_refused_where_alpha_vanishes_in_float32_only():
@@ -152,9 +274,9 @@ def test_eps_is_refused_where_alpha_vanishes_in_float32_only():
         Denoiser(Says(torch.zeros(1)), schedule, Eps())
 
 
-@pytest.mark.parametrize("parameterization", [X0(), V()], ids=lambda p: type(p).__name__)
-def test_x0_and_v_are_finite_at_zero_terminal_snr(parameterization):
-    schedule = ZeroTerminalSNR()
+@pytest.mark.parametrize("parameterization", SAFE_AT_ZERO_SNR, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("schedule", [ZeroTerminalSNR(Cosine(100)), Straight(100)])
+def test_the_others_recover_x0_at_zero_terminal_snr(parameterization, schedule):
     x0, eps = torch.randn(2, 1, 4).unbind()
     target = parameterization.target(schedule, schedule.T, x0, eps)
     denoiser = Denoiser(Says(target), schedule, parameterization)
@@ -234,10 +356,14 @@ def test_eps_mse_is_the_unweighted_error_of_eps_whatever_is_predicted(parameteri
 def test_plain_is_the_unweighted_error_of_the_networks_output(parameterization):
     schedule, t = Cosine(), torch.tensor([1, 10, 500, 1000])
     batch, _, _ = noised(schedule, t)
-    alpha, sigma = schedule.at(t, batch.x0)
     output = torch.full_like(batch.x0, 0.3)
-    target = {Eps: batch.eps, X0: batch.x0, V: alpha * batch.eps - sigma * batch.x0}
-    expected = (output - target[type(parameterization)]).square().flatten(1).mean(1)
+    rows = [
+        targets(schedule, int(t[i]), batch.x0[i].numpy(), batch.eps[i].numpy())[
+            type(parameterization)
+        ]
+        for i in range(len(t))
+    ]
+    expected = [np.mean((0.3 - row) ** 2) for row in rows]
     loss = MSE(Plain())(Denoiser(Says(output), schedule, parameterization), batch)["loss"]
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
 
@@ -258,7 +384,7 @@ def test_float32_losses_are_finite_at_every_level_of_the_cosine_schedule(
 
 @pytest.mark.parametrize("weighting", [Plain(), EpsMSE(), MinSNR()])
 def test_losses_are_finite_at_zero_terminal_snr(weighting):
-    schedule = ZeroTerminalSNR()
+    schedule = ZeroTerminalSNR(Linear(100))
     batch, _, _ = noised(schedule, torch.tensor([schedule.T]), torch.float32)
     denoiser = Denoiser(Says(torch.zeros_like(batch.x0)), schedule, V())
     assert MSE(weighting)(denoiser, batch)["loss"].isfinite().all()

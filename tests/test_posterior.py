@@ -6,10 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_lightning.diffusion.denoiser import Prediction
-from ddpm_lightning.diffusion.posterior import posterior, transition_variance
-from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule
-from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall
+from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
+from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule, Table
 
 
 class Straight(Schedule):
@@ -117,33 +115,21 @@ def test_a_pair_per_row_gives_what_each_pair_gives_alone(dtype):
         np.testing.assert_allclose(row.flatten(), expected, rtol=rtol, atol=1e-12)
 
 
-# Fixed variances of the reverse step
+@pytest.mark.parametrize("schedule", [Linear(4000), Cosine(4000), Straight(1000)])
+def test_the_variances_between_neighbours_keep_six_digits_in_float32(schedule):
+    t = torch.arange(1, schedule.T + 1)
+    like = torch.zeros(schedule.T, 1)
+    exact, single = (
+        (transition_variance(schedule, t - 1, t, x), posterior(schedule, t - 1, t, x).variance)
+        for x in (like.double(), like)
+    )
+    for a, b in zip(exact, single, strict=True):
+        assert b.dtype == torch.float32
+        np.testing.assert_allclose(b, a, rtol=1e-6)
 
 
-def prediction_at(schedule, t, variance):
-    x = torch.zeros(2, 1, dtype=torch.float64)
-    return Prediction(x, x, t, schedule, variance)
-
-
-LINEAR_PAIRS = [(0, 1), (1, 2), (499, 500), (999, 1000), (0, 1000), (1, 1000), (400, 700)]
-
-
-@pytest.mark.parametrize(("s", "t"), LINEAR_PAIRS)
-def test_fixed_large_is_the_beta_of_the_levels_skipped(s, t):
-    betas, _ = linear_betas_and_variances()
-    skipped = -np.expm1(np.log1p(-betas[s:t]).sum())  # 1 − ᾱ_t/ᾱ_s
-    ours = prediction_at(Linear(), t, FixedLarge()).variance(s)
-    assert ours == pytest.approx(skipped, rel=1e-12)
-
-
-@pytest.mark.parametrize(("s", "t"), LINEAR_PAIRS)
-def test_fixed_small_is_the_beta_tilde_of_the_levels_skipped(s, t):
+def test_beta_tilde_2_stands_in_for_the_first_variance():
     betas, variance = linear_betas_and_variances()
-    skipped = -np.expm1(np.log1p(-betas[s:t]).sum()) * variance[s] / variance[t]
-    ours = prediction_at(Linear(), t, FixedSmall()).variance(s)
-    assert ours == pytest.approx(skipped, rel=1e-12)
-
-
-@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
-def test_fixed_variances_need_no_output_channels(variance):
-    assert variance.extra_channels(3) == 0
+    beta_tilde_2 = betas[1] * variance[1] / variance[2]
+    assert first_variance(Linear()) == pytest.approx(beta_tilde_2, rel=1e-12)
+    assert first_variance(Table([1, 0], [0, 0.7])) == pytest.approx(0.49)

@@ -58,7 +58,7 @@ class Quadratic(Schedule):
     """Square roots of the betas rise linearly: latent diffusion's "scaled linear" schedule.
 
     beta_t = (linear from sqrt(beta_1) to sqrt(beta_T))² (Rombach et al. 2022, their code).
-    Gentler than Linear: the defaults at T = 1000 end at alpha_T = 0.026 where Linear has 0.0064.
+    Gentler than Linear: the defaults at T = 1000 end at alpha_T = 0.027 where Linear has 0.0064.
 
     Args:
         T: Number of noise levels, more than 20.

@@ -198,7 +198,7 @@ def _read_table(path: str) -> np.ndarray:
             f"AnalyticVariance: there is no table {path}; estimate it from the checkpoint first, "
             "or use FixedSmall"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"AnalyticVariance: {path} is no .npz file with an array x0_error: {error}"
         ) from error

@@ -119,7 +119,8 @@ def bound_term(prediction: Prediction, x0: Tensor, decoder: Decoder) -> Tensor:
     variance_q = torch.where(first, 1.0, _tensor(q.variance, x_t))
     variance_p = torch.where(first, 1.0, _tensor(variance(prediction, s), x_t))
     kl = gaussian_kl(q.x0 * (x0 - prediction.x0), variance_q, variance_p)
-    nll = decoder(x0, prediction.x0, variance.decoder(prediction))
+    variance_0 = torch.where(first, _tensor(variance.decoder(prediction), x_t), 1.0)
+    nll = decoder(x0, prediction.x0, variance_0)
     return torch.where(first, nll, kl).flatten(1).mean(1) / decoder.nats
 
 

@@ -1,0 +1,376 @@
+"""Losses and their weights over noise levels, against the papers' formulas in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ddpm_lightning.configurable import build
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.likelihood import DiscretizedGaussian, GaussianDecoder, bound_term
+from ddpm_lightning.diffusion.objectives import (
+    EDM,
+    L1,
+    MSE,
+    P2,
+    VLB,
+    EpsMSE,
+    Huber,
+    Hybrid,
+    MinSNR,
+    NoisedBatch,
+    Plain,
+    VariationalBound,
+)
+from ddpm_lightning.diffusion.parameterizations import (
+    X0,
+    EDMPreconditioning,
+    Eps,
+    PosteriorMean,
+    V,
+    Velocity,
+)
+from ddpm_lightning.diffusion.schedules import (
+    Cosine,
+    Karras,
+    Linear,
+    SohlDickstein,
+    Straight,
+    ZeroTerminalSNR,
+)
+from ddpm_lightning.diffusion.variances import (
+    FixedLarge,
+    FixedSmall,
+    LearnedDiagonal,
+    LearnedRange,
+)
+from ddpm_lightning.errors import InputError
+
+PARAMETERIZATIONS = [Eps(), X0(), V(), PosteriorMean(), Velocity(), EDMPreconditioning()]
+WEIGHTINGS = [Plain(), EpsMSE(), MinSNR(), P2(), EDM(), VLB()]
+
+
+class Says(nn.Module):
+    """A network whose output is given."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = nn.Parameter(output)
+
+    def forward(self, x, c_noise, y=None):
+        return self.output
+
+
+class SeenDtypes(TorchDispatchMode):
+    """Records which operations touch a float64 tensor. Reading one number of a table may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.float64: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        reads_one_number = str(func) in ("aten.select.int", "aten._local_scalar_dense.default")
+        if any(x.dtype == torch.float64 for x in tensors) and not reads_one_number:
+            self.float64.add(str(func))
+        return out
+
+
+def noised(schedule, t, dtype=torch.float64):
+    """A batch, a prediction of x_0 that is a little off, and how far each row is off."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps, error = torch.randn(3, len(t), 2, 3, dtype=dtype, generator=generator).unbind()
+    x0 = x0.clamp(-1, 1)
+    batch = NoisedBatch(x0, eps, t, schedule.add_noise(x0, t, eps))
+    return batch, x0 + 0.1 * error, 0.01 * error.square().flatten(1).mean(1)
+
+
+def predicting(x0_hat, batch, schedule, parameterization, variance=FixedSmall(), extra=None):
+    """The denoiser whose network says just what makes it predict this x_0."""
+    alpha, sigma = schedule.at(batch.t, batch.x0)
+    eps_hat = (batch.x_t - alpha * x0_hat) / sigma
+    output = parameterization.target(schedule, batch.t, x0_hat, eps_hat)
+    if extra is not None:
+        output = torch.cat([output, extra], dim=1)
+    return Denoiser(Says(output), schedule, parameterization, variance)
+
+
+# Weightings
+
+
+def expected_weight(weighting, schedule, t):
+    snr = ((schedule.alpha / schedule.sigma) ** 2).numpy()
+    if isinstance(weighting, EpsMSE):
+        return snr[t]
+    if isinstance(weighting, MinSNR):
+        return np.minimum(snr[t], 5)
+    if isinstance(weighting, P2):
+        return snr[t] / (weighting.k + snr[t]) ** weighting.gamma
+    if isinstance(weighting, EDM):
+        sigma, data = 1 / np.sqrt(snr[t]), weighting.sigma_data
+        return (sigma**2 + data**2) / (sigma * data) ** 2
+    assert isinstance(weighting, VLB)
+    return (snr[t - 1] - snr[t]) / 2
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "weighting",
+    [EpsMSE(), MinSNR(), P2(), P2(0.5, 2), EDM(), EDM(1.3), VLB()],
+    ids=lambda w: type(w).__name__,
+)
+@pytest.mark.parametrize("schedule", [Linear(), Karras(100)], ids=lambda s: type(s).__name__)
+def test_the_weight_on_the_error_of_x0_is_the_same_whatever_is_predicted(
+    weighting, parameterization, schedule
+):
+    t = torch.tensor([2, 3, 30, 60, schedule.T])
+    batch, x0_hat, error = noised(schedule, t)
+    loss = MSE(weighting)(predicting(x0_hat, batch, schedule, parameterization), batch)["loss"]
+    expected = expected_weight(weighting, schedule, t.numpy()) * error.numpy()
+    np.testing.assert_allclose(loss.detach(), expected, rtol=1e-7)
+
+
+def test_p2_without_strength_is_eps_mse():
+    t, like = torch.tensor([1, 500, 1000]), torch.zeros(3, 1)
+    assert torch.equal(P2(gamma=0)(Linear(), t, 1.0, like), EpsMSE()(Linear(), t, 1.0, like))
+
+
+@pytest.mark.parametrize("schedule", [Karras(100), Cosine(100)], ids=lambda s: type(s).__name__)
+def test_edms_weight_is_plain_under_its_own_preconditioning(schedule):
+    t, like = torch.arange(1, 101), torch.zeros(100, 1, dtype=torch.float64)
+    c_out = EDMPreconditioning(0.7).coefficients(schedule, t, like).c_out
+    a, b = (w(schedule, t, c_out, like) for w in (EDM(0.7), Plain()))
+    np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_the_bounds_weight_at_the_first_level_is_that_of_the_gaussian_decoder():
+    betas = np.linspace(1e-4, 0.02, 1000)
+    sigma2_1, sigma2_2 = betas[0], 1 - (1 - betas[0]) * (1 - betas[1])
+    weight = VLB()(Linear(), torch.tensor([1]), 1.0, torch.zeros(1, 1))
+    assert weight.item() == pytest.approx(0.5 / (betas[1] * sigma2_1 / sigma2_2), rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [Linear(4000), Cosine(4000)], ids=lambda s: type(s).__name__)
+def test_the_bounds_weight_keeps_its_digits_in_float32(schedule):
+    t, like = torch.arange(1, 4001), torch.zeros(4000, 1)
+    single, double = (VLB()(schedule, t, 1.0, x) for x in (like, like.double()))
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single, double, rtol=2e-6)
+
+
+def test_the_bounds_weight_is_ddpms_eq_12():
+    # beta²/(2·beta_tilde·alpha·(1 − alpha_bar)) on the error of eps.
+    betas = np.linspace(1e-4, 0.02, 1000)
+    alpha_bar = np.cumprod(1 - betas)
+    t = np.array([2, 10, 500, 1000])
+    beta, bar, before = betas[t - 1], alpha_bar[t - 1], alpha_bar[t - 2]
+    beta_tilde = beta * (1 - before) / (1 - bar)
+    expected = beta**2 / (2 * beta_tilde * (1 - beta) * (1 - bar))
+    like = torch.zeros(4, 1, dtype=torch.float64)
+    c_out = Eps().coefficients(Linear(), torch.from_numpy(t), like).c_out
+    ours = VLB()(Linear(), torch.from_numpy(t), c_out, like) * c_out**2
+    np.testing.assert_allclose(ours.flatten(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: type(w).__name__)
+@pytest.mark.parametrize(
+    ("schedule", "parameterization"),
+    [
+        (Linear(4000), Eps()),
+        (Cosine(), Eps()),
+        (Cosine(), PosteriorMean()),
+        (ZeroTerminalSNR(Cosine()), V()),
+        (Straight(), Velocity()),
+        (Karras(), EDMPreconditioning()),
+        (SohlDickstein(), PosteriorMean()),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+@pytest.mark.parametrize("loss", [MSE, L1, Huber])
+def test_float32_losses_and_gradients_are_finite_at_every_level(
+    weighting, schedule, parameterization, loss
+):
+    batch, _, _ = noised(schedule, torch.arange(1, schedule.T + 1), torch.float32)
+    denoiser = Denoiser(Says(torch.zeros_like(batch.x0)), schedule, parameterization)
+    terms = loss(weighting=weighting)(denoiser, batch)["loss"]
+    assert terms.shape == (schedule.T,)
+    assert terms.dtype == torch.float32
+    assert terms.isfinite().all()
+    terms.sum().backward()
+    assert denoiser.net.output.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("sigma_data", [0, -1])
+def test_edms_weight_refuses_data_without_a_spread(sigma_data):
+    with pytest.raises(InputError, match="sigma_data"):
+        EDM(sigma_data)
+
+
+# Errors
+
+
+def error_of(objective, error):
+    """Loss of a network whose output is off by this, one row for each."""
+    error = torch.tensor(error, dtype=torch.float64).view(-1, 1, 1)
+    schedule, t = Linear(), torch.full((len(error),), 500)
+    x0, eps = torch.randn(2, len(error), 1, 4, dtype=torch.float64).unbind()
+    batch = NoisedBatch(x0, eps, t, schedule.add_noise(x0, t, eps))
+    return objective(Denoiser(Says(eps + error), schedule, Eps()), batch)["loss"].tolist()
+
+
+def test_l1_is_the_absolute_error_of_the_output():
+    assert error_of(L1(), [-0.5, 0.0, 3.0]) == pytest.approx([0.5, 0, 3], abs=1e-12)
+
+
+@pytest.mark.parametrize("delta", [0.1, 1.0])
+def test_huber_is_quadratic_up_to_delta_and_linear_beyond(delta):
+    error = np.array([-3.0, -1.0, -0.05, 0.0, 0.5, 2.0])
+    size = np.abs(error)
+    expected = np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))
+    assert error_of(Huber(delta), error) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("objective", [MSE, L1, Huber])
+def test_the_weight_is_a_factor_on_every_error(objective):
+    snr = float((Linear().alpha[500] / Linear().sigma[500]) ** 2)
+    c_out2 = 1 / snr
+    plain = error_of(objective(), [0.3, 2.0])
+    weighted = error_of(objective(weighting=MinSNR(0.01)), [0.3, 2.0])
+    np.testing.assert_allclose(weighted, np.array(plain) * min(snr, 0.01) * c_out2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("delta", [0, -1])
+def test_huber_without_a_quadratic_part_is_refused(delta):
+    with pytest.raises(InputError, match="delta must be above 0"):
+        Huber(delta)
+
+
+# The variational bound
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
+def test_with_a_fixed_small_variance_the_bound_is_t_times_the_weighted_error(parameterization):
+    schedule = Linear(100)
+    t = torch.arange(1, 101)
+    batch, x0_hat, _ = noised(schedule, t)
+    denoiser = predicting(x0_hat, batch, schedule, parameterization)
+    bound = VariationalBound(GaussianDecoder())(denoiser, batch)["loss"].detach()
+    weighted = 100 * MSE(VLB())(denoiser, batch)["loss"].detach()
+    np.testing.assert_allclose(bound[1:], weighted[1:], rtol=1e-7)
+    # The decoder's normalisation is all that is left over at t = 1.
+    norm = bound[0] - weighted[0]
+    variance = denoiser.variance.decoder(denoiser(batch.x_t, t))
+    assert float(norm) == pytest.approx(50 * np.log(2 * np.pi * variance), rel=1e-6)
+
+
+def test_the_bound_is_in_bits_for_images_by_default():
+    schedule, t = Linear(100), torch.tensor([2, 50, 100])
+    batch, x0_hat, _ = noised(schedule, t)
+    denoiser = predicting(x0_hat, batch, schedule, V())
+    bits, nats = (
+        VariationalBound(*decoder)(denoiser, batch)["loss"].detach()
+        for decoder in ((), (GaussianDecoder(),))
+    )
+    np.testing.assert_allclose(bits * np.log(2), nats, rtol=1e-12)
+
+
+@pytest.mark.parametrize("variance", [FixedLarge(), LearnedRange(), LearnedDiagonal()])
+def test_the_bound_trains_mean_and_variance_at_every_level(variance):
+    schedule, t = SohlDickstein(), torch.arange(1, 41)
+    batch, x0_hat, _ = noised(schedule, t, torch.float32)
+    extra = torch.zeros_like(x0_hat) if variance.extra_channels(1) else None
+    denoiser = predicting(x0_hat, batch, schedule, Eps(), variance, extra)
+    # Not the discretised decoder: it is content with any mean beyond the outermost bin.
+    VariationalBound(GaussianDecoder())(denoiser, batch)["loss"].sum().backward()
+    gradient = denoiser.net.output.grad
+    assert gradient.isfinite().all()
+    assert (gradient != 0).flatten(1).all()
+
+
+# The hybrid
+
+
+def hybrid_setting(variance=LearnedRange(), dtype=torch.float64):
+    schedule, t = Linear(50), torch.tensor([1, 2, 25, 50])
+    batch, x0_hat, _ = noised(schedule, t, dtype)
+    extra = torch.full_like(x0_hat, 0.2)
+    return predicting(x0_hat, batch, schedule, Eps(), variance, extra), batch
+
+
+@pytest.mark.parametrize("variance", [LearnedRange(), LearnedDiagonal()])
+def test_in_the_hybrid_the_mean_learns_from_simple_and_the_variance_from_the_bound(variance):
+    denoiser, batch = hybrid_setting(variance)
+    gradients = []
+    for objective in (MSE(), VariationalBound(), Hybrid()):
+        denoiser.net.output.grad = None
+        objective(denoiser, batch)["loss"].sum().backward()
+        gradients.append(denoiser.net.output.grad)
+    simple, bound, hybrid = gradients
+    assert (bound[:, :2] != 0).all()
+    np.testing.assert_allclose(hybrid[:, :2], simple[:, :2], rtol=1e-12)
+    np.testing.assert_allclose(hybrid[:, 2:], 0.001 * bound[:, 2:], rtol=1e-12, atol=1e-15)
+
+
+def test_the_hybrid_is_the_sum_it_logs():
+    denoiser, batch = hybrid_setting()
+    terms = Hybrid(MSE(MinSNR()), weight=0.01)(denoiser, batch)
+    assert list(terms) == ["loss", "simple", "vlb"]
+    torch.testing.assert_close(terms["loss"], terms["simple"] + 0.01 * terms["vlb"])
+    torch.testing.assert_close(terms["simple"], MSE(MinSNR())(denoiser, batch)["loss"])
+    prediction = denoiser(batch.x_t, batch.t)
+    expected = 50 * bound_term(prediction, batch.x0, DiscretizedGaussian())
+    torch.testing.assert_close(terms["vlb"], expected)
+
+
+def test_the_hybrid_calls_the_network_once():
+    denoiser, batch = hybrid_setting()
+    calls = []
+    denoiser.net.register_forward_hook(lambda *_: calls.append(1))
+    Hybrid()(denoiser, batch)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
+def test_a_hybrid_without_a_variance_to_train_is_an_error_with_the_fix(variance):
+    denoiser = Denoiser(Says(torch.zeros(1)), Linear(), Eps(), variance)
+    with pytest.raises(InputError, match=rf"{type(variance).__name__} learns nothing; use var"):
+        Hybrid().check(denoiser)
+    MSE().check(denoiser)
+
+
+@pytest.mark.parametrize("variance", [LearnedRange(), LearnedDiagonal()])
+@pytest.mark.parametrize("objective", [Hybrid(), VariationalBound(GaussianDecoder())])
+def test_no_float64_tensor_appears_in_a_float32_step_of_the_bound(objective, variance):
+    denoiser, batch = hybrid_setting(variance, torch.float32)
+    with SeenDtypes() as seen:
+        objective(denoiser, batch)["loss"].mean().backward()
+    assert seen.float64 == set()
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: type(w).__name__)
+def test_no_float64_tensor_appears_in_a_float32_regression(parameterization, weighting):
+    schedule = Linear(50)
+    batch, x0_hat, _ = noised(schedule, torch.tensor([1, 2, 50]), torch.float32)
+    denoiser = predicting(x0_hat, batch, schedule, parameterization)
+    with SeenDtypes() as seen:
+        Huber(0.5, weighting)(denoiser, batch)["loss"].mean().backward()
+    assert seen.float64 == set()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        L1(EDM(0.3)),
+        Huber(0.1, P2(2, 0.5)),
+        MSE(VLB()),
+        VariationalBound(GaussianDecoder()),
+        Hybrid(L1(), 0.1, DiscretizedGaussian(17)),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_an_objective_is_rebuilt_from_its_description(objective):
+    assert build(objective.describe()).describe() == objective.describe()

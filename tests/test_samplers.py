@@ -1,5 +1,6 @@
 """Samplers: which levels, which formula, which noise; against closed forms and diffusers."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +11,25 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddpm_lightning.diffusion.denoiser import Denoiser, Guided
+from ddpm_lightning.diffusion.oracles import Empirical, Gaussian
 from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
-from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Levels, Quadratic, Uniform
+from ddpm_lightning.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    LMS,
+    DDIMQuadratic,
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    Euler,
+    Heun,
+    Karras,
+    Levels,
+    LogSNR,
+    Quadratic,
+    Uniform,
+    UniPC,
+    encode,
+)
 from ddpm_lightning.diffusion.samplers.spacings import distinct
 from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule
 from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall
@@ -21,6 +39,9 @@ from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import generate
 
 LINEAR = Linear()
+SPACINGS = [Uniform(), Quadratic(), LogSNR(), Karras(), Karras(rho=1.0)]
+SAMPLERS = [DDPM, DDIM, DPMSolverPP, DPMSolverPPSDE, Euler, Heun, LMS, UniPC]
+EVERY_SAMPLER = pytest.mark.parametrize("make", SAMPLERS, ids=lambda make: make.__name__)
 
 
 class Straight(Schedule):
@@ -83,11 +104,14 @@ def no_noise(*_):
 
 # Levels visited
 
+# Also zero terminal SNR, where sigma/alpha is infinite at T, and a single level.
+LENGTHS = [Linear(21), Linear(100), Linear(999), LINEAR, Cosine(50), Straight(), Straight(T=1)]
+
 
 @settings(deadline=None, max_examples=300)
-@given(st.sampled_from([Uniform(), Quadratic()]), st.data())
+@given(st.sampled_from(SPACINGS), st.data())
 def test_every_spacing_takes_as_many_strictly_falling_steps_as_asked(spacing, data):
-    schedule = Linear(data.draw(st.sampled_from([21, 100, 999, 1000])))
+    schedule = data.draw(st.sampled_from(LENGTHS))
     steps = data.draw(st.integers(1, schedule.T))
     levels = spacing(schedule, steps)
     assert len(levels) == steps + 1
@@ -95,7 +119,7 @@ def test_every_spacing_takes_as_many_strictly_falling_steps_as_asked(spacing, da
     assert all(t > s for t, s in pairwise(levels))
 
 
-@pytest.mark.parametrize("spacing", [Uniform(), Quadratic()])
+@pytest.mark.parametrize("spacing", SPACINGS)
 def test_one_step_goes_from_T_to_0_and_T_steps_visit_every_level(spacing):
     assert spacing(LINEAR, 1) == [1000, 0]
     assert spacing(LINEAR, 1000) == list(range(1000, -1, -1))
@@ -110,6 +134,55 @@ def test_uniform_levels_are_evenly_spaced():
 
 def test_quadratic_levels_shrink_towards_the_data():
     assert Quadratic()(LINEAR, 5) == [1000, 640, 360, 160, 40, 0]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "warp"), [(LogSNR(), np.log), (Karras(), lambda noise: noise ** (1 / 7))]
+)
+def test_levels_even_in_a_function_of_the_noise(spacing, warp):
+    *levels, end = spacing(LINEAR, 10)
+    assert (levels[0], levels[-1], end) == (1000, 1, 0)
+    noise = (LINEAR.sigma / LINEAR.alpha).numpy()
+    wanted = np.linspace(warp(noise[1000]), warp(noise[1]), 10)  # EDM eq. 5
+    for level, value in zip(levels, wanted, strict=True):
+        # The nearest level on either side, so the wanted value lies within one level.
+        assert warp(noise[max(level - 1, 1)]) <= value <= warp(noise[min(level + 1, 1000)])
+
+
+@pytest.mark.parametrize("spacing", [LogSNR(), Karras()])
+def test_from_zero_terminal_snr_the_even_levels_start_below_T(spacing):
+    levels = spacing(Straight(T=100), 5)
+    assert (levels[:2], levels[-2:]) == ([100, 99], [1, 0])
+
+
+def test_karras_needs_a_positive_rho():
+    with pytest.raises(InputError, match="rho is positive"):
+        Karras(rho=0.0)
+
+
+# From 30 steps on their lowest levels repeat, which is a step that does nothing; ours move apart.
+@pytest.mark.parametrize("steps", [2, 10, 20, 29])
+def test_the_ddim_papers_quadratic_is_that_of_its_code(steps):
+    # Its levels count from 0 and leave out the clean data.
+    theirs = np.floor(np.linspace(0, np.sqrt(1000 * 0.8), steps) ** 2 + 1e-9).astype(int)
+    assert DDIMQuadratic()(LINEAR, steps) == [*(theirs[::-1] + 1).tolist(), 0]
+
+
+@given(st.sampled_from([Linear(21), Linear(100), LINEAR, Straight(T=1)]), st.data())
+def test_the_ddim_papers_quadratic_falls_from_four_fifths(schedule, data):
+    top = min(4 * schedule.T // 5 + 1, schedule.T)
+    steps = data.draw(st.integers(1, top))
+    levels = DDIMQuadratic()(schedule, steps)
+    assert (len(levels), levels[0], levels[-1]) == (steps + 1, top, 0)
+    assert all(t > s for t, s in pairwise(levels))
+    assert DDIMQuadratic()(schedule, None) == list(range(top, -1, -1))
+
+
+def test_the_ddim_papers_quadratic_says_that_it_starts_below_T():
+    assert DDIMQuadratic.starts_below_T
+    assert not any(spacing.starts_below_T for spacing in [*SPACINGS, Levels([5, 0])])
+    with pytest.raises(InputError, match="takes 1 to 801"):
+        DDIMQuadratic()(LINEAR, 802)
 
 
 def test_where_rounding_collides_levels_move_to_the_nearest_free_one():
@@ -139,7 +212,7 @@ def test_uniform_is_diffusers_trailing_spacing(S):
     assert [t + 1 for t in scheduler.timesteps.tolist()] == Uniform()(LINEAR, S)[:-1]
 
 
-@pytest.mark.parametrize("spacing", [Uniform(), Quadratic()])
+@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_a_number_of_steps_outside_1_to_T_is_an_error(spacing, steps):
     with pytest.raises(InputError, match="1 to 1000"):
@@ -169,17 +242,52 @@ def test_named_levels_and_another_number_of_steps_are_an_error_with_the_fix():
         DDIM(spacing=Levels([1000, 500, 0])).levels(LINEAR)
 
 
-@pytest.mark.parametrize("sampler", [DDPM(), DDIM(None)], ids=lambda s: type(s).__name__)
-def test_without_a_number_of_steps_samplers_visit_every_level_from_T_to_0(sampler):
+@EVERY_SAMPLER
+def test_without_a_number_of_steps_samplers_visit_every_level_from_T_to_0(make):
     net = ExactEps(Linear(100), torch.zeros(1, dtype=torch.float64))
-    states = list(sampler.trajectory(Denoiser(net, Linear(100), Eps()), normal(2, 1)))
+    states = list(make(None).trajectory(Denoiser(net, Linear(100), Eps()), normal(2, 1)))
     assert [state.t for state in states] == list(range(100, -1, -1))
-    assert net.calls == 100
+    assert net.calls == (199 if make is Heun else 100)  # Heun: two a step, one in the last
 
 
 def test_the_tag_names_the_steps_taken():
     assert DDIM(50).tag(LINEAR) == "ddim50"
     assert DDPM().tag(Linear(100)) == "ddpm100"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tag"),
+    [
+        (DDIM(50, 1.0, Quadratic()), "ddim50_quadratic_eta1"),
+        (DDPM(20, threshold=0.995), "ddpm20_threshold0.995"),
+        (DPMSolverPP(20), "dpmsolverpp20"),
+        (DPMSolverPPSDE(20, order=1, spacing=LogSNR()), "dpmsolverppsde20_logsnr_order1"),
+        (Heun(18, churn=40.0, spacing=Karras()), "heun18_karras_churn40"),
+        (Euler(30), "euler30"),
+        (LMS(10), "lms10"),
+        (LMS(10, order=2), "lms10_order2"),
+        (UniPC(10), "unipc10"),
+    ],
+)
+def test_the_tag_names_what_differs_from_the_default(sampler, tag):
+    assert sampler.tag(LINEAR) == tag
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LMS(order=5), "1, 2, 3 or 4"),
+        (lambda: DPMSolverPP(order=3), "1 or 2"),
+        (lambda: Heun(churn=-1.0), "at least 0"),
+        (lambda: Euler(churn_range=(2.0, 1.0)), "low, high"),
+        (lambda: UniPC(threshold=0.0), "above 0 and at most 1"),
+        (lambda: UniPC(threshold=99.5), "above 0 and at most 1"),
+        (lambda: DDPM(clip=(1.0, -1.0)), "low < high"),
+    ],
+)
+def test_settings_out_of_range_are_an_error(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
@@ -192,23 +300,24 @@ def test_eta_outside_0_to_1_is_an_error(eta):
 
 
 @pytest.mark.parametrize("schedule", [Linear(50), Cosine(50)], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("sampler", [DDPM, DDIM], ids=lambda s: s.__name__)
-@pytest.mark.parametrize("spacing", [Uniform(), Quadratic()], ids=lambda s: type(s).__name__)
-def test_with_exact_eps_every_number_of_steps_ends_at_the_data_point(schedule, sampler, spacing):
+@EVERY_SAMPLER
+@pytest.mark.parametrize("spacing", SPACINGS[:4], ids=lambda s: type(s).__name__)
+def test_with_exact_eps_every_number_of_steps_ends_at_the_data_point(schedule, make, spacing):
     point = normal(3, 2)
     denoiser = Denoiser(ExactEps(schedule, point), schedule, Eps())
-    for steps in range(1, 51):
-        x0 = sampler(steps, spacing=spacing)(denoiser, normal(4, 3, 2), noise=None)
+    for steps in (1, 2, 3, 4, 7, 25, 49, 50):
+        x0 = make(steps, spacing=spacing)(denoiser, normal(4, 3, 2), noise=None)
         np.testing.assert_allclose(x0, point.expand(4, 3, 2), atol=1e-10)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
-def test_with_exact_eps_ddim_stays_on_the_line_from_noise_to_data(steps):
+@pytest.mark.parametrize("make", [DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC])
+def test_with_exact_eps_the_ode_is_a_line_from_noise_to_data(make, steps):
     schedule, point, x_T = Cosine(50), normal(1, seed=1), normal(4, 1)
     denoiser = Denoiser(ExactEps(schedule, point), schedule, Eps())
     alpha, sigma = schedule.alpha.numpy(), schedule.sigma.numpy()
     eps = (x_T - alpha[50] * point) / sigma[50]
-    for state in DDIM(steps).trajectory(denoiser, x_T):
+    for state in make(steps).trajectory(denoiser, x_T):
         expected = alpha[state.t] * point + sigma[state.t] * eps
         np.testing.assert_allclose(state.x_t, expected, atol=1e-10)
 
@@ -245,6 +354,24 @@ def test_ddim_with_eta_1_is_ddpm_with_fixed_small(steps, spacing):
         torch.testing.assert_close(a.x_t, b.x_t, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+@pytest.mark.parametrize(
+    ("sampler", "eta"),
+    [
+        (Euler, 0.0),
+        (lambda steps: DPMSolverPP(steps, order=1), 0.0),
+        (lambda steps: LMS(steps, order=1), 0.0),
+        (lambda steps: DPMSolverPPSDE(steps, order=1), 1.0),
+    ],
+)
+def test_first_order_methods_are_ddim(sampler, eta, steps):
+    denoiser, x_T = Denoiser(Waves(), Linear(100), Eps()), normal(2, 3)
+    ours = sampler(steps).trajectory(denoiser, x_T, noise=keyed)
+    ddim = DDIM(steps, eta).trajectory(denoiser, x_T, noise=keyed)
+    for a, b in zip(ours, ddim, strict=True):
+        torch.testing.assert_close(a.x_t, b.x_t, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("top", np.linspace(0.3, 5, 30))
 def test_ddim_with_eta_1_stays_real_at_zero_terminal_snr(top):
     # There the posterior's variance is all of sigma_s², and rounding can exceed it.
@@ -253,10 +380,56 @@ def test_ddim_with_eta_1_stays_real_at_zero_terminal_snr(top):
     assert x0.isfinite().all()
 
 
-@pytest.mark.parametrize("sampler", [DDPM(5), DDIM(5), DDIM(5, eta=1.0)])
-@pytest.mark.parametrize("parameterization", [X0(), V()], ids=lambda p: type(p).__name__)
-def test_sampling_is_finite_from_zero_terminal_snr(sampler, parameterization):
-    assert sampler(Denoiser(Waves(), Straight(), parameterization), normal(2, 1)).isfinite().all()
+EXTREMES = [
+    *SAMPLERS,
+    lambda steps, spacing: DDIM(steps, 1.0, spacing),
+    lambda steps, spacing: Heun(steps, 30.0, spacing=spacing),
+]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(EXTREMES), st.sampled_from(SPACINGS), st.integers(1, 20), st.data())
+def test_sampling_is_finite_from_zero_terminal_snr_to_the_data(make, spacing, steps, data):
+    schedule = Straight()
+    denoiser = data.draw(
+        st.sampled_from(
+            [
+                Denoiser(Waves(), schedule, X0()),
+                Denoiser(Waves(), schedule, V()),
+                Empirical(schedule, normal(3, 2)),
+            ]
+        )
+    )
+    sampler = make(steps, spacing=spacing)
+    for state in sampler.trajectory(denoiser, normal(2, 2), noise=keyed):
+        assert state.x_t.isfinite().all()
+        assert state.x0.isfinite().all()
+
+
+@EVERY_SAMPLER
+def test_the_first_step_from_zero_terminal_snr_is_a_plain_one(make):
+    denoiser, x_T = Denoiser(Waves(), Straight(), V()), normal(2, 2)
+    eta = 1.0 if make in (DDPM, DPMSolverPPSDE) else 0.0
+    ours, ddim = (
+        list(sampler.trajectory(denoiser, x_T, noise=keyed))[1]
+        for sampler in (make(5), DDIM(5, eta))
+    )
+    torch.testing.assert_close(ours.x_t, ddim.x_t, rtol=1e-12, atol=1e-12)
+
+
+@EVERY_SAMPLER
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_float32_sampling_follows_float64(make, steps):
+    mean, cov = torch.zeros(3), torch.diag(torch.tensor([1.0, 0.1, 0.01]))
+    denoiser, x_T = Gaussian(LINEAR, mean, cov), normal(4, 3)
+
+    def noise(draw, shape):
+        return keyed(draw, shape, rows=4)
+
+    exact = make(steps)(denoiser, x_T, noise=noise)
+    ours = make(steps)(denoiser, x_T.float(), noise=noise)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 # Step by step against diffusers
@@ -349,8 +522,9 @@ def test_the_last_step_adds_no_noise(sampler):
     sampler(Denoiser(Waves(), LINEAR, Eps()), normal(2, 1), noise=no_noise)
 
 
-def test_ddim_without_eta_draws_no_noise():
-    DDIM(5)(Denoiser(Waves(), LINEAR, Eps()), normal(2, 1), noise=no_noise)
+@pytest.mark.parametrize("make", [DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC])
+def test_solvers_of_the_ode_draw_no_noise(make):
+    make(5)(Denoiser(Waves(), LINEAR, Eps()), normal(2, 1), noise=no_noise)
 
 
 @pytest.mark.parametrize("sampler", [DDPM(5), DDIM(5, eta=0.3)], ids=lambda s: type(s).__name__)
@@ -375,7 +549,15 @@ def test_without_a_source_the_noise_is_torchs_global_one():
     assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("sampler", [DDPM(7), DDIM(7), DDIM(7, eta=0.5)])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *(make(7) for make in SAMPLERS),
+        DDIM(7, eta=0.5),
+        Heun(7, churn=5.0),
+        DDPM(7, threshold=0.9),
+    ],
+)
 def test_rows_of_a_batch_do_not_depend_on_each_other(sampler):
     denoiser, x_T = Denoiser(Waves(), LINEAR, Eps()), normal(5, 2, 3)
     together = sampler(denoiser, x_T, noise=IndexedNoise(0, torch.arange(5)))
@@ -384,10 +566,153 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(sampler):
         assert torch.equal(together[k : k + 1], alone)
 
 
+# Churn
+
+
+@pytest.mark.parametrize("churn", [1.0, 8.0, 400.0])
+def test_churn_raises_to_the_level_nearest_to_edms(churn):
+    sampler, noise = Euler(20, churn), (LINEAR.sigma / LINEAR.alpha).numpy()
+    for t in (1, 50, 500, 900):
+        wanted = noise[t] * (1 + min(churn / 20, np.sqrt(2) - 1))  # EDM algorithm 2
+        nearest = 1 + np.abs(np.log(noise[1:] / wanted)).argmin()
+        assert sampler.raised(LINEAR, t, steps=20) == nearest
+    assert sampler.raised(LINEAR, 1000, steps=20) == 1000
+
+
+def test_churn_acts_only_in_its_range():
+    noise = (LINEAR.sigma / LINEAR.alpha).tolist()
+    sampler = Euler(20, 8.0, (noise[200], noise[600]))
+    raised = [t for t in range(1, 1000) if sampler.raised(LINEAR, t, steps=20) > t]
+    assert (raised[0], raised[-1]) == (200, 600)
+
+
+def test_churn_adds_just_the_noise_of_the_raised_level():
+    seen = []
+
+    class Watching:
+        net, schedule = None, LINEAR
+
+        def __call__(self, x_t, t, y=None):
+            seen.append((t, x_t))
+            return Gaussian(LINEAR, torch.zeros(1), torch.eye(1))(x_t, t)
+
+    sampler = Euler(churn=40.0, churn_noise=1.5, steps=None, spacing=Levels([1000, 500, 0]))
+    x_T = normal(2, 1)
+    states = list(sampler.trajectory(Watching(), x_T, noise=keyed))
+    (_, raised_x), t = seen[1], seen[1][0]
+    assert [state.t for state in states] == [1000, 500, 0]
+    assert t > 500
+    alpha, sigma = LINEAR.alpha.numpy(), LINEAR.sigma.numpy()
+    # In x/alpha: z + sqrt(t̂² − t²)·S_noise·eps (EDM algorithm 2, line 6).
+    added = np.sqrt((sigma[t] / alpha[t]) ** 2 - (sigma[500] / alpha[500]) ** 2)
+    expected = alpha[t] * (states[1].x_t / alpha[500] + 1.5 * added * keyed(2, (1,)))
+    torch.testing.assert_close(raised_x, expected)
+
+
+# Clipping and dynamic thresholding
+
+
+def test_dynamic_thresholding_is_imagens():
+    x0 = 2 * normal(3, 4, 5)
+    prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 4, 5), 500)
+    ours = dataclasses.replace(prediction, x0=x0).clip((-1.0, 1.0), threshold=0.9)
+    for k in range(3):
+        reach = np.sort(np.abs(x0[k].numpy()).ravel())[18 - 1]  # 90 % of 20 values lie within
+        expected = np.clip(x0[k], -reach, reach) / reach if reach > 1 else np.clip(x0[k], -1, 1)
+        np.testing.assert_allclose(ours.x0[k], expected)
+    torch.testing.assert_close(LINEAR.add_noise(ours.x0, 500, ours.eps), ours.x_t)
+
+
+def test_thresholding_a_prediction_within_the_range_is_clipping():
+    prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 400), 500)
+    x0 = 0.2 * normal(3, 400)
+    x0[:, 0] = 5.0
+    within = dataclasses.replace(prediction, x0=x0)
+    for low, high in [(-1.0, 1.0), (-2.0, 1.5)]:
+        a, b = within.clip((low, high), threshold=0.99), within.clip((low, high))
+        torch.testing.assert_close(a.x0, b.x0)
+
+
+def test_thresholding_maps_onto_any_range():
+    prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 400), 500)
+    base = dataclasses.replace(prediction, x0=3 * normal(3, 400))
+    moved = dataclasses.replace(prediction, x0=(base.x0 + 1) / 2)
+    a, b = base.clip((-1.0, 1.0), 0.9).x0, moved.clip((0.0, 1.0), 0.9).x0
+    torch.testing.assert_close((a + 1) / 2, b)
+
+
+@EVERY_SAMPLER
+def test_every_sampler_clips_and_thresholds_each_prediction(make):
+    denoiser, x_T = Denoiser(Waves(), LINEAR, Eps()), normal(2, 30)
+    for threshold in (None, 0.8):
+        sampler = make(10, clip=(-0.5, 0.25), threshold=threshold)
+        for state in sampler.trajectory(denoiser, x_T, noise=keyed):
+            assert -0.5 <= state.x0.min() <= state.x0.max() <= 0.25
+    plain, thresholded = make(10)(denoiser, x_T, noise=keyed), make(10, threshold=0.8)
+    assert torch.equal(thresholded(denoiser, x_T, noise=keyed), plain)  # no range: nothing to do
+    assert not torch.equal(thresholded.clipped((-1, 1))(denoiser, x_T, noise=keyed), plain)
+
+
+# Inversion
+
+
+WIDE = Gaussian(LINEAR, torch.tensor([0.3, -0.2]), torch.tensor([[1.0, 0.4], [0.4, 0.5]]))
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("spacing", [Uniform(), LogSNR()], ids=lambda s: type(s).__name__)
+def test_iterated_inversion_is_the_exact_inverse_of_ddim(steps, spacing):
+    x_T = normal(5, 2)
+    x0 = DDIM(steps, spacing=spacing)(WIDE, x_T)
+    again = encode(WIDE, x0, steps=steps, spacing=spacing, iterations=300)
+    np.testing.assert_allclose(DDIM(steps, spacing=spacing)(WIDE, again), x0, atol=1e-7)
+
+
+def test_inversion_with_one_evaluation_a_step_comes_close_and_closer_with_more_steps():
+    x0 = WIDE.mean + normal(5, 2)
+    errors = [
+        float((DDIM(steps)(WIDE, encode(WIDE, x0, steps=steps)) - x0).abs().max())
+        for steps in (50, 100, 200, 1000)
+    ]
+    assert errors[-1] < 0.02
+    assert all(a > 1.4 * b for a, b in pairwise(errors))
+
+
+def test_inverted_data_is_standard_normal_noise():
+    # The flow from N(m, C) to level T is the affine map with the square root of the covariance.
+    one = Gaussian(LINEAR, torch.tensor([0.5]), torch.tensor([[0.25]]))
+    x_T = encode(one, torch.tensor([[0.5], [1.0], [0.0]], dtype=torch.float64))
+    np.testing.assert_allclose(x_T.ravel(), [0.0, 1.0, -1.0], atol=0.01)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20])
+def test_inversion_reaches_zero_terminal_snr_and_comes_back(steps):
+    oracle = Gaussian(Straight(), torch.tensor([0.3]), torch.tensor([[0.5]]))
+    x0 = DDIM(steps)(oracle, normal(4, 1))
+    x_T = encode(oracle, x0, steps=steps, iterations=200)
+    assert x_T.isfinite().all()
+    np.testing.assert_allclose(x_T, normal(4, 1), atol=1e-6)
+
+
+def test_inversion_takes_labels_restores_modes_and_refuses_the_impossible():
+    denoiser, x0 = Denoiser(Waves(), LINEAR, X0()), normal(2, 3)
+    a, b = (encode(denoiser, x0, y, steps=3) for y in (None, torch.tensor([1, 2])))
+    assert not torch.equal(a, b)
+    net = Moody()
+    assert torch.equal(encode(moody(net), x0, steps=3), encode(moody(net), x0, steps=3))
+    assert net.modes() == AS_BUILT
+    with pytest.raises(InputError, match="take more steps"):
+        encode(Denoiser(Waves(), Straight(), X0()), x0, steps=1)
+    with pytest.raises(InputError, match="at least one evaluation"):
+        encode(denoiser, x0, steps=3, iterations=0)
+
+
 # The trajectory
 
 
-@pytest.mark.parametrize("sampler", [DDPM(4), DDIM(4, eta=0.5)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sampler", [*(make(4) for make in SAMPLERS), DDIM(4, eta=0.5)], ids=lambda s: type(s).__name__
+)
 def test_the_trajectory_goes_from_x_T_to_what_a_call_returns(sampler):
     denoiser, x_T = Denoiser(Waves(), LINEAR, Eps()), normal(2, 3)
     states = list(sampler.trajectory(denoiser, x_T, noise=keyed))

@@ -11,7 +11,6 @@ from torch import Tensor
 from ddpm_lightning.diffusion.denoiser import Prediction
 from ddpm_lightning.diffusion.posterior import transition_variance
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step
-from ddpm_lightning.diffusion.samplers.dpm_solver import half_log_snr
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
 from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
 from ddpm_lightning.diffusion.schedules import Schedule
@@ -95,9 +94,10 @@ class Euler(Sampler):
         """The level in t…T to which churn raises level t, in a run of so many steps."""
         if self.churn == 0 or schedule.alpha[t] == 0:
             return t
-        noise = math.exp(-half_log_snr(schedule, t))
+        noise = float(schedule.sigma[t] / schedule.alpha[t])
         if not self.churn_range[0] <= noise <= self.churn_range[1]:
             return t
         wanted = math.log(noise * (1 + min(self.churn / steps, math.sqrt(2) - 1)))
-        above = [level for level in range(t, schedule.T + 1) if schedule.alpha[level] > 0]
-        return min(above, key=lambda level: abs(half_log_snr(schedule, level) + wanted))
+        table = zip(schedule.alpha[t:].tolist(), schedule.sigma[t:].tolist(), strict=True)
+        distances = [abs(math.log(s / a) - wanted) if a > 0 else math.inf for a, s in table]
+        return t + distances.index(min(distances))

@@ -27,7 +27,7 @@ def encode(
     x_t = alpha_t/alpha_s·x_s + (sigma_t − alpha_t/alpha_s·sigma_s)·eps(x_t) is DDIM's step solved
     for x_t. It holds x_t on both sides: starting from the eps of the level below, each iteration
     is one evaluation at the current x_t. One iteration follows the ODE as closely as DDIM itself
-    does; more make the way back exact on these very levels, however few.
+    does; more make the way back exact on these very levels, sooner where the steps are short.
 
     Args:
         denoiser: The model; under guidance other than 1 the way back is inexact.

@@ -1,0 +1,194 @@
+"""How fast samplers approach the exact flow, and which distribution they end in."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad, solve_ivp
+
+from ddpm_lightning.diffusion.oracles import Gaussian, Mixture
+from ddpm_lightning.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    LMS,
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    Euler,
+    Heun,
+    Levels,
+    LogSNR,
+    UniPC,
+)
+from ddpm_lightning.diffusion.samplers.lms import adams_bashforth
+from ddpm_lightning.diffusion.schedules import Linear
+
+MEANS = torch.tensor([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]], dtype=torch.float64)
+VARIANCES = torch.tensor([0.05, 0.1, 0.08], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+
+
+def normal(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def exact_flow(x_T, schedule, bottom):
+    """The probability-flow ODE by an adaptive solver in float64 numpy, from level T to bottom.
+
+    In z = x/alpha and u = log(sigma/alpha) it is dz/du = −sigma²/alpha²·score and knows nothing of
+    the levels between, so a discrete schedule has an exact reference.
+    """
+    ratio = (schedule.sigma / schedule.alpha).numpy()
+    means, variances, weights = MEANS.numpy(), VARIANCES.numpy(), WEIGHTS.numpy()
+
+    def slope(u, z):
+        z, total = z.reshape(-1, 1, 2), variances + math.exp(2 * u)
+        density = weights / total * np.exp(-((z - means) ** 2).sum(2) / (2 * total))  # [B, K]
+        share = density / density.sum(1, keepdims=True)
+        score = (share[:, :, None] * (means - z) / total[:, None]).sum(1)
+        return -math.exp(2 * u) * score.ravel()
+
+    span = math.log(ratio[-1]), math.log(ratio[bottom])
+    start = (x_T / schedule.alpha[-1]).numpy().ravel()
+    z = solve_ivp(slope, span, start, method="DOP853", rtol=1e-11, atol=1e-12).y[:, -1]
+    return z.reshape(-1, 2)
+
+
+ORDERS = [
+    (DDIM, {}, 1),
+    (Euler, {}, 1),
+    (Heun, {}, 2),
+    (DPMSolverPP, {"order": 1}, 1),
+    (DPMSolverPP, {"order": 2}, 2),
+    (LMS, {"order": 2}, 2),
+    (LMS, {"order": 3}, 3),
+    (LMS, {"order": 4}, 4),
+    # The corrector raises the predictor's order by one (UniPC, theorem 3.1).
+    (UniPC, {}, 3),
+]
+
+
+# Steps must be evenly spaced levels for an order to show: 320 must divide T − bottom. At T = 1000
+# the level nearest to sigma/alpha = 0.1 that allows it has 0.14; at T = 12,800 one has 0.09.
+@pytest.mark.parametrize(("T", "bottom"), [(1000, 40), (12_800, 320)])
+@pytest.mark.parametrize(("sampler", "settings", "order"), ORDERS)
+def test_order_of_convergence(sampler, settings, order, T, bottom):
+    schedule, x_T = Linear(T), normal(64, 2)
+    oracle = Mixture(schedule, MEANS, VARIANCES, WEIGHTS)
+    reference = exact_flow(x_T, schedule, bottom)
+    errors = []
+    for steps in (40, 80, 160, 320):
+        levels = [*range(T, bottom - 1, -(T - bottom) // steps), 0]
+        assert len(levels) == steps + 2
+        states = sampler(None, spacing=Levels(levels), **settings).trajectory(oracle, x_T)
+        z = next(state.x_t for state in states if state.t == bottom) / schedule.alpha[bottom]
+        errors.append(float(np.sqrt(np.mean((z.numpy() - reference) ** 2))))
+    slope = -np.polyfit(np.log2([40, 80, 160, 320]), np.log2(errors), 1)[0]
+    print(f"\n{sampler.__name__} {settings} T={T}: order {slope:.2f}, errors {errors}")
+    # The fourth order still settles at these step counts.
+    assert slope == pytest.approx(order, abs=0.25 if order < 4 else 0.6)
+
+
+@pytest.mark.parametrize("points", [[3.0], [3.0, 4.5], [3.0, 4.5, 5.0], [3.0, 4.5, 5.0, 9.0]])
+def test_multistep_weights_are_the_integrals_of_the_lagrange_polynomials(points):
+    for j, weight in enumerate(adams_bashforth(points, 1.0)):
+        values = np.eye(len(points))[j]
+        polynomial = np.polynomial.Polynomial.fit(points, values, len(points) - 1)
+        assert weight == pytest.approx(quad(polynomial, 3.0, 1.0)[0] / -2.0)
+
+
+# The step into level 0
+
+TO_0 = [
+    DDPM,
+    DDIM,
+    Euler,
+    Heun,
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    LMS,
+    UniPC,
+    lambda **settings: DDIM(eta=1.0, **settings),
+    lambda **settings: Heun(churn=40.0, **settings),
+]
+
+
+@pytest.mark.parametrize("make", TO_0)
+def test_the_step_into_level_0_returns_the_last_prediction(make):
+    oracle = Mixture(Linear(), MEANS, VARIANCES, WEIGHTS)
+    *_, last, end = make(steps=7).trajectory(oracle, normal(5, 2))
+    torch.testing.assert_close(end.x_t, last.x0, rtol=0, atol=1e-14)
+
+
+def test_the_error_of_that_step_falls_with_the_square_of_the_noise():
+    # Normal data of variance c: the flow takes z = x/alpha to z·sqrt(c/(c + noise²)), the step to
+    # z·c/(c + noise²); they differ by the factor 1 − noise²/2c.
+    schedule, c = Linear(), 0.5
+    oracle = Gaussian(schedule, torch.zeros(1), torch.tensor([[c]]))
+    ratios = []
+    for level in (5, 10, 20, 40):
+        noise2 = float(schedule.sigma[level] / schedule.alpha[level]) ** 2
+        exact = schedule.alpha[level] * math.sqrt(1 + noise2 / c)  # x there of the point x_0 = 1
+        x_0 = DDIM(None, spacing=Levels([level, 0]))(oracle, exact.view(1, 1))
+        ratios.append((1 - x_0.item()) / (noise2 / (2 * c)))
+    np.testing.assert_allclose(ratios, 1, atol=0.03)
+
+
+# Distributions
+
+N = 10_000
+SAMPLERS = {
+    "DDPM": DDPM(None),
+    "DDIM": DDIM(500, spacing=LogSNR()),
+    "DDIM, eta 1": DDIM(500, eta=1.0, spacing=LogSNR()),
+    "Euler": Euler(500, spacing=LogSNR()),
+    "Euler, churn": Euler(500, churn=50.0, spacing=LogSNR()),
+    "Heun": Heun(50, spacing=LogSNR()),
+    "Heun, churn": Heun(100, churn=20.0, spacing=LogSNR()),
+    "DPMSolverPP": DPMSolverPP(100, spacing=LogSNR()),
+    "DPMSolverPPSDE": DPMSolverPPSDE(200, spacing=LogSNR()),
+    "LMS": LMS(50, spacing=LogSNR()),
+    "UniPC": UniPC(50, spacing=LogSNR()),
+}
+# What discretisation may add to the sampling error, relative to the data's own spread.
+BIAS = 0.015
+
+
+def assert_moments(samples, mean, cov):
+    """Mean and covariance within 4 standard errors and the bias, for data close to normal."""
+    std = cov.diagonal().sqrt()
+    error = samples.mean(0) - mean
+    assert (error.abs() < 4 * std / N**0.5 + BIAS * std).all(), error / std
+    scale = torch.outer(std, std)
+    # The variance of a covariance estimate of normal data is (c_ii·c_jj + c_ij²)/N.
+    allowed = 4 * ((scale**2 + cov**2) / N).sqrt() + BIAS * scale
+    error = samples.T.cov() - cov
+    assert (error.abs() < allowed).all(), error / scale
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_of_a_gaussian_have_its_mean_and_covariance(name):
+    mean = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    cov = torch.tensor([[0.8, 0.3], [0.3, 0.4]], dtype=torch.float64)
+    torch.manual_seed(0)
+    samples = SAMPLERS[name](Gaussian(Linear(), mean, cov), normal(N, 2))
+    assert_moments(samples, mean, cov)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_of_a_mixture_have_its_weights_means_and_covariance(name):
+    means = 2 * MEANS  # components too far apart to be mistaken for each other
+    torch.manual_seed(0)
+    samples = SAMPLERS[name](Mixture(Linear(), means, VARIANCES, WEIGHTS), normal(N, 2))
+    nearest = torch.cdist(samples, means).argmin(1)
+    share = torch.bincount(nearest, minlength=3) / N
+    allowed = 4 * (WEIGHTS * (1 - WEIGHTS) / N).sqrt() + 0.005
+    assert ((share - WEIGHTS).abs() < allowed).all(), share
+    for k in range(3):
+        spread = ((samples[nearest == k] - means[k]) ** 2).mean() / VARIANCES[k]
+        # 2·n_k squares of a normal have the relative error sqrt(1/n_k).
+        assert abs(spread - 1) < 4 / (N * WEIGHTS[k]) ** 0.5 + 2 * BIAS, spread
+    mean = WEIGHTS @ means
+    between = (WEIGHTS[:, None] * (means - mean)).T @ (means - mean)
+    assert_moments(samples, mean, between + (WEIGHTS @ VARIANCES) * torch.eye(2))

@@ -1,0 +1,173 @@
+"""Whole chains against diffusers: every x_t that the network is given, and the sample.
+
+Their schedulers get our float64 levels in place of their float32 tables. Heun and UniPC then agree
+to 1e-9; Euler and DPM-Solver++ cast x to float32 in each step whatever they are given, hence 1e-5.
+Intended differences, all by their settings: trailing spacing (theirs starts below T by default)
+and a last step to clean data (some of theirs stop at level 1).
+"""
+
+import pytest
+import torch
+
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.parameterizations import Eps, V
+from ddpm_lightning.diffusion.samplers import (
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    Euler,
+    Heun,
+    UniPC,
+)
+from ddpm_lightning.diffusion.schedules import Cosine, Linear
+from ddpm_lightning.networks import Network
+
+diffusers = pytest.importorskip("diffusers")
+
+SCHEDULES = {"linear": Linear(), "cosine": Cosine()}
+PREDICTION_TYPE = {Eps: "epsilon", V: "v_prediction"}
+STEPS = [
+    1,
+    2,
+    3,
+    5,
+    10,
+    30,
+    150,
+]  # theirs treats fewer than 15 in a way of its own; 3 and 30 do not divide
+
+
+class Bends(Network):
+    """A smooth function of x and level that keeps what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, c_noise, y=None):
+        self.seen.append((int(c_noise[0]), x))
+        return torch.tanh(x) + 0.3 * torch.cos(c_noise / 300).view(-1, 1, 1)
+
+
+def normal(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def keyed(draw, shape):
+    return normal(2, *shape, seed=1000 + draw)
+
+
+def theirs(scheduler, schedule, steps, x_T, noisy=False):
+    """Run their scheduler with our levels: what the network was given, and the sample."""
+    net, noise = Bends(), (schedule.sigma / schedule.alpha)
+    scheduler.alphas_cumprod = schedule.alpha[1:] ** 2
+    scheduler.set_timesteps(steps)
+    # sigma/alpha at their timesteps, which count levels from 0; Heun visits all but one twice.
+    levels = (scheduler.timesteps.long() + 1).unique().flip(0).tolist()
+    table = noise[[*levels, 0]]
+    if isinstance(scheduler, diffusers.HeunDiscreteScheduler):
+        table = torch.cat([table[:1], table[1:-1].repeat_interleave(2), table[-1:]])
+    torch.testing.assert_close(scheduler.sigmas.double(), table, rtol=1e-6, atol=0)
+    scheduler.sigmas = table
+    # Euler and Heun there work in x/alpha and scale the network's input by alpha.
+    if isinstance(scheduler, (diffusers.HeunDiscreteScheduler, diffusers.EulerDiscreteScheduler)):
+        x_T = x_T / schedule.alpha[-1]
+    x = x_T
+    for i, t in enumerate(scheduler.timesteps, start=1):
+        given = scheduler.scale_model_input(x, t).double()
+        output = net(given, torch.full((2,), float(t), dtype=torch.float64))
+        extra = {"variance_noise": keyed(i, (3, 4))} if noisy else {}
+        x = scheduler.step(output, t, x, **extra).prev_sample
+    return net.seen, x
+
+
+def ours(sampler, schedule, parameterization, x_T):
+    net = Bends()
+    sample = sampler(Denoiser(net, schedule, parameterization), x_T, noise=keyed)
+    return net.seen, sample
+
+
+def assert_same(their_run, our_run, tolerance):
+    (their_seen, their_sample), (our_seen, our_sample) = their_run, our_run
+    assert [t for t, _ in our_seen] == [t for t, _ in their_seen]
+    for (_, a), (_, b) in zip(our_seen, their_seen, strict=True):
+        torch.testing.assert_close(a, b.double(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(our_sample, their_sample.double(), rtol=tolerance, atol=tolerance)
+
+
+EVERY = [
+    pytest.mark.parametrize("steps", STEPS),
+    pytest.mark.parametrize("name", ["linear", "cosine"]),
+    pytest.mark.parametrize("parameterization", [Eps(), V()], ids=lambda p: type(p).__name__),
+]
+
+
+def everywhere(test):
+    for mark in EVERY:
+        test = mark(test)
+    return test
+
+
+def settings(parameterization):
+    return {
+        "timestep_spacing": "trailing",
+        "prediction_type": PREDICTION_TYPE[type(parameterization)],
+    }
+
+
+@everywhere
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_dpm_solver_pp(steps, name, parameterization, order, noisy):
+    schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++" if noisy else "dpmsolver++",
+        solver_order=order,
+        solver_type="midpoint",
+        final_sigmas_type="zero",
+        **settings(parameterization),
+    )
+    sampler = (DPMSolverPPSDE if noisy else DPMSolverPP)(steps, order)
+    assert_same(
+        theirs(scheduler, schedule, steps, x_T, noisy=noisy),
+        ours(sampler, schedule, parameterization, x_T),
+        1e-5,
+    )
+
+
+@everywhere
+def test_unipc(steps, name, parameterization):
+    schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
+    scheduler = diffusers.UniPCMultistepScheduler(
+        solver_order=2,
+        solver_type="bh2",
+        final_sigmas_type="zero",
+        **settings(parameterization),
+    )
+    assert_same(
+        theirs(scheduler, schedule, steps, x_T),
+        ours(UniPC(steps), schedule, parameterization, x_T),
+        1e-9,
+    )
+
+
+@everywhere
+def test_heun(steps, name, parameterization):
+    schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
+    scheduler = diffusers.HeunDiscreteScheduler(**settings(parameterization))
+    assert_same(
+        theirs(scheduler, schedule, steps, x_T),
+        ours(Heun(steps), schedule, parameterization, x_T),
+        1e-9,
+    )
+
+
+@everywhere
+def test_euler(steps, name, parameterization):
+    schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
+    scheduler = diffusers.EulerDiscreteScheduler(**settings(parameterization))
+    assert_same(
+        theirs(scheduler, schedule, steps, x_T),
+        ours(Euler(steps), schedule, parameterization, x_T),
+        1e-5,
+    )

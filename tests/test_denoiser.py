@@ -12,7 +12,17 @@ from torch.utils._pytree import tree_leaves
 from ddpm_lightning.diffusion.denoiser import Denoiser, Guided, Prediction
 from ddpm_lightning.diffusion.objectives import MSE, EpsMSE, MinSNR, NoisedBatch, Plain
 from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
-from ddpm_lightning.diffusion.samplers import DDIM, DDPM
+from ddpm_lightning.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    LMS,
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    Euler,
+    Heun,
+    Karras,
+    UniPC,
+)
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall, Variance
 from ddpm_lightning.errors import InputError
@@ -187,10 +197,25 @@ def test_no_float64_tensor_appears_in_a_float32_training_step(parameterization, 
     assert seen.float64 == set()
 
 
-@pytest.mark.parametrize("sampler", [DDPM(3), DDIM(3, eta=0.5)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        DDPM(3),
+        DDIM(3, eta=0.5),
+        DDIM(3, spacing=Karras()),
+        DPMSolverPP(4),
+        DPMSolverPPSDE(4),
+        Euler(4, churn=1.0),
+        Heun(4),
+        LMS(5, threshold=0.9),
+        UniPC(4),
+    ],
+    ids=lambda s: type(s).__name__,
+)
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
 def test_no_float64_tensor_appears_in_float32_sampling(sampler, variance):
-    denoiser = Guided(Denoiser(tiny_unet(), Cosine(), V(), variance), 2.0)
+    denoiser = Denoiser(tiny_unet(), Cosine(), V(), variance)
+    denoiser = Guided(denoiser, 2.0, interval=(0.1, 0.9), rescale=0.7)
     x_T, y = images(2, 1, 8, 8), torch.tensor([0, 1])
     with SeenDtypes() as seen:
         sampler.clipped((-1, 1))(denoiser, x_T, y, IndexedNoise(0, torch.arange(2)))

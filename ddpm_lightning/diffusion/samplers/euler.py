@@ -92,12 +92,12 @@ class Euler(Sampler):
 
     def raised(self, schedule: Schedule, t: int, steps: int) -> int:
         """The level in t…T to which churn raises level t, in a run of so many steps."""
-        if self.churn == 0 or schedule.alpha[t] == 0:
+        if self.churn == 0 or float(schedule.alpha[t]) == 0:
             return t
-        noise = float(schedule.sigma[t] / schedule.alpha[t])
+        noise = float(schedule.sigma[t]) / float(schedule.alpha[t])
         if not self.churn_range[0] <= noise <= self.churn_range[1]:
             return t
         wanted = math.log(noise * (1 + min(self.churn / steps, math.sqrt(2) - 1)))
-        table = zip(schedule.alpha[t:].tolist(), schedule.sigma[t:].tolist(), strict=True)
+        table = list(zip(schedule.alpha.tolist(), schedule.sigma.tolist(), strict=True))[t:]
         distances = [abs(math.log(s / a) - wanted) if a > 0 else math.inf for a, s in table]
         return t + distances.index(min(distances))

@@ -32,7 +32,7 @@ class Heun(Euler):
     def advance(self, predict: Predict, prediction: Prediction, s: int) -> Tensor:
         """See the base class."""
         x_s = ddim_step(prediction, s)
-        if s == 0 or prediction.schedule.alpha[prediction.t] == 0:
+        if s == 0 or float(prediction.schedule.alpha[prediction.t]) == 0:
             return x_s
         eps = (prediction.eps + predict(x_s, s).eps) / 2
         return ddim_step(with_eps(prediction, eps), s)

@@ -47,7 +47,7 @@ def encode(
         raise InputError(f"encode(iterations={iterations}): at least one evaluation a step")
     schedule = denoiser.schedule
     levels = spacing(schedule, steps)
-    if len(levels) == 2 and schedule.alpha[levels[0]] == 0:
+    if len(levels) == 2 and float(schedule.alpha[levels[0]]) == 0:
         raise InputError(
             f"encode in one step up to level {levels[0]}, where alpha = 0: nothing of x0 is left "
             "in x_T; take more steps"

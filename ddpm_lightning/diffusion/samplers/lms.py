@@ -61,7 +61,7 @@ class LMS(Sampler):
         for t, s in pairwise(self.levels(schedule)):
             prediction = predict(x, t)
             yield State(t, x, prediction.x0)
-            if s > 0 and schedule.alpha[t] > 0:
+            if s > 0 and float(schedule.alpha[t]) > 0:
                 history = [prediction, *history[: self.order - 1]]
                 weights = adams_bashforth(
                     [_noise(schedule, past.t) for past in history], _noise(schedule, s)

@@ -163,7 +163,8 @@ def evenly(
     top = schedule.T - (float(schedule.alpha[-1]) == 0)
     first = [] if top == schedule.T else [schedule.T]
     levels = np.arange(1, top + 1)
-    warped = warp((schedule.sigma / schedule.alpha).numpy()[levels])
+    alpha, sigma = np.array(schedule.alpha.tolist()), np.array(schedule.sigma.tolist())
+    warped = warp(sigma[levels] / alpha[levels])
     wanted = np.linspace(warped[-1], warped[0], steps - len(first))
     return distinct([*first, *np.interp(wanted, warped, levels).tolist(), 0])
 

@@ -40,7 +40,7 @@ class UniPC(Sampler):
         older: Prediction | None = None
         for t, s in pairwise(self.levels(schedule)):
             prediction = predict(x, t)
-            if previous is not None and schedule.alpha[previous.t] > 0:
+            if previous is not None and float(schedule.alpha[previous.t]) > 0:
                 x = ddim_step(corrected(previous, older, prediction), t)
                 prediction = replace(prediction, x_t=x)
             yield State(t, x, prediction.x0)
@@ -64,7 +64,7 @@ def corrected(previous: Prediction, older: Prediction | None, new: Prediction) -
     schedule, x0 = previous.schedule, previous.x0
     start = half_log_snr(schedule, previous.t)
     h = half_log_snr(schedule, new.t) - start
-    if older is None or schedule.alpha[older.t] == 0:
+    if older is None or float(schedule.alpha[older.t]) == 0:
         return replace(previous, x0=x0 + 0.5 * (new.x0 - x0), output=None)
     r = (half_log_snr(schedule, older.t) - start) / h
     # B = e^−h − 1 for data prediction; b_n = n!·phi_{n+1}(−h) in units of B / −h.

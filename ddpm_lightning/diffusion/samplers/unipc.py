@@ -13,16 +13,17 @@ from ddpm_lightning.diffusion.denoiser import Prediction
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.dpm_solver import extrapolated, half_log_snr
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
 from ddpm_lightning.diffusion.schedules import Schedule
 
 
 class UniPC(Sampler):
     """UniPC-2 with B(h) = e^h − 1, the paper's bh2 (Zhao et al. 2023, algorithms 1 and 2).
 
-    The predictor is DPM-Solver++(2M)'s step (UniP). Once the prediction at its
-    end is known, the step is repeated with it (UniC), which costs no
-    evaluation: the prediction is not renewed, so a State's x_t is the corrected one and its x0
-    was read off the uncorrected one. Both steps are DDIM's with x0 combined from predictions.
+    The predictor is DPM-Solver++(2M)'s step (UniP). Once the prediction at its end is known, the
+    step is repeated with it (UniC), which costs no evaluation: the prediction is not renewed, so a
+    State's x_t is the corrected one and its x0 was read off the uncorrected one. Both steps are
+    DDIM's with x0 combined from predictions. The step into level 0 is plain.
 
     Args:
         steps: Number of network evaluations; None visits every level.
@@ -31,6 +32,15 @@ class UniPC(Sampler):
         threshold: Dynamic thresholding: share of a sample's values that stays within the range,
             e.g. 0.995; None clips plainly.
     """
+
+    def __init__(
+        self,
+        steps: int | None = 20,
+        spacing: Spacing = Uniform(),
+        clip: tuple[float, float] | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__(steps, spacing, clip, threshold)
 
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
@@ -67,11 +77,12 @@ def corrected(previous: Prediction, older: Prediction | None, new: Prediction) -
     if older is None or float(schedule.alpha[older.t]) == 0:
         return replace(previous, x0=x0 + 0.5 * (new.x0 - x0), output=None)
     r = (half_log_snr(schedule, older.t) - start) / h
-    # B = e^−h − 1 for data prediction; b_n = n!·phi_{n+1}(−h) in units of B / −h.
-    B = math.expm1(-h)
-    phi_2 = B / -h - 1
-    phi_3 = phi_2 / -h - 1 / 2
-    b_1, b_2 = phi_2 / B, 2 * phi_3 / B
+    # b_n = n!·z·phi_{n+1}(z) / B at z = −h, B = e^z − 1 = z·phi_1, z·phi_{n+1} = phi_n − 1/n!.
+    z = -h
+    B = math.expm1(z)
+    z_phi_2 = B / z - 1
+    z_phi_3 = z_phi_2 / z - 1 / 2
+    b_1, b_2 = z_phi_2 / B, 2 * z_phi_3 / B
     rho_older = (b_1 - b_2) / (1 - r)
     rho_new = b_1 - rho_older
     combined = x0 + rho_older / r * (older.x0 - x0) + rho_new * (new.x0 - x0)

@@ -61,6 +61,9 @@ def test_kl_of_almost_equal_gaussians_keeps_its_digits_in_float32():
     kl = gaussian_kl(torch.tensor([[1e-6]]), 1e-4, torch.tensor([[1e-4]]))
     assert kl.dtype == torch.float32
     assert kl.item() == pytest.approx(0.5e-8, rel=1e-4)
+    ratio = torch.tensor([[1.001]])
+    exact = 0.5 * (1.001 - 1 - math.log(1.001))
+    assert gaussian_kl(torch.zeros(1, 1), ratio, 1.0).item() == pytest.approx(exact, rel=2e-3)
 
 
 # Decoders

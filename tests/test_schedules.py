@@ -187,6 +187,11 @@ def test_karras_has_edms_noise_levels():
     assert schedule.prior_std == pytest.approx(np.sqrt(6401))
 
 
+@pytest.mark.filterwarnings("ignore:.*not noise")
+def test_karras_with_rho_1_has_equal_steps():
+    np.testing.assert_allclose(Karras(5, 1.0, 9.0, rho=1).sigma, [0, 1, 3, 5, 7, 9], rtol=1e-12)
+
+
 def test_straight_goes_from_data_to_noise_in_equal_steps():
     schedule = Straight(4)
     assert schedule.alpha.tolist() == [1, 0.75, 0.5, 0.25, 0]

@@ -198,6 +198,15 @@ def test_the_analytic_variance_of_gaussian_data_is_the_exact_one(t, share):
     assert ours == pytest.approx(exact, rel=1e-9)
 
 
+def test_an_analytic_table_without_error_at_level_1_still_decodes_with_beta_tilde_2():
+    # Data of a single point: a decoder of variance 0 would have an infinite density.
+    schedule, variance = SohlDickstein(), AnalyticVariance([0.0] * 41)
+    floor = FixedSmall().decoder(prediction_at(schedule, 1, variance))
+    assert variance.decoder(prediction_at(schedule, 1, variance)) == floor
+    rows = variance.decoder(prediction_at(schedule, torch.tensor([1, 1]), variance))
+    np.testing.assert_allclose(rows.flatten(), floor, rtol=1e-12)
+
+
 def test_an_analytic_table_is_read_from_a_file_and_described_by_its_path(tmp_path):
     path = str(tmp_path / "variance.npz")
     np.savez(path, x0_error=np.linspace(0, 1, 41))

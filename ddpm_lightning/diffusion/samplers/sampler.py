@@ -113,11 +113,11 @@ class Sampler(Configurable, ABC):
         The network is in evaluation mode until the iterator ends or is closed. Arguments as for
         a call.
         """
-        draw = (
-            noise
-            if noise is not None
-            else (lambda _, shape: torch.randn(len(x_T), *shape, device=x_T.device))
-        )
+
+        def fresh(_: int, shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(len(x_T), *shape, device=x_T.device)
+
+        draw = fresh if noise is None else noise
         x = x_T
         with evaluation_mode(getattr(denoiser, "net", None)):
             for i, (t, s) in enumerate(pairwise(self.levels(denoiser.schedule)), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -53,16 +54,19 @@ class Parameterization(Configurable, ABC):
 
     def check(self, schedule: Schedule) -> None:
         """Raise InputError if x0 cannot be recovered at some level of this schedule."""
-        t = torch.arange(1, schedule.T + 1)
-        like = torch.ones(1, dtype=torch.float64)
-        # Finite in float32, in which the network is trained: alpha_T = 1e-60 is 0 there.
-        for coefficient in self.coefficients(schedule, t, like):
-            if not torch.as_tensor(coefficient).float().isfinite().all():
-                raise InputError(
-                    f"{type(self).__name__} cannot predict x0 with {type(schedule).__name__}: "
-                    "where alpha is 0 the noisy input says nothing about x0, so a prediction of "
-                    "the noise does not either; use V or X0"
-                )
+        # The last level is the extreme one. Finite in float32, in which networks are trained:
+        # alpha_T = 1e-60 is 0 there.
+        try:
+            coefficients = self.coefficients(schedule, schedule.T, like=torch.empty(0))
+            worst = max(abs(float(c)) for c in coefficients)
+        except (ZeroDivisionError, OverflowError, ValueError):
+            worst = math.inf
+        if not worst < torch.finfo(torch.float32).max:
+            raise InputError(
+                f"{type(self).__name__} cannot predict x0 with {type(schedule).__name__}: where "
+                "alpha is 0 the noisy input says nothing about x0, so a prediction of the noise "
+                "does not either; use V or X0"
+            )
 
 
 def discrete_time(t: int | Tensor, like: Tensor) -> Scalar:

@@ -76,6 +76,7 @@ class Sampler(Configurable, ABC):
             return self
         other = copy.copy(self)
         other.clip = data_range
+        other._arguments = self._arguments | {"clip": data_range}
         return other
 
     def __call__(

@@ -121,7 +121,7 @@ class DiffusionCLI(LightningCLI):
         """Link the data to the module, and give every run its checkpoints."""
         for name in ("shape", "num_classes", "data_range"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(_stated_defaults(self._module_class))
         parser.set_defaults({"trainer.default_root_dir": "runs/default"})
@@ -144,16 +144,19 @@ class DiffusionCLI(LightningCLI):
         """Keep a run from being mixed with another."""
         config = self.config[self.subcommand]
         config.weights_only = True  # Lightning, too, loads no pickles
-        root = Path(config.trainer.default_root_dir)
-        if self.subcommand != "fit" or config.ckpt_path or config.trainer.fast_dev_run:
+        if self.subcommand != "fit":
+            if not config.ckpt_path:
+                raise InputError(
+                    f"{self.subcommand} of what? Give --ckpt_path FILE, or last for the run in "
+                    f"{config.trainer.default_root_dir}"
+                )
             return
-        if (root / "config.yaml").exists() or last_checkpoint(root).exists():
-            resume = "go on with it by --ckpt_path last, or "
-            if not last_checkpoint(root).exists():
-                resume = "it stopped before its first checkpoint, so remove it, or "
+        last = last_checkpoint(config.trainer.default_root_dir)
+        resumes = config.ckpt_path and Path(config.ckpt_path).resolve() == last.resolve()
+        if last.exists() and not resumes and not config.trainer.fast_dev_run:
             raise InputError(
-                f"{root} holds a run already: {resume}choose another folder by "
-                "--trainer.default_root_dir"
+                f"{config.trainer.default_root_dir} holds a run already: go on with it by "
+                "--ckpt_path last, or choose another folder by --trainer.default_root_dir"
             )
 
     def instantiate_classes(self) -> None:
@@ -167,11 +170,17 @@ class DiffusionCLI(LightningCLI):
         """Refuse data that a checkpoint was not made for."""
         path = self.config[self.subcommand].get("ckpt_path")
         if path:
-            trained = read_checkpoint(path)["hyper_parameters"]["shape"]
-            if list(trained) != list(self.model.shape):
+            trained = read_checkpoint(path)["hyper_parameters"]
+            data = type(self.datamodule).__name__
+            if list(trained["shape"]) != list(self.model.shape):
                 raise InputError(
-                    f"{path} was trained on data of shape {list(trained)}, but "
-                    f"{type(self.datamodule).__name__} gives {list(self.model.shape)}"
+                    f"{path} was trained on data of shape {list(trained['shape'])}, but "
+                    f"{data} gives {list(self.model.shape)}"
+                )
+            if trained["conditional"] and trained["num_classes"] != self.model.num_classes:
+                raise InputError(
+                    f"{path} was trained on {trained['num_classes']} classes, but {data} has "
+                    f"{self.model.num_classes}"
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -186,7 +195,10 @@ class DiffusionCLI(LightningCLI):
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if trainer.enable_progress_bar is not False and not own_bar:
             kwargs["callbacks"] = [*callbacks, StepProgressBar()]
-        return super().instantiate_trainer(**kwargs)
+        instance = super().instantiate_trainer(**kwargs)
+        # Save first: what fails while drawing or measuring must not cost the steps before it.
+        instance.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
+        return instance
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the checkpoint's arguments override the command line's without a word.
@@ -203,6 +215,12 @@ class DiffusionCLI(LightningCLI):
         linked = ("shape", "num_classes", "data_range", "seed")
         stated = {k: v for k, v in checkpoint["hyper_parameters"].items() if k not in linked}
         asked = config.model.as_dict()
+        seed = checkpoint["hyper_parameters"]["seed"]
+        if self.config.subcommand == "fit" and config.seed_everything != seed:
+            raise InputError(
+                f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so "
+                "that noise and data go on where they were"
+            )
         for key, (ours, theirs) in _differences(asked, stated).items():
             warnings.warn(
                 f"ignored: model.{key}={ours}; the checkpoint says {theirs}, and a checkpoint "
@@ -219,7 +237,15 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave a run's configuration alone when it is only tested."""
         if stage == "fit":
+            self.config = self.config.clone()
+            self.config.ckpt_path = None  # resuming is said on the command line, each time
             super().setup(trainer, pl_module, stage)
+
+
+def _seed(seed: bool | int) -> int:
+    if isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise InputError(f"seed_everything {seed}: give a number from 0 to 4294967295")
+    return seed
 
 
 def _users_mistake(error: BaseException | None) -> Exception | None:
@@ -234,7 +260,8 @@ def _users_mistake(error: BaseException | None) -> Exception | None:
 def _stated_defaults(module_class: type) -> dict[str, Any]:
     """State the module's default objects the way a config file would."""
     stated: dict[str, Any] = {}
-    for name, parameter in inspect.signature(module_class).parameters.items():
+    parameters = inspect.signature(DiffusionModule).parameters
+    for name, parameter in {**parameters, **inspect.signature(module_class).parameters}.items():
         default = parameter.default
         if isinstance(default, Configurable):
             stated[f"model.{name}"] = default.describe()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 from ddpm_lightning.errors import InputError
@@ -56,12 +57,17 @@ class Configurable:
                 "it load nowhere else; move it to a module of its own",
                 stacklevel=2,
             )
+        return {"class_path": class_path, "init_args": self.plain_arguments()}
+
+    def plain_arguments(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+        """State the arguments this object was built with as plain data, but for those to skip."""
+        where = self.class_path()
+        if any(name.startswith("*") for name in self._arguments):
+            raise InputError(f"{where}: pass the arguments by keyword, so that they can be stated")
         return {
-            "class_path": class_path,
-            "init_args": {
-                name: plain(value, f"{class_path}({name}=...)")
-                for name, value in self._arguments.items()
-            },
+            name: plain(value, f"{where}({name}=...)")
+            for name, value in self._arguments.items()
+            if name not in skip
         }
 
     @classmethod
@@ -126,6 +132,8 @@ def plain(value: Any, where: str) -> Any:
             return kind(value)
     if isinstance(value, str):
         return str.__str__(value)
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, list | tuple):
         return [plain(item, where) for item in value]
     if isinstance(value, dict):
@@ -147,6 +155,7 @@ def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(name))
-        elif parameter.kind is parameter.VAR_POSITIONAL and not arguments[name]:
-            del arguments[name]
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            values = arguments.pop(name)
+            arguments |= {f"*{name}": values} if values else {}
     return arguments

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from ddpm_lightning.checkpoints import FORMAT, KEY, read_checkpoint
-from ddpm_lightning.configurable import Configurable, build, configurable_class, plain
+from ddpm_lightning.configurable import Configurable, build, configurable_class
 from ddpm_lightning.diffusion.denoiser import Denoiser, guide
 from ddpm_lightning.diffusion.objectives import MSE, NoisedBatch, Objective
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
@@ -27,7 +27,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import NULL_LABEL, Network
 from ddpm_lightning.networks.unet import UNet
 from ddpm_lightning.randomness import IndexedNoise, Stream, step_seed
-from ddpm_lightning.sampling import generate
+from ddpm_lightning.sampling import Samples, generate
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -134,7 +134,9 @@ class DiffusionModule(Configurable, LightningModule):
         noised = self._noised(x0, y.masked_fill(dropped, NULL_LABEL), t, noise)
         terms = self.objective(self.denoiser(ema=False), noised)
         loss = (weight * terms["loss"]).mean()
-        self.log_dict({f"train/{name}": term.mean() for name, term in terms.items()})
+        means = {f"train/{name}": term.mean() for name, term in terms.items()}
+        self.log_dict(means, prog_bar=True)
+        self._check_finite(loss)
         return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -154,6 +156,9 @@ class DiffusionModule(Configurable, LightningModule):
             parts.append(LinearLR(optimizer, start_factor=1 / steps, total_iters=steps - 1))
         if self.lr_schedule is not None:
             parts.append(self.lr_schedule(optimizer))
+            if isinstance(parts[-1], ReduceLROnPlateau):
+                raise InputError("lr_schedule: ReduceLROnPlateau waits for a metric; use another")
+        self._check_clipping(optimizer)
         if not parts:
             return optimizer
         scheduler = parts[0]
@@ -235,55 +240,84 @@ class DiffusionModule(Configurable, LightningModule):
         Args:
             n: Number of samples.
             sampler: How to sample; DDPM over all levels by default. Clips to the data's range.
-            labels: [n] class labels for a conditional model; None samples without a class.
-            guidance: Strength of classifier-free guidance; 1 is none.
-            seed: Seed of the noise.
+            labels: Class labels for a conditional model, repeated up to n; by default one class
+                after the other.
+            guidance: Strength of classifier-free guidance; 1 is none, 0 ignores the labels.
+            seed: Seed of the noise, ≥ 0.
             ema: Averaged weights (True) or the ones in training (False).
 
         Returns:
             float32 [n, *shape], on the CPU; [−1, 1] for images.
 
         Raises:
-            InputError: The labels do not fit the model or n.
+            InputError: The labels do not fit the model.
         """
-        if labels is not None:
-            labels = self.check_labels(torch.as_tensor(labels), n)
+        return self.generate(torch.arange(n), sampler, labels, guidance, seed, ema).x
+
+    def generate(
+        self,
+        indices: Tensor,
+        sampler: Sampler | None = None,
+        labels: Tensor | list[int] | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        ema: bool = True,
+        **options: Any,
+    ) -> Samples:
+        """Draw the samples of these indices, as :meth:`sample` does those of 0…n − 1.
+
+        Args:
+            indices: int64 [n]; labels are repeated along the index, too.
+            sampler: How to sample.
+            labels: Class labels.
+            guidance: Strength of classifier-free guidance.
+            seed: Seed of the noise.
+            ema: Averaged weights or the ones in training.
+            options: batch_size, frames and progress of :func:`ddpm_lightning.sampling.generate`.
+        """
         return generate(
             guide(self.denoiser(ema), guidance),
             (sampler or DDPM()).clipped(self.data_range),
             self.shape,
-            torch.arange(n),
-            labels=labels,
+            indices,
+            labels=self._labels_of(indices, labels, guidance),
             seed=seed,
             device=self.device,
-        ).x
+            **options,
+        )
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Sample the images of these indices with the EMA weights: float32 [B, *shape]."""
-        return generate(
-            self.denoiser(),
-            DDPM().clipped(self.data_range),
-            self.shape,
-            batch.cpu(),
-            seed=self.seed,
-            device=self.device,
-            progress=self.trainer.is_global_zero,
-        ).x
+        progress = self.trainer.is_global_zero
+        return self.generate(batch.cpu(), seed=self.seed, progress=progress).x
 
-    def check_labels(self, labels: Tensor, n: int) -> Tensor:
-        """Return labels as int64 [n], or raise InputError if they do not fit the model."""
+    def check_labels(self, labels: Tensor | list[int] | None, guidance: float = 1.0) -> None:
+        """Raise InputError if labels or guidance do not fit the model."""
         if self.num_classes is None:
-            raise InputError(
-                "labels given, but this model was trained without (conditional: false)"
-            )
-        if labels.shape != (n,):
-            raise InputError(f"{len(labels)} labels for {n} samples; give one each")
-        if not bool(((labels >= NULL_LABEL) & (labels < self.num_classes)).all()):
-            raise InputError(
-                f"labels must lie in 0…{self.num_classes - 1} (or −1, no class), but here they "
-                f"span {int(labels.min())}…{int(labels.max())}"
-            )
-        return labels.long()
+            if labels is not None:
+                raise InputError("labels given, but the model has none (conditional: false)")
+            if guidance != 1:
+                raise InputError(
+                    f"guidance {guidance} needs a model with labels (conditional: true)"
+                )
+        elif labels is not None:
+            values = torch.as_tensor(labels)
+            fits = (values >= NULL_LABEL) & (values < self.num_classes)
+            if values.ndim != 1 or not len(values) or not bool(fits.all()):
+                raise InputError(
+                    f"labels {values.tolist()}: give one or more from 0…{self.num_classes - 1} "
+                    "(or −1, no class)"
+                )
+
+    def _labels_of(
+        self, indices: Tensor, labels: Tensor | list[int] | None, guidance: float
+    ) -> Tensor | None:
+        self.check_labels(labels, guidance)
+        if self.num_classes is None:
+            return None
+        if labels is None:
+            return indices % self.num_classes
+        return torch.as_tensor(labels).long()[indices % len(labels)]
 
     # ----------------------------------------------------------------- checkpoints
 
@@ -342,6 +376,26 @@ class DiffusionModule(Configurable, LightningModule):
 
     # --------------------------------------------------------------------- helpers
 
+    def _check_finite(self, loss: Tensor) -> None:
+        # Where the loss is logged, for looking at it makes the CPU wait for the device.
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.trainer.global_step % every == 0 and not bool(loss.isfinite()):
+            broken = (n for n, p in self.net.named_parameters() if not bool(p.isfinite().all()))
+            raise InputError(
+                f"the loss is no longer finite at step {self.trainer.global_step} (first weights "
+                f"that are not: {next(broken, 'none')}); go on from the last checkpoint with "
+                "gradient_clip_val: 1.0, a smaller learning rate, or bf16-mixed for 16-mixed"
+            )
+
+    def _check_clipping(self, optimizer: torch.optim.Optimizer) -> None:
+        clips = self.trainer.gradient_clip_val
+        mixed = str(self.trainer.precision).endswith("-mixed")
+        if optimizer.defaults.get("fused") and clips and mixed:
+            raise InputError(
+                "a fused optimizer cannot clip gradients under mixed precision; use fused: false "
+                "(or foreach: true), or leave out gradient_clip_val"
+            )
+
     def _noise(self, indices: Tensor, stream: Stream) -> IndexedNoise:
         return IndexedNoise(self.seed, indices, stream, self.device)
 
@@ -357,8 +411,5 @@ class DiffusionModule(Configurable, LightningModule):
         net = self.net.describe()
         for name in list(net["init_args"])[:3]:  # the three that the factory is called with
             del net["init_args"][name]
-        return {"net": net} | {
-            name: plain(value, f"{type(self).__name__}({name}=...)")
-            for name, value in self._arguments.items()
-            if name not in ("net", "optimizer", "lr_schedule")  # how it is trained, not what it is
-        }
+        # The optimizer is how it is trained, not what it is.
+        return {"net": net} | self.plain_arguments(skip=("net", "optimizer", "lr_schedule"))

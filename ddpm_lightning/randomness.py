@@ -80,10 +80,10 @@ class IndexedNoise:
     def _move(self, rows: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(rows)
         if torch.device(self.device).type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
 
 def step_seed(seed: int, *key: int) -> int:
     """Mix a seed with a key (step, rank, …) into a seed for torch's global generator."""
-    return int(np.random.SeedSequence((seed, *key)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((seed, *key)).generate_state(1, np.uint64)[0]) >> 1

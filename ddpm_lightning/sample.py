@@ -7,12 +7,10 @@ from typing import Literal
 
 import torch
 
-from ddpm_lightning.diffusion.denoiser import guide
-from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import grid, to_uint8, write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.sampling import generate
 
 
 def sample(
@@ -41,7 +39,7 @@ def sample(
         sampler: How to sample, e.g. --sampler DDIM --sampler.steps 50 --sampler.eta 0.5; default:
             DDPM over all levels. Clips to the data's range.
         labels: Class labels for a conditional model: one for all images, or a list that is
-            repeated; default: no class.
+            repeated; default: one class after the other.
         guidance: Strength of classifier-free guidance; 1 is none, 0 ignores the label.
         seed: Seed of the noise.
         batch_size: Images at a time; changes memory and speed, not the images.
@@ -55,28 +53,27 @@ def sample(
     Raises:
         InputError: The checkpoint, the folder or a setting does not work.
     """
-    if n < 1 or batch_size < 1:
-        raise InputError(f"n={n}, batch_size={batch_size}: both are at least 1")
+    if min(n, batch_size, columns) < 1 or fps <= 0 or seed < 0:
+        raise InputError(
+            f"n={n}, batch_size={batch_size}, columns={columns}, fps={fps}, seed={seed}: the "
+            "first three are at least 1, fps is above 0, seed is not negative"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
             f"{out} is not an empty folder; images of two runs would mix, choose another"
         )
-    target = torch.device(_best_device() if device == "auto" else device)
-    module = DiffusionModule.load_from_checkpoint(ckpt).to(target)
-    repeated = None
-    if labels is not None:
-        chosen = torch.tensor([labels] if isinstance(labels, int) else labels)
-        repeated = module.check_labels(chosen[torch.arange(n) % len(chosen)], n)
-    samples = generate(
-        guide(module.denoiser(ema=weights == "ema"), guidance),
-        (sampler or DDPM()).clipped(module.data_range),
-        module.shape,
+    module = DiffusionModule.load_from_checkpoint(ckpt).to(_device(device))
+    if len(module.shape) != 3:
+        raise InputError(f"{ckpt} models data of shape {list(module.shape)}, not images")
+    samples = module.generate(
         torch.arange(n),
-        labels=repeated,
-        seed=seed,
+        sampler,
+        [labels] if isinstance(labels, int) else labels,
+        guidance,
+        seed,
+        ema=weights == "ema",
         batch_size=batch_size,
         frames=frames,
-        device=target,
         progress=True,
     )
     for k, image in enumerate(to_uint8(samples.x)):
@@ -87,7 +84,13 @@ def sample(
     print(f"{n} images in {out}, all of them in {out / 'grid.png'}")
 
 
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.backends.mps.is_available():
+            name = "mps"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return torch.device(name)

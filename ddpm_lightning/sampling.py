@@ -58,6 +58,8 @@ def generate(
     Returns:
         The samples, on the CPU.
     """
+    if batch_size < 1 or not len(indices):
+        raise InputError(f"{len(indices)} samples in batches of {batch_size}; at least 1 of each")
     if frames == 1 or frames < 0:
         raise InputError(f"{frames} frames; a trajectory has 2 or more (noise and sample), or 0")
     levels = sampler.levels(denoiser.schedule)
@@ -90,4 +92,10 @@ def generate(
             xs.append(state.x_t.float().cpu())
             if seen:
                 trajectories.append(torch.stack(seen))
-    return Samples(torch.cat(xs), torch.cat(trajectories, dim=1) if trajectories else None)
+    x = torch.cat(xs)
+    if not bool(x.isfinite().all()):
+        raise InputError(
+            "the samples are not finite: the network has diverged, or the sampler leaves the "
+            "data's range; use an earlier checkpoint, a smaller learning rate, or a clip"
+        )
+    return Samples(x, torch.cat(trajectories, dim=1) if trajectories else None)

@@ -34,7 +34,9 @@ def explain(message: str, flags: Iterable[str] = (), commands: Iterable[str] = (
     if file := _found(r"File does not exist: '([^']+)'", message):
         path = Path(file)
         siblings = path.parent.glob(f"*{path.suffix}") if path.parent.is_dir() else []
-        return f"no file {file}{_nearest(file, map(str, siblings))}"
+        return f"no file {file}{_nearest(file, map(str, siblings), otherwise='')}"
+    if file := _found(r"nrecognized arguments: ([^-\s]\S*\.yaml)", message):
+        return f"unexpected '{file}'; did you mean --config {file}?"
     if flag := _found(r"nrecognized arguments: (?:.*? )??--([^\s=]+)", message):
         return f"no flag --{flag}{_nearest(flag, flags, '--')}"
     if option := _found(r"does not accept option '([^']+)'", message):
@@ -68,9 +70,11 @@ def _found(pattern: str, message: str) -> str | None:
     return match[1] if match else None
 
 
-def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+def _nearest(
+    name: str, known: Iterable[str], prefix: str = "", otherwise: str = "; --help lists them"
+) -> str:
     close = get_close_matches(name, sorted(set(known)), n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else "; --help lists them"
+    return f"; did you mean {prefix}{close[0]}?" if close else otherwise
 
 
 def _arguments(class_path: str) -> list[str]:

@@ -69,7 +69,7 @@ def test_trajectory_is_a_strip_and_a_gif_that_ends_with_the_grid(tmp_path):
     gif.seek(3)
     png = Image.open(folder / "ddim8_ema_step_00000001.png").convert("L")
     assert list(gif.convert("L").getdata()) == list(png.getdata())
-    assert (folder / "ddim8_ema_step_00000001_denoising.png").exists()
+    assert (folder / "ddim8_ema_denoising_step_00000001.png").exists()
 
 
 def test_gif_of_one_frame_is_written(tmp_path):
@@ -87,7 +87,7 @@ def test_sampling_leaves_training_as_it_was(tmp_path):
 
 
 def test_wrong_labels_are_refused_before_training(tmp_path):
-    with pytest.raises(InputError, match="trained without"):
+    with pytest.raises(InputError, match="the model has none"):
         fit(tmp_path, 1, [SampleGrid(labels=[1])])
 
 
@@ -194,3 +194,36 @@ def test_shares_cover_every_index_once_and_are_equally_long(n, world):
     assert len({len(indices) for indices in shares}) == 1
     covered = torch.cat(shares)
     assert sorted(covered[covered < n].tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"n": 0}, {"columns": 0}, {"batch_size": 0}, {"fps": 0}, {"frames": 1}, {"every_n_steps": 0}],
+)
+def test_impossible_grids_are_refused_at_construction(arguments):
+    with pytest.raises(InputError, match="SampleGrid"):
+        SampleGrid(**arguments)
+
+
+def test_guidance_without_labels_is_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="needs a model with labels"):
+        fit(tmp_path, 1, [SampleGrid(guidance=2.0)])
+
+
+def test_two_grids_need_two_names(tmp_path):
+    with pytest.raises(InputError, match="two SampleGrids"):
+        fit(tmp_path, 1, [SampleGrid(), SampleGrid()])
+
+
+def test_reference_statistics_are_those_of_the_images_as_they_are(tmp_path):
+    metric = GenerativeMetrics(LeNet(), 1, 8, DDIM(2), batch_size=7)
+    fit(tmp_path, 1, [metric])
+    images, _ = tiny_data().images("train")
+    features = LeNet()(images).double().numpy()
+    assert metric._reference.n == 64
+    assert abs(metric._reference.mean.numpy() - features.mean(0)).max() < 1e-5
+
+
+def test_few_samples_for_the_dimension_are_warned_about(tmp_path):
+    with pytest.warns(UserWarning, match="mostly bias"):
+        fit(tmp_path, 1, [GenerativeMetrics(LeNet(), 1, 8, DDIM(2))])

@@ -66,7 +66,17 @@ def run(tmp_path_factory) -> Path:
 def conditional_checkpoint(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("conditional")
     main(["fit", *tiny_run(root, "--model.conditional=true")])
-    return str(root / "checkpoints" / "last.ckpt")
+    return str(randomised(root / "checkpoints" / "last.ckpt"))
+
+
+def randomised(path: Path) -> Path:
+    """Give a checkpoint random weights: two steps from a last layer of zeros say nothing."""
+    checkpoint = torch.load(path, weights_only=True)
+    torch.manual_seed(0)
+    for value in checkpoint["state_dict"].values():
+        value.normal_(std=0.2)
+    torch.save(checkpoint, path)
+    return path
 
 
 # -------------------------------------------------------------------------- configs
@@ -206,6 +216,8 @@ def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
         (["--model.optimizer.lr", "-1"], "the optimizer cannot be made: Invalid learning rate"),
         (["--trainer.accelerator", "gpuu"], "Available names are"),
         (["--data.global_batch_size", "0"], "use 1 or more"),
+        (["--seed_everything", "true"], "seed_everything True: give a number"),
+        (["fit", "configs/digits.yaml"], "did you mean --config configs/digits.yaml?"),
         (["sample", "--ckpt", "x", "--out", "o", "--samplr", "DDIM"], "did you mean --sampler?"),
         (["sample", "--ckpt", "x", "--out", "o", "--sampler", "DDIN"], "did you mean DDIM?"),
         (["sample", "--ckpt", "x", "--out", "o", "--n", "many"], "n: expected int, got many"),
@@ -255,6 +267,50 @@ def test_fit_into_a_used_folder_names_both_ways_on(run, capsys):
     line = fail(capsys, "fit", *tiny_run(run))
     assert "--ckpt_path last" in line
     assert "--trainer.default_root_dir" in line
+
+
+def test_fit_from_another_checkpoint_does_not_overwrite_a_run(run, capsys, tmp_path):
+    main(["fit", *tiny_run(tmp_path / "other")])
+    other = tmp_path / "other" / "checkpoints" / "last.ckpt"
+    assert "holds a run" in fail(capsys, "fit", *tiny_run(run, f"--ckpt_path={other}"))
+
+
+def test_a_trial_with_fast_dev_run_leaves_the_run_alone(run):
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    main(["fit", *tiny_run(run, "--trainer.fast_dev_run=true")])
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_a_failed_start_does_not_block_the_folder(tmp_path, capsys):
+    fail(capsys, "fit", *tiny_run(tmp_path, "--trainer.accumulate_grad_batches=3"))
+    main(["fit", *tiny_run(tmp_path)])
+
+
+def test_scoring_random_weights_is_refused(run, capsys):
+    assert "Give --ckpt_path" in fail(capsys, "test", *tiny_run(run))
+
+
+def test_resume_with_another_seed_is_refused(run, capsys):
+    line = fail(capsys, "fit", *tiny_run(run, "--ckpt_path=last", "--seed_everything=1"))
+    assert "resume with --seed_everything 0" in line
+
+
+def test_the_configuration_of_a_resumed_run_does_not_resume_by_itself(tmp_path):
+    main(["fit", *tiny_run(tmp_path)])
+    main(["fit", *tiny_run(tmp_path, "--ckpt_path=last", max_steps=3)])
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["ckpt_path"] is None
+
+
+def test_an_error_while_drawing_does_not_cost_the_steps_before_it(tmp_path, monkeypatch):
+    def full_disk(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ddpm_lightning.callbacks.sample_grid.write_png", full_disk)
+    grid = '[{"class_path": "SampleGrid", "init_args": {"n": 1, "sampler": "DDIM"}}]'
+    with pytest.raises(OSError, match="no space left"):
+        main(["fit", *tiny_run(tmp_path, f"--trainer.callbacks={grid}")])
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
 
 
 def test_last_without_a_checkpoint_is_an_error(tmp_path, capsys):
@@ -316,8 +372,10 @@ def sample(ckpt: str | Path, out: Path, *more: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(run) -> Path:
-    return run / "checkpoints" / "last.ckpt"
+def checkpoint(run, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    path.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    return randomised(path)
 
 
 def test_sample_writes_images_of_native_size_and_a_grid(checkpoint, tmp_path):
@@ -371,20 +429,35 @@ def test_sample_takes_everything_from_a_file(checkpoint, tmp_path):
     assert (tmp_path / "out" / "000001.png").exists()
 
 
-def test_labels_choose_the_class_and_guidance_changes_the_image(conditional_checkpoint, tmp_path):
-    images = [
-        (sample(conditional_checkpoint, tmp_path / str(i), "--n=1", *more) / "grid.png")
-        for i, more in enumerate((["--labels=3"], ["--labels=[3]", "--guidance=1.0"]))
-    ]
-    assert images[0].read_bytes() == images[1].read_bytes()
+def test_labels_and_guidance_change_the_image(conditional_checkpoint, tmp_path):
+    variants = (["--labels=3"], ["--labels=5"], ["--labels=3", "--guidance=4.0"])
+    images = {
+        (
+            sample(conditional_checkpoint, tmp_path / str(i), "--n=1", *more) / "grid.png"
+        ).read_bytes()
+        for i, more in enumerate(variants)
+    }
+    assert len(images) == 3
+
+
+def test_without_labels_a_conditional_model_samples_one_class_after_the_other(
+    conditional_checkpoint, tmp_path
+):
+    default = sample(conditional_checkpoint, tmp_path / "a", "--n=3")
+    stated = sample(conditional_checkpoint, tmp_path / "b", "--n=3", "--labels=[0,1,2]")
+    assert (default / "grid.png").read_bytes() == (stated / "grid.png").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--labels=3"], "trained without"),
-        (["--guidance=2.0"], "guidance needs labels"),
+        (["--labels=3"], "the model has none"),
+        (["--guidance=2.0"], "guidance 2.0 needs a model with labels"),
         (["--n=0"], "at least 1"),
+        (["--seed=-1"], "not negative"),
+        (["--labels=[]"], "the model has none"),
+        (["--device=gpu"], "device gpu cannot be used"),
+        (["--frames=2", "--fps=0"], "fps is above 0"),
         (["--frames=1"], "2 or more"),
         (["--sampler.steps=5000"], "takes 1 to 1000"),
         (["--sampler.eta=2.0"], "eta lies between 0"),

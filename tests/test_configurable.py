@@ -7,7 +7,6 @@ import io
 import pickle
 import pydoc
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,7 @@ def test_objects_inside_arguments_are_described_too():
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [(torch.ones(2), "Tensor"), (Path("x"), "Path|PosixPath|WindowsPath"), (Stranger, "type")],
+    [(torch.ones(2), "Tensor"), (Stranger, "type")],
 )
 def test_an_argument_that_is_not_plain_data_is_an_error_that_names_it(value, kind):
     with pytest.raises(InputError, match=rf"{HERE}\.Named\(a=\.\.\.\) is a ({kind}),"):

@@ -152,7 +152,7 @@ def test_a_schedule_after_the_warm_up_is_stepped_per_optimizer_step(tmp_path):
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.25])
 
 
-def test_fused_optimizer_clipping_and_bf16_work_together(tmp_path):
+def test_foreach_optimizer_clipping_and_bf16_work_together(tmp_path):
     module = tiny_module(optimizer=partial(torch.optim.AdamW, lr=1e-3, foreach=True))
     before = weights(module.net)
     run = trainer(tmp_path, 3, precision="bf16-mixed", gradient_clip_val=1.0)
@@ -381,7 +381,7 @@ def test_parts_that_do_not_fit_are_refused_at_construction(arguments, message):
 
 @pytest.mark.parametrize(
     ("conditional", "labels", "message"),
-    [(False, [1, 2], "trained without"), (True, [1], "1 labels for 2"), (True, [1, 10], "0…9")],
+    [(False, [1, 2], "the model has none"), (True, [], "one or more"), (True, [1, 10], "0…9")],
 )
 def test_labels_that_do_not_fit_are_refused(conditional, labels, message):
     with pytest.raises(InputError, match=message):
@@ -422,3 +422,39 @@ def test_order_of_the_data_follows_the_seed_of_the_run(tmp_path):
         orders.append(recorder.batches[0].x0)
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
+
+
+def test_a_path_among_the_arguments_of_the_data_is_stated_as_text(tmp_path):
+    trainer(tmp_path, 1).fit(tiny_module(), tiny_data(root=tmp_path))
+    checkpoint = torch.load(last_checkpoint(tmp_path), weights_only=True)
+    assert checkpoint["ddpm_lightning"]["data"]["init_args"]["root"] == str(tmp_path)
+
+
+def test_positional_arguments_that_cannot_be_stated_are_refused_before_training():
+    with pytest.raises(InputError, match="by keyword"):
+        Subclass([1, 8, 8], net=TinyUNet)
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path):
+    class Poison(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            with torch.no_grad():
+                next(iter(pl_module.net.parameters())).fill_(float("nan"))
+
+    with pytest.raises(InputError, match=r"no longer finite at step 4.*embed\.linear1\.weight"):
+        fit(tmp_path, 8, callbacks=[Poison()], log_every_n_steps=4)
+
+
+def test_samples_of_a_diverged_network_are_refused():
+    module = tiny_module()
+    with torch.no_grad():
+        next(iter(module.ema.parameters())).fill_(float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        module.sample(1, DDIM(2))
+
+
+def test_fused_optimizer_with_clipping_in_mixed_precision_is_refused_with_the_fix(tmp_path):
+    module = tiny_module(optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True))
+    run = trainer(tmp_path, 1, precision="bf16-mixed", gradient_clip_val=1.0)
+    with pytest.raises(InputError, match="fused: false"):
+        run.fit(module, tiny_data())

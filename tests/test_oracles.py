@@ -158,6 +158,7 @@ def test_a_label_selects_its_components_and_minus_one_or_none_takes_all():
     only = Mixture(LINEAR, MEANS[1:3], VARIANCES[1:3], WEIGHTS[1:3])
     one, every = torch.ones(3, dtype=torch.int64), -torch.ones(3, dtype=torch.int64)
     torch.testing.assert_close(mixture()(x_t, 500, one).x0, only(x_t, 500).x0)
+    torch.testing.assert_close(mixture().log_density(x_t, 500, one), only.log_density(x_t, 500))
     assert torch.equal(mixture()(x_t, 500, every).x0, mixture()(x_t, 500).x0)
     unlabelled = mixture(labels=None)
     assert torch.equal(unlabelled(x_t, 500, one).x0, unlabelled(x_t, 500).x0)

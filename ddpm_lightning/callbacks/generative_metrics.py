@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
-from ddpm_lightning.callbacks.sharing import gather, share
+from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
@@ -19,7 +20,6 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.metrics import FeatureExtractor, Statistics, frechet_distance
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.sampling import generate
 
 
 class GenerativeMetrics(Periodic):
@@ -36,6 +36,8 @@ class GenerativeMetrics(Periodic):
             one, too.
         n: Number of samples. Distances at different n do not compare; published FIDs use 50000.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
+        guidance: Strength of classifier-free guidance of a conditional model; 1 is none. Its
+            labels are those of the reference images, in their order, repeated up to n.
         ema: Averaged weights (true) or the ones in training (false).
         reference: Split to compare with: train (as published numbers do), val or test.
         seed: Seed of the noise.
@@ -48,17 +50,22 @@ class GenerativeMetrics(Periodic):
         every_n_steps: int = 5000,
         n: int = 2000,
         sampler: Sampler | None = None,
+        guidance: float = 1.0,
         ema: bool = True,
         reference: Split = "train",
         seed: int = 1,
         batch_size: int = 256,
     ) -> None:
         super().__init__(every_n_steps)
-        if n < 2:
-            raise InputError(f"GenerativeMetrics(n={n}): a distance needs at least 2 samples")
+        if n < 2 or batch_size < 1 or seed < 0:
+            raise InputError(
+                f"GenerativeMetrics(n={n}, batch_size={batch_size}, seed={seed}): n is at least "
+                "2, batch_size at least 1, seed not negative"
+            )
         self.extractor = extractor
         self.n = n
         self.sampler = sampler or DDPM()
+        self.guidance = guidance
         self.ema = ema
         self.reference = reference
         self.seed = seed
@@ -69,7 +76,14 @@ class GenerativeMetrics(Periodic):
         if stage == "fit":
             assert isinstance(pl_module, DiffusionModule)
             self.sampler.levels(pl_module.schedule)
+            pl_module.check_labels(None, self.guidance)
             self.extractor.check()
+            if self.n <= self.extractor.dim and trainer.is_global_zero:
+                warnings.warn(
+                    f"{self.extractor.name} of {self.n} samples in {self.extractor.dim} "
+                    "dimensions is mostly bias; compare it at the same n only, or use more",
+                    stacklevel=2,
+                )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the reference statistics and the floor, before training."""
@@ -79,13 +93,14 @@ class GenerativeMetrics(Periodic):
                 "GenerativeMetrics compares with images of an ImageData data module, but "
                 f"training uses {type(data).__name__}; leave the callback out"
             )
-        images, _ = data.images(self.reference)
+        images, labels = data.images(self.reference)
+        self._labels = labels if pl_module.num_classes is not None else None
         indices = share(len(images), trainer)
         bar = tqdm(
             indices.split(self.batch_size),
             desc=f"{self.extractor.name} features of the {self.reference} images",
             leave=False,
-            disable=not trainer.is_global_zero,
+            disable=not shows_progress(trainer),
         )
         features = torch.cat(
             [
@@ -107,15 +122,15 @@ class GenerativeMetrics(Periodic):
         """Sample, measure, log, write metrics.json and print."""
         assert isinstance(module, DiffusionModule)
         with trainer.precision_plugin.forward_context():
-            samples = generate(
-                module.denoiser(self.ema),
-                self.sampler.clipped(module.data_range),
-                module.shape,
+            samples = module.generate(
                 share(self.n, trainer),
-                seed=self.seed,
+                self.sampler,
+                self._labels,
+                self.guidance,
+                self.seed,
+                self.ema,
                 batch_size=self.batch_size,
-                device=module.device,
-                progress=trainer.is_global_zero,
+                progress=shows_progress(trainer),
             ).x
         features = [
             self.extractor(batch.to(module.device)).cpu()
@@ -131,7 +146,8 @@ class GenerativeMetrics(Periodic):
         sampler = self.sampler.tag(module.schedule)
         weights = "ema" if self.ema else "raw"
         name, alias = self.extractor.name, self.extractor.alias
-        tag = f"{name}/n{self.n}_{sampler}_{weights}_{self.reference}"
+        guidance = f"_guidance{self.guidance:g}" if self.guidance != 1 else ""
+        tag = f"{name}/n{self.n}_{sampler}{guidance}_{weights}_{self.reference}"
         if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
             module.log(alias, distance, on_step=True, on_epoch=False, logger=False)
         for logger in trainer.loggers:
@@ -145,7 +161,9 @@ class GenerativeMetrics(Periodic):
             "n": self.n,
             "sampler": self.sampler.describe(),
             "steps": len(self.sampler.levels(module.schedule)) - 1,
+            "guidance": self.guidance,
             "weights": weights,
+            "precision": str(trainer.precision),
             "seed": self.seed,
             "reference": self.reference,
             "reference_count": self._reference.n,

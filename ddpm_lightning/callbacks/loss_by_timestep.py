@@ -34,7 +34,7 @@ class LossByTimestep(Callback):
         self._add(pl_module, outputs, {"train/loss": outputs["per_sample"]})
         step = trainer.global_step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if step % every == 0 and step != self._logged_step:
+        if every and step % every == 0 and step != self._logged_step:
             self._logged_step = step
             self._log(trainer, "train")
 

@@ -42,6 +42,6 @@ class Periodic(Callback, ABC):
 
     def _run_once(self, trainer: Trainer, module: LightningModule) -> None:
         step = trainer.global_step
-        if step != self._last_step:
+        if step != self._last_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._last_step = step
             self.run(trainer, module, step)

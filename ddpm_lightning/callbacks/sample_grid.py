@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from einops import rearrange
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from ddpm_lightning.callbacks.periodic import Periodic
-from ddpm_lightning.callbacks.sharing import gather, share
-from ddpm_lightning.diffusion.denoiser import guide
+from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import grid, write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.sampling import generate
 
 
 class SampleGrid(Periodic):
     """Runs the full reverse chain and shows the samples: in TensorBoard and as PNG on disk.
 
-    The noise is the same every time, so that the same images take shape over a run. Files go to
-    samples/ in the run folder.
+    The noise is the same every time, so that the same images take shape over a run.
 
     Args:
         every_n_steps: Optimizer steps from one grid to the next; the end of training has one, too.
         n: Number of samples.
         columns: Images a row.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
-        labels: Class labels, one a sample or a list that is repeated; default: no class.
+        labels: Class labels for a conditional model, repeated up to n; default: one class after
+            the other.
         guidance: Strength of classifier-free guidance; 1 is none.
         ema: Averaged weights (true) or the ones in training (false).
         seed: Seed of the noise.
@@ -38,6 +36,10 @@ class SampleGrid(Periodic):
         frames: Also draw the way from noise to sample in this many frames: as a strip (a row a
             sample, noise on the left) and as an animated GIF. 0: neither; otherwise at least 2.
         fps: Frames a second of the GIF.
+        name: Folder in the run folder and tag in TensorBoard; two grids need two names.
+
+    Raises:
+        InputError: A number is out of range.
     """
 
     def __init__(
@@ -53,8 +55,15 @@ class SampleGrid(Periodic):
         batch_size: int = 256,
         frames: int = 0,
         fps: float = 10.0,
+        name: str = "samples",
     ) -> None:
         super().__init__(every_n_steps)
+        if min(n, columns, batch_size) < 1 or fps <= 0 or frames in (-1, 1) or seed < 0:
+            raise InputError(
+                f"SampleGrid(n={n}, columns={columns}, batch_size={batch_size}, frames={frames}, "
+                f"fps={fps}, seed={seed}): n, columns and batch_size are at least 1, frames 0 or "
+                "at least 2, fps above 0, seed not negative"
+            )
         self.n = n
         self.columns = columns
         self.sampler = sampler or DDPM()
@@ -65,30 +74,36 @@ class SampleGrid(Periodic):
         self.batch_size = batch_size
         self.frames = frames
         self.fps = fps
+        self.name = name
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse labels and step counts that do not fit the model, before training."""
+        """Refuse settings that do not fit the model, before training."""
         assert isinstance(pl_module, DiffusionModule)
+        if len(pl_module.shape) != 3 or pl_module.shape[0] not in (1, 3, 4):
+            raise InputError(
+                f"SampleGrid draws images of 1, 3 or 4 channels, not data of shape "
+                f"{list(pl_module.shape)}; leave the callback out"
+            )
         self.sampler.levels(pl_module.schedule)
-        if self.labels is not None:
-            pl_module.check_labels(torch.tensor(self.labels), len(self.labels))
+        pl_module.check_labels(self.labels, self.guidance)
+        grids = [grid for grid in trainer.callbacks if isinstance(grid, SampleGrid)]  # type: ignore[attr-defined]
+        if [grid.name for grid in grids].count(self.name) > 1:
+            raise InputError(f"two SampleGrids are called {self.name!r}; give each a name")
 
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Sample, log the grid and write the files."""
         assert isinstance(module, DiffusionModule)
-        indices = share(self.n, trainer)
         with trainer.precision_plugin.forward_context():
-            samples = generate(
-                guide(module.denoiser(self.ema), self.guidance),
-                self.sampler.clipped(module.data_range),
-                module.shape,
-                indices,
-                labels=self._labels(indices),
-                seed=self.seed,
+            samples = module.generate(
+                share(self.n, trainer),
+                self.sampler,
+                self.labels,
+                self.guidance,
+                self.seed,
+                self.ema,
                 batch_size=self.batch_size,
                 frames=self.frames,
-                device=module.device,
-                progress=trainer.is_global_zero,
+                progress=shows_progress(trainer),
             )
         x = gather(samples.x, self.n, trainer)
         frames = None
@@ -99,26 +114,20 @@ class SampleGrid(Periodic):
             tag = f"{self.sampler.tag(module.schedule)}_{'ema' if self.ema else 'raw'}"
             self._show(trainer, tag, step, x, frames)
 
-    def _labels(self, indices: Tensor) -> Tensor | None:
-        if self.labels is None:
-            return None
-        return torch.tensor(self.labels)[indices % len(self.labels)]
-
     def _show(
         self, trainer: Trainer, tag: str, step: int, x: Tensor, frames: Tensor | None
     ) -> None:
-        folder = Path(trainer.default_root_dir) / "samples"
-        pictures = {"samples": grid(x, self.columns)}
+        folder = Path(trainer.default_root_dir) / self.name
+        pictures = {tag: grid(x, self.columns)}
         if frames is not None:
-            pictures["denoising"] = denoising_strip(frames)
+            pictures[f"{tag}_denoising"] = denoising_strip(frames)
             gif = [grid(frame, self.columns) for frame in frames]
             write_gif(folder / f"{tag}_step_{step:08d}.gif", gif, self.fps)
         for name, picture in pictures.items():
-            suffix = "" if name == "samples" else f"_{name}"
-            write_png(folder / f"{tag}_step_{step:08d}{suffix}.png", picture)
+            write_png(folder / f"{name}_step_{step:08d}.png", picture)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(f"{name}/{tag}", picture, step)
+                    logger.experiment.add_image(f"{self.name}/{name}", picture, step)
 
 
 def denoising_strip(frames: Tensor, rows: int = 8) -> Tensor:

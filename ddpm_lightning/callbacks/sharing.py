@@ -24,3 +24,8 @@ def gather(rows: Tensor, n: int, trainer: Trainer) -> Tensor:
         gathered = trainer.strategy.all_gather(rows.to(trainer.strategy.root_device).contiguous())
         rows = rearrange(gathered, "world row ... -> (row world) ...")
     return rows[:n].cpu()
+
+
+def shows_progress(trainer: Trainer) -> bool:
+    """Tell whether this process shows progress bars: the first one, unless they are off."""
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None

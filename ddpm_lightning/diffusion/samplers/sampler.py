@@ -114,6 +114,7 @@ class Sampler(Configurable, ABC):
             return self
         other = copy.copy(self)
         other.clip = data_range
+        other._arguments = self._arguments | {"clip": data_range}
         return other
 
     def __call__(
@@ -151,17 +152,15 @@ class Sampler(Configurable, ABC):
         The network is in evaluation mode until the iterator ends or is closed. Arguments as for
         a call.
         """
-        source = (
-            noise
-            if noise is not None
-            else (lambda _, shape: torch.randn(len(x_T), *shape, device=x_T.device))
-        )
+
+        def fresh(_: int, shape: tuple[int, ...]) -> Tensor:
+            return torch.randn(len(x_T), *shape, device=x_T.device)
 
         def predict(x_t: Tensor, t: int) -> Prediction:
             return denoiser(x_t, t, y).clip(self.clip, self.threshold)
 
         def draw(i: int) -> Tensor:
-            return source(i, tuple(x_T.shape[1:])).to(x_T)
+            return (fresh if noise is None else noise)(i, tuple(x_T.shape[1:])).to(x_T)
 
         with evaluation_mode(getattr(denoiser, "net", None)):
             x = yield from self.path(predict, denoiser.schedule, x_T, draw)

@@ -35,8 +35,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded: "
-            f"{_first_line(error)}"
+            f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 import warnings
@@ -38,6 +39,9 @@ from ddpm_lightning.usage import explain
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
 warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*")
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: "litlogger" not in record.msg and "litmodels" not in record.msg
+)
 
 PROGRAM = "python -m ddpm_lightning"
 
@@ -199,6 +203,15 @@ class DiffusionCLI(LightningCLI):
         # Save first: what fails while drawing or measuring must not cost the steps before it.
         instance.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
         return instance
+
+    def after_fit(self) -> None:
+        """Say where everything is."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            root = self.trainer.default_root_dir
+            print(
+                f"\n{root} holds the run. Look at it: tensorboard --logdir {root}\n"
+                f"Draw from it: {PROGRAM} sample --ckpt {last_checkpoint(root)} --out FOLDER"
+            )
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the checkpoint's arguments override the command line's without a word.

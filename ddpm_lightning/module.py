@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
+from operator import is_not
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import NULL_LABEL, Network
 from ddpm_lightning.networks.unet import UNet
-from ddpm_lightning.randomness import IndexedNoise, Stream, step_seed
+from ddpm_lightning.randomness import BatchNoise, IndexedNoise, Stream, step_seed
 from ddpm_lightning.sampling import Samples, generate
 
 GOLDEN_RATIO = 0.6180339887498949
@@ -109,7 +111,8 @@ class DiffusionModule(Configurable, LightningModule):
         self.compile_net = compile
         self.seed = seed
         self._validated = 0
-        self.denoiser()  # refuse parts that do not fit before anything is trained
+        self._denoisers: dict[bool, Denoiser] = {}
+        self.objective.check(self.denoiser())
         self.save_hyperparameters(self._hyper_parameters())
 
     # ------------------------------------------------------------------ training
@@ -122,13 +125,13 @@ class DiffusionModule(Configurable, LightningModule):
         """
         x0, y = batch
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
-        first = (micro_batch * self.trainer.world_size + self.global_rank) * len(x0)
-        rows = self.trainer.global_step * self._global_batch_size(len(x0)) + first
-        noise = self._noise(torch.arange(rows, rows + len(x0)), Stream.TRAINING)
+        world, step = self.trainer.world_size, self.trainer.global_step
+        first = (micro_batch * world + self.global_rank) * len(x0)
+        rows = torch.arange(first, first + len(x0))
+        size = len(x0) * world * self.trainer.accumulate_grad_batches
+        noise = BatchNoise(self.seed, step, rows, size, self.device)
         # What the layers draw themselves (dropout) is a function of the step, too.
-        torch.manual_seed(
-            step_seed(self.seed, self.trainer.global_step, micro_batch, self.global_rank)
-        )
+        torch.manual_seed(step_seed(self.seed, step, micro_batch, self.global_rank))
         t, weight = self.timesteps(self.schedule, noise)
         dropped = noise.uniform(2) < self.label_dropout
         noised = self._noised(x0, y.masked_fill(dropped, NULL_LABEL), t, noise)
@@ -137,6 +140,9 @@ class DiffusionModule(Configurable, LightningModule):
         means = {f"train/{name}": term.mean() for name, term in terms.items()}
         self.log_dict(means, prog_bar=True)
         self._check_finite(loss)
+        if type(self.timesteps).update is not Timesteps.update:
+            losses = terms["loss"].detach()
+            self.timesteps.update(self._of_all_processes(t), self._of_all_processes(losses))
         return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -198,7 +204,7 @@ class DiffusionModule(Configurable, LightningModule):
         position = self._validated + torch.arange(len(x0))
         index = position * self.trainer.world_size + self.global_rank
         self._validated += len(x0)
-        noise = self._noise(index, Stream.VALIDATION)
+        noise = IndexedNoise(self.seed, index, Stream.VALIDATION, self.device)
         # Multiples of the golden ratio mod 1 cover the levels evenly, in any subset of the data.
         u = (0.5 + index.double() * GOLDEN_RATIO) % 1
         t = level_of(u.float(), self.schedule).to(x0.device)
@@ -224,7 +230,12 @@ class DiffusionModule(Configurable, LightningModule):
             ema: Averaged weights (True) or the ones in training (False).
         """
         net = self.ema.net if ema else self.net
-        return Denoiser(net, self.schedule, self.parameterization, self.variance)
+        parts = (net, self.schedule, self.parameterization, self.variance)
+        last = self._denoisers.get(ema)
+        # Kept, for its construction checks every level.
+        if last is None or any(map(is_not, parts, (getattr(last, f.name) for f in fields(last)))):
+            last = self._denoisers[ema] = Denoiser(*parts)
+        return last
 
     def sample(
         self,
@@ -335,7 +346,13 @@ class DiffusionModule(Configurable, LightningModule):
             "format": FORMAT,
             "class_path": self.class_path(),
             "data": data.describe() if isinstance(data, Configurable) else None,
+            "timesteps": self.timesteps.state_dict(),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what the timestep distribution has learned."""
+        if KEY in checkpoint:
+            self.timesteps.load_state_dict(checkpoint[KEY].get("timesteps", {}))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -376,6 +393,11 @@ class DiffusionModule(Configurable, LightningModule):
 
     # --------------------------------------------------------------------- helpers
 
+    def _of_all_processes(self, rows: Tensor) -> Tensor:
+        gathered = self.all_gather(rows)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten()
+
     def _check_finite(self, loss: Tensor) -> None:
         # Where the loss is logged, for looking at it makes the CPU wait for the device.
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -396,16 +418,10 @@ class DiffusionModule(Configurable, LightningModule):
                 "(or foreach: true), or leave out gradient_clip_val"
             )
 
-    def _noise(self, indices: Tensor, stream: Stream) -> IndexedNoise:
-        return IndexedNoise(self.seed, indices, stream, self.device)
-
     def _noised(self, x0: Tensor, y: Tensor, t: Tensor, noise: IndexedNoise) -> NoisedBatch:
         eps = noise(0, tuple(x0.shape[1:]))
         x_t = self.schedule.add_noise(x0, t, eps)
         return NoisedBatch(x0, eps, t, x_t, y if self.num_classes is not None else None)
-
-    def _global_batch_size(self, rows: int) -> int:
-        return rows * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def _hyper_parameters(self) -> dict[str, Any]:
         net = self.net.describe()

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     SAMPLING = 1
     TRAINING = 2
     VALIDATION = 3
+    STEP = 4
 
 
 NORMAL, UNIFORM = 0, 1
@@ -82,6 +83,36 @@ class IndexedNoise:
         if torch.device(self.device).type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+
+class BatchNoise(IndexedNoise):
+    """Noise for some rows of the global batch of a training step.
+
+    Args:
+        seed: The run's seed, ≥ 0.
+        step: The optimizer step.
+        rows: int64 [n] places of the rows in the global batch.
+        global_batch_size: Rows of all processes and micro-batches of the step.
+        device: Where the numbers go.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        rows: Tensor,
+        global_batch_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(seed, step * global_batch_size + rows, Stream.TRAINING, device)
+        self.step = step
+        self.rows = rows
+        self.global_batch_size = global_batch_size
+
+    def shared(self, draw: int) -> Tensor:
+        """Uniform float32 [] in [0, 1), the same for every row of the step."""
+        noise = IndexedNoise(self.seed, torch.tensor([self.step]), Stream.STEP, self.device)
+        return noise.uniform(draw)[0]
 
 
 def step_seed(seed: int, *key: int) -> int:

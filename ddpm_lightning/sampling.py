@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lightning.diffusion.denoiser import Denoiser, Guided
+from ddpm_lightning.diffusion.denoiser import Denoises
 from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise
@@ -29,7 +29,7 @@ class Samples:
 
 
 def generate(
-    denoiser: Denoiser | Guided,
+    denoiser: Denoises,
     sampler: Sampler,
     shape: tuple[int, ...],
     indices: Tensor,
@@ -63,7 +63,7 @@ def generate(
     if frames == 1 or frames < 0:
         raise InputError(f"{frames} frames; a trajectory has 2 or more (noise and sample), or 0")
     levels = sampler.levels(denoiser.schedule)
-    if levels[0] != denoiser.schedule.T:
+    if levels[0] != denoiser.schedule.T and not sampler.spacing.starts_below_T:
         raise InputError(
             f"the sampler starts at level {levels[0]}, but samples start from noise at level "
             f"{denoiser.schedule.T}"

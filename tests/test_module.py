@@ -14,10 +14,11 @@ from torch import nn
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks.run_checkpoint import last_checkpoint
-from ddpm_lightning.diffusion.objectives import NoisedBatch
+from ddpm_lightning.diffusion.objectives import Hybrid, NoisedBatch
 from ddpm_lightning.diffusion.parameterizations import V
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
+from ddpm_lightning.diffusion.timesteps import LossSecondMoment, Stratified
 from ddpm_lightning.diffusion.variances import FixedLarge
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
@@ -458,3 +459,47 @@ def test_fused_optimizer_with_clipping_in_mixed_precision_is_refused_with_the_fi
     run = trainer(tmp_path, 1, precision="bf16-mixed", gradient_clip_val=1.0)
     with pytest.raises(InputError, match="fused: false"):
         run.fit(module, tiny_data())
+
+
+def test_stratified_levels_fall_one_into_each_part_of_the_range(tmp_path):
+    recorder = Recorder()
+    module = tiny_module(timesteps=Stratified())
+    run = trainer(tmp_path, 3, callbacks=[recorder], accumulate_grad_batches=2)
+    run.fit(module, tiny_data(global_batch_size=20))
+    for k in range(3):
+        t = torch.cat([batch.t for batch in recorder.batches[2 * k : 2 * k + 2]])
+        assert torch.bincount((t - 1) // 50, minlength=20).max() <= 2
+        assert ((t - 1) // 250).bincount(minlength=4).tolist() in ([5, 5, 5, 5], *_near([5] * 4))
+
+
+def _near(counts):
+    """Counts of four ranges when the strata are rotated across their edges by one."""
+    return [
+        [c + up * (i == a) - up * (i == b) for i, c in enumerate(counts)]
+        for a in range(4)
+        for b in range(4)
+        for up in (0, 1)
+    ]
+
+
+def test_what_a_timestep_distribution_has_learned_survives_a_resume(tmp_path):
+    def run(folder, steps, ckpt_path=None):
+        torch.manual_seed(0)
+        module = tiny_module(schedule=Linear(T=25), timesteps=LossSecondMoment(history=1))
+        data = tiny_data(global_batch_size=32)
+        trainer(folder, steps).fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+        return module
+
+    whole = run(tmp_path / "whole", 9)
+    run(tmp_path / "parts", 6)
+    resumed = run(tmp_path / "parts", 9, last_checkpoint(tmp_path / "parts"))
+    state = whole.timesteps.state_dict()
+    assert state["counts"].sum() == 9 * 32
+    for name, value in resumed.timesteps.state_dict().items():
+        assert torch.equal(value, state[name])
+    assert_equal_weights(weights(resumed), weights(whole))
+
+
+def test_hybrid_loss_without_a_learned_variance_is_refused_at_construction():
+    with pytest.raises(InputError, match="LearnedRange"):
+        tiny_module(objective=Hybrid())

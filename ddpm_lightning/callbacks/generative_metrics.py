@@ -27,8 +27,9 @@ class GenerativeMetrics(Periodic):
 
     Tags name what was measured (extractor, number of samples, sampler and its steps, weights,
     reference split); ``fid`` (Inception) or ``fd`` (any other extractor) is the stable alias for
-    ``monitor:``. Beside it stands the floor: the distance of as many real images to the rest of
-    the reference. metrics.json in the run folder keeps every result.
+    ``monitor:``. Beside it stands, for scale, the distance of as many real images to the other
+    images of the reference: samples of that value differ from the data about as much as the data
+    from itself. metrics.json in the run folder keeps every result.
 
     Args:
         extractor: Whose features are compared: Inception for FID, LeNet for grey images offline.
@@ -110,7 +111,8 @@ class GenerativeMetrics(Periodic):
         )
         features = gather(features, len(images), trainer)
         self._reference = Statistics.of(features)
-        # As many real images against the others: what a perfect model would score, or at most.
+        # Of as many real images against the others: fewer than the samples are compared with, so
+        # a good model may score a little lower.
         count = min(self.n, len(features) // 2)
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
         self._floor = frechet_distance(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from einops import rearrange
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -27,8 +28,7 @@ class SampleGrid(Periodic):
         n: Number of samples.
         columns: Images a row.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
-        labels: Class labels for a conditional model, repeated up to n; default: one class after
-            the other.
+        labels: Class labels for a conditional model, repeated up to n; default: a class a row.
         guidance: Strength of classifier-free guidance; 1 is none.
         ema: Averaged weights (true) or the ones in training (false).
         seed: Seed of the noise.
@@ -86,6 +86,9 @@ class SampleGrid(Periodic):
             )
         self.sampler.levels(pl_module.schedule)
         pl_module.check_labels(self.labels, self.guidance)
+        if self.labels is None and pl_module.num_classes is not None:
+            classes = torch.arange(pl_module.num_classes)
+            self.labels = classes.repeat_interleave(self.columns).tolist()
         grids = [grid for grid in trainer.callbacks if isinstance(grid, SampleGrid)]  # type: ignore[attr-defined]
         if [grid.name for grid in grids].count(self.name) > 1:
             raise InputError(f"two SampleGrids are called {self.name!r}; give each a name")

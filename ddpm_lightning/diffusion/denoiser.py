@@ -44,7 +44,7 @@ class Prediction:
         alpha, sigma = self.schedule.at(self.t, like=self.x_t)
         return (self.x_t - alpha * self.x0) / sigma
 
-    def variance(self, s: int) -> Scalar:
+    def variance(self, s: int | Tensor) -> Scalar:
         """Variance of the reverse step p(x_s | x_t), for any s < t."""
         return self.reverse_variance(self, s)
 

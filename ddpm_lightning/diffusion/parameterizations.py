@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -55,21 +54,22 @@ class Parameterization(Configurable, ABC):
 
     def check(self, schedule: Schedule) -> None:
         """Raise InputError if x0 cannot be recovered at some level of this schedule."""
-        # Level T is the extreme one. Finite in float32, in which the network is trained, and
-        # squared there by the loss: alpha_T = 1e-60 is 0.
-        last = schedule.T
-        try:
-            coefficients = self.coefficients(schedule, last, like=torch.empty(0))
-            worst = max(abs(float(c)) for c in coefficients)
-        except (ZeroDivisionError, OverflowError, ValueError):
-            worst = math.inf
-        if not worst**2 < torch.finfo(torch.float32).max:
-            raise InputError(
-                f"{type(self).__name__} cannot predict x0 with {type(schedule).__name__}: it is "
-                f"not finite at level {last}, where alpha = {float(schedule.alpha[last]):.3g}; a "
-                "noisy input without data in it says nothing about x0, and a prediction of its "
-                "noise does not either: use V or X0 (with Straight: Velocity)"
-            )
+        t = torch.arange(1, schedule.T + 1)
+        like = torch.ones(1, dtype=torch.float64)
+        coefficients = self.coefficients(schedule, t, like)
+        for name, coefficient in zip(coefficients._fields, coefficients, strict=True):
+            # Finite in float32, in which the network is trained, and squared there by the loss:
+            # alpha_T = 1e-60 is 0.
+            finite = torch.as_tensor(coefficient).float().square().isfinite().flatten()
+            if not finite.all():
+                level = int(t[~finite][0]) if len(finite) == len(t) else schedule.T
+                raise InputError(
+                    f"{type(self).__name__} cannot predict x0 with {type(schedule).__name__}: "
+                    f"{name} is not finite at level {level}, where alpha = "
+                    f"{float(schedule.alpha[level]):.3g}; a noisy input without data in it says "
+                    "nothing about x0, and a prediction of its noise does not either: use V or X0 "
+                    "(with Straight: Velocity)"
+                )
 
 
 def discrete_time(t: int | Tensor, like: Tensor) -> Scalar:

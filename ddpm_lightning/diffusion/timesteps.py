@@ -260,6 +260,8 @@ class LossSecondMoment(Timesteps):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """See the base class."""
+        if not state:  # a checkpoint of another distribution: begin from nothing
+            return
         losses, counts = state["losses"], state["counts"]
         if losses.shape != (len(counts), self.history):
             raise InputError(

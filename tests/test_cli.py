@@ -150,7 +150,8 @@ def test_config_says_where_it_comes_from(config):
     header = [line for line in config.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)
     assert f"fit --config configs/{config.name}" in text
-    assert "Source:" in text
+    for entry in ("Source:", "Expected:", "Measured:", "Cost:"):
+        assert entry in text
 
 
 # ------------------------------------------------------------------------------ help

@@ -10,7 +10,7 @@ from ddpm_lightning.diffusion.posterior import first_variance, posterior, transi
 from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule, Table
 
 
-class Straight(Schedule):
+class StraightLine(Schedule):
     """alpha falls from 1 to 0 while sigma rises from 0 to 3: variance is not preserved."""
 
     def __init__(self, T: int = 20) -> None:
@@ -18,7 +18,7 @@ class Straight(Schedule):
         super().__init__(1 - rising, 3 * rising)
 
 
-SCHEDULES = [Linear(), Cosine(), Straight()]
+SCHEDULES = [Linear(), Cosine(), StraightLine()]
 LIKE = torch.zeros(1, 1, dtype=torch.float64)
 
 
@@ -93,7 +93,7 @@ def test_the_step_to_level_0_is_x0_itself_from_every_level(schedule):
 
 @pytest.mark.parametrize("s", [0, 1, 10, 19])
 def test_at_zero_terminal_snr_x_T_says_nothing_about_x_s(s):
-    schedule = Straight()
+    schedule = StraightLine()
     q = posterior(schedule, s, schedule.T, LIKE)
     assert q.x_t == 0
     assert q.x0 == pytest.approx(float(schedule.alpha[s]), rel=1e-14)
@@ -115,7 +115,7 @@ def test_a_pair_per_row_gives_what_each_pair_gives_alone(dtype):
         np.testing.assert_allclose(row.flatten(), expected, rtol=rtol, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [Linear(4000), Cosine(4000), Straight(1000)])
+@pytest.mark.parametrize("schedule", [Linear(4000), Cosine(4000), StraightLine(1000)])
 def test_the_variances_between_neighbours_keep_six_digits_in_float32(schedule):
     t = torch.arange(1, schedule.T + 1)
     like = torch.zeros(schedule.T, 1)

@@ -44,7 +44,7 @@ SAMPLERS = [DDPM, DDIM, DPMSolverPP, DPMSolverPPSDE, Euler, Heun, LMS, UniPC]
 EVERY_SAMPLER = pytest.mark.parametrize("make", SAMPLERS, ids=lambda make: make.__name__)
 
 
-class Straight(Schedule):
+class StraightLine(Schedule):
     """alpha falls from 1 to 0 while sigma rises from 0 to top: zero terminal SNR."""
 
     def __init__(self, top: float = 1.0, T: int = 20) -> None:
@@ -105,7 +105,15 @@ def no_noise(*_):
 # Levels visited
 
 # Also zero terminal SNR, where sigma/alpha is infinite at T, and a single level.
-LENGTHS = [Linear(21), Linear(100), Linear(999), LINEAR, Cosine(50), Straight(), Straight(T=1)]
+LENGTHS = [
+    Linear(21),
+    Linear(100),
+    Linear(999),
+    LINEAR,
+    Cosine(50),
+    StraightLine(),
+    StraightLine(T=1),
+]
 
 
 @settings(deadline=None, max_examples=300)
@@ -151,7 +159,7 @@ def test_levels_even_in_a_function_of_the_noise(spacing, warp):
 
 @pytest.mark.parametrize("spacing", [LogSNR(), Karras()])
 def test_from_zero_terminal_snr_the_even_levels_start_below_T(spacing):
-    levels = spacing(Straight(T=100), 5)
+    levels = spacing(StraightLine(T=100), 5)
     assert (levels[:2], levels[-2:]) == ([100, 99], [1, 0])
 
 
@@ -168,7 +176,7 @@ def test_the_ddim_papers_quadratic_is_that_of_its_code(steps):
     assert DDIMQuadratic()(LINEAR, steps) == [*(theirs[::-1] + 1).tolist(), 0]
 
 
-@given(st.sampled_from([Linear(21), Linear(100), LINEAR, Straight(T=1)]), st.data())
+@given(st.sampled_from([Linear(21), Linear(100), LINEAR, StraightLine(T=1)]), st.data())
 def test_the_ddim_papers_quadratic_falls_from_four_fifths(schedule, data):
     top = min(4 * schedule.T // 5 + 1, schedule.T)
     steps = data.draw(st.integers(1, top))
@@ -375,7 +383,7 @@ def test_first_order_methods_are_ddim(sampler, eta, steps):
 @pytest.mark.parametrize("top", np.linspace(0.3, 5, 30))
 def test_ddim_with_eta_1_stays_real_at_zero_terminal_snr(top):
     # There the posterior's variance is all of sigma_s², and rounding can exceed it.
-    x0 = DDIM(None, eta=1.0)(Denoiser(Waves(), Straight(float(top)), X0()), normal(2, 1))
+    x0 = DDIM(None, eta=1.0)(Denoiser(Waves(), StraightLine(float(top)), X0()), normal(2, 1))
     assert x0.dtype == torch.float64
     assert x0.isfinite().all()
 
@@ -390,7 +398,7 @@ EXTREMES = [
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(EXTREMES), st.sampled_from(SPACINGS), st.integers(1, 20), st.data())
 def test_sampling_is_finite_from_zero_terminal_snr_to_the_data(make, spacing, steps, data):
-    schedule = Straight()
+    schedule = StraightLine()
     denoiser = data.draw(
         st.sampled_from(
             [
@@ -408,7 +416,7 @@ def test_sampling_is_finite_from_zero_terminal_snr_to_the_data(make, spacing, st
 
 @EVERY_SAMPLER
 def test_the_first_step_from_zero_terminal_snr_is_a_plain_one(make):
-    denoiser, x_T = Denoiser(Waves(), Straight(), V()), normal(2, 2)
+    denoiser, x_T = Denoiser(Waves(), StraightLine(), V()), normal(2, 2)
     eta = 1.0 if make in (DDPM, DPMSolverPPSDE) else 0.0
     ours, ddim = (
         list(sampler.trajectory(denoiser, x_T, noise=keyed))[1]
@@ -687,7 +695,7 @@ def test_inverted_data_is_standard_normal_noise():
 
 @pytest.mark.parametrize("steps", [2, 5, 20])
 def test_inversion_reaches_zero_terminal_snr_and_comes_back(steps):
-    oracle = Gaussian(Straight(), torch.tensor([0.3]), torch.tensor([[0.5]]))
+    oracle = Gaussian(StraightLine(), torch.tensor([0.3]), torch.tensor([[0.5]]))
     x0 = DDIM(steps)(oracle, normal(4, 1))
     x_T = encode(oracle, x0, steps=steps, iterations=200)
     assert x_T.isfinite().all()
@@ -702,7 +710,7 @@ def test_inversion_takes_labels_restores_modes_and_refuses_the_impossible():
     assert torch.equal(encode(moody(net), x0, steps=3), encode(moody(net), x0, steps=3))
     assert net.modes() == AS_BUILT
     with pytest.raises(InputError, match="take more steps"):
-        encode(Denoiser(Waves(), Straight(), X0()), x0, steps=1)
+        encode(Denoiser(Waves(), StraightLine(), X0()), x0, steps=1)
     with pytest.raises(InputError, match="at least one evaluation"):
         encode(denoiser, x0, steps=3, iterations=0)
 
@@ -887,7 +895,7 @@ def test_another_seed_gives_other_samples():
 # No trajectory has more frames than levels: 6 steps have 7.
 @pytest.mark.parametrize(("frames", "kept"), [(2, 2), (3, 3), (5, 5), (7, 7), (50, 7)])
 def test_frames_lead_from_the_noise_to_the_sample(frames, kept):
-    schedule = Straight(top=3.0)
+    schedule = StraightLine(top=3.0)
     denoiser = Denoiser(Waves(), schedule, X0())
     samples = generate(
         denoiser, DDPM(6), (2, 3), torch.arange(5), seed=4, batch_size=2, frames=frames

@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
+from ddpm_lightning.analytic_variance import analytic_variance
 from ddpm_lightning.callbacks import RunCheckpoint, StepProgressBar
 from ddpm_lightning.callbacks.run_checkpoint import last_checkpoint
 from ddpm_lightning.checkpoints import read_checkpoint
@@ -45,7 +46,10 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
 
 PROGRAM = "python -m ddpm_lightning"
 
-COMMANDS: dict[str, Callable[..., None]] = {"sample": sample}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "sample": sample,
+    "analytic_variance": analytic_variance,
+}
 """Plain commands: functions whose arguments are the flags."""
 
 

@@ -13,11 +13,10 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from ddpm_lightning.checkpoints import FORMAT, KEY, read_checkpoint
 from ddpm_lightning.configurable import Configurable, build, configurable_class
-from ddpm_lightning.diffusion.denoiser import Denoiser, guide
+from ddpm_lightning.diffusion.denoiser import Denoiser, Guidance, as_guidance, guide
 from ddpm_lightning.diffusion.objectives import MSE, NoisedBatch, Objective
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
@@ -28,8 +27,13 @@ from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import NULL_LABEL, Network
 from ddpm_lightning.networks.unet import UNet
+from ddpm_lightning.optimization import (
+    make_lr_schedule,
+    make_optimizer,
+    refuse_fused_clipping,
+)
 from ddpm_lightning.randomness import BatchNoise, IndexedNoise, Stream, step_seed
-from ddpm_lightning.sampling import Samples, generate
+from ddpm_lightning.sampling import Samples, check_labels, generate, labels_of
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -152,24 +156,11 @@ class DiffusionModule(Configurable, LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer on the network's parameters; warm-up and schedule per optimizer step."""
-        try:
-            optimizer = self.optimizer(self.net.parameters())
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the optimizer cannot be made: {error}") from error
-        parts: list[LRScheduler] = []
-        if self.warmup_steps > 1:
-            steps = self.warmup_steps
-            parts.append(LinearLR(optimizer, start_factor=1 / steps, total_iters=steps - 1))
-        if self.lr_schedule is not None:
-            parts.append(self.lr_schedule(optimizer))
-            if isinstance(parts[-1], ReduceLROnPlateau):
-                raise InputError("lr_schedule: ReduceLROnPlateau waits for a metric; use another")
-        self._check_clipping(optimizer)
-        if not parts:
+        optimizer = make_optimizer(self.net, self.optimizer)
+        refuse_fused_clipping(optimizer, self.trainer)
+        scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
+        if scheduler is None:
             return optimizer
-        scheduler = parts[0]
-        if len(parts) == 2:
-            scheduler = SequentialLR(optimizer, parts, milestones=[self.warmup_steps])
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -242,7 +233,7 @@ class DiffusionModule(Configurable, LightningModule):
         n: int,
         sampler: Sampler | None = None,
         labels: Tensor | list[int] | None = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         seed: int = 0,
         ema: bool = True,
     ) -> Tensor:
@@ -253,7 +244,8 @@ class DiffusionModule(Configurable, LightningModule):
             sampler: How to sample; DDPM over all levels by default. Clips to the data's range.
             labels: Class labels for a conditional model, repeated up to n; by default one class
                 after the other.
-            guidance: Strength of classifier-free guidance; 1 is none, 0 ignores the labels.
+            guidance: Strength of classifier-free guidance, 1 is none, 0 ignores the labels; or a
+                :class:`Guidance`, limited to an interval or rescaled.
             seed: Seed of the noise, ≥ 0.
             ema: Averaged weights (True) or the ones in training (False).
 
@@ -270,7 +262,7 @@ class DiffusionModule(Configurable, LightningModule):
         indices: Tensor,
         sampler: Sampler | None = None,
         labels: Tensor | list[int] | None = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         seed: int = 0,
         ema: bool = True,
         **options: Any,
@@ -286,12 +278,13 @@ class DiffusionModule(Configurable, LightningModule):
             ema: Averaged weights or the ones in training.
             options: batch_size, frames and progress of :func:`ddpm_lightning.sampling.generate`.
         """
+        self.check_labels(labels, guidance)
         return generate(
             guide(self.denoiser(ema), guidance),
             (sampler or DDPM()).clipped(self.data_range),
             self.shape,
             indices,
-            labels=self._labels_of(indices, labels, guidance),
+            labels=labels_of(indices, self.num_classes, labels),
             seed=seed,
             device=self.device,
             **options,
@@ -302,33 +295,11 @@ class DiffusionModule(Configurable, LightningModule):
         progress = self.trainer.is_global_zero
         return self.generate(batch.cpu(), seed=self.seed, progress=progress).x
 
-    def check_labels(self, labels: Tensor | list[int] | None, guidance: float = 1.0) -> None:
+    def check_labels(
+        self, labels: Tensor | list[int] | None, guidance: float | Guidance = 1.0
+    ) -> None:
         """Raise InputError if labels or guidance do not fit the model."""
-        if self.num_classes is None:
-            if labels is not None:
-                raise InputError("labels given, but the model has none (conditional: false)")
-            if guidance != 1:
-                raise InputError(
-                    f"guidance {guidance} needs a model with labels (conditional: true)"
-                )
-        elif labels is not None:
-            values = torch.as_tensor(labels)
-            fits = (values >= NULL_LABEL) & (values < self.num_classes)
-            if values.ndim != 1 or not len(values) or not bool(fits.all()):
-                raise InputError(
-                    f"labels {values.tolist()}: give one or more from 0…{self.num_classes - 1} "
-                    "(or −1, no class)"
-                )
-
-    def _labels_of(
-        self, indices: Tensor, labels: Tensor | list[int] | None, guidance: float
-    ) -> Tensor | None:
-        self.check_labels(labels, guidance)
-        if self.num_classes is None:
-            return None
-        if labels is None:
-            return indices % self.num_classes
-        return torch.as_tensor(labels).long()[indices % len(labels)]
+        check_labels(self.num_classes, labels, as_guidance(guidance))
 
     # ----------------------------------------------------------------- checkpoints
 
@@ -407,15 +378,6 @@ class DiffusionModule(Configurable, LightningModule):
                 f"the loss is no longer finite at step {self.trainer.global_step} (first weights "
                 f"that are not: {next(broken, 'none')}); go on from the last checkpoint with "
                 "gradient_clip_val: 1.0, a smaller learning rate, or bf16-mixed for 16-mixed"
-            )
-
-    def _check_clipping(self, optimizer: torch.optim.Optimizer) -> None:
-        clips = self.trainer.gradient_clip_val
-        mixed = str(self.trainer.precision).endswith("-mixed")
-        if optimizer.defaults.get("fused") and clips and mixed:
-            raise InputError(
-                "a fused optimizer cannot clip gradients under mixed precision; use fused: false "
-                "(or foreach: true), or leave out gradient_clip_val"
             )
 
     def _noised(self, x0: Tensor, y: Tensor, t: Tensor, noise: IndexedNoise) -> NoisedBatch:

@@ -7,10 +7,13 @@ from typing import Literal
 
 import torch
 
-from ddpm_lightning.diffusion.samplers import Sampler
+from ddpm_lightning.diffusion.denoiser import Guidance
+from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.diffusion.variances import Variance
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import grid, to_uint8, write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.trained import device_named
 
 
 def sample(
@@ -19,9 +22,10 @@ def sample(
     n: int = 64,
     sampler: Sampler | None = None,
     labels: list[int] | int | None = None,
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
     seed: int = 0,
     batch_size: int = 256,
+    variance: Variance | None = None,
     weights: Literal["ema", "raw"] = "ema",
     columns: int = 8,
     frames: int = 0,
@@ -40,9 +44,12 @@ def sample(
             DDPM over all levels. Clips to the data's range.
         labels: Class labels for a conditional model: one for all images, or a list that is
             repeated; default: one class after the other.
-        guidance: Strength of classifier-free guidance; 1 is none, 0 ignores the label.
+        guidance: Strength of classifier-free guidance, 1 is none, 0 ignores the label. Also, e.g.,
+            --guidance.scale 3 --guidance.interval "[0.2, 0.8]" --guidance.rescale 0.7.
         seed: Seed of the noise.
         batch_size: Images at a time; changes memory and speed, not the images.
+        variance: Variance of the reverse steps of DDPM, in place of the checkpoint's, e.g.
+            --variance FixedLarge.
         weights: ema (averaged) or raw (as the optimizer left them).
         columns: Images a row of the grid.
         frames: Also write the way from noise to sample as trajectory.gif with this many frames;
@@ -62,9 +69,16 @@ def sample(
         raise InputError(
             f"{out} is not an empty folder; images of two runs would mix, choose another"
         )
-    module = DiffusionModule.load_from_checkpoint(ckpt).to(_device(device))
+    module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device))
     if len(module.shape) != 3:
         raise InputError(f"{ckpt} models data of shape {list(module.shape)}, not images")
+    if variance is not None:
+        if not isinstance(sampler or DDPM(), DDPM):
+            raise InputError(
+                f"{type(sampler).__name__} has no use for a variance, only DDPM has; leave out "
+                "--variance or use --sampler DDPM"
+            )
+        module.variance = variance
     samples = module.generate(
         torch.arange(n),
         sampler,
@@ -82,15 +96,3 @@ def sample(
     if samples.frames is not None:
         write_gif(out / "trajectory.gif", [grid(x, columns) for x in samples.frames], fps)
     print(f"{n} images in {out}, all of them in {out / 'grid.png'}")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        if torch.backends.mps.is_available():
-            name = "mps"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return torch.device(name)

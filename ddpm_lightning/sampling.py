@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lightning.diffusion.denoiser import Denoises
+from ddpm_lightning.diffusion.denoiser import Denoises, Guidance
 from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.network import NULL_LABEL
 from ddpm_lightning.randomness import IndexedNoise
 
 
@@ -99,3 +100,35 @@ def generate(
             "data's range; use an earlier checkpoint, a smaller learning rate, or a clip"
         )
     return Samples(x, torch.cat(trajectories, dim=1) if trajectories else None)
+
+
+def check_labels(
+    num_classes: int | None, labels: Tensor | list[int] | None, guidance: Guidance
+) -> None:
+    """Raise InputError if labels or guidance do not fit a model of so many classes, None for none."""
+    if num_classes is None:
+        if labels is not None:
+            raise InputError("labels given, but the model has none (conditional: false)")
+        if guidance.scale != 1:
+            raise InputError(
+                f"guidance {guidance.scale:g} needs a model with labels (conditional: true)"
+            )
+    elif labels is not None:
+        values = torch.as_tensor(labels)
+        fits = (values >= NULL_LABEL) & (values < num_classes)
+        if values.ndim != 1 or not len(values) or not bool(fits.all()):
+            raise InputError(
+                f"labels {values.tolist()}: give one or more from 0…{num_classes - 1} "
+                "(or −1, no class)"
+            )
+
+
+def labels_of(
+    indices: Tensor, num_classes: int | None, labels: Tensor | list[int] | None
+) -> Tensor | None:
+    """Labels repeated along the index: int64 [n]; by default one class after the other."""
+    if num_classes is None:
+        return None
+    if labels is None:
+        return indices % num_classes
+    return torch.as_tensor(labels).long()[indices % len(labels)]

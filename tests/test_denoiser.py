@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddpm_lightning.diffusion.denoiser import Denoiser, Guided, Prediction
+from ddpm_lightning.diffusion.denoiser import Denoiser, Guidance, Guided, Prediction
 from ddpm_lightning.diffusion.objectives import MSE, EpsMSE, MinSNR, NoisedBatch, Plain
 from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
 from ddpm_lightning.diffusion.samplers import (
@@ -215,7 +215,7 @@ def test_no_float64_tensor_appears_in_a_float32_training_step(parameterization, 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
 def test_no_float64_tensor_appears_in_float32_sampling(sampler, variance):
     denoiser = Denoiser(tiny_unet(), Cosine(), V(), variance)
-    denoiser = Guided(denoiser, 2.0, interval=(0.1, 0.9), rescale=0.7)
+    denoiser = Guided(denoiser, Guidance(2.0, interval=(0.1, 0.9), rescale=0.7))
     x_T, y = images(2, 1, 8, 8), torch.tensor([0, 1])
     with SeenDtypes() as seen:
         sampler.clipped((-1, 1))(denoiser, x_T, y, IndexedNoise(0, torch.arange(2)))

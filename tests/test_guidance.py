@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import distributions as dist
 
-from ddpm_lightning.diffusion.denoiser import Guided, guide
+from ddpm_lightning.diffusion.denoiser import Guidance, Guided, guide
 from ddpm_lightning.diffusion.oracles import Mixture
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
@@ -78,14 +78,14 @@ def test_samples_under_strong_guidance_are_of_the_class():
 def test_guidance_acts_inside_its_interval_and_is_conditional_outside(t, guided, per_row):
     denoiser, x_t = Counting(), normal(4, 2)
     level = torch.full((4,), t) if per_row else t
-    ours = Guided(denoiser, 3.0, interval=(0.2, 0.8))(x_t, level, Y).x0
+    ours = Guided(denoiser, Guidance(3.0, interval=(0.2, 0.8)))(x_t, level, Y).x0
     expected = Guided(denoiser, 3.0 if guided else 1.0)(x_t, t, Y).x0
     torch.testing.assert_close(ours, expected)
 
 
 def test_rows_of_one_batch_may_lie_in_and_outside_the_interval():
     denoiser, x_t, t = Counting(), normal(4, 2), torch.tensor([100, 500, 900, 700])
-    ours = Guided(denoiser, 3.0, interval=(0.2, 0.8))(x_t, t, Y).x0
+    ours = Guided(denoiser, Guidance(3.0, interval=(0.2, 0.8)))(x_t, t, Y).x0
     for k, guidance in enumerate([1.0, 3.0, 1.0, 3.0]):
         row = slice(k, k + 1)
         alone = Guided(denoiser, guidance)(x_t[row], int(t[k]), Y[row]).x0
@@ -94,21 +94,21 @@ def test_rows_of_one_batch_may_lie_in_and_outside_the_interval():
 
 def test_outside_the_interval_a_step_costs_half():
     denoiser = Counting()
-    DDIM(10)(Guided(denoiser, 3.0, interval=(0.25, 0.75)), normal(4, 2), Y)
+    DDIM(10)(Guided(denoiser, Guidance(3.0, interval=(0.25, 0.75))), normal(4, 2), Y)
     assert denoiser.rows == [4, 4, 4, 8, 8, 8, 8, 8, 4, 4]
 
 
 def test_the_interval_of_all_levels_is_plain_guidance():
     denoiser, x_t = Counting(), normal(4, 2)
     for t in (1, 1000):
-        everywhere = Guided(denoiser, 3.0, interval=(0.0, 1.0))(x_t, t, Y).x0
+        everywhere = Guided(denoiser, Guidance(3.0, interval=(0.0, 1.0)))(x_t, t, Y).x0
         assert torch.equal(everywhere, Guided(denoiser, 3.0)(x_t, t, Y).x0)
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.5, 1.1)])
 def test_an_interval_that_is_none_is_an_error(interval):
     with pytest.raises(InputError, match="0 ≤ low < high ≤ 1"):
-        Guided(Counting(), 3.0, interval=interval)
+        Guidance(3.0, interval=interval)
 
 
 # Rescaling
@@ -133,7 +133,7 @@ class Two:
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
 def test_rescaling_is_the_papers(phi, t):
     conditional, unconditional = normal(3, 2, 4, 4), normal(3, 2, 4, 4, seed=1)
-    ours = Guided(Two(conditional, unconditional), 4.0, rescale=phi)(
+    ours = Guided(Two(conditional, unconditional), Guidance(4.0, rescale=phi))(
         normal(3, 2, 4, 4, seed=2), t, torch.tensor([0, 1, 0])
     )
     for k in range(3):
@@ -145,18 +145,35 @@ def test_rescaling_is_the_papers(phi, t):
 
 def test_rescaling_leaves_a_constant_prediction_alone():
     flat = torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    ours = Guided(Two(2 * flat, flat), 3.0, rescale=1.0)(flat, 5, torch.tensor([0]))
+    ours = Guided(Two(2 * flat, flat), Guidance(3.0, rescale=1.0))(flat, 5, torch.tensor([0]))
     assert torch.equal(ours.x0, 4 * flat)
 
 
 @pytest.mark.parametrize("rescale", [-0.1, 1.1])
 def test_rescaling_by_another_share_is_an_error(rescale):
     with pytest.raises(InputError, match="between 0"):
-        Guided(Counting(), 3.0, rescale=rescale)
+        Guidance(3.0, rescale=rescale)
 
 
-def test_strength_1_leaves_the_denoiser_as_it_is_and_settings_pass_through():
+def test_strength_1_leaves_the_denoiser_as_it_is():
     denoiser = Counting()
-    assert guide(denoiser, 1.0, (0.2, 0.8), 0.7) is denoiser
-    guided = guide(denoiser, 2.0, (0.2, 0.8), 0.7)
-    assert (guided.guidance, guided.interval, guided.rescale) == (2.0, (0.2, 0.8), 0.7)
+    assert guide(denoiser, 1.0) is denoiser
+    assert guide(denoiser, Guidance(1.0, interval=(0.2, 0.8))) is denoiser
+    assert isinstance(guide(denoiser, 0.0), Guided)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "tag"),
+    [
+        (Guidance(), ""),
+        (Guidance(3), "guidance3"),
+        (Guidance(1.5, (0.2, 0.8), 0.7), "guidance1.5_interval0.2-0.8_rescale0.7"),
+    ],
+)
+def test_the_tag_names_what_differs_from_no_guidance(guidance, tag):
+    assert guidance.tag == tag
+
+
+def test_a_scale_that_is_no_number_is_an_error():
+    with pytest.raises(InputError, match="finite"):
+        Guidance(float("nan"))

@@ -13,8 +13,10 @@ from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
+from ddpm_lightning.configurable import plain
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
+from ddpm_lightning.diffusion.denoiser import Guidance, as_guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_uint8
@@ -37,8 +39,9 @@ class GenerativeMetrics(Periodic):
             one, too.
         n: Number of samples. Distances at different n do not compare; published FIDs use 50000.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
-        guidance: Strength of classifier-free guidance of a conditional model; 1 is none. Its
-            labels are those of the reference images, in their order, repeated up to n.
+        guidance: Strength of classifier-free guidance of a conditional model, 1 is none; or
+            Guidance with its scale, interval and rescale. The labels are those of the reference
+            images, in their order, repeated up to n.
         ema: Averaged weights (true) or the ones in training (false).
         reference: Split to compare with: train (as published numbers do), val or test.
         seed: Seed of the noise.
@@ -51,7 +54,7 @@ class GenerativeMetrics(Periodic):
         every_n_steps: int = 5000,
         n: int = 2000,
         sampler: Sampler | None = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         ema: bool = True,
         reference: Split = "train",
         seed: int = 1,
@@ -148,8 +151,8 @@ class GenerativeMetrics(Periodic):
         sampler = self.sampler.tag(module.schedule)
         weights = "ema" if self.ema else "raw"
         name, alias = self.extractor.name, self.extractor.alias
-        guidance = f"_guidance{self.guidance:g}" if self.guidance != 1 else ""
-        tag = f"{name}/n{self.n}_{sampler}{guidance}_{weights}_{self.reference}"
+        how = "_".join(filter(None, (sampler, as_guidance(self.guidance).tag, weights)))
+        tag = f"{name}/n{self.n}_{how}_{self.reference}"
         if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
             module.log(alias, distance, on_step=True, on_epoch=False, logger=False)
         for logger in trainer.loggers:
@@ -163,7 +166,7 @@ class GenerativeMetrics(Periodic):
             "n": self.n,
             "sampler": self.sampler.describe(),
             "steps": len(self.sampler.levels(module.schedule)) - 1,
-            "guidance": self.guidance,
+            "guidance": plain(self.guidance, "guidance"),
             "weights": weights,
             "precision": str(trainer.precision),
             "seed": self.seed,
@@ -176,7 +179,7 @@ class GenerativeMetrics(Periodic):
         }
         append_result(Path(trainer.default_root_dir) / "metrics.json", result)
         tqdm.write(
-            f"step {step}: {name} {distance:.3f} (n={self.n}, {sampler}, {weights}; real against "
+            f"step {step}: {name} {distance:.3f} (n={self.n}, {how}; real against "
             f"real at n={self._floor_count}: {self._floor:.3f})"
         )
 

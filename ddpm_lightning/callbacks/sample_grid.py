@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
+from ddpm_lightning.diffusion.denoiser import Guidance, as_guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import grid, write_gif, write_png
@@ -29,7 +30,8 @@ class SampleGrid(Periodic):
         columns: Images a row.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
         labels: Class labels for a conditional model, repeated up to n; default: a class a row.
-        guidance: Strength of classifier-free guidance; 1 is none.
+        guidance: Strength of classifier-free guidance, 1 is none; or Guidance with its scale,
+            interval and rescale.
         ema: Averaged weights (true) or the ones in training (false).
         seed: Seed of the noise.
         batch_size: Samples at a time on each device.
@@ -49,7 +51,7 @@ class SampleGrid(Periodic):
         columns: int = 8,
         sampler: Sampler | None = None,
         labels: list[int] | None = None,
-        guidance: float = 1.0,
+        guidance: float | Guidance = 1.0,
         ema: bool = True,
         seed: int = 0,
         batch_size: int = 256,
@@ -114,7 +116,12 @@ class SampleGrid(Periodic):
             by_sample = rearrange(samples.frames, "frame n ... -> n frame ...")
             frames = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
         if trainer.is_global_zero:
-            tag = f"{self.sampler.tag(module.schedule)}_{'ema' if self.ema else 'raw'}"
+            how = (
+                self.sampler.tag(module.schedule),
+                as_guidance(self.guidance).tag,
+                "ema" if self.ema else "raw",
+            )
+            tag = "_".join(filter(None, how))
             self._show(trainer, tag, step, x, frames)
 
     def _show(

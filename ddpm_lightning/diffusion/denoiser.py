@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar, overload
 import torch
 from torch import Tensor
 
+from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.parameterizations import Parameterization
 from ddpm_lightning.diffusion.schedules import Scalar, Schedule
 from ddpm_lightning.diffusion.variances import FixedSmall, Variance
@@ -151,19 +152,16 @@ class Denoiser:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Guided:
-    """Classifier-free guidance: a denoiser made of a conditional denoiser.
-
-    x0 = x0_null + guidance·(x0_cond − x0_null): 0 is unconditional, 1 conditional, more pulls
-    towards the class (Ho & Salimans 2022, eq. 6 with guidance = 1 + w).
+@dataclass(frozen=True)
+class Guidance(Configurable):
+    """How strongly samples are pulled towards their class, and where.
 
     Args:
-        denoiser: A denoiser that takes labels.
-        guidance: Its strength.
-        interval: Guide only at levels low < t/T ≤ high, e.g. (0.2, 0.8); elsewhere the prediction
+        scale: x0 = x0_null + scale·(x0_cond − x0_null): 0 is unconditional, 1 conditional, more
+            pulls towards the class (Ho & Salimans 2022, eq. 6 with scale = 1 + w).
+        interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; elsewhere the prediction
             is the plain conditional one, at half the cost (Kynkäänniemi et al. 2024, sec. 3, who
-            state the interval in sigma). None guides everywhere.
+            state the interval in sigma). null guides everywhere.
         rescale: Strong guidance widens x0; bring its standard deviation over each sample back to
             the conditional one's by this share, 0 (not at all) to 1 (Lin et al. 2023, sec. 3.4,
             on x0 so that it means the same under any parameterization; they use 0.7).
@@ -172,12 +170,13 @@ class Guided:
         InputError: interval or rescale is outside 0 to 1.
     """
 
-    denoiser: Denoises
-    guidance: float
+    scale: float = 1.0
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise InputError(f"guidance scale {self.scale}: give a finite number")
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise InputError(
                 f"guidance interval {list(self.interval)}: give [low, high] as shares of the "
@@ -187,6 +186,31 @@ class Guided:
             raise InputError(
                 f"guidance rescale {self.rescale:g}: it lies between 0 (plain guidance) and 1"
             )
+
+    @property
+    def tag(self) -> str:
+        """What it is called in the names of results, e.g. guidance3_rescale0.7; "" for none."""
+        if self.scale == 1:
+            return ""
+        parts = [f"guidance{self.scale:g}"]
+        if self.interval is not None:
+            parts.append(f"interval{self.interval[0]:g}-{self.interval[1]:g}")
+        if self.rescale:
+            parts.append(f"rescale{self.rescale:g}")
+        return "_".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """Classifier-free guidance: a denoiser made of a conditional denoiser.
+
+    Args:
+        denoiser: A denoiser that takes labels.
+        guidance: Its strength, as a number or with the settings of :class:`Guidance`.
+    """
+
+    denoiser: Denoises
+    guidance: float | Guidance
 
     @property
     def net(self) -> Network | None:
@@ -217,10 +241,11 @@ class Guided:
         both_y = torch.cat([y, torch.full_like(y, NULL_LABEL)])
         both = self.denoiser(torch.cat([x_t, x_t]), both_t, both_y)
         x0_cond, x0_null = both.x0.chunk(2)
-        x0 = x0_null + self.guidance * (x0_cond - x0_null)
-        if self.rescale:
-            x0 = x0 * (1 - self.rescale + self.rescale * _spread_ratio(x0_cond, x0))
-        if not isinstance(t, int) and self.interval is not None:
+        guidance = as_guidance(self.guidance)
+        x0 = x0_null + guidance.scale * (x0_cond - x0_null)
+        if guidance.rescale:
+            x0 = x0 * (1 - guidance.rescale + guidance.rescale * _spread_ratio(x0_cond, x0))
+        if not isinstance(t, int) and guidance.interval is not None:
             rows = (-1,) + (1,) * (x0.ndim - 1)
             x0 = torch.where(self._guides(t).view(rows), x0, x0_cond)
         return replace(
@@ -237,22 +262,19 @@ class Guided:
     @overload
     def _guides(self, t: Tensor) -> Tensor: ...
     def _guides(self, t: int | Tensor) -> bool | Tensor:
-        low, high = self.interval or (0, 1)
+        low, high = as_guidance(self.guidance).interval or (0, 1)
         T = self.schedule.T
         return (t > low * T) & (t <= high * T)
 
 
-def guide(
-    denoiser: AnyDenoiser,
-    guidance: float,
-    interval: tuple[float, float] | None = None,
-    rescale: float = 0.0,
-) -> AnyDenoiser | Guided:
-    """Wrap a denoiser in classifier-free guidance; strength 1 leaves it as it is.
+def guide(denoiser: AnyDenoiser, guidance: float | Guidance) -> AnyDenoiser | Guided:
+    """Wrap a denoiser in classifier-free guidance; strength 1 leaves it as it is."""
+    return denoiser if as_guidance(guidance).scale == 1 else Guided(denoiser, guidance)
 
-    Arguments as for :class:`Guided`.
-    """
-    return denoiser if guidance == 1 else Guided(denoiser, guidance, interval, rescale)
+
+def as_guidance(guidance: float | Guidance) -> Guidance:
+    """Read a number as guidance of that strength."""
+    return guidance if isinstance(guidance, Guidance) else Guidance(guidance)
 
 
 def _spread_ratio(wanted: Tensor, x: Tensor) -> Tensor:

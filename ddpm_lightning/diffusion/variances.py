@@ -130,7 +130,7 @@ class AnalyticVariance(Variance):
 
     Args:
         table: e_0…e_T, T + 1 numbers of which the first is 0 and unused; or the path of an .npz
-            file that holds them as ``x0_error``.
+            file that holds them as ``x0_error``, as the analytic_variance command writes it.
 
     Raises:
         InputError: The file is missing or holds something else, or a number is negative.
@@ -195,8 +195,8 @@ def _read_table(path: str) -> np.ndarray:
             return np.asarray(file["x0_error"], np.float64)
     except FileNotFoundError as error:
         raise InputError(
-            f"AnalyticVariance: there is no table {path}; estimate it from the checkpoint first, "
-            "or use FixedSmall"
+            f"AnalyticVariance: there is no table {path}; estimate it first: python -m "
+            "ddpm_lightning analytic_variance --ckpt CHECKPOINT"
         ) from error
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(

@@ -1,0 +1,122 @@
+"""The analytic_variance command: how far off the prediction of x0 is, level by level."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_lightning.data.in_memory import RawBatch
+from ddpm_lightning.diffusion.denoiser import Denoises
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.randomness import IndexedNoise, Stream
+from ddpm_lightning.trained import DataPlace, data_of, device_named
+
+
+def analytic_variance(
+    ckpt: Path,
+    data: DataPlace = DataPlace(),
+    n: int = 64,
+    seed: int = 0,
+    batch_size: int = 256,
+    weights: Literal["ema", "raw"] = "ema",
+    device: str = "auto",
+) -> None:
+    """Estimate the optimal reverse variance of a checkpoint (Analytic-DPM, Bao et al. 2022).
+
+    Measures the mean squared error of x0_hat at every level on training data and stores the table
+    beside the checkpoint, as NAME.x0_error.npz, for sampling by DDPM in few steps:
+    sample --variance AnalyticVariance --variance.table FILE. Estimate it anew after further
+    training.
+
+    Args:
+        ckpt: The checkpoint; it describes its model and data itself.
+        data: Where the data is now, if it has moved.
+        n: Training samples per level; the work is n × T evaluations of the network.
+        seed: Seed of noise and choice of samples.
+        batch_size: Samples at a time.
+        weights: ema (averaged) or raw (as the optimizer left them).
+        device: cpu, cuda, cuda:1, mps, or auto.
+
+    Raises:
+        InputError: The checkpoint, its data or a setting does not work.
+    """
+    if min(n, batch_size) < 1 or seed < 0:
+        raise InputError(
+            f"n={n}, batch_size={batch_size}, seed={seed}: the first two are at least 1, seed is "
+            "not negative"
+        )
+    module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device)).eval()
+    source = data_of(ckpt, data)
+    x0, y = source.finish(RawBatch(*source.samples("train")))
+    table = x0_errors(
+        module.denoiser(ema=weights == "ema"),
+        x0,
+        y if module.num_classes is not None else None,
+        n=n,
+        data_range=module.data_range,
+        seed=seed,
+        batch_size=batch_size,
+        device=module.device,
+    )
+    path = ckpt.with_suffix(".x0_error.npz")
+    partial = path.with_suffix(".part.npz")
+    np.savez(partial, x0_error=table.numpy(), n=n, seed=seed, weights=weights)
+    partial.replace(path)
+    T = module.schedule.T
+    levels = sorted({1, *(max(1, round(share * T)) for share in (0.05, 0.25, 0.5, 0.75, 1))})
+    print("mean squared error of x0_hat: " + ", ".join(f"t={t}: {table[t]:.4g}" for t in levels))
+    print(
+        f"{path} holds the table. Sample with it: sample --ckpt {ckpt} --out FOLDER "
+        f"--sampler DDPM --sampler.steps 50 --variance AnalyticVariance --variance.table {path}"
+    )
+
+
+@torch.no_grad()
+def x0_errors(
+    denoiser: Denoises,
+    x0: Tensor,
+    y: Tensor | None = None,
+    *,
+    n: int = 64,
+    data_range: tuple[float, float] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Measure the mean squared error of x0_hat at every level, clipped as in sampling.
+
+    Args:
+        denoiser: The model, in evaluation mode.
+        x0: [N, ...] data.
+        y: int64 [N] labels for a conditional model, or None.
+        n: Samples per level, each with noise of its own.
+        data_range: Range that x0_hat is clipped to, or None.
+        seed: Seed of noise and choice of samples.
+        batch_size: Samples at a time; changes memory and speed only.
+        device: Where the denoiser is.
+
+    Returns:
+        float64 [T + 1], on the CPU; 0 at level 0.
+    """
+    T = denoiser.schedule.T
+    total = torch.zeros(T + 1, dtype=torch.float64)
+    order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(seed))
+    with tqdm(total=n * T, desc="x0_hat at every level", unit="sample", leave=False) as bar:
+        for index in torch.arange(n * T).split(batch_size):
+            t = 1 + index // n
+            chosen = order[index % len(x0)]
+            x = x0[chosen].to(device)
+            noise = IndexedNoise(seed, index, Stream.VALIDATION, device)
+            x_t = denoiser.schedule.add_noise(x, t.to(device), noise(0, tuple(x.shape[1:])))
+            labels = None if y is None else y[chosen].to(device)
+            prediction = denoiser(x_t, t.to(device), labels).clip(data_range)
+            error = (prediction.x0 - x).double().square().flatten(1).mean(1)
+            total.index_add_(0, t, error.cpu())
+            bar.update(len(index))
+    return total / n

@@ -54,7 +54,7 @@ def make_lr_schedule(
 
 
 def refuse_fused_clipping(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
-    """Raise InputError for fused, clipped and mixed precision at once, which torch refuses later."""
+    """Refuse fused, clipped and mixed precision together, before torch does in the first step."""
     mixed = str(trainer.precision).endswith("-mixed")
     if optimizer.defaults.get("fused") and trainer.gradient_clip_val and mixed:
         raise InputError(

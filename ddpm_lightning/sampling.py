@@ -105,7 +105,7 @@ def generate(
 def check_labels(
     num_classes: int | None, labels: Tensor | list[int] | None, guidance: Guidance
 ) -> None:
-    """Raise InputError if labels or guidance do not fit a model of so many classes, None for none."""
+    """Raise InputError if labels or guidance do not fit a model of num_classes (None: none)."""
     if num_classes is None:
         if labels is not None:
             raise InputError("labels given, but the model has none (conditional: false)")

@@ -37,6 +37,7 @@ def tiny_run(root: Path, *more: str, max_steps: int = 2) -> list[str]:
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
         "--trainer.callbacks=[]",
+        "--model.conditional=false",
         "--trainer.limit_val_batches=1",
         "--data.global_batch_size=8",
         *more,
@@ -453,7 +454,7 @@ def test_without_labels_a_conditional_model_samples_one_class_after_the_other(
     ("more", "message"),
     [
         (["--labels=3"], "the model has none"),
-        (["--guidance=2.0"], "guidance 2.0 needs a model with labels"),
+        (["--guidance=2.0"], "guidance 2 needs a model with labels"),
         (["--n=0"], "at least 1"),
         (["--seed=-1"], "not negative"),
         (["--labels=[]"], "the model has none"),

@@ -88,6 +88,7 @@ def run_command(name: str, args: list[str]) -> None:
             args=args,
             as_positional=False,
             exit_on_error=False,
+            allow_abbrev=False,
             prog=f"{PROGRAM} {name}",
         )
     except ArgumentError as error:
@@ -104,7 +105,7 @@ class DiffusionCLI(LightningCLI):
 
     def __init__(self, module_class: type[DiffusionModule], args: list[str] | None) -> None:
         self._module_class = module_class
-        quiet = {"exit_on_error": False}
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             module_class,
             LightningDataModule,
@@ -115,14 +116,14 @@ class DiffusionCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             load_from_checkpoint_support=False,  # the module describes itself
             auto_configure_optimizers=False,
-            parser_kwargs=quiet
+            parser_kwargs=strict
             | {
                 "prog": PROGRAM,
                 "description": "Train diffusion models; one run is one folder. Beside the "
                 f"subcommands below, plain commands work on a checkpoint: {', '.join(COMMANDS)} "
                 f"(each with --help).",
             }
-            | {name: quiet for name in self.subcommands()},
+            | {name: strict for name in self.subcommands()},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -225,6 +225,8 @@ def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
         (["sample", "--ckpt", "x", "--out", "o", "--n", "many"], "n: expected int, got many"),
         (["sample", "--ckpt", "nowhere.ckpt", "--out", "o"], "no checkpoint at nowhere.ckpt"),
         (["sample"], "missing: --ckpt, --out"),
+        (["--trainer.max_step", "3"], "no flag --trainer.max_step; did you mean --trainer.max_st"),
+        (["sample", "--ck", "x", "--out", "o"], "no flag --ck; did you mean --ckpt?"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
 )

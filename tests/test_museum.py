@@ -157,8 +157,9 @@ def test_the_first_and_the_last_level_are_trained_as_often_as_any_other(T):
 def test_sampling_visits_every_level_from_T_to_the_data(make):
     point, x_T = normal(1, 3), normal(2, 3, seed=1)
     alpha_bar = np.cumprod(1 - np.linspace(1e-3, 0.2, 100))  # counts from 0, as public code does
-    eps, broken = (x_T - np.sqrt(alpha_bar[-1]) * point) / np.sqrt(1 - alpha_bar[-1]), x_T
+    broken = x_T
     for i in reversed(range(1, 100)):  # never takes the step at i = 0
+        eps = (broken - np.sqrt(alpha_bar[i]) * point) / np.sqrt(1 - alpha_bar[i])
         broken = np.sqrt(alpha_bar[i - 1]) * point + np.sqrt(1 - alpha_bar[i - 1]) * eps
     assert (broken - point).abs().max() > 0.01
     denoiser = Denoiser(ExactEps(point, 100), Linear(100), Eps())
@@ -205,6 +206,9 @@ def test_tables_move_with_the_module_around_them(dtype):
 
 
 def test_tables_are_not_in_the_checkpoint():
+    broken = nn.Module()
+    broken.register_buffer("alpha_bar", torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
+    assert list(broken.state_dict()) == ["alpha_bar"]
     schedule = Linear()
     assert schedule.state_dict() == {}
     assert list(schedule.parameters()) == []
@@ -730,7 +734,7 @@ def test_the_first_term_of_8_bit_data_is_the_mass_of_its_bin_in_bits():
 
 
 # ---- The network's state --------------------------------------------------------------------
-# Dropout stays active while sampling; shortcuts start at 1e-10 of their strength.
+# Dropout is active while sampling or off ever after; shortcuts start with a variance of 1e-10.
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -744,7 +748,12 @@ def test_dropout_is_off_while_sampling(guidance):
     assert not torch.equal(*broken)
     ours = [module.sample(2, DDIM(3), [0, 1], guidance, ema=False) for _ in range(2)]
     assert torch.equal(*ours)
-    assert module.net.training
+
+
+def test_training_goes_on_with_dropout_after_sampling():
+    module = tiny_module()
+    module.sample(1, DDIM(1), ema=False)
+    assert all(m.training for m in module.net.modules() if isinstance(m, nn.Dropout))
 
 
 def test_shortcuts_start_at_full_strength():

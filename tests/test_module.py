@@ -97,34 +97,6 @@ def test_accumulation_gives_the_rows_of_the_global_batch_the_same_noise(tmp_path
         assert torch.equal(together, torch.cat([getattr(batch, field) for batch in whole.batches]))
 
 
-def test_labels_are_dropped_per_row_at_the_asked_rate_and_never_in_validation(tmp_path):
-    recorder = Recorder()
-    module = tiny_module(conditional=True, label_dropout=0.3)
-    data = tiny_data(global_batch_size=200, subset=1.0)
-    callbacks = [recorder]
-    run = trainer(tmp_path, 5, callbacks=callbacks)
-    run.fit(module, data)
-    y = torch.cat([batch.y for batch in recorder.batches])
-    # 1,000 rows: the standard deviation of the share is 0.0145.
-    assert abs((y == -1).float().mean() - 0.3) < 4 * 0.0145
-    assert all(0 < (batch.y == -1).sum() < 200 for batch in recorder.batches)
-    recorder.batches.clear()
-    run.validate(module, data, verbose=False)
-    assert all((batch.y >= 0).all() for batch in recorder.batches)
-
-
-def test_the_null_label_is_learned():
-    module = tiny_module(conditional=True)
-    for parameter in module.net.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    x = torch.randn(4, 1, 8, 8)
-    module.denoiser(ema=False)(x, 500, torch.full((4,), -1)).x0.sum().backward()
-    embeddings = [m for m in module.net.modules() if isinstance(m, nn.Embedding)]
-    assert len(embeddings) == 1
-    rows_with_gradient = embeddings[0].weight.grad.abs().sum(1).nonzero().flatten().tolist()
-    assert rows_with_gradient == [10]
-
-
 def test_warm_up_raises_the_learning_rate_per_optimizer_step(tmp_path):
     rates = []
 

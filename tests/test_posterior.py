@@ -62,13 +62,6 @@ def test_noising_the_posterior_back_up_gives_the_marginal(pair):
     assert q.variance + (q.x_t * sigma[t]) ** 2 == pytest.approx(sigma[s] ** 2, rel=1e-12)
 
 
-def test_beta_tilde_of_the_linear_schedule_has_twelve_digits_at_every_level():
-    betas, variance = linear_betas_and_variances()
-    beta_tilde = betas * variance[:-1] / variance[1:]  # DDPM eq. 7
-    ours = [posterior(Linear(), t - 1, t, LIKE).variance for t in range(1, 1001)]
-    np.testing.assert_allclose(ours, beta_tilde, rtol=1e-12)
-
-
 def test_the_transition_between_neighbours_has_variance_beta():
     betas, _ = linear_betas_and_variances()
     ours = [transition_variance(Linear(), t - 1, t, LIKE) for t in range(1, 1001)]

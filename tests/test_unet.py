@@ -226,25 +226,6 @@ def test_weights_start_uniform_by_the_average_fan_with_zero_bias(layer, fan_in, 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("shape", "levels"),
-    [
-        ((1, 28, 28), 3),
-        ((3, 32, 32), 4),
-        ((4, 16, 16), 2),
-        ((3, 8, 24), 3),
-        ((3, 7, 5), 1),
-    ],
-)
-def test_any_size_that_the_levels_can_halve_fits(shape, levels):
-    channels = shape[0]
-    settings = {**SMALL, "multipliers": [1, 2, 2, 3][:levels], "attention_levels": [0]}
-    net = UNet(channels, 2 * channels, **settings)
-    net.check_shape(shape)
-    assert net(*inputs(2, *shape)).shape == (2, 2 * channels, *shape[1:])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
     "settings",
     [
         {"scale_shift": True},

@@ -164,6 +164,8 @@ class Interpolate(Edit):
     clips = False  # the way to the noise cannot undo it
 
     def __init__(self, first: Path, second: Path, iterations: int = 5) -> None:
+        if iterations < 1:
+            raise InputError(f"iterations={iterations}: at least one evaluation a step")
         self.first = first
         self.second = second
         self.iterations = iterations

@@ -65,13 +65,16 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
         InputError: There is no such file, it is damaged, or of another size or kind.
     """
     image = _open(path, shape)
-    mode = MODES[shape[0]]
+    mode = MODES.get(shape[0])
+    if mode is None:
+        raise InputError(f"no image file has the {shape[0]} channels of the model's data")
     transparent = "transparency" in image.info and mode != "RGBA"
     if image.mode not in LOSSLESS[mode] or transparent:
         kind = f"{image.mode} with transparency" if transparent else image.mode
+        fix = f"PIL.Image.open({str(path)!r}).convert({mode!r}).save('new.png')"
         raise InputError(
             f"{path} is {kind}, but the model's images have {shape[0]} channel(s), {mode}; convert "
-            f"it in Python: PIL.Image.open({str(path)!r}).convert({mode!r}).save('new.png')"
+            f"it in Python: {fix}"
         )
     array = np.array(image.convert(mode))  # [H, W] or [H, W, C]
     return from_uint8(torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1))

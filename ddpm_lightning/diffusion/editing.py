@@ -180,7 +180,7 @@ def start_level(strength: float, T: int) -> int:
         raise InputError(
             f"strength={strength:g}: it lies between 0 (the image as it is) and 1 (nothing of it)"
         )
-    return max(round(strength * T), strength > 0)
+    return max(1, round(strength * T)) if strength > 0 else 0
 
 
 def interpolate(

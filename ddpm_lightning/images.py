@@ -73,8 +73,8 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
         kind = f"{image.mode} with transparency" if transparent else image.mode
         fix = f"PIL.Image.open({str(path)!r}).convert({mode!r}).save('new.png')"
         raise InputError(
-            f"{path} is {kind}, but the model's images have {shape[0]} channel(s), {mode}; convert "
-            f"it in Python: {fix}"
+            f"{path} is {kind}, but the model's images have {shape[0]} channel(s), {mode}; "
+            f"convert it in Python: {fix}"
         )
     array = np.array(image.convert(mode))  # [H, W] or [H, W, C]
     return from_uint8(torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1))

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.utils import make_grid
+
+from ddpm_lightning.errors import InputError
+
+GROUND = 64
+"""The dark grey between the images of a grid."""
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's name for images of so many channels."""
+
+LOSSLESS = {"L": ("1", "L"), "RGB": ("1", "L", "P", "RGB"), "RGBA": ("1", "L", "P", "RGB", "RGBA")}
+"""What may become each of them without losing anything."""
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -20,20 +32,71 @@ def to_uint8(x: Tensor) -> Tensor:
     return x.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def grid(x: Tensor, columns: int = 8, tile: int = 64) -> Tensor:
+def grid(x: Tensor, columns: int = 8, tile: int = 64, inputs: Tensor | None = None) -> Tensor:
     """Lay images out in rows on a dark grey ground.
 
     Args:
         x: [N, C, H, W] in [−1, 1].
         columns: Images a row.
         tile: Images smaller than this many pixels are enlarged by a whole factor, pixel by pixel.
+        inputs: [M, C, H, W] images for rows of their own above the others.
 
     Returns:
         uint8 [C or 3, H', W']
     """
+    if inputs is not None:
+        blank = GROUND / 127.5 - 1
+        rest = inputs.new_full((-len(inputs) % columns, *inputs.shape[1:]), blank)
+        x = torch.cat([inputs, rest, x])
     factor = max(1, tile // max(x.shape[-2:]))
     tiles = to_uint8(x).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    return make_grid(tiles.cpu(), nrow=columns, padding=2, pad_value=64)
+    return make_grid(tiles.cpu(), nrow=columns, padding=2, pad_value=GROUND)
+
+
+def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Read a PNG or JPEG as float32 [C, H, W] in [−1, 1].
+
+    Args:
+        path: The file.
+        shape: [C, H, W] that it must have; grey is taken as RGB of equal parts, nothing else is
+            converted.
+
+    Raises:
+        InputError: There is no such file, it is damaged, or of another size or kind.
+    """
+    image = _open(path, shape)
+    mode = MODES.get(shape[0])
+    if mode is None:
+        raise InputError(f"no image file has the {shape[0]} channels of the model's data")
+    transparent = "transparency" in image.info and mode != "RGBA"
+    if image.mode not in LOSSLESS[mode] or transparent:
+        kind = f"{image.mode} with transparency" if transparent else image.mode
+        fix = f"PIL.Image.open({str(path)!r}).convert({mode!r}).save('new.png')"
+        raise InputError(
+            f"{path} is {kind}, but the model's images have {shape[0]} channel(s), {mode}; "
+            f"convert it in Python: {fix}"
+        )
+    array = np.array(image.convert(mode))  # [H, W] or [H, W, C]
+    return from_uint8(torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1))
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Read a PNG or JPEG as bool [1, H, W]: True where it is white (brighter than half).
+
+    Args:
+        path: The file.
+        shape: [C, H, W] of the images that it is for.
+
+    Raises:
+        InputError: There is no such file, it is damaged, of another size, or nowhere white.
+    """
+    mask = torch.from_numpy(np.array(_open(path, shape).convert("L")))[None] > 127
+    if not bool(mask.any()):
+        raise InputError(
+            f"{path} has no white pixel, so nothing would be painted; in a mask, white is painted "
+            "anew and black is kept"
+        )
+    return mask
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -67,6 +130,27 @@ def write_gif(path: Path, frames: list[Tensor], fps: float) -> None:
         duration=durations,
         loop=0,
     )
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> Image.Image:
+    size = shape[2], shape[1]
+    if not path.is_file():
+        raise InputError(f"no image at {path}")
+    try:
+        image = Image.open(path, formats=("PNG", "JPEG"))
+        if image.size == size:  # else what it unpacks to is not our concern
+            image.load()
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not a PNG or JPEG image") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is damaged ({error}); save it again") from error
+    if image.size != size:
+        raise InputError(
+            f"{path} is {image.width}×{image.height} pixels (width × height), but the model's "
+            f"images are {size[0]}×{size[1]}; resize it in Python: "
+            f"PIL.Image.open({str(path)!r}).resize({size}).save('new.png')"
+        )
+    return image
 
 
 def _write(path: Path, image: Image.Image, file_format: str, **options: object) -> None:

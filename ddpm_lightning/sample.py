@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.diffusion.variances import Variance
+from ddpm_lightning.edits import Edit, edit_images
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import grid, to_uint8, write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
@@ -26,6 +28,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
     variance: Variance | None = None,
+    edit: Edit | None = None,
     weights: Literal["ema", "raw"] = "ema",
     columns: int = 8,
     frames: int = 0,
@@ -50,6 +53,9 @@ def sample(
         batch_size: Images at a time; changes memory and speed, not the images.
         variance: Variance of the reverse steps of DDPM, in place of the checkpoint's, e.g.
             --variance FixedLarge.
+        edit: Start from given images: RePaint, SDEdit or Interpolate, e.g. --edit RePaint
+            --edit.image a.png --edit.mask m.png; --edit.help RePaint tells more. Without labels,
+            a conditional model then takes no class. The grid shows the given images first.
         weights: ema (averaged) or raw (as the optimizer left them).
         columns: Images a row of the grid.
         frames: Also write the way from noise to sample as trajectory.gif with this many frames;
@@ -72,6 +78,8 @@ def sample(
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device))
     if len(module.shape) != 3:
         raise InputError(f"{ckpt} models data of shape {list(module.shape)}, not images")
+    if edit is not None and sampler is None:
+        sampler = edit.default_sampler(module.schedule)
     if variance is not None:
         if not isinstance(sampler or DDPM(), DDPM):
             raise InputError(
@@ -79,8 +87,10 @@ def sample(
                 "--variance or use --sampler DDPM"
             )
         module.variance = variance
-    samples = module.generate(
-        torch.arange(n),
+    draw = partial(module.generate, torch.arange(n))
+    if edit is not None:
+        draw = partial(edit_images, module, edit, n)
+    samples = draw(
         sampler,
         [labels] if isinstance(labels, int) else labels,
         guidance,
@@ -92,7 +102,8 @@ def sample(
     )
     for k, image in enumerate(to_uint8(samples.x)):
         write_png(out / f"{k:06d}.png", image)
-    write_png(out / "grid.png", grid(samples.x, columns))
+    laid_out = partial(grid, columns=columns, inputs=samples.inputs)
+    write_png(out / "grid.png", laid_out(samples.x))
     if samples.frames is not None:
-        write_gif(out / "trajectory.gif", [grid(x, columns) for x in samples.frames], fps)
+        write_gif(out / "trajectory.gif", [laid_out(x) for x in samples.frames], fps)
     print(f"{n} images in {out}, all of them in {out / 'grid.png'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_lightning.diffusion.denoiser import Denoises, Guidance
-from ddpm_lightning.diffusion.samplers import Sampler
+from ddpm_lightning.diffusion.samplers import Sampler, State
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import NULL_LABEL
 from ddpm_lightning.randomness import IndexedNoise
@@ -23,10 +24,28 @@ class Samples:
         x: float32 [n, ...] samples.
         frames: float32 [F, n, ...] x_t at F levels evenly spread over the steps, noise first;
             None unless asked for.
+        inputs: float32 [M, ...] what an edit started from; None where nothing was given.
     """
 
     x: Tensor
     frames: Tensor | None = None
+    inputs: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How samples come about: from noise by a sampler, or by an edit of given data.
+
+    Args:
+        steps: Number of steps.
+        trajectory: From the noise of some samples and their labels to the States on the way, one
+            more than steps.
+        inputs: [M, ...] what an edit starts from, or None.
+    """
+
+    steps: int
+    trajectory: Callable[[IndexedNoise, Tensor | None], Iterator[State]]
+    inputs: Tensor | None = None
 
 
 def generate(
@@ -59,19 +78,58 @@ def generate(
     Returns:
         The samples, on the CPU.
     """
-    if batch_size < 1 or not len(indices):
-        raise InputError(f"{len(indices)} samples in batches of {batch_size}; at least 1 of each")
-    if frames == 1 or frames < 0:
-        raise InputError(f"{frames} frames; a trajectory has 2 or more (noise and sample), or 0")
+
+    def trajectory(noise: IndexedNoise, y: Tensor | None) -> Iterator[State]:
+        x_T = noise(0, shape) * denoiser.schedule.prior_std
+        return sampler.trajectory(denoiser, x_T, y, noise)
+
+    way = Way(len(levels_from_noise(sampler, denoiser)) - 1, trajectory)
+    return follow(
+        way,
+        indices,
+        labels=labels,
+        seed=seed,
+        batch_size=batch_size,
+        frames=frames,
+        device=device,
+        progress=progress,
+    )
+
+
+def levels_from_noise(sampler: Sampler, denoiser: Denoises) -> list[int]:
+    """The sampler's levels.
+
+    Raises:
+        InputError: They do not start where noise belongs.
+    """
     levels = sampler.levels(denoiser.schedule)
     if levels[0] != denoiser.schedule.T and not sampler.spacing.starts_below_T:
         raise InputError(
             f"the sampler starts at level {levels[0]}, but samples start from noise at level "
             f"{denoiser.schedule.T}"
         )
+    return levels
+
+
+def follow(
+    way: Way,
+    indices: Tensor,
+    *,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    frames: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Samples:
+    """Go a way for the samples of these indices; arguments as for :func:`generate`."""
+    if batch_size < 1 or not len(indices):
+        raise InputError(f"{len(indices)} samples in batches of {batch_size}; at least 1 of each")
+    if frames == 1 or frames < 0:
+        raise InputError(f"{frames} frames; a trajectory has 2 or more (noise and sample), or 0")
     if labels is not None and len(labels) != len(indices):
         raise InputError(f"{len(labels)} labels for {len(indices)} samples; give one each")
-    steps = len(levels) - 1
+    steps = way.steps
     kept = {round(i * steps / (frames - 1)) for i in range(frames)} if frames else set()
     batches = indices.split(batch_size)
     xs: list[Tensor] = []
@@ -81,12 +139,11 @@ def generate(
     ) as bar:
         for i, batch in enumerate(batches):
             noise = IndexedNoise(seed, batch, device=device)
-            x_T = noise(0, shape) * denoiser.schedule.prior_std
             y = None
             if labels is not None:
                 y = labels[i * batch_size : i * batch_size + len(batch)].to(device)
             seen = []
-            for k, state in enumerate(sampler.trajectory(denoiser, x_T, y, noise)):
+            for k, state in enumerate(way.trajectory(noise, y)):
                 if k in kept:
                     seen.append(state.x_t.float().cpu())
                 bar.update(k > 0)
@@ -99,7 +156,8 @@ def generate(
             "the samples are not finite: the network has diverged, or the sampler leaves the "
             "data's range; use an earlier checkpoint, a smaller learning rate, or a clip"
         )
-    return Samples(x, torch.cat(trajectories, dim=1) if trajectories else None)
+    inputs = None if way.inputs is None else way.inputs.cpu()
+    return Samples(x, torch.cat(trajectories, dim=1) if trajectories else None, inputs)
 
 
 def check_labels(

@@ -41,9 +41,12 @@ def explain(message: str, flags: Iterable[str] = (), commands: Iterable[str] = (
         return f"no flag --{flag}{_nearest(flag, flags, '--')}"
     if option := _found(r"does not accept option '([^']+)'", message):
         return f"no setting {option}{_nearest(option, flags)}"
-    if missing := _found(r"arguments are required: (.+)$", message):
-        names = [name.split(".")[-1] for name in missing.split(", ")]
-        return f"missing: {', '.join('--' + name for name in names)}; --help tells more"
+    if missing := _found(r"arguments are required: ([\w.-]+(?:, [\w.-]+)*)", message):
+        part = f"--{key}." if key else "--"
+        names = [part + name.split(".")[-1] for name in missing.split(", ")]
+        return f"missing: {', '.join(names)}; --help tells more"
+    if key and "Expected an instantiatable class" in message:
+        return f"{where}which one? Give --{key} CLASS before its arguments; --help lists them"
     rejected = r"Option '(?P<option>[^']+)' is not accepted"
     if match := (
         re.search(rf"class_path '(?P<path>[^']+)': {rejected}", message)

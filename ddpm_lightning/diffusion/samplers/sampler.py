@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoises, Prediction
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.diffusion.samplers.spacings import Levels, Spacing, Uniform
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
 
@@ -117,6 +117,14 @@ class Sampler(Configurable, ABC):
         other._arguments = self._arguments | {"clip": data_range}
         return other
 
+    def from_level(self, level: int, schedule: Schedule) -> Sampler:
+        """This sampler from that level down: there, then at its own levels below."""
+        levels = [level, *(t for t in self.levels(schedule) if t < level)]
+        other = copy.copy(self)
+        other.steps, other.spacing = None, Levels(levels)
+        other._arguments = self._arguments | {"steps": None, "spacing": other.spacing}
+        return other
+
     def __call__(
         self,
         denoiser: Denoises,
@@ -153,15 +161,10 @@ class Sampler(Configurable, ABC):
         a call.
         """
 
-        def fresh(_: int, shape: tuple[int, ...]) -> Tensor:
-            return torch.randn(len(x_T), *shape, device=x_T.device)
-
         def predict(x_t: Tensor, t: int) -> Prediction:
             return denoiser(x_t, t, y).clip(self.clip, self.threshold)
 
-        def draw(i: int) -> Tensor:
-            return (fresh if noise is None else noise)(i, tuple(x_T.shape[1:])).to(x_T)
-
+        draw = drawing(noise, like=x_T)
         with evaluation_mode(getattr(denoiser, "net", None)):
             x = yield from self.path(predict, denoiser.schedule, x_T, draw)
         yield State(0, x, x)
@@ -189,6 +192,23 @@ class SingleStep(Sampler):
             yield State(t, x, prediction.x0)
             x = self.step(prediction, s, partial(draw, i))
         return x
+
+
+def drawing(noise: Noise | None, like: Tensor) -> Draw:
+    """Noise by the number of the step, like a tensor in shape, dtype and device.
+
+    Args:
+        noise: Its source; None draws from torch's global generator.
+        like: [B, ...] the tensor.
+    """
+
+    def fresh(_: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(len(like), *shape, device=like.device)
+
+    def draw(i: int) -> Tensor:
+        return (fresh if noise is None else noise)(i, tuple(like.shape[1:])).to(like)
+
+    return draw
 
 
 @contextmanager

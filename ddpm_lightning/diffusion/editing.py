@@ -1,0 +1,250 @@
+"""Editing given data with any denoiser: painting parts anew, variations, interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.diffusion.denoiser import Denoises
+from ddpm_lightning.diffusion.posterior import transition_variance
+from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State, encode
+from ddpm_lightning.diffusion.samplers.sampler import Noise, drawing, evaluation_mode
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.errors import InputError
+
+
+def repaint(
+    denoiser: Denoises,
+    x0: Tensor,
+    painted: Tensor,
+    y: Tensor | None = None,
+    sampler: SingleStep = DDPM(250),
+    resamplings: int = 10,
+    jump: int = 10,
+    noise: Noise | None = None,
+) -> Tensor:
+    """Paint a part of given data anew to suit the rest (RePaint, Lugmayr et al. 2022, alg. 1).
+
+    At every level known pixels come from q(x_s | x_0) and the others from the reverse step. Taken
+    once, that leaves the two ill-matched; so x_s is noised again by some levels, and the steps are
+    repeated, which carries what is known into what is painted.
+
+    Args:
+        denoiser: The model.
+        x0: [B, ...] data; its values under the painted part do not matter.
+        painted: bool, broadcast to x0: True where it is painted anew (1 − m in the paper).
+        y: int64 [B] class labels, or None.
+        sampler: Its reverse step and levels; the paper's are DDPM's, on 250 levels.
+        resamplings: How often each step is taken (the paper's U or r); 1 never goes back.
+        jump: Steps that one return goes back (sec. 4.2 and app. B of the paper).
+        noise: Source of noise, as for samplers; x_T takes draw 0, move i draw i.
+
+    Returns:
+        [B, ...] data that equals x0 to the bit wherever it is not painted.
+
+    Raises:
+        InputError: The settings allow no return.
+    """
+    steps = repaint_trajectory(denoiser, x0, painted, y, sampler, resamplings, jump, noise)
+    for state in steps:
+        x = state.x_t
+    return x
+
+
+@torch.no_grad()
+def repaint_trajectory(
+    denoiser: Denoises,
+    x0: Tensor,
+    painted: Tensor,
+    y: Tensor | None = None,
+    sampler: SingleStep = DDPM(250),
+    resamplings: int = 10,
+    jump: int = 10,
+    noise: Noise | None = None,
+) -> Iterator[State]:
+    """Yield a State at every level of :func:`repaint`, up and down, the last one at level 0.
+
+    On a way up the State's x0 is the last prediction before it.
+    """
+    schedule, draw = denoiser.schedule, drawing(noise, like=x0)
+    visits = revisited(sampler.levels(schedule), resamplings, jump)
+    x = draw(0) * schedule.prior_std
+    guess = x
+    with evaluation_mode(denoiser.net):
+        for i, (t, s) in enumerate(pairwise(visits), start=1):
+            if s > t:
+                yield State(t, x, guess)
+                (alpha_t, _), (alpha_s, _) = schedule.at(t, x), schedule.at(s, x)
+                std = transition_variance(schedule, t, s, x) ** 0.5
+                x = alpha_s / alpha_t * x + std * draw(i)
+                continue
+            prediction = denoiser(x, t, y).clip(sampler.clip, sampler.threshold)
+            guess = prediction.x0
+            yield State(t, x, guess)
+            # One draw serves both: each of its numbers ends in a pixel that is known or is not.
+            z = draw(i)
+            unknown = sampler.step(prediction, s, lambda z=z: z)  # type: ignore[misc]
+            x = torch.where(painted, unknown, schedule.add_noise(x0, s, z))
+    yield State(0, x, x)
+
+
+def revisited(levels: Sequence[int], resamplings: int, jump: int) -> list[int]:
+    """Order in which RePaint visits levels, as in its released code (get_schedule_jump).
+
+    After its first arrival at every jump-th level, counted from the last noisy one, it goes back
+    up by ``jump`` steps and comes down again, ``resamplings − 1`` times.
+
+    Args:
+        levels: Strictly decreasing, down to 0.
+        resamplings: How often each step is taken.
+        jump: Steps to go back, each time.
+
+    Raises:
+        InputError: The settings allow no return.
+    """
+    steps = len(levels) - 1
+    if resamplings < 1 or jump < 1:
+        raise InputError(f"resamplings={resamplings}, jump={jump}: both are at least 1")
+    if resamplings > 1 and jump >= steps:
+        raise InputError(
+            f"jump={jump} of {steps} steps: going back needs more steps than that; take a "
+            f"smaller jump, more steps, or resamplings=1"
+        )
+    upwards = list(reversed(levels))  # its place in this list is a level's number of steps to 0
+    visits = [levels[0]]
+    for place in range(steps - 1, -1, -1):
+        visits.append(upwards[place])
+        if place >= 1 and place + jump <= steps and (place - 1) % jump == 0:
+            back = [upwards[place + jump], *upwards[place : place + jump][::-1]]
+            visits += back * (resamplings - 1)
+    return visits
+
+
+def sdedit(
+    denoiser: Denoises,
+    x0: Tensor,
+    strength: float,
+    sampler: Sampler,
+    y: Tensor | None = None,
+    noise: Noise | None = None,
+) -> Tensor:
+    """Vary given data: noise it to level strength·T and sample from there (Meng et al. 2022).
+
+    Args:
+        denoiser: The model.
+        x0: [B, ...] data.
+        strength: How much is free: 0 returns x0 itself, 1 samples from (almost) pure noise.
+        sampler: How to go back; of its levels, it visits those below strength·T.
+        y: int64 [B] class labels, or None.
+        noise: Source of noise, as for samplers; draw 0 noises the data.
+
+    Returns:
+        [B, ...] data.
+
+    Raises:
+        InputError: strength is outside 0 to 1.
+    """
+    for state in sdedit_trajectory(denoiser, x0, strength, sampler, y, noise):
+        x = state.x_t
+    return x
+
+
+def sdedit_trajectory(
+    denoiser: Denoises,
+    x0: Tensor,
+    strength: float,
+    sampler: Sampler,
+    y: Tensor | None = None,
+    noise: Noise | None = None,
+) -> Iterator[State]:
+    """Yield a State at every level of :func:`sdedit`, the last one at level 0."""
+    schedule = denoiser.schedule
+    start = start_level(strength, schedule.T)
+    if start == 0:
+        yield State(0, x0, x0)
+        return
+    x_t = schedule.add_noise(x0, start, drawing(noise, like=x0)(0))
+    yield from sampler.from_level(start, schedule).trajectory(denoiser, x_t, y, noise)
+
+
+def start_level(strength: float, T: int) -> int:
+    """The level strength·T, rounded, but 0 only for strength 0.
+
+    Raises:
+        InputError: strength is outside 0 to 1.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(
+            f"strength={strength:g}: it lies between 0 (the image as it is) and 1 (nothing of it)"
+        )
+    return max(1, round(strength * T)) if strength > 0 else 0
+
+
+def interpolate(
+    denoiser: Denoises,
+    a: Tensor,
+    b: Tensor,
+    shares: Sequence[float],
+    y: Tensor | None = None,
+    steps: int | None = 50,
+    spacing: Spacing = Uniform(),
+    iterations: int = 5,
+) -> Tensor:
+    """Go from one datum to another through the noise that they come from (DDIM, app. D.5).
+
+    Both are encoded by DDIM run backwards, what is between them is sampled by DDIM.
+
+    Args:
+        denoiser: The model; under guidance other than 1 the ends differ from the data.
+        a: [...] one datum.
+        b: [...] another.
+        shares: How far to go from a (0) to b (1), of each of n results.
+        y: int64 [1] the label of all, or None.
+        steps: Number of steps, both ways; None visits every level.
+        spacing: Which levels are visited.
+        iterations: Network evaluations a step of the encoding; with more, the ends are closer to
+            the data.
+
+    Returns:
+        [n, ...] data.
+    """
+    x_T = noise_between(denoiser, a, b, shares, y, steps, spacing, iterations)
+    labels = None if y is None else y.expand(len(x_T))
+    return DDIM(steps, spacing=spacing)(denoiser, x_T, labels)
+
+
+def noise_between(
+    denoiser: Denoises,
+    a: Tensor,
+    b: Tensor,
+    shares: Sequence[float],
+    y: Tensor | None = None,
+    steps: int | None = 50,
+    spacing: Spacing = Uniform(),
+    iterations: int = 5,
+) -> Tensor:
+    """The x_T [n, ...] that :func:`interpolate` samples from; the same arguments."""
+    labels = None if y is None else y.expand(2)
+    a_T, b_T = encode(denoiser, torch.stack([a, b]), labels, steps, spacing, iterations)
+    return torch.stack([slerp(a_T, b_T, share) for share in shares])
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Spherical interpolation, which keeps noise as long as noise is (DDIM eq. 67).
+
+    sin((1 − share)·angle)/sin(angle)·a + sin(share·angle)/sin(angle)·b; a straight line where
+    they point the same way.
+
+    Args:
+        a: [...] one point.
+        b: [...] the other.
+        share: How far to go, 0 to 1.
+    """
+    cosine = (a * b).sum() / (a.norm() * b.norm())
+    angle = cosine.clamp(-1, 1).arccos()
+    if not angle.sin() > 1e-6:  # also where one of them is 0
+        return torch.lerp(a, b, share)
+    return ((1 - share) * angle).sin() / angle.sin() * a + (share * angle).sin() / angle.sin() * b

@@ -1,0 +1,251 @@
+"""Edits of image files by a checkpoint: what sample --edit does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.diffusion.denoiser import (
+    Denoises,
+    Guidance,
+    Guided,
+    as_guidance,
+    guide,
+)
+from ddpm_lightning.diffusion.editing import (
+    noise_between,
+    repaint_trajectory,
+    revisited,
+    sdedit_trajectory,
+    start_level,
+)
+from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State
+from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import read_image, read_mask
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.networks.network import NULL_LABEL
+from ddpm_lightning.randomness import IndexedNoise
+from ddpm_lightning.sampling import Samples, Way, follow, labels_of, levels_from_noise
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What an edit is asked to do beside its own settings.
+
+    Args:
+        denoiser: The model, guided or not.
+        sampler: How to go from noise to data.
+        shape: [C, H, W] of an image.
+        n: Number of images.
+        labels: int64 [n] class labels, or None.
+        device: Where the denoiser is.
+    """
+
+    denoiser: Denoises
+    sampler: Sampler
+    shape: tuple[int, ...]
+    n: int
+    labels: Tensor | None
+    device: torch.device
+
+
+class Edit(Configurable, ABC):
+    """Makes images out of given ones instead of noise alone."""
+
+    clips: ClassVar[bool] = True
+    """Whether predictions are clipped to the data's range, as in sampling."""
+
+    def default_sampler(self, schedule: Schedule) -> Sampler:
+        """The sampler where none is asked for: DDPM over all levels."""
+        return DDPM()
+
+    @abstractmethod
+    def way(self, job: Job) -> Way:
+        """Read the files and state how the images come about.
+
+        Raises:
+            InputError: A file or the sampler does not suit.
+        """
+
+
+class RePaint(Edit):
+    """Paint a part of an image anew, to suit the rest, which is kept exactly (RePaint, 2022).
+
+    Args:
+        image: PNG or JPEG of the model's size.
+        mask: PNG or JPEG of the same size: white is painted anew, black is kept.
+        resamplings: How often each step is taken; 1 is fastest and suits the rest least.
+        jump: Steps that one return goes back. The paper's are 10 and 10, by DDPM with 250 steps,
+            which is the default sampler here.
+    """
+
+    def __init__(self, image: Path, mask: Path, resamplings: int = 10, jump: int = 10) -> None:
+        self.image = image
+        self.mask = mask
+        self.resamplings = resamplings
+        self.jump = jump
+
+    def default_sampler(self, schedule: Schedule) -> Sampler:
+        """The paper's: DDPM on 250 levels."""
+        return DDPM(min(250, schedule.T))
+
+    def way(self, job: Job) -> Way:
+        """See the base class."""
+        sampler = job.sampler
+        if not isinstance(sampler, SingleStep):
+            raise InputError(
+                f"RePaint goes back and repeats single steps, which {type(sampler).__name__} does "
+                "not take; use --sampler DDPM or DDIM"
+            )
+        visits = revisited(levels_from_noise(sampler, job.denoiser), self.resamplings, self.jump)
+        x0 = read_image(self.image, job.shape).to(job.device)
+        painted = read_mask(self.mask, job.shape).to(job.device)
+
+        def trajectory(noise: IndexedNoise, y: Tensor | None) -> Iterator[State]:
+            return repaint_trajectory(
+                job.denoiser,
+                x0.expand(len(noise.indices), *x0.shape),
+                painted,
+                y,
+                sampler,
+                self.resamplings,
+                self.jump,
+                noise,
+            )
+
+        return Way(len(visits) - 1, trajectory, torch.stack([x0, x0.masked_fill(painted, 0.0)]))
+
+
+class SDEdit(Edit):
+    """Vary an image: noise it up to a level and sample from there (SDEdit, 2022).
+
+    Args:
+        image: PNG or JPEG of the model's size.
+        strength: How far up, as a share of the levels: 0 gives the image itself, 1 a new one. Of
+            the sampler's steps, those below that level are taken.
+    """
+
+    def __init__(self, image: Path, strength: float = 0.5) -> None:
+        start_level(strength, 1)  # refuses what is no share
+        self.image = image
+        self.strength = strength
+
+    def way(self, job: Job) -> Way:
+        """See the base class."""
+        schedule, x0 = job.denoiser.schedule, read_image(self.image, job.shape).to(job.device)
+        start = start_level(self.strength, schedule.T)
+        steps = len(job.sampler.from_level(start, schedule).levels(schedule)) - 1 if start else 0
+
+        def trajectory(noise: IndexedNoise, y: Tensor | None) -> Iterator[State]:
+            batch = x0.expand(len(noise.indices), *x0.shape)
+            return sdedit_trajectory(job.denoiser, batch, self.strength, job.sampler, y, noise)
+
+        return Way(steps, trajectory, x0[None])
+
+
+class Interpolate(Edit):
+    """Go from one image to another in n images, both ends included, by DDIM there and back.
+
+    Args:
+        first: PNG or JPEG of the model's size.
+        second: The other.
+        iterations: Network evaluations a step on the way to the noise; with more, the ends are
+            closer to the files.
+    """
+
+    clips = False  # the way to the noise cannot undo it
+
+    def __init__(self, first: Path, second: Path, iterations: int = 5) -> None:
+        if iterations < 1:
+            raise InputError(f"iterations={iterations}: at least one evaluation a step")
+        self.first = first
+        self.second = second
+        self.iterations = iterations
+
+    def default_sampler(self, schedule: Schedule) -> Sampler:
+        """DDIM with 50 steps."""
+        return DDIM(min(50, schedule.T))
+
+    def way(self, job: Job) -> Way:
+        """See the base class."""
+        sampler = job.sampler
+        if type(sampler) is not DDIM or sampler.eta or sampler.clip:
+            raise InputError(
+                "Interpolate needs a sampler that can be run backwards: use --sampler DDIM, with "
+                "eta 0 and without clip"
+            )
+        if isinstance(job.denoiser, Guided):
+            raise InputError("Interpolate is inexact under guidance; leave out --guidance")
+        if job.n < 2:
+            raise InputError(f"n={job.n}: an interpolation has at least its two ends")
+        if job.labels is not None and bool((job.labels != job.labels[0]).any()):
+            raise InputError("Interpolate takes one label for all images, or none")
+        levels_from_noise(sampler, job.denoiser)
+        first, second = (
+            read_image(path, job.shape).to(job.device) for path in (self.first, self.second)
+        )
+
+        def trajectory(noise: IndexedNoise, y: Tensor | None) -> Iterator[State]:
+            shares = [index / (job.n - 1) for index in noise.indices]
+            label = None if y is None else y[:1]
+            x_T = noise_between(
+                job.denoiser,
+                first,
+                second,
+                shares,
+                label,
+                sampler.steps,
+                sampler.spacing,
+                self.iterations,
+            )
+            return sampler.trajectory(job.denoiser, x_T, y)
+
+        steps = len(sampler.levels(job.denoiser.schedule)) - 1
+        return Way(steps, trajectory, torch.stack([first, second]))
+
+
+def edit_images(
+    module: DiffusionModule,
+    edit: Edit,
+    n: int,
+    sampler: Sampler | None = None,
+    labels: list[int] | None = None,
+    guidance: float | Guidance = 1.0,
+    seed: int = 0,
+    ema: bool = True,
+    **options: Any,
+) -> Samples:
+    """Make n images by an edit; the k-th depends on the seed and k alone.
+
+    Args:
+        module: The model.
+        edit: What to do.
+        n: Number of images.
+        sampler: How to sample; None: what suits the edit.
+        labels: Class labels, repeated up to n; None: no class.
+        guidance: Strength of classifier-free guidance.
+        seed: Seed of the noise.
+        ema: Averaged weights or the ones in training.
+        options: batch_size, frames and progress of :func:`ddpm_lightning.sampling.generate`.
+
+    Raises:
+        InputError: A file, the sampler or a setting does not suit.
+    """
+    module.check_labels(labels, guidance)
+    if labels is None and as_guidance(guidance).scale != 1:
+        raise InputError("guidance of an edit needs a class to pull towards: give labels, too")
+    sampler = sampler or edit.default_sampler(module.schedule)
+    if edit.clips:
+        sampler = sampler.clipped(module.data_range)
+    y = labels_of(torch.arange(n), module.num_classes, [NULL_LABEL] if labels is None else labels)
+    denoiser = guide(module.denoiser(ema), guidance)
+    way = edit.way(Job(denoiser, sampler, module.shape, n, y, module.device))
+    return follow(way, torch.arange(n), labels=y, seed=seed, device=module.device, **options)

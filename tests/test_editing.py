@@ -1,0 +1,480 @@
+"""Painting, varying and interpolating given data, against closed forms in float64 numpy."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_lightning.cli import main
+from ddpm_lightning.diffusion.editing import (
+    interpolate,
+    repaint,
+    repaint_trajectory,
+    revisited,
+    sdedit,
+    sdedit_trajectory,
+    slerp,
+)
+from ddpm_lightning.diffusion.oracles import Gaussian, Mixture
+from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Heun, Karras, Levels, LogSNR, UniPC
+from ddpm_lightning.diffusion.schedules import Linear, SohlDickstein
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import read_image, read_mask
+from ddpm_lightning.randomness import IndexedNoise
+from tests.small import tiny_data, tiny_module, trainer
+
+LINEAR = Linear()
+MEAN = np.array([0.5, -0.3, 0.2, 0.0])
+COV = np.array(
+    [[1.0, 0.6, 0.3, 0.2], [0.6, 0.8, 0.4, 0.1], [0.3, 0.4, 0.6, 0.3], [0.2, 0.1, 0.3, 0.5]]
+)
+X0_KNOWN = np.array([1.5, -1.0, 9.0, 9.0])  # the last two are painted, whatever stands there
+PAINTED = np.array([False, False, True, True])
+
+
+def oracle(schedule=LINEAR):
+    return Gaussian(schedule, torch.tensor(MEAN), torch.tensor(COV))
+
+
+def normal(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def moments_of_an_affine_function(function, draws):
+    """Exact mean and covariance of function(noise) if it is affine in 4-dimensional noises.
+
+    Row 0 sees no noise at all; each other row sees one unit vector in one draw, 0 elsewhere.
+    """
+    rows = 1 + 4 * draws
+
+    def unit(draw, shape):
+        noise = torch.zeros(rows, *shape, dtype=torch.float64)
+        noise[1 + 4 * draw : 5 + 4 * draw] = torch.eye(4, dtype=torch.float64)
+        return noise
+
+    out = function(unit, rows).numpy()
+    columns = out[1:] - out[0]
+    return out[0], columns.T @ columns
+
+
+def repaint_moments(schedule, levels, resamplings, jump, x0=X0_KNOWN, painted=PAINTED):
+    visits = revisited(levels, resamplings, jump)
+
+    def function(noise, rows):
+        return repaint(
+            oracle(schedule),
+            torch.tensor(x0).expand(rows, 4),
+            torch.tensor(painted),
+            sampler=DDPM(None, spacing=Levels(levels)),
+            resamplings=resamplings,
+            jump=jump,
+            noise=noise,
+        )
+
+    return moments_of_an_affine_function(function, len(visits))
+
+
+def published_visits(steps, resamplings, jump):
+    """get_schedule_jump of the paper's code, whose index i is our level i + 1."""
+    jumps = {j: resamplings - 1 for j in range(0, steps - jump, jump)}
+    t, visited = steps, []
+    while t >= 1:
+        t -= 1
+        visited.append(t)
+        if jumps.get(t, 0) > 0:
+            jumps[t] -= 1
+            for _ in range(jump):
+                t += 1
+                visited.append(t)
+    return [i + 1 for i in [*visited, -1]]
+
+
+def recursion(schedule, levels, resamplings, jump):
+    """Mean and covariance through the whole chain of RePaint's algorithm 1, by numpy alone.
+
+    The way up goes level by level, as in the paper, by x_t ~ N(sqrt(1 − beta)·x_s, beta·I).
+    """
+    places = published_visits(len(levels) - 1, resamplings, jump)
+    abar = schedule.alpha.numpy() ** 2
+    level = dict(enumerate(reversed(levels)))
+    keep = np.diag((~PAINTED).astype(float))
+    free = np.eye(4) - keep
+    m, C = np.zeros(4), np.eye(4)
+    for a, b in pairwise(places):
+        t, s = level[a], level[b]
+        if b > a:
+            beta = 1 - abar[s] / abar[t]
+            m, C = np.sqrt(1 - beta) * m, (1 - beta) * C + beta * np.eye(4)
+            continue
+        beta = 1 - abar[t] / abar[s]
+        gain = np.sqrt(abar[t]) * COV @ np.linalg.inv(abar[t] * COV + (1 - abar[t]) * np.eye(4))
+        # DDPM eq. 7 for the pair (s, t), with x0_hat = MEAN + gain·(x_t − sqrt(abar_t)·MEAN).
+        of_x0 = np.sqrt(abar[s]) * beta / (1 - abar[t])
+        of_x_t = np.sqrt(1 - beta) * (1 - abar[s]) / (1 - abar[t])
+        A = of_x0 * gain + of_x_t * np.eye(4)
+        offset = of_x0 * (MEAN - np.sqrt(abar[t]) * gain @ MEAN)
+        beta_tilde = (1 - abar[s]) / (1 - abar[t]) * beta
+        m = free @ (A @ m + offset) + keep @ (np.sqrt(abar[s]) * X0_KNOWN)
+        C = free @ (A @ C @ A.T + beta_tilde * np.eye(4)) @ free + (1 - abar[s]) * keep
+    return m, C
+
+
+# RePaint
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50])
+@pytest.mark.parametrize(("resamplings", "jump"), [(1, 1), (3, 1), (10, 1), (2, 3), (10, 10)])
+def test_levels_are_revisited_as_in_the_published_code(steps, resamplings, jump):
+    if resamplings > 1 and jump >= steps:
+        with pytest.raises(InputError, match=f"jump={jump} of {steps} steps"):
+            revisited(range(steps, -1, -1), resamplings, jump)
+        return
+    ours = [steps]
+    for place in revisited(range(steps, -1, -1), resamplings, jump)[1:]:
+        # We jump up at once, that code level by level.
+        ours += range(ours[-1] + 1, place + 1) if place > ours[-1] else [place]
+    assert ours == published_visits(steps, resamplings, jump)
+
+
+@pytest.mark.parametrize(("resamplings", "jump"), [(1, 1), (4, 1), (3, 2), (2, 5)])
+@pytest.mark.parametrize(
+    ("schedule", "levels"),
+    [
+        (Linear(25), list(range(25, -1, -1))),
+        (LINEAR, [1000, 800, 650, 400, 200, 90, 30, 8, 2, 1, 0]),
+    ],
+    ids=["all", "some"],
+)
+def test_repaint_has_the_moments_of_its_algorithm(schedule, levels, resamplings, jump):
+    mean, cov = repaint_moments(schedule, levels, resamplings, jump)
+    expected_mean, expected_cov = recursion(schedule, levels, resamplings, jump)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-9)
+    np.testing.assert_allclose(cov, expected_cov, atol=1e-9)
+
+
+def test_resampling_brings_the_mean_towards_the_conditional_one():
+    # What RePaint leaves of the way from the data's mean to the conditional mean, with all that is
+    # random at its mean. At 10 resamplings this is some 9 % for any covariance tried (2 % of the
+    # image), a bias of the algorithm itself: the test above has the same moments from numpy.
+    of_known = COV[2:, :2] @ np.linalg.inv(COV[:2, :2])
+    conditional = MEAN[2:] + of_known @ (X0_KNOWN[:2] - MEAN[:2])
+
+    def error(resamplings):
+        painted = repaint(
+            oracle(),
+            torch.tensor(X0_KNOWN)[None],
+            torch.tensor(PAINTED),
+            sampler=DDPM(100, spacing=LogSNR()),
+            resamplings=resamplings,
+            jump=1,
+            noise=lambda draw, shape: torch.zeros(1, *shape),
+        )
+        return np.linalg.norm(painted[0, 2:].numpy() - conditional)
+
+    shift = np.linalg.norm(conditional - MEAN[2:])
+    image = np.linalg.norm([*X0_KNOWN[:2], *conditional])
+    once, ten, twenty = (error(n) for n in (1, 10, 20))
+    assert once > 0.4 * shift
+    assert ten < 0.1 * shift
+    assert ten < 0.05 * image
+    assert twenty < 0.05 * shift
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_known_values_are_kept_to_the_bit_and_rows_depend_on_their_index_alone(dtype):
+    x0, painted = normal(3, 4).to(dtype), torch.tensor(PAINTED)
+    rest = (oracle(), DDPM(20), 3, 2)
+
+    def run(rows):
+        denoiser, sampler, resamplings, jump = rest
+        noise = IndexedNoise(0, torch.tensor(rows))
+        return repaint(denoiser, x0[rows], painted, None, sampler, resamplings, jump, noise=noise)
+
+    together = run([0, 1, 2])
+    assert together.dtype == dtype
+    assert torch.equal(together[:, ~painted], x0[:, ~painted])
+    assert (together[:, painted] != x0[:, painted]).all()
+    torch.testing.assert_close(run([2])[0], together[2])
+
+
+def test_a_painted_part_follows_its_label_and_the_clip():
+    means = torch.tensor([[0.0, 3.0], [0.0, -3.0]])
+    mixture = Mixture(LINEAR, means, torch.tensor([0.01, 0.01]), labels=torch.tensor([0, 1]))
+    arguments = torch.zeros(2, 2), torch.tensor([False, True]), torch.tensor([0, 1])
+    noise = IndexedNoise(0, torch.arange(2))
+    painted = repaint(mixture, *arguments, DDPM(20), 2, 1, noise)[:, 1]
+    np.testing.assert_allclose(painted, [3.0, -3.0], atol=0.6)
+    clipped = repaint(mixture, *arguments, DDPM(20, clip=(-1.0, 1.0)), 2, 1, noise)
+    assert clipped.abs().max() <= 1
+
+
+def test_every_state_of_a_painting_is_at_the_level_it_states():
+    x0, visits = normal(1, 4), revisited([1000, 500, 100, 10, 0], 2, 2)
+    sampler = DDPM(None, spacing=Levels([1000, 500, 100, 10, 0]))
+    noise = IndexedNoise(0, torch.arange(1))
+    states = list(
+        repaint_trajectory(oracle(), x0, torch.tensor(PAINTED), None, sampler, 2, 2, noise)
+    )
+    assert [state.t for state in states] == visits == [1000, 500, 100, 10, 500, 100, 10, 0]
+
+
+@pytest.mark.parametrize(("resamplings", "jump"), [(0, 1), (2, 0)])
+def test_settings_without_sense_are_refused(resamplings, jump):
+    with pytest.raises(InputError, match="both are at least 1"):
+        revisited([3, 2, 1, 0], resamplings, jump)
+
+
+# SDEdit
+
+SAMPLERS = [DDPM(20), DDIM(20), Heun(20, spacing=Karras()), UniPC(20), DDIM(20, 0.5, LogSNR())]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+def test_strength_zero_returns_the_input(sampler):
+    x0 = normal(2, 4)
+    assert torch.equal(sdedit(oracle(), x0, 0.0, sampler), x0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("strength", [0.0004, 0.4, 1.0])
+def test_variation_starts_at_its_level_and_goes_on_at_the_samplers(sampler, strength):
+    noise = IndexedNoise(0, torch.arange(2))
+    states = list(sdedit_trajectory(oracle(), normal(2, 4), strength, sampler, noise=noise))
+    start = {0.0004: 1, 0.4: 400, 1.0: 1000}[strength]
+    own = sampler.spacing(LINEAR, 20)
+    assert [state.t for state in states] == [start, *(t for t in own if t < start)]
+    assert states[-1].x_t.isfinite().all()
+
+
+def flow_moments(strength):
+    """Of the probability flow from q(x_t | x0) down to the data, in closed form."""
+    t = round(strength * LINEAR.T)
+    alpha, sigma = LINEAR.alpha[t].item(), LINEAR.sigma[t].item()
+    spread, basis = np.linalg.eigh(COV)
+    gain = basis * np.sqrt(spread / (alpha**2 * spread + sigma**2)) @ basis.T
+    return MEAN + alpha * gain @ (X0_KNOWN - MEAN), sigma**2 * gain @ gain
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.4, 1.0])
+def test_variations_have_the_moments_of_the_probability_flow(strength):
+    def function(noise, rows):
+        x0 = torch.tensor(X0_KNOWN).expand(rows, 4)
+        return sdedit(oracle(), x0, strength, DDIM(None), noise=noise)
+
+    mean, cov = moments_of_an_affine_function(function, 1)
+    expected_mean, expected_cov = flow_moments(strength)
+    # DDIM is Euler's method for the flow: one percent off with a thousand steps.
+    np.testing.assert_allclose(mean, expected_mean, atol=0.02)
+    np.testing.assert_allclose(cov, expected_cov, atol=0.02)
+
+
+def test_at_strength_one_nothing_but_the_data_s_distribution_is_left():
+    def function(noise, rows):
+        return sdedit(oracle(), torch.full((rows, 4), 3.0).double(), 1.0, DDPM(None), noise=noise)
+
+    mean, cov = moments_of_an_affine_function(function, 1001)
+    np.testing.assert_allclose(mean, MEAN, atol=0.03)  # alpha_T = 0.006 of the input is in x_T
+    np.testing.assert_allclose(cov, COV, atol=0.03)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_that_is_no_share_is_refused(strength):
+    with pytest.raises(InputError, match="between 0"):
+        sdedit(oracle(), normal(1, 4), strength, DDPM(5))
+
+
+# Interpolation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_an_interpolation_are_the_data(dtype):
+    a, b = (torch.tensor(x, dtype=dtype) for x in (MEAN + 0.4, -MEAN))
+    ends = interpolate(oracle(), a, b, [0.0, 1.0], steps=20, iterations=100)
+    assert ends.dtype == dtype
+    torch.testing.assert_close(ends, torch.stack([a, b]), atol=1e-5, rtol=0)
+
+
+def test_the_way_between_is_spherical():
+    # For standard normal data, DDIM only scales, so that the way is a slerp of the data itself.
+    normal_data = Gaussian(LINEAR, torch.zeros(4), torch.eye(4))
+    a, b = normal(2, 4).numpy()
+    between = interpolate(
+        normal_data, torch.tensor(a), torch.tensor(b), [0.25, 0.5], steps=10, iterations=100
+    )
+    angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    for x, share in zip(between, (0.25, 0.5), strict=True):
+        expected = (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)
+        np.testing.assert_allclose(x, expected, atol=1e-6)
+
+
+def test_points_in_one_direction_are_joined_by_a_line():
+    a = normal(3)
+    torch.testing.assert_close(slerp(a, 3 * a, 0.5), 2 * a)
+    torch.testing.assert_close(slerp(a, 0 * a, 0.5), a / 2)
+
+
+def test_an_interpolation_takes_a_label():
+    means = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
+    mixture = Mixture(LINEAR, means, torch.tensor([0.1, 0.1]), labels=torch.tensor([0, 1]))
+    middles = [
+        interpolate(mixture, *means, [0.5], None if y is None else torch.tensor([y]), steps=10)
+        for y in (None, 0, 1)
+    ]
+    assert not torch.allclose(middles[0], middles[1])
+    assert not torch.allclose(middles[1], middles[2])
+
+
+# Files
+
+
+def write(path: Path, array, mode: str | None = None) -> Path:
+    Image.fromarray(np.asarray(array, dtype=np.uint8)).convert(mode).save(path)
+    return path
+
+
+def test_files_are_read_to_the_data_s_range_and_shape(tmp_path):
+    grey = np.arange(256).reshape(16, 16)
+    image = read_image(write(tmp_path / "grey.png", grey), (1, 16, 16))
+    np.testing.assert_allclose(image[0], grey / 127.5 - 1, atol=1e-6)
+    colour = np.arange(4 * 6 * 3).reshape(4, 6, 3)
+    image = read_image(write(tmp_path / "colour.png", colour), (3, 4, 6))
+    np.testing.assert_allclose(image, colour.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    assert read_image(tmp_path / "grey.png", (3, 16, 16)).shape == (3, 16, 16)
+
+
+def test_a_mask_is_white_where_it_is_brighter_than_half(tmp_path):
+    mask = read_mask(write(tmp_path / "m.png", [[0, 127], [128, 255]], "RGB"), (3, 2, 2))
+    assert mask.tolist() == [[[False, False], [True, True]]]
+
+
+def test_transparency_is_not_dropped_silently(tmp_path):
+    path = write(tmp_path / "a.png", np.zeros((2, 2, 4)))
+    with pytest.raises(InputError, match="RGBA, but the model's images have 3 channel"):
+        read_image(path, (3, 2, 2))
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A two-step conditional run of 40 levels on 8×8 digits."""
+    root = tmp_path_factory.mktemp("run")
+    module = tiny_module(schedule=SohlDickstein(), conditional=True)
+    trainer(root, 2).fit(module, tiny_data())
+    return root / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Images in the current folder: two digits, a mask of the lower half, and unsuitable ones."""
+    monkeypatch.chdir(tmp_path)
+    images, _ = tiny_data().images("train")
+    for name, image in zip("ab", images.numpy(), strict=False):
+        write(Path(f"{name}.png"), image[0])
+    write(Path("mask.png"), np.repeat([0, 255], 32).reshape(8, 8))
+    write(Path("black.png"), np.zeros((8, 8)))
+    write(Path("large.png"), np.zeros((32, 28)))
+    write(Path("colour.png"), np.zeros((8, 8, 3)))
+    Path("cut.png").write_bytes(Path("a.png").read_bytes()[:60])
+    Path("text.png").write_text("no image")
+
+
+def edit(checkpoint, *flags):
+    main(["sample", f"--ckpt={checkpoint}", "--out=out", "--n=3", "--edit", *flags])
+    return [np.array(Image.open(f"out/{k:06d}.png")) for k in range(3)]
+
+
+PAINT = ("RePaint", "--edit.image=a.png", "--edit.mask=mask.png")
+VARY = ("SDEdit", "--edit.image=a.png")
+BETWEEN = ("Interpolate", "--edit.first=a.png", "--edit.second=b.png")
+
+
+@pytest.mark.usefixtures("files")
+def test_painted_files_keep_every_black_pixel_of_the_mask(checkpoint):
+    steps = "--sampler=DDPM", "--sampler.steps=15"
+    images = edit(checkpoint, *PAINT, "--edit.resamplings=2", "--frames=3", *steps)
+    given = np.array(Image.open("a.png"))
+    assert all((image[:4] == given[:4]).all() for image in images)
+    assert not (images[0][4:] == images[1][4:]).all()
+    names = {path.name for path in Path("out").iterdir()}
+    assert names == {*(f"{k:06d}.png" for k in range(3)), "grid.png", "trajectory.gif"}
+    # Two given images in a row of 8, then the three results; 8×8 pixels enlarged to 64.
+    top = np.array(Image.open("out/grid.png").convert("L"))[2:66, 2:66]
+    assert (top[::8, ::8] == given).all()
+
+
+@pytest.mark.usefixtures("files")
+def test_varied_files_are_the_file_itself_at_strength_zero(checkpoint):
+    given = np.array(Image.open("a.png"))
+    assert all((x == given).all() for x in edit(checkpoint, *VARY, "--edit.strength=0"))
+
+
+@pytest.mark.usefixtures("files")
+def test_varied_files_differ_by_their_noise_and_label(checkpoint):
+    images = edit(checkpoint, *VARY, "--labels=[1,2]", "--sampler=DDIM", "--sampler.steps=10")
+    assert len({image.tobytes() for image in images}) == 3
+
+
+@pytest.mark.usefixtures("files")
+def test_interpolated_files_begin_and_end_with_the_given_ones(checkpoint):
+    steps = "--sampler=DDIM", "--sampler.steps=10"
+    first, middle, last = (image.astype(int) for image in edit(checkpoint, *BETWEEN, *steps))
+    a, b = (np.array(Image.open(f"{name}.png")).astype(int) for name in "ab")
+    assert abs(first - a).max() <= 1
+    assert abs(last - b).max() <= 1
+    assert abs(middle - a).max() > 9
+    assert abs(middle - b).max() > 9
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([*PAINT, "--edit.image=gone.png"], "no image at gone.png"),
+        ([*PAINT, "--edit.mask=gone.png"], "no image at gone.png"),
+        ([*VARY, "--edit.image=cut.png"], "cut.png is damaged"),
+        ([*VARY, "--edit.image=text.png"], "text.png is not a PNG or JPEG"),
+        ([*VARY, "--edit.image=large.png"], "large.png is 28×32 pixels (width × height), but the"),
+        ([*VARY, "--edit.image=large.png"], ".resize((8, 8))"),
+        ([*VARY, "--edit.image=colour.png"], ".convert('L')"),
+        ([*PAINT, "--edit.mask=black.png"], "black.png has no white pixel"),
+        ([*PAINT, "--edit.mask=large.png"], "large.png is 28×32 pixels"),
+        ([*PAINT, "--sampler=UniPC"], "use --sampler DDPM or DDIM"),
+        ([*PAINT, "--sampler=DDPM", "--sampler.steps=5"], "jump=10 of 5 steps"),
+        ([*VARY, "--edit.strength=2"], "strength=2: it lies between 0"),
+        ([*VARY, "--guidance=2"], "give labels"),
+        ([*BETWEEN, "--sampler=DDPM"], "use --sampler DDIM"),
+        ([*BETWEEN, "--sampler=DDIM", "--sampler.eta=0.5"], "with eta 0"),
+        ([*BETWEEN, "--sampler=DDIM", "--sampler.clip=[-1,1]"], "without clip"),
+        ([*BETWEEN, "--variance=FixedLarge"], "DDIM has no use for a variance"),
+        ([*BETWEEN, "--labels=[1,2]"], "one label for all"),
+        ([*BETWEEN, "--labels=1", "--guidance=2"], "inexact under guidance"),
+        ([*BETWEEN, "--n=1"], "at least its two ends"),
+        ([*BETWEEN, "--edit.iterations=0"], "at least one evaluation"),
+        (["RePaint", "--edit.image=a.png"], "missing: --edit.mask"),
+        (["RePant"], "did you mean RePaint?"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("files")
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(checkpoint, flags, message, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        edit(checkpoint, *flags)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("files")
+def test_arguments_of_no_edit_ask_which(checkpoint, capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", f"--ckpt={checkpoint}", "--out=out", "--edit.image=a.png"])
+    assert "Give --edit CLASS before its arguments" in capsys.readouterr().err

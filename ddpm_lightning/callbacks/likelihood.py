@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lightning.callbacks.generative_metrics import append_result
@@ -174,6 +172,10 @@ def draw_terms(path: Path, terms: list[float], edges: list[int], unit: str) -> N
         edges: K + 1 edges of the strata.
         unit: Label of the axis.
     """
+    # Here, for it would cost every start of the command line half a second.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="t")

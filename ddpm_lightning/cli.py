@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
 from ddpm_lightning.analytic_variance import analytic_variance
-from ddpm_lightning.callbacks import RunCheckpoint, StepProgressBar
+from ddpm_lightning.callbacks import Likelihood, RunCheckpoint, StepProgressBar
 from ddpm_lightning.callbacks.run_checkpoint import last_checkpoint
 from ddpm_lightning.checkpoints import read_checkpoint
 from ddpm_lightning.configurable import Configurable
@@ -127,11 +127,12 @@ class DiffusionCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link the data to the module, and give every run its checkpoints."""
+        """Link the data to the module; give every run its checkpoints and every test its bound."""
         for name in ("shape", "num_classes", "data_range"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Likelihood, "likelihood")
         parser.set_defaults(_stated_defaults(self._module_class))
         parser.set_defaults({"trainer.default_root_dir": "runs/default"})
 

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     TRAINING = 2
     VALIDATION = 3
     STEP = 4
+    LIKELIHOOD = 5
 
 
 NORMAL, UNIFORM = 0, 1

@@ -1,6 +1,7 @@
 """What happens beside training: pictures, metrics, checkpoints."""
 
 from ddpm_lightning.callbacks.generative_metrics import GenerativeMetrics
+from ddpm_lightning.callbacks.likelihood import Likelihood
 from ddpm_lightning.callbacks.loss_by_timestep import LossByTimestep
 from ddpm_lightning.callbacks.run_checkpoint import RunCheckpoint
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
@@ -8,6 +9,7 @@ from ddpm_lightning.callbacks.step_progress_bar import StepProgressBar
 
 __all__ = [
     "GenerativeMetrics",
+    "Likelihood",
     "LossByTimestep",
     "RunCheckpoint",
     "SampleGrid",

@@ -187,11 +187,10 @@ class GenerativeMetrics(Periodic):
 def append_result(path: Path, result: dict[str, Any]) -> None:
     """Add a result to metrics.json, replacing those that a resumed run measures anew."""
     results = json.loads(path.read_text()) if path.exists() else []
+    settings = [key for key in result if key not in ("step", "value", "standard_error", "parts")]
 
     def superseded(old: dict[str, Any]) -> bool:
-        same = {key: old.get(key) for key in result if key not in ("step", "value")} == {
-            key: value for key, value in result.items() if key not in ("step", "value")
-        }
+        same = all(old.get(key) == result[key] for key in settings)
         return same and old["step"] >= result["step"]
 
     results = [old for old in results if not superseded(old)] + [result]

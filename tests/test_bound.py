@@ -1,0 +1,342 @@
+"""The whole bound, against numpy's formulas and data of known likelihood; its estimate in few."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.likelihood import DiscretizedGaussian, GaussianDecoder
+from ddpm_lightning.diffusion.oracles import Gaussian
+from ddpm_lightning.diffusion.parameterizations import (
+    X0,
+    EDMPreconditioning,
+    Eps,
+    PosteriorMean,
+    V,
+)
+from ddpm_lightning.diffusion.samplers import (
+    DDIMQuadratic,
+    Karras,
+    Levels,
+    LogSNR,
+    Quadratic,
+    Uniform,
+)
+from ddpm_lightning.diffusion.schedules import Cosine, Linear, SohlDickstein, ZeroTerminalSNR
+from ddpm_lightning.diffusion.variances import (
+    AnalyticVariance,
+    FixedLarge,
+    FixedSmall,
+    LearnedDiagonal,
+    LearnedRange,
+)
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks import Network
+from ddpm_lightning.randomness import IndexedNoise, Stream
+
+
+def named(value):
+    return type(value).__name__
+
+
+def noise_of(n, seed=0):
+    return IndexedNoise(seed, torch.arange(n), Stream.LIKELIHOOD)
+
+
+class Nodes(IndexedNoise):
+    """The same eps [n, ...] at every draw."""
+
+    def __init__(self, eps):
+        super().__init__(0, torch.arange(len(eps)))
+        self.eps = eps
+
+    def __call__(self, draw, shape):
+        return self.eps
+
+
+# All signs of (x_0, eps) in two dimensions: the mean over these is that over normal numbers for
+# every polynomial of degree up to 3, and the terms of Gaussian data are of degree 2.
+SIGNS = torch.tensor(list(product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
+
+
+def expected_terms(oracle, decoder):
+    root = torch.linalg.cholesky(oracle.cov)
+    x0 = oracle.mean + SIGNS[:, :2] @ root.T
+    return variational_bound(oracle, x0, Nodes(SIGNS[:, 2:]), None, decoder).terms.mean(0).numpy()
+
+
+def optimal_variance(schedule, c):
+    total = schedule.alpha**2 * c**2 + schedule.sigma**2
+    return AnalyticVariance((c**2 * schedule.sigma**2 / total).tolist())
+
+
+# Gaussian data
+
+
+@pytest.mark.parametrize("c", [0.2, 3.0])
+@pytest.mark.parametrize(
+    "schedule", [ZeroTerminalSNR(Linear(50)), ZeroTerminalSNR(Linear(1000))], ids=["T50", "T1000"]
+)
+def test_with_the_optimal_variance_the_bound_is_the_entropy(schedule, c):
+    # Nothing is left of x_0 in x_T, and every reverse step is exactly Gaussian.
+    mean, cov = torch.tensor([0.3, -2.0]), c**2 * torch.eye(2, dtype=torch.float64)
+    oracle = Gaussian(schedule, mean, cov, optimal_variance(schedule, c))
+    bound = expected_terms(oracle, GaussianDecoder()).sum()
+    assert bound == pytest.approx(0.5 * math.log(2 * math.pi * math.e * c**2), rel=1e-9)
+
+
+def gaussian_terms(schedule, spread, large):
+    """Expected terms of the exact denoiser of N(0, diag(spread)), from DDPM eq. 5 to 8."""
+    alpha_bar = schedule.alpha.numpy() ** 2
+    noise = schedule.sigma.numpy() ** 2
+    beta = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    beta_tilde = noise[:-1] / noise[1:] * beta
+    gain = np.sqrt(alpha_bar[:-1]) * beta / noise[1:]
+    error = np.array(
+        [np.mean(spread * s / (a * spread + s)) for a, s in zip(alpha_bar, noise, strict=True)]
+    )[1:]
+    v = (beta if large else beta_tilde)[1:]
+    q = beta_tilde[1:]
+    kl = 0.5 * (np.log(v / q) + (q + gain[1:] ** 2 * error[1:]) / v - 1)
+    first = 0.5 * (np.log(2 * np.pi * beta_tilde[1]) + error[0] / beta_tilde[1])
+    last = 0.5 * (np.mean(alpha_bar[-1] * spread) + noise[-1] - 1 - np.log(noise[-1]))
+    return np.array([first, *kl, last])
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("schedule", [SohlDickstein(), Linear(1000), Cosine(100)], ids=named)
+def test_every_term_of_correlated_gaussian_data_is_its_closed_form(schedule, large):
+    cov = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
+    variance = FixedLarge() if large else FixedSmall()
+    ours = expected_terms(Gaussian(schedule, torch.zeros(2), cov, variance), GaussianDecoder())
+    expected = gaussian_terms(schedule, np.linalg.eigvalsh(cov.numpy()), large)
+    np.testing.assert_allclose(ours, expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("T", [5, 20, 200])
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=named)
+def test_a_wrong_variance_and_few_steps_only_raise_the_bound(variance, T):
+    cov = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
+    oracle = Gaussian(ZeroTerminalSNR(Cosine(T)), torch.zeros(2), cov, variance)
+    entropy = 0.5 * (math.log(2 * math.pi * math.e) + 0.5 * float(torch.logdet(cov)))
+    assert expected_terms(oracle, GaussianDecoder()).sum() > entropy + 1e-3
+
+
+def test_the_bound_of_grey_levels_is_just_above_their_true_bits():
+    # A chain whose every step is exact puts the mass of its Gaussian on each grey level's bin.
+    schedule, c = ZeroTerminalSNR(Linear(200)), 0.3
+    oracle = Gaussian(schedule, torch.zeros(1), torch.eye(1) * c**2, optimal_variance(schedule, c))
+    greys = np.arange(256) * 2 / 255 - 1
+    edges = np.concatenate([[-np.inf], (greys[1:] + greys[:-1]) / 2, [np.inf]])
+    mass = np.diff(stats.norm(0, c).cdf(edges))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    chosen = np.arange(20, 236)  # scipy's difference loses its digits further out
+    rows = torch.from_numpy(np.repeat(greys[chosen], 20)[:, None])
+    eps = torch.from_numpy(np.tile(nodes, len(chosen))[:, None])
+    bound = variational_bound(oracle, rows, Nodes(eps), decoder=DiscretizedGaussian())
+    assert bound.unit == "bits"
+    bits = (bound.total.numpy().reshape(-1, 20) * weights).sum(1) / weights.sum()
+    excess = bits + np.log2(mass[chosen])
+    assert excess.min() > -1e-9
+    assert excess.max() < 0.1
+
+
+# Any network
+
+
+class Wave(Network):
+    """A fixed function of input and noise coordinate; the extra channels are another."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.extra = extra
+        self.anchor = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x, c_noise, y):
+        c = c_noise.view(-1, 1, 1, 1)
+        out = torch.sin(1.3 * x + 0.01 * c) + 0.2 * x.flip(-1)
+        return torch.cat([out, torch.cos(x + 0.02 * c)], 1) if self.extra else out
+
+
+def x0_hat(name, x, t, alpha, sigma):
+    """The prediction of x0 as each paper states it, with Wave for the network."""
+
+    def wave(x, c):
+        return np.sin(1.3 * x + 0.01 * c) + 0.2 * x[..., ::-1], np.cos(x + 0.02 * c)
+
+    a, s = alpha[t], sigma[t]
+    if name == "EDMPreconditioning":  # Karras et al. 2022, table 1, sigma_data = 0.5
+        noise, data = s / a, 0.5
+        total = math.hypot(noise, data)
+        F, extra = wave(x / a / total, math.log(noise) / 4)
+        return data**2 / total**2 * x / a + noise * data / total * F, extra
+    F, extra = wave(x, t - 1)
+    if name == "Eps":
+        return (x - s * F) / a, extra
+    if name == "V":
+        return a * x - s * F, extra
+    if name == "PosteriorMean":
+        beta = 1 - (a / alpha[t - 1]) ** 2
+        from_x = a / alpha[t - 1] * sigma[t - 1] ** 2 / s**2
+        return (F - from_x * x) / (alpha[t - 1] * beta / s**2), extra
+    return F, extra
+
+
+def numpy_terms(schedule, parameterization, variance, x0, noise, bits):
+    """Improved DDPM's calc_bpd_loop, written from its papers in float64."""
+    alpha, sigma, T = schedule.alpha.numpy(), schedule.sigma.numpy(), schedule.T
+    x0 = x0.numpy()
+    beta = 1 - (alpha[1:] / alpha[:-1]) ** 2
+    tilde = (sigma[:-1] / sigma[1:]) ** 2 * beta
+    columns = []
+    for t in range(1, T + 1):
+        x = alpha[t] * x0 + sigma[t] * noise(t, x0.shape[1:]).double().numpy()
+        mean_0, extra = x0_hat(parameterization, x, t, alpha, sigma)
+        mean_0 = np.clip(mean_0, -1, 1) if bits else mean_0
+        b, b_tilde = beta[t - 1], tilde[max(t - 1, 1)]
+        p = {
+            "FixedSmall": b_tilde,
+            "FixedLarge": b if t > 1 else b_tilde,
+            "LearnedRange": np.exp(
+                (extra + 1) / 2 * np.log(b) + (1 - extra) / 2 * np.log(b_tilde)
+            ),
+            "LearnedDiagonal": b * np.exp(extra),
+        }[variance]
+        if t > 1:
+            gain = alpha[t - 1] * b / sigma[t] ** 2
+            q = tilde[t - 1]
+            term = 0.5 * (np.log(p / q) + (q + gain**2 * (x0 - mean_0) ** 2) / p - 1)
+        elif bits:
+            normal = stats.norm(mean_0, np.sqrt(p))
+            upper = np.where(x0 > 0.999, 1.0, normal.cdf(x0 + 1 / 255))
+            term = -np.log(upper - np.where(x0 < -0.999, 0.0, normal.cdf(x0 - 1 / 255)))
+        else:
+            term = -stats.norm(mean_0, np.sqrt(p)).logpdf(x0)
+        columns.append(term.mean((1, 2, 3)))
+    last = 0.5 * ((alpha[T] * x0) ** 2 + sigma[T] ** 2 - 1 - 2 * np.log(sigma[T]))
+    columns.append(last.mean((1, 2, 3)))
+    return np.stack(columns, 1) / (math.log(2) if bits else 1)
+
+
+PARAMETERIZATIONS = [Eps(), X0(), V(), PosteriorMean(), EDMPreconditioning()]
+VARIANCES = [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()]
+
+
+@pytest.mark.parametrize("bits", [True, False], ids=["bits", "nats"])
+@pytest.mark.parametrize("variance", VARIANCES, ids=named)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=named)
+def test_every_term_of_a_network_is_that_of_the_papers_formulas(parameterization, variance, bits):
+    schedule = Linear(60)
+    # Greys next to the decoder's mean, where the reference, a difference of cdfs, has its digits.
+    x0 = torch.tensor([[-1.0, 0.2], [0.4, 1.0]], dtype=torch.float64).expand(3, 2, 2, 2).clone()
+    denoiser = Denoiser(
+        Wave(variance.extra_channels(2) > 0).double(), schedule, parameterization, variance
+    )
+    noise = noise_of(3)
+    ours = variational_bound(denoiser, x0, noise, clip=(-1, 1) if bits else None)
+    expected = numpy_terms(schedule, named(parameterization), named(variance), x0, noise, bits)
+    seen = np.isfinite(expected)
+    assert ours.terms.shape == (3, 61)
+    assert seen[:, 1:].all()
+    np.testing.assert_allclose(ours.terms[seen], expected[seen], rtol=1e-6, atol=1e-12)
+
+
+def small_gaussian(schedule, variance=None):
+    return Gaussian(schedule, torch.zeros(2), torch.eye(2) * 0.25, variance)
+
+
+@pytest.mark.parametrize("evaluations", [None, 7])
+def test_the_bound_of_a_sample_does_not_depend_on_the_batch(evaluations):
+    oracle, x0 = small_gaussian(Linear(100)), 0.5 * torch.randn(6, 2)
+    together = variational_bound(oracle, x0, noise_of(6), evaluations=evaluations)
+    for rows in torch.arange(6).split(4):
+        noise = IndexedNoise(0, rows, Stream.LIKELIHOOD)
+        apart = variational_bound(oracle, x0[rows], noise, evaluations=evaluations)
+        torch.testing.assert_close(apart.terms, together.terms[rows])
+
+
+def test_the_network_is_in_evaluation_mode_and_back_in_training_mode_after():
+    class Witness(Wave):
+        def forward(self, x, c_noise, y):
+            modes.append((self.training, torch.is_grad_enabled()))
+            return super().forward(x, c_noise, y)
+
+    modes = []
+    net = Witness(False).train()
+    denoiser = Denoiser(net, Linear(60), Eps())
+    variational_bound(denoiser, torch.zeros(1, 2, 2, 2), noise_of(1), evaluations=3)
+    assert modes == [(False, False)] * 3
+    assert net.training
+
+
+def test_images_are_counted_in_bits_and_everything_else_in_nats():
+    assert isinstance(decoder_of((-1.0, 1.0)), DiscretizedGaussian)
+    assert isinstance(decoder_of(None), GaussianDecoder)
+    assert isinstance(decoder_of((0.0, 1.0)), GaussianDecoder)
+
+
+# The estimate
+
+
+@pytest.mark.parametrize("spacing", [Uniform(), Quadratic(), LogSNR(), Karras()], ids=named)
+@pytest.mark.parametrize("T", [21, 1000, 4000])
+@pytest.mark.parametrize("evaluations", [2, 3, 20])
+def test_strata_cover_the_levels_in_as_many_evaluations_with_level_1_alone(
+    spacing, T, evaluations
+):
+    edges = strata(Linear(T), evaluations, spacing)
+    assert edges[:2] == [0, 1]
+    assert edges[-1] == T
+    assert all(a < b for a, b in pairwise(edges))
+    assert evaluations - 1 <= len(edges) - 1 <= evaluations
+
+
+@pytest.mark.parametrize("evaluations", [None, 50, 99])
+def test_as_many_evaluations_as_levels_see_every_level(evaluations):
+    assert strata(Linear(50), evaluations) == list(range(51))
+
+
+def test_an_estimate_averages_to_the_bound_and_its_standard_error_covers_the_difference():
+    schedule, trials, n = Linear(1000), 150, 40
+    oracle = small_gaussian(schedule)
+    expected = gaussian_terms(schedule, np.array([0.25, 0.25]), False).sum()
+    x0 = 0.5 * torch.randn(trials * n, 2, generator=torch.Generator().manual_seed(0))
+    bound = variational_bound(oracle, x0, noise_of(trials * n), evaluations=20)
+    totals = bound.total.double().view(trials, n)
+    z = ((totals.mean(1) - expected) / (totals.std(1) / n**0.5)).numpy()
+    # 150 z-scores: their mean and spread have standard errors of 0.08 and 0.06.
+    assert abs(z.mean()) < 0.3
+    assert 0.8 < z.std() < 1.25
+
+
+def test_every_column_estimates_the_sum_of_its_terms():
+    schedule, n = Linear(200), 8000
+    oracle = small_gaussian(schedule)
+    x0 = 0.5 * torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    bound = variational_bound(oracle, x0, noise_of(n), evaluations=6)
+    terms = gaussian_terms(schedule, np.array([0.25, 0.25]), False)
+    sums = np.add.reduceat(terms, bound.edges)
+    errors = bound.terms.std(0) / n**0.5
+    assert np.all(np.abs(bound.terms.mean(0).numpy() - sums) < 4 * errors.numpy() + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "spacing", "message"),
+    [
+        (1, Quadratic(), "at least 2"),
+        (0, Quadratic(), "at least 2"),
+        (10, DDIMQuadratic(), "leaves out the levels above"),
+        (3, Levels([50, 20, 1, 0]), "leaves out the levels above 50"),
+    ],
+)
+def test_a_budget_that_cannot_estimate_the_bound_is_refused(evaluations, spacing, message):
+    with pytest.raises(InputError, match=message):
+        strata(Linear(100), evaluations, spacing)

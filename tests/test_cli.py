@@ -222,6 +222,8 @@ def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
         (["--model.net", "my.module.Net"], "No module named 'my'"),
         (["--model.schedule", "Linear", "--model.schedule.T", "3"], "Linear(T=3)"),
         (["--model.net.channels", "30"], "groups"),
+        (["--model.net.block", "convnet"], "model.net.block: expected one of 'residual', 'con"),
+        (["--data.resize", "crop"], "data.resize: expected one of 'pad', 'bilinear', got crop"),
         (["--model.optimizer.lr", "-1"], "the optimizer cannot be made: Invalid learning rate"),
         (["--trainer.accelerator", "gpuu"], "Available names are"),
         (["--data.global_batch_size", "0"], "use 1 or more"),

@@ -141,11 +141,29 @@ def test_float64_weights_compute_in_float64(make):
 
 
 @torch.no_grad()
-def test_compiles_as_one_graph(make):
-    net = randomized(make(1, 1, 3)).eval()
+@pytest.mark.parametrize(
+    "net",
+    [DiT(1, 1, 3, patch=2, width=16, depth=1, heads=2), SmallUNet(1, 1, 3, channels=8)],
+    ids=["dit", "small_unet"],
+)
+def test_compiles_as_one_graph(net):
+    randomized(net).eval()
     x, c_noise = inputs(2, 1, 8, 8)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, c_noise), net(x, c_noise))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "block",
+    [ConvNeXtBlock(4, 4, 10, groups=2), WeightStandardizedBlock(4, 4, 10, groups=2)],
+    ids=["convnext", "weight_standardized"],
+)
+def test_blocks_compile_as_one_graph(block):
+    randomized(block)
+    x, embedding = (value.float() for value in block_inputs())
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, embedding), block(x, embedding))
 
 
 def test_a_network_is_rebuilt_from_its_description(make):

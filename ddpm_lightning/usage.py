@@ -63,6 +63,12 @@ def explain(message: str, flags: Iterable[str] = (), commands: Iterable[str] = (
         r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+')", message
     ):
         return f"{where}{problem}; name a class of this library, or a full path of your own"
+    choice = (
+        r"""Parser key "([^"]+)": Expected a typing\.Literal\[(.+?)\]\.? Got value: ([^\s.]+)"""
+    )
+    if match := re.search(choice, message):
+        inner = "" if match[1] == key else f".{match[1]}"
+        return f"{key}{inner}: expected one of {match[2]}, got {match[3]}"
     if match := re.search(r"Expected a <class '([^']+)'>\. Got value: (.+)$", message):
         return f"{where}expected {match[1]}, got {match[2]}"
     return message

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import RunCheckpoint
@@ -38,3 +41,21 @@ def trainer(folder: Path, max_steps: int, **arguments: Any) -> Trainer:
         "enable_model_summary": False,
     }
     return Trainer(default_root_dir=folder, max_steps=max_steps, **defaults | arguments)
+
+
+def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter drawn anew, so that no layer is zero and no norm is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in net.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.data = noise / math.sqrt(parameter[0].numel())
+        else:
+            parameter.data = 0.3 * noise + (1.0 if name.endswith("weight") else 0.0)
+    return net
+
+
+def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator, dtype=dtype)
+    return x, torch.linspace(0, 999, shape[0], dtype=dtype)

@@ -44,6 +44,12 @@ def tiny_run(root: Path, *more: str, max_steps: int = 2) -> list[str]:
     ]
 
 
+SHRUNK = {
+    "UNet": {"channels": 8, "groups": 4, "blocks": 1},
+    "DiT": {"patch": 4, "width": 16, "depth": 1, "heads": 2},
+}
+
+
 def fail(capsys, *args: str) -> str:
     """Run, expect exit code 2, and return the one line on standard error."""
     capsys.readouterr()
@@ -118,7 +124,8 @@ def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub
             init_args |= {"n": 4, "frames": 2, "sampler": few_steps(init_args["sampler"])}
         if callback["class_path"] == "GenerativeMetrics":
             init_args |= {"n": 4, "sampler": few_steps(init_args["sampler"]), "batch_size": 8}
-    settings["model"]["net"]["init_args"] |= {"channels": 8, "groups": 4, "blocks": 1}
+    net = settings["model"]["net"]
+    net["init_args"] |= SHRUNK[net["class_path"]]
     settings["model"]["schedule"].setdefault("init_args", {})["T"] = 50
     settings["data"].setdefault("init_args", {})
     settings["data"]["init_args"] |= {"root": str(tmp_path / "data"), "global_batch_size": 4}
@@ -215,6 +222,8 @@ def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
         (["--model.net", "my.module.Net"], "No module named 'my'"),
         (["--model.schedule", "Linear", "--model.schedule.T", "3"], "Linear(T=3)"),
         (["--model.net.channels", "30"], "groups"),
+        (["--model.net.block", "convnet"], "model.net.block: expected one of 'residual', 'con"),
+        (["--data.resize", "crop"], "data.resize: expected one of 'pad', 'bilinear', got crop"),
         (["--model.optimizer.lr", "-1"], "the optimizer cannot be made: Invalid learning rate"),
         (["--trainer.accelerator", "gpuu"], "Available names are"),
         (["--data.global_batch_size", "0"], "use 1 or more"),

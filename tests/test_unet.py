@@ -11,26 +11,9 @@ from ddpm_lightning.configurable import build
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network, UNet
 from ddpm_lightning.networks.layers import Attention, Conv, Linear, ResidualBlock, sinusoidal
+from tests.small import inputs, randomized
 
 SMALL = {"channels": 16, "multipliers": [1, 2], "blocks": 1, "groups": 4, "dropout": 0.0}
-
-
-def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter drawn anew, so that no layer is zero and no norm is the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in net.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.data = noise / math.sqrt(parameter[0].numel())
-        else:
-            parameter.data = 0.3 * noise + (1.0 if name.endswith("weight") else 0.0)
-    return net
-
-
-def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(shape, generator=generator, dtype=dtype)
-    return x, torch.linspace(0, 999, shape[0], dtype=dtype)
 
 
 # ---- The published network ------------------------------------------------------------------

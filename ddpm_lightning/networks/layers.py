@@ -25,9 +25,10 @@ class Conv(nn.Conv2d):
         stride: int = 1,
         padding: int = 1,
         gain: float = 1.0,
+        groups: int = 1,
     ):
         self.gain = gain
-        super().__init__(in_channels, out_channels, kernel, stride, padding)
+        super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups)
 
     def reset_parameters(self) -> None:
         """Draw the initial weights."""
@@ -49,6 +50,13 @@ class Linear(nn.Linear):
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """Group normalization with the paper's epsilon, 1e-6."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def shortcut(in_channels: int, out_channels: int) -> nn.Module:
+    """What carries x past a block: nothing, or a 1×1 convolution where the channels change."""
+    if in_channels == out_channels:
+        return nn.Identity()
+    return Conv(in_channels, out_channels, kernel=1, padding=0)
 
 
 def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
@@ -135,11 +143,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = group_norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv(out_channels, out_channels, gain=0.0)
-        self.shortcut = (
-            nn.Identity()
-            if in_channels == out_channels
-            else Conv(in_channels, out_channels, kernel=1, padding=0)
-        )
+        self.shortcut = shortcut(in_channels, out_channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map x [B, in_channels, H, W], under a condition [B, embedding], to out_channels."""
@@ -178,9 +182,31 @@ class Attention(nn.Module):
             rearrange(project(pixels), "b n (heads d) -> b heads n d", heads=self.heads)
             for project in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H·W, channels/heads]
+        mixed = self.mix(q, k, v)  # [B, heads, H·W, channels/heads]
         out = self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))
         return x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q·kᵀ/sqrt(d))·v, all [B, heads, N, d]: work and memory grow with N²."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class LinearAttention(Attention):
+    """Attention whose work grows with the number of pixels, not its square.
+
+    softmax(q)·(softmax(k)ᵀ·v), with the softmax of q over features and that of k over pixels, so
+    that every pixel still gets an average of all values (Shen et al. 2018, section 3.2).
+
+    Args:
+        channels: Channels of x.
+        heads: Number of heads, each of channels/heads features.
+        groups: Groups of the normalization.
+    """
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mix the values, [B, heads, N, d], without a matrix of N×N weights."""
+        context = k.softmax(dim=-2).transpose(-2, -1) @ v  # [B, heads, d, d]
+        return q.softmax(dim=-1) @ context
 
 
 class Downsample(nn.Module):

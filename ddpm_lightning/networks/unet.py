@@ -9,23 +9,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.blocks import ConvNeXtBlock, WeightStandardizedBlock
+from ddpm_lightning.networks.checks import (
+    check_counts,
+    check_image,
+    largest_divisor,
+    sizes_that_fit,
+)
 from ddpm_lightning.networks.layers import (
     Attention,
     ConditionEmbedding,
     Conv,
     Downsample,
+    LinearAttention,
     ResidualBlock,
     Upsample,
     group_norm,
 )
 from ddpm_lightning.networks.network import Network
+
+BLOCKS: dict[str, type[ResidualBlock | ConvNeXtBlock | WeightStandardizedBlock]] = {
+    "residual": ResidualBlock,
+    "convnext": ConvNeXtBlock,
+    "weight_standardized": WeightStandardizedBlock,
+}
 
 
 class UNet(Network):
@@ -41,7 +55,7 @@ class UNet(Network):
         channels: Width of the network, even and a multiple of groups.
         multipliers: One per level: level i has channels × multipliers[i] features. n levels take
             heights and widths divisible by 2^(n−1).
-        blocks: Residual blocks per level on the way down; one more per level on the way up.
+        blocks: Blocks per level on the way down; one more per level on the way up.
         attention_levels: Levels with self-attention. Level 1 of 32×32 images is the paper's 16×16.
         heads: Attention heads; must divide the features wherever there is attention.
         dropout: Probability of zeroing a feature in training. 0.1 is the paper's for CIFAR-10,
@@ -49,6 +63,10 @@ class UNet(Network):
         groups: Groups of every GroupNorm; must divide channels.
         scale_shift: Let noise level and label scale and shift the normalized features, as in
             Improved DDPM, instead of adding them.
+        block: What the levels are made of: the paper's residual block, a ConvNeXt block (Liu et
+            al. 2022), or a residual block with weight standardization (Qiao et al. 2019).
+        linear_attention_levels: Further levels with attention, whose cost grows with the number
+            of pixels instead of its square (Shen et al. 2018).
 
     Raises:
         InputError: The settings do not fit each other; the message names some that do.
@@ -67,14 +85,24 @@ class UNet(Network):
         dropout: float = 0.1,
         groups: int = 32,
         scale_shift: bool = False,
+        block: Literal["residual", "convnext", "weight_standardized"] = "residual",
+        linear_attention_levels: Sequence[int] = (),
     ):
         super().__init__()
         if not multipliers:
             raise InputError("UNet(multipliers=[]): give at least one level, e.g. [1, 2, 2, 2]")
         bottom = len(multipliers) - 1
         widths = [channels * multiplier for multiplier in multipliers]
-        attended = [widths[level] for level in range(bottom) if level in attention_levels]
-        _check_counts(
+        attention: list[type[Attention] | None] = [
+            Attention
+            if i in attention_levels
+            else LinearAttention
+            if i in linear_attention_levels
+            else None
+            for i in range(bottom + 1)
+        ]
+        check_counts(
+            "UNet",
             in_channels=in_channels,
             out_channels=out_channels,
             num_classes=1 if num_classes is None else num_classes,
@@ -85,9 +113,13 @@ class UNet(Network):
             **{"min(multipliers)": min(multipliers)},
         )
         _check_channels(channels, groups)
-        _check_attention([*attended, widths[bottom]], heads, attention_levels, bottom)
+        _check_levels(bottom, attention_levels, linear_attention_levels)
+        attended = [width for width, kind in zip(widths, attention, strict=True) if kind]
+        _check_heads([*attended, widths[bottom]], heads)
         if not 0 <= dropout < 1:
             raise InputError(f"UNet(dropout={dropout}): must be in [0, 1); 0 turns it off")
+        if block not in BLOCKS:
+            raise InputError(f"UNet(block={block!r}): give one of {', '.join(BLOCKS)}")
 
         self.in_channels = in_channels
         self.multipliers = list(multipliers)
@@ -95,14 +127,11 @@ class UNet(Network):
 
         embedding = 4 * channels
         self.embed = ConditionEmbedding(channels, embedding, num_classes)
-        block = partial(
-            Block,
-            embedding=embedding,
-            groups=groups,
-            dropout=dropout,
-            scale_shift=scale_shift,
-            heads=heads,
-        )
+
+        def make(width: int, out: int, kind: type[Attention] | None = None) -> Block:
+            residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)
+            return Block(residual, kind(out, heads, groups) if kind else None)
+
         self.stem = Conv(in_channels, channels)
         width, skips = channels, [channels]
 
@@ -110,20 +139,20 @@ class UNet(Network):
         for level, out in enumerate(widths):
             row = []
             for _ in range(blocks):
-                row.append(block(width, out, attention=level in attention_levels))
+                row.append(make(width, out, attention[level]))
                 width = out
                 skips.append(out)
             if level < bottom:
                 skips.append(out)
             self.down.append(Down(row, Downsample(out) if level < bottom else None))
 
-        self.mid = nn.ModuleList([block(width, width, attention=True), block(width, width)])
+        self.mid = nn.ModuleList([make(width, width, Attention), make(width, width)])
 
         self.up = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
             row = []
             for _ in range(blocks + 1):
-                row.append(block(width + skips.pop(), out, attention=level in attention_levels))
+                row.append(make(width + skips.pop(), out, attention[level]))
                 width = out
             self.up.append(Up(row, Upsample(out) if level > 0 else None))
 
@@ -159,16 +188,7 @@ class UNet(Network):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise InputError, with the fix, if images of this shape [C, H, W] do not fit."""
-        if len(shape) != 3:
-            raise InputError(
-                f"UNet takes images [channels, height, width], not data of shape {list(shape)}; "
-                "choose another network, e.g. MLP for points"
-            )
-        if shape[0] != self.in_channels:
-            raise InputError(
-                f"UNet was built for {self.in_channels} image channels, the data has {shape[0]}; "
-                f"build it with in_channels={shape[0]} or change the data"
-            )
+        check_image("UNet", shape, self.in_channels)
         factor = 2 ** (len(self.multipliers) - 1)
         height, width = shape[1:]
         if height % factor or width % factor:
@@ -182,24 +202,12 @@ class UNet(Network):
 
 
 class Block(nn.Module):
-    """A residual block, then self-attention if asked for."""
+    """A residual block of one kind or another, then self-attention if asked for."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding: int,
-        groups: int,
-        dropout: float,
-        scale_shift: bool,
-        heads: int,
-        attention: bool = False,
-    ):
+    def __init__(self, residual: nn.Module, attention: Attention | None = None):
         super().__init__()
-        self.residual = ResidualBlock(
-            in_channels, out_channels, embedding, groups, dropout, scale_shift
-        )
-        self.attention = Attention(out_channels, heads, groups) if attention else nn.Identity()
+        self.residual = residual
+        self.attention = attention or nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H, W]."""
@@ -240,12 +248,6 @@ class Up(nn.Module):
         return h if self.resize is None else self.resize(h)  # [B, C, 2H, 2W]
 
 
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"UNet({name}={count}): must be at least 1")
-
-
 def _check_channels(channels: int, groups: int) -> None:
     fitting = math.ceil(channels / math.lcm(2, groups)) * math.lcm(2, groups)
     if channels % 2:
@@ -256,40 +258,43 @@ def _check_channels(channels: int, groups: int) -> None:
     if channels % groups:
         raise InputError(
             f"UNet(channels={channels}, groups={groups}): {channels} channels do not split into "
-            f"{groups} equal groups; set groups={_largest_divisor(channels, groups)} or "
+            f"{groups} equal groups; set groups={largest_divisor(channels, groups)} or "
             f"channels={fitting}"
         )
 
 
-def _check_attention(widths: list[int], heads: int, levels: Sequence[int], bottom: int) -> None:
-    existing = [level for level in levels if 0 <= level <= bottom]
-    if len(existing) < len(levels):
+def _check_levels(bottom: int, full: Sequence[int], linear: Sequence[int]) -> None:
+    for name, levels in (("attention_levels", full), ("linear_attention_levels", linear)):
+        existing = [level for level in levels if 0 <= level <= bottom]
+        if len(existing) < len(levels):
+            raise InputError(
+                f"UNet({name}={list(levels)}): there is one level per multiplier, 0 to "
+                f"{bottom}; set {name}={existing} or add multipliers"
+            )
+    if both := sorted(set(full) & set(linear)):
         raise InputError(
-            f"UNet(attention_levels={list(levels)}): there is one level per multiplier, 0 to "
-            f"{bottom}; set attention_levels={existing} or add multipliers"
+            f"UNet(attention_levels={list(full)}, linear_attention_levels={list(linear)}): a "
+            f"level has one kind of attention; take {both} out of one of them"
         )
+
+
+def _check_heads(widths: list[int], heads: int) -> None:
     common = math.gcd(*widths)
     if common % heads:
         sizes = " and ".join(map(str, sorted(set(widths))))
         raise InputError(
             f"UNet(heads={heads}): attention on {sizes} features does not split into {heads} "
-            f"equal heads; set heads={_largest_divisor(common, heads)} or channels to a multiple "
+            f"equal heads; set heads={largest_divisor(common, heads)} or channels to a multiple "
             f"of {heads}"
         )
 
 
-def _largest_divisor(number: int, at_most: int) -> int:
-    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
-
-
 def _misfit(height: int, width: int, factor: int, multipliers: list[int]) -> str:
-    floors = (height // factor * factor, width // factor * factor)
-    ceils = (math.ceil(height / factor) * factor, math.ceil(width / factor) * factor)
-    sizes = " or ".join(f"{h}×{w}" for h, w in (floors, ceils) if h and w)
     side = math.gcd(height, width)
     levels = (side & -side).bit_length()  # 1 + how often both sides can be halved
     return (
         f"UNet(multipliers={multipliers}) halves images {len(multipliers) - 1} times: height and "
         f"width must be multiples of {factor}, not {height}×{width}; set the data's image_size to "
-        f"{sizes}, or give at most {levels} multiplier{'s' if levels > 1 else ''}"
+        f"{sizes_that_fit(height, width, factor)}, or give at most {levels} "
+        f"multiplier{'s' if levels > 1 else ''}"
     )

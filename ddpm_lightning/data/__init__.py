@@ -4,5 +4,6 @@ from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
 from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.mnist import MNIST, FashionMNIST
+from ddpm_lightning.data.toy2d import Toy2D
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "FashionMNIST", "ImageData"]
+__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "FashionMNIST", "ImageData", "Toy2D"]

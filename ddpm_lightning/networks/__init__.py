@@ -1,6 +1,7 @@
 """What learns: networks F(x, c_noise, y) to put inside a denoiser."""
 
+from ddpm_lightning.networks.mlp import MLP
 from ddpm_lightning.networks.network import Network
 from ddpm_lightning.networks.unet import UNet
 
-__all__ = ["Network", "UNet"]
+__all__ = ["MLP", "Network", "UNet"]

@@ -162,7 +162,7 @@ class UNet(Network):
         if len(shape) != 3:
             raise InputError(
                 f"UNet takes images [channels, height, width], not data of shape {list(shape)}; "
-                "choose another network, e.g. MLP for points"
+                "choose another network, e.g. MLP for points (--model.net MLP)"
             )
         if shape[0] != self.in_channels:
             raise InputError(

@@ -402,6 +402,12 @@ def test_samples_of_the_data_itself_reach_the_floor(tmp_path, monkeypatch):
     assert swd["value"] == pytest.approx(swd["floor"], rel=0.35)
 
 
+def test_of_a_large_split_five_sets_are_compared(tmp_path):
+    fit(tmp_path, 1, [PointMetrics(1, n=4, sampler=DDIM(2))])
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert [r["reference_sets"] for r in results] == [5, 5]
+
+
 def test_metrics_of_points_refuse_images_before_training(tmp_path):
     run = trainer(tmp_path, 1, callbacks=[PointMetrics(n=2)])
     with pytest.raises(InputError, match="GenerativeMetrics"):

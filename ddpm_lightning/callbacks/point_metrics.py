@@ -21,15 +21,18 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.points import mmd, sliced_wasserstein
 from ddpm_lightning.module import DiffusionModule
 
+SETS = 5
+"""Sets of real points that are compared with; their pairs are the floor."""
+
 
 class PointMetrics(Periodic):
     """Logs two distances between samples and real points: sliced Wasserstein-1 and squared MMD.
 
-    The split is cut into sets of n points. The distance is the mean over those sets, and beside it
-    stands, for scale, the mean over their pairs, real against real at the same n: samples that
-    reach it cannot be told from the data by this distance. Tags name what was measured (number of
-    samples, sampler and its steps, weights, split); ``swd`` and ``mmd`` are the stable aliases for
-    ``monitor:``. metrics.json in the run folder keeps every result.
+    The first points of the split make up to five sets of n. The distance is the mean over those
+    sets, and beside it stands, for scale, the mean over their pairs, real against real at the same
+    n: samples that reach it cannot be told from the data by this distance. Tags name what was
+    measured (number of samples, sampler and its steps, weights, split); ``swd`` and ``mmd`` are
+    the stable aliases for ``monitor:``. metrics.json in the run folder keeps every result.
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next; the end of training has
@@ -114,7 +117,7 @@ class PointMetrics(Periodic):
                 f"the {self.reference} split has {len(points)}; use fewer, or more data (--data.n)"
             )
         self._labels = labels if pl_module.num_classes is not None else None
-        self._sets = points.split(self.n)[: len(points) // self.n]
+        self._sets = points.split(self.n)[: min(SETS, len(points) // self.n)]
         self._floor = {
             name: _mean([distance(a, b) for a, b in combinations(self._sets, 2)])
             for name, distance in self._distances.items()

@@ -1,4 +1,4 @@
-"""Data sets as LightningDataModules: batches of (x0 in [−1, 1], y)."""
+"""Data sets as LightningDataModules: batches of (x0, y), images in [−1, 1]."""
 
 from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
 from ddpm_lightning.data.digits import Digits

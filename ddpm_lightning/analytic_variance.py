@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lightning.data.in_memory import RawBatch
 from ddpm_lightning.diffusion.denoiser import Denoises
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
@@ -53,7 +52,7 @@ def analytic_variance(
         )
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device)).eval()
     source = data_of(ckpt, data)
-    x0, y = source.finish(RawBatch(*source.samples("train")))
+    x0, y = source.finished("train")
     table = x0_errors(
         module.denoiser(ema=weights == "ema"),
         x0,

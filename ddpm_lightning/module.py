@@ -42,7 +42,8 @@ class DiffusionModule(Configurable, LightningModule):
     """A diffusion model in training: data in, loss out, EMA beside it.
 
     Args:
-        shape: [C, H, W] of the data. The command line takes it from the data module.
+        shape: Of one sample: [C, H, W] of images, [2] of points in the plane. The command line
+            takes it from the data module.
         num_classes: Classes in the data, or null. The command line takes it from the data module.
         data_range: Lowest and highest data value, to which sampling clips; null for unbounded
             data. The command line takes it from the data module.

@@ -8,14 +8,16 @@ from typing import Literal
 
 import torch
 
+from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.diffusion.variances import Variance
 from ddpm_lightning.edits import Edit, edit_images
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import grid, to_uint8, write_gif, write_png
+from ddpm_lightning.images import write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.trained import device_named
+from ddpm_lightning.pictures import pictures_of
+from ddpm_lightning.trained import DataPlace, data_of, device_named
 
 
 def sample(
@@ -37,27 +39,28 @@ def sample(
 ) -> None:
     """Draw samples from a checkpoint: a PNG an image at native size, and grid.png.
 
-    Image k depends on the seed and k alone, whatever n and the batch size.
+    A model of points in the plane gives samples.npy (float32 [n, 2]) and scatter.png instead.
+    Sample k depends on the seed and k alone, whatever n and the batch size.
 
     Args:
         ckpt: The checkpoint; it describes its model itself.
-        out: Folder for the images, new or empty: 000000.png, 000001.png, … and grid.png.
-        n: Number of images.
+        out: Folder for the files, new or empty.
+        n: Number of samples.
         sampler: How to sample, e.g. --sampler DDIM --sampler.steps 50 --sampler.eta 0.5; default:
             DDPM over all levels. Clips to the data's range.
-        labels: Class labels for a conditional model: one for all images, or a list that is
+        labels: Class labels for a conditional model: one for all samples, or a list that is
             repeated; default: one class after the other.
         guidance: Strength of classifier-free guidance, 1 is none, 0 ignores the label. Also, e.g.,
             --guidance.scale 3 --guidance.interval "[0.2, 0.8]" --guidance.rescale 0.7.
         seed: Seed of the noise.
-        batch_size: Images at a time; changes memory and speed, not the images.
+        batch_size: Samples at a time; changes memory and speed, not the samples.
         variance: Variance of the reverse steps of DDPM, in place of the checkpoint's, e.g.
             --variance FixedLarge.
         edit: Start from given images: RePaint, SDEdit or Interpolate, e.g. --edit RePaint
             --edit.image a.png --edit.mask m.png; --edit.help RePaint tells more. Without labels,
             a conditional model then takes no class. The grid shows the given images first.
         weights: ema (averaged) or raw (as the optimizer left them).
-        columns: Images a row of the grid.
+        columns: Images a row of the grid; no matter for points.
         frames: Also write the way from noise to sample as trajectory.gif with this many frames;
             0: no, otherwise at least 2.
         fps: Frames a second of the GIF.
@@ -76,8 +79,9 @@ def sample(
             f"{out} is not an empty folder; images of two runs would mix, choose another"
         )
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device))
-    if len(module.shape) != 3:
-        raise InputError(f"{ckpt} models data of shape {list(module.shape)}, not images")
+    if edit is not None and len(module.shape) != 3:
+        raise InputError(f"{ckpt} models data of shape {list(module.shape)}; edits are of images")
+    pictures = pictures_of(module.shape, _data_behind(ckpt, module))
     if edit is not None and sampler is None:
         sampler = edit.default_sampler(module.schedule)
     if variance is not None:
@@ -100,10 +104,21 @@ def sample(
         frames=frames,
         progress=True,
     )
-    for k, image in enumerate(to_uint8(samples.x)):
-        write_png(out / f"{k:06d}.png", image)
-    laid_out = partial(grid, columns=columns, inputs=samples.inputs)
-    write_png(out / "grid.png", laid_out(samples.x))
+    pictures.write(out, samples.x)
+    overview = out / pictures.overview
+    together = partial(pictures.together, columns=columns, inputs=samples.inputs)
+    write_png(overview, together(samples.x))
     if samples.frames is not None:
-        write_gif(out / "trajectory.gif", [laid_out(x) for x in samples.frames], fps)
-    print(f"{n} images in {out}, all of them in {out / 'grid.png'}")
+        frames_drawn = [together(x) for x in samples.frames]
+        write_gif(out / "trajectory.gif", frames_drawn, fps)
+    print(f"{n} samples in {out}, all of them in {overview}")
+
+
+def _data_behind(ckpt: Path, module: DiffusionModule) -> InMemoryData | None:
+    """The data to draw points in front of; None for images, or if the checkpoint names none."""
+    if len(module.shape) != 1:
+        return None
+    try:
+        return data_of(ckpt, DataPlace())
+    except InputError:
+        return None

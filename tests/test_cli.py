@@ -46,6 +46,7 @@ def tiny_run(root: Path, *more: str, max_steps: int = 2) -> list[str]:
 
 SHRUNK = {
     "UNet": {"channels": 8, "groups": 4, "blocks": 1},
+    "MLP": {"width": 8},
     "DiT": {"patch": 4, "width": 16, "depth": 1, "heads": 2},
 }
 
@@ -124,13 +125,17 @@ def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub
             init_args |= {"n": 4, "frames": 2, "sampler": few_steps(init_args["sampler"])}
         if callback["class_path"] == "GenerativeMetrics":
             init_args |= {"n": 4, "sampler": few_steps(init_args["sampler"]), "batch_size": 8}
+        if callback["class_path"] == "PointMetrics":
+            init_args |= {"n": 4, "sampler": few_steps(init_args["sampler"])}
+    toy = kind == "Toy2D"
     net = settings["model"]["net"]
     net["init_args"] |= SHRUNK[net["class_path"]]
     settings["model"]["schedule"].setdefault("init_args", {})["T"] = 50
     settings["data"].setdefault("init_args", {})
-    settings["data"]["init_args"] |= {"root": str(tmp_path / "data"), "global_batch_size": 4}
-    settings["data"]["init_args"] |= {"predict_n": 2}
-    if kind != "Digits":
+    settings["data"]["init_args"] |= {"predict_n": 2, "global_batch_size": 4}
+    if not toy:
+        settings["data"]["init_args"] |= {"root": str(tmp_path / "data")}
+    if kind not in ("Digits", "Toy2D"):
         settings["data"]["init_args"] |= {"subset": 16}
         if settings["data"]["init_args"].get("held_out") != 0:
             settings["data"]["init_args"]["held_out"] = 20

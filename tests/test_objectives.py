@@ -28,6 +28,7 @@ from ddpm_lightning.diffusion.parameterizations import (
     X0,
     EDMPreconditioning,
     Eps,
+    MeanShift,
     PosteriorMean,
     V,
     Velocity,
@@ -48,7 +49,15 @@ from ddpm_lightning.diffusion.variances import (
 )
 from ddpm_lightning.errors import InputError
 
-PARAMETERIZATIONS = [Eps(), X0(), V(), PosteriorMean(), Velocity(), EDMPreconditioning()]
+PARAMETERIZATIONS = [
+    Eps(),
+    X0(),
+    V(),
+    PosteriorMean(),
+    MeanShift(),
+    Velocity(),
+    EDMPreconditioning(),
+]
 WEIGHTINGS = [Plain(), EpsMSE(), MinSNR(), P2(), EDM(), VLB()]
 
 

@@ -13,6 +13,7 @@ from ddpm_lightning.diffusion.parameterizations import (
     X0,
     EDMPreconditioning,
     Eps,
+    MeanShift,
     PosteriorMean,
     V,
     Velocity,
@@ -21,6 +22,7 @@ from ddpm_lightning.diffusion.schedules import (
     Cosine,
     Karras,
     Linear,
+    SohlDickstein,
     Straight,
     Table,
     ZeroTerminalSNR,
@@ -39,11 +41,19 @@ class Says(nn.Module):
         return self.output
 
 
-PARAMETERIZATIONS = [Eps(), X0(), V(), PosteriorMean(), Velocity(), EDMPreconditioning(0.7)]
+PARAMETERIZATIONS = [
+    Eps(),
+    X0(),
+    V(),
+    PosteriorMean(),
+    MeanShift(),
+    Velocity(),
+    EDMPreconditioning(0.7),
+]
 RISING = np.linspace(0, 0.99, 101)
 ALMOST_STRAIGHT = Table((1 - RISING).tolist(), RISING.tolist())  # alpha_T > 0, so all are legal
 SCHEDULES = [Linear(), Cosine(), ALMOST_STRAIGHT, Karras(100)]
-SAFE_AT_ZERO_SNR = [X0(), V(), PosteriorMean(), Velocity()]
+SAFE_AT_ZERO_SNR = [X0(), V(), PosteriorMean(), MeanShift(), Velocity()]
 values = st.floats(-3, 3)
 
 
@@ -62,6 +72,7 @@ def targets(schedule, t, x0, eps):
     alpha, sigma = schedule.alpha.numpy(), schedule.sigma.numpy()
     s, x_t = t - 1, alpha[t] * x0 + sigma[t] * eps
     gain = alpha[t] / alpha[s] * sigma[s] ** 2 / sigma[t] ** 2
+    std = np.sqrt(sigma[t] ** 2 - (alpha[t] / alpha[s] * sigma[s]) ** 2)
     noise, data = sigma[t] / alpha[t], 0.7  # EDM's sigma and sigma_data
     c_skip = data**2 / (noise**2 + data**2)
     c_out = noise * data / np.sqrt(noise**2 + data**2)
@@ -70,6 +81,7 @@ def targets(schedule, t, x0, eps):
         X0: x0,
         V: alpha[t] * eps - sigma[t] * x0,
         PosteriorMean: (alpha[s] - gain * alpha[t]) * x0 + gain * x_t,
+        MeanShift: std * alpha[s] * (x0 - alpha[t] / sigma[t] * eps),
         Velocity: eps - x0,
         EDMPreconditioning: (x0 - c_skip * (x_t / alpha[t])) / c_out,
     }
@@ -86,6 +98,22 @@ def test_targets_are_what_each_network_is_defined_to_predict(level, x0, eps):
     for parameterization in PARAMETERIZATIONS:
         target = parameterization.target(schedule, t, column(x0), column(eps))
         assert target.item() == pytest.approx(expected[type(parameterization)], abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [SohlDickstein(), Linear(), Cosine()])
+def test_mean_shift_is_added_to_the_forward_mean_in_forward_deviations(schedule):
+    # DDPM eq. 7 with Sohl-Dickstein's mean, in betas.
+    t = np.arange(2, schedule.T + 1)
+    alpha_bar = schedule.alpha.numpy() ** 2
+    beta, before = 1 - alpha_bar[t] / alpha_bar[t - 1], alpha_bar[t - 1]
+    x0, x_t = 0.7, -0.4
+    mean = (np.sqrt(before) * beta * x0 + np.sqrt(1 - beta) * (1 - before) * x_t) / (
+        1 - alpha_bar[t]
+    )
+    shift = (mean - np.sqrt(1 - beta) * x_t) / np.sqrt(beta)
+    denoiser = Denoiser(Says(column(*shift)), schedule, MeanShift())
+    prediction = denoiser(torch.full((len(t), 1), x_t, dtype=torch.float64), torch.from_numpy(t))
+    np.testing.assert_allclose(prediction.x0[:, 0], x0, rtol=1e-7)
 
 
 @settings(deadline=None, max_examples=200)

@@ -1,4 +1,4 @@
-"""Grids of samples while training, and how they came about."""
+"""Pictures of samples while training, and of how they came about."""
 
 from __future__ import annotations
 
@@ -15,28 +15,32 @@ from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.diffusion.denoiser import Guidance, as_guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import grid, write_gif, write_png
+from ddpm_lightning.images import write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.pictures import pictures_of
 
 
 class SampleGrid(Periodic):
     """Runs the full reverse chain and shows the samples: in TensorBoard and as PNG on disk.
 
-    The noise is the same every time, so that the same images take shape over a run.
+    The noise is the same every time, so that the same images take shape over a run. Points in the
+    plane are drawn as a scatter plot, with the training data behind them in grey.
 
     Args:
         every_n_steps: Optimizer steps from one grid to the next; the end of training has one, too.
         n: Number of samples.
-        columns: Images a row.
+        columns: Images a row; no matter for points.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
-        labels: Class labels for a conditional model, repeated up to n; default: a class a row.
+        labels: Class labels for a conditional model, repeated up to n; default: a class a row
+            (for points: one class after the other).
         guidance: Strength of classifier-free guidance, 1 is none; or Guidance with its scale,
             interval and rescale.
         ema: Averaged weights (true) or the ones in training (false).
         seed: Seed of the noise.
         batch_size: Samples at a time on each device.
-        frames: Also draw the way from noise to sample in this many frames: as a strip (a row a
-            sample, noise on the left) and as an animated GIF. 0: neither; otherwise at least 2.
+        frames: Also draw the way from noise to sample in this many frames: as a strip (noise
+            on the left; a row a sample, or a scatter plot a frame) and as an animated GIF.
+            0: neither; otherwise at least 2.
         fps: Frames a second of the GIF.
         name: Folder in the run folder and tag in TensorBoard; two grids need two names.
 
@@ -81,14 +85,13 @@ class SampleGrid(Periodic):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse settings that do not fit the model, before training."""
         assert isinstance(pl_module, DiffusionModule)
-        if len(pl_module.shape) != 3 or pl_module.shape[0] not in (1, 3, 4):
-            raise InputError(
-                f"SampleGrid draws images of 1, 3 or 4 channels, not data of shape "
-                f"{list(pl_module.shape)}; leave the callback out"
-            )
+        try:
+            self._pictures = pictures_of(pl_module.shape, getattr(trainer, "datamodule", None))
+        except InputError as error:
+            raise InputError(f"SampleGrid: {error}; leave the callback out") from error
         self.sampler.levels(pl_module.schedule)
         pl_module.check_labels(self.labels, self.guidance)
-        if self.labels is None and pl_module.num_classes is not None:
+        if self.labels is None and pl_module.num_classes is not None and len(pl_module.shape) > 1:
             classes = torch.arange(pl_module.num_classes)
             self.labels = classes.repeat_interleave(self.columns).tolist()
         grids = [grid for grid in trainer.callbacks if isinstance(grid, SampleGrid)]  # type: ignore[attr-defined]
@@ -128,24 +131,13 @@ class SampleGrid(Periodic):
         self, trainer: Trainer, tag: str, step: int, x: Tensor, frames: Tensor | None
     ) -> None:
         folder = Path(trainer.default_root_dir) / self.name
-        pictures = {tag: grid(x, self.columns)}
+        pictures = {tag: self._pictures.together(x, self.columns)}
         if frames is not None:
-            pictures[f"{tag}_denoising"] = denoising_strip(frames)
-            gif = [grid(frame, self.columns) for frame in frames]
+            pictures[f"{tag}_denoising"] = self._pictures.strip(frames)
+            gif = [self._pictures.together(frame, self.columns) for frame in frames]
             write_gif(folder / f"{tag}_step_{step:08d}.gif", gif, self.fps)
         for name, picture in pictures.items():
             write_png(folder / f"{name}_step_{step:08d}.png", picture)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(f"{self.name}/{name}", picture, step)
-
-
-def denoising_strip(frames: Tensor, rows: int = 8) -> Tensor:
-    """Lay trajectories out as a picture: a row a sample, from noise on the left to the sample.
-
-    Args:
-        frames: [F, n, C, H, W] in [−1, 1] and beyond, noise first.
-        rows: How many of the samples are shown.
-    """
-    shown = rearrange(frames[:, :rows], "frame n ... -> (n frame) ...")
-    return grid(shown, columns=len(frames), tile=32)

@@ -48,6 +48,7 @@ class ImageData(InMemoryData):
     """
 
     native_shape: tuple[int, int, int]
+    num_classes: int
     default_held_out: int = 0
     data_range = (-1.0, 1.0)
 

@@ -54,7 +54,7 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
         InputError: An argument is out of range.
     """
 
-    num_classes: int
+    num_classes: int | None
     data_range: tuple[float, float] | None = None
 
     def __init__(
@@ -85,6 +85,11 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
     @abstractmethod
     def finish(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
         """Turn a raw batch into (x0, y), on whatever device it is."""
+
+    def finished(self, split: Split, at_most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Give a split, or its first samples, as the network sees it: x0 and y, never mirrored."""
+        samples, labels = self.samples(split)
+        return self.finish(RawBatch(samples[:at_most], labels[:at_most]))
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs: fit, validate, test or predict; None reads all."""

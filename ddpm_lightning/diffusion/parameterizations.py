@@ -123,6 +123,26 @@ class PosteriorMean(Parameterization):
         return Coefficients(-q.x_t / q.x0, 1 / q.x0, 1.0, discrete_time(t, like))
 
 
+class MeanShift(Parameterization):
+    """F predicts what the reverse mean adds to the forward one, in forward standard deviations.
+
+    mean of x_{t−1} = sqrt(1 − beta_t)·x_t + sqrt(beta_t)·F, as in the code of the first diffusion
+    paper (Sohl-Dickstein et al. 2015). PosteriorMean asks the network for x_t itself, exact to
+    sqrt(beta_t), where beta_t is small; here all levels ask for numbers of one size.
+    F = sqrt(beta_t)·alpha_{t−1}·(x0 − alpha/sigma·eps), which defines it on every schedule, so
+    x0_hat = (alpha·x_t + sigma²/(sqrt(beta_t)·alpha_{t−1})·F) / (alpha² + sigma²).
+    """
+
+    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
+        """See the base class."""
+        (alpha_s, _), (alpha, sigma) = schedule.at(t - 1, like), schedule.at(t, like)
+        norm = alpha**2 + sigma**2
+        std = sigma * schedule.new_noise(t - 1, t, like) ** 0.5  # sqrt(beta_t)
+        return Coefficients(
+            alpha / norm, sigma**2 / (std * alpha_s * norm), 1.0, discrete_time(t, like)
+        )
+
+
 class Velocity(Parameterization):
     """F predicts eps − x0: flow matching, rectified flow (Liu et al. 2023, eq. 1).
 

@@ -1,8 +1,9 @@
 """What learns: networks F(x, c_noise, y) to put inside a denoiser."""
 
 from ddpm_lightning.networks.dit import DiT
+from ddpm_lightning.networks.mlp import MLP
 from ddpm_lightning.networks.network import Network
 from ddpm_lightning.networks.small_unet import SmallUNet
 from ddpm_lightning.networks.unet import UNet
 
-__all__ = ["DiT", "Network", "SmallUNet", "UNet"]
+__all__ = ["MLP", "DiT", "Network", "SmallUNet", "UNet"]

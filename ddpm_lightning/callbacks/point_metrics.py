@@ -1,0 +1,183 @@
+"""Distances between samples and data of few dimensions while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from tqdm.auto import tqdm
+
+from ddpm_lightning.callbacks.generative_metrics import append_result
+from ddpm_lightning.callbacks.periodic import Periodic
+from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
+from ddpm_lightning.configurable import plain
+from ddpm_lightning.data.in_memory import InMemoryData, Split
+from ddpm_lightning.diffusion.denoiser import Guidance, as_guidance
+from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.points import mmd, sliced_wasserstein
+from ddpm_lightning.module import DiffusionModule
+
+SETS = 5
+"""Sets of real points that are compared with; their pairs are the floor."""
+
+
+class PointMetrics(Periodic):
+    """Logs two distances between samples and real points: sliced Wasserstein-1 and squared MMD.
+
+    The first points of the split make up to five sets of n. The distance is the mean over those
+    sets, and beside it stands, for scale, the mean over their pairs, real against real at the same
+    n: samples that reach it cannot be told from the data by this distance. Tags name what was
+    measured (number of samples, sampler and its steps, weights, split); ``swd`` and ``mmd`` are
+    the stable aliases for ``monitor:``. metrics.json in the run folder keeps every result.
+
+    Args:
+        every_n_steps: Optimizer steps from one measurement to the next; the end of training has
+            one, too.
+        n: Number of samples; the split holds at least twice as many points. Distances at
+            different n do not compare.
+        sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
+        guidance: Strength of classifier-free guidance of a conditional model, 1 is none; or
+            Guidance with its scale, interval and rescale. The labels are those of the split's
+            points, in their order.
+        ema: Averaged weights (true) or the ones in training (false).
+        reference: Split to compare with: val (as training has not seen it), train or test.
+        projections: Random directions of the sliced Wasserstein distance.
+        bandwidths: Widths of the MMD's Gaussian kernels, in the units of the data.
+        seed: Seed of the noise.
+        batch_size: Samples at a time on each device.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        n: int = 2000,
+        sampler: Sampler | None = None,
+        guidance: float | Guidance = 1.0,
+        ema: bool = True,
+        reference: Split = "val",
+        projections: int = 256,
+        bandwidths: Sequence[float] = (0.1, 0.3, 1.0),
+        seed: int = 1,
+        batch_size: int = 2000,
+    ) -> None:
+        super().__init__(every_n_steps)
+        if n < 2 or min(projections, batch_size) < 1 or seed < 0:
+            raise InputError(
+                f"PointMetrics(n={n}, projections={projections}, batch_size={batch_size}, "
+                f"seed={seed}): n is at least 2, projections and batch_size at least 1, seed not "
+                "negative"
+            )
+        if not bandwidths or min(bandwidths) <= 0:
+            raise InputError(
+                f"PointMetrics(bandwidths={list(bandwidths)}): give one or more, each above 0"
+            )
+        self.n = n
+        self.sampler = sampler or DDPM()
+        self.guidance = guidance
+        self.ema = ema
+        self.reference = reference
+        self.seed = seed
+        self.batch_size = batch_size
+        self._distances: dict[str, partial[float]] = {
+            "swd": partial(sliced_wasserstein, projections=projections),
+            "mmd": partial(mmd, bandwidths=list(bandwidths)),
+        }
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find impossible settings before training."""
+        if stage == "fit":
+            assert isinstance(pl_module, DiffusionModule)
+            self.sampler.levels(pl_module.schedule)
+            pl_module.check_labels(None, self.guidance)
+            if len(pl_module.shape) != 1:
+                raise InputError(
+                    f"PointMetrics compares points, not data of shape {list(pl_module.shape)}; "
+                    "GenerativeMetrics compares images"
+                )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Cut the split into sets and compute the floor, before training."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, InMemoryData):
+            raise InputError(
+                "PointMetrics compares with the points of an InMemoryData data module, but "
+                f"training uses {type(data).__name__}; leave the callback out"
+            )
+        points, labels = data.finished(self.reference)
+        if len(points) < 2 * self.n:
+            raise InputError(
+                f"PointMetrics(n={self.n}) needs {2 * self.n} points for real against real, and "
+                f"the {self.reference} split has {len(points)}; use fewer, or more data (--data.n)"
+            )
+        self._labels = labels if pl_module.num_classes is not None else None
+        self._sets = points.split(self.n)[: min(SETS, len(points) // self.n)]
+        self._floor = {
+            name: _mean([distance(a, b) for a, b in combinations(self._sets, 2)])
+            for name, distance in self._distances.items()
+        }
+
+    def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Sample, measure, log, write metrics.json and print."""
+        assert isinstance(module, DiffusionModule)
+        with trainer.precision_plugin.forward_context():
+            samples = module.generate(
+                share(self.n, trainer),
+                self.sampler,
+                self._labels,
+                self.guidance,
+                self.seed,
+                self.ema,
+                batch_size=self.batch_size,
+                progress=shows_progress(trainer),
+            ).x
+        x = gather(samples, self.n, trainer)
+        for name, distance in self._distances.items():
+            value = _mean([distance(x, points) for points in self._sets])
+            self._report(trainer, module, step, name, value)
+
+    def _report(
+        self, trainer: Trainer, module: DiffusionModule, step: int, name: str, value: float
+    ) -> None:
+        weights = "ema" if self.ema else "raw"
+        sampler = self.sampler.tag(module.schedule)
+        how = "_".join(filter(None, (sampler, as_guidance(self.guidance).tag, weights)))
+        tag = f"{name}/n{self.n}_{how}_{self.reference}"
+        if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
+            module.log(name, value, on_step=True, on_epoch=False, logger=False)
+        for logger in trainer.loggers:
+            logger.log_metrics({tag: value, name: value}, step)
+        if not trainer.is_global_zero:
+            return
+        result = {
+            "step": step,
+            "metric": name,
+            "value": value,
+            "n": self.n,
+            "sampler": self.sampler.describe(),
+            "steps": len(self.sampler.levels(module.schedule)) - 1,
+            "guidance": plain(self.guidance, "guidance"),
+            "weights": weights,
+            "precision": str(trainer.precision),
+            "seed": self.seed,
+            "reference": self.reference,
+            "reference_sets": len(self._sets),
+            "floor": self._floor[name],
+            "floor_n": self.n,
+            **self._distances[name].keywords,
+        }
+        append_result(Path(trainer.default_root_dir) / "metrics.json", result)
+        tqdm.write(
+            f"step {step}: {name} {value:.5f} (n={self.n}, {how}; real against real: "
+            f"{self._floor[name]:.5f})"
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

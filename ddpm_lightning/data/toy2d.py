@@ -1,0 +1,135 @@
+"""Points in the plane whose distribution a picture shows at a glance."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from sklearn.datasets import make_moons, make_swiss_roll
+from torch import Tensor
+
+from ddpm_lightning.data.in_memory import InMemoryData, RawBatch, Split
+from ddpm_lightning.errors import InputError
+
+Kind = Literal["swiss_roll", "moons", "mixture", "checkerboard"]
+
+COMPONENTS = 8
+"""Gaussians of the mixture, evenly on the unit circle."""
+
+NOISE: dict[Kind, float] = {
+    "swiss_roll": 0.05,
+    "moons": 0.05,
+    "mixture": 0.1,
+    "checkerboard": 0.0,
+}
+"""Noise around each kind's shape where none is asked for."""
+
+CLASSES: dict[Kind, int | None] = {
+    "swiss_roll": None,
+    "moons": 2,
+    "mixture": COMPONENTS,
+    "checkerboard": None,
+}
+
+
+class Toy2D(InMemoryData):
+    """Points in the plane: x0 float32 [B, 2], unbounded, with a reach of about 1.5.
+
+    Every split is a draw of its own of n points: training, validation and test share no point.
+    swiss_roll is the two columns of scikit-learn's that show the spiral, divided by 10
+    (Sohl-Dickstein et al. 2015, fig. 1); moons are scikit-learn's, centred at 0, the moon is the
+    class; mixture has 8 Gaussians on the unit circle, the Gaussian is the class; checkerboard is
+    uniform on the black squares of 4 × 4 over [−1, 1]². Without classes every label is 0.
+
+    Args:
+        kind: Which distribution.
+        n: Points in each of the three splits.
+        noise: Standard deviation of Gaussian noise around the shape, in the points' own units; by
+            default 0.05 for swiss_roll and moons, 0.1 for mixture, 0 for checkerboard.
+        global_batch_size: Points per optimizer step = processes × accumulation × per device.
+        predict_n: Number of points that `predict` draws.
+        seed: Seed of the points and of their order in training. By default the order follows the
+            run's seed, and the points are the same in every run.
+
+    Raises:
+        InputError: An argument is out of range.
+    """
+
+    num_classes: int | None
+    data_range = None
+
+    def __init__(
+        self,
+        kind: Kind = "swiss_roll",
+        n: int = 10_000,
+        noise: float | None = None,
+        global_batch_size: int = 256,
+        predict_n: int = 1000,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(global_batch_size, predict_n, seed)
+        if kind not in NOISE:
+            raise InputError(f"kind {kind!r}: use one of {', '.join(NOISE)} (--data.kind)")
+        if n < 1:
+            raise InputError(f"n is {n}; use 1 or more (--data.n)")
+        self.kind = kind
+        self.n = n
+        self.noise = NOISE[kind] if noise is None else noise
+        if not 0 <= self.noise < math.inf:
+            raise InputError(f"noise is {noise}; use 0 or more (--data.noise)")
+        self.num_classes = CLASSES[kind]
+        self._drawn: dict[Split, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Two coordinates."""
+        return (2,)
+
+    def samples(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Give a split: points float32 [n, 2] and labels int64 [n]."""
+        if split not in self._drawn:
+            key = (self.seed or 0, ("train", "val", "test").index(split))
+            random = RandomState(np.random.MT19937(np.random.SeedSequence(key)))
+            points, labels = draw(self.kind, self.n, self.noise, random)
+            self._drawn[split] = (
+                torch.from_numpy(points.astype(np.float32)),
+                torch.from_numpy(labels.astype(np.int64)),
+            )
+        return self._drawn[split]
+
+    def finish(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
+        """Points are kept as the network sees them."""
+        return batch.samples, batch.labels
+
+
+def draw(kind: Kind, n: int, noise: float, random: RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Draw n points of a kind.
+
+    Args:
+        kind: Which distribution.
+        n: Number of points.
+        noise: Standard deviation of the noise around the shape.
+        random: The source of randomness.
+
+    Returns:
+        Points float64 [n, 2] and labels [n].
+    """
+    if kind == "swiss_roll":
+        spiral, _ = make_swiss_roll(n, noise=10 * noise, random_state=random)
+        return spiral[:, [0, 2]] / 10, np.zeros(n)
+    if kind == "moons":
+        points, labels = make_moons(n, noise=noise, random_state=random)
+        return points - [0.5, 0.25], labels
+    if kind == "mixture":
+        labels = random.randint(COMPONENTS, size=n)
+        angles = 2 * np.pi * labels / COMPONENTS
+        centres = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        return centres + noise * random.randn(n, 2), labels
+    column, half = random.randint(4, size=n), random.randint(2, size=n)
+    row = 2 * half + column % 2  # black where column and row are both even or both odd
+    corner = np.stack([column, row], axis=1)
+    points = (corner + random.rand(n, 2)) / 2 - 1
+    return points + noise * random.randn(n, 2), np.zeros(n)

@@ -1,0 +1,152 @@
+"""How samples are shown and kept: images as grids and PNG files, points as scatter plots."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ddpm_lightning.data.in_memory import InMemoryData
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import grid, to_uint8, write_png
+
+BACKDROP = 2000
+"""Points of the data that stand behind the samples."""
+
+
+class Pictures(ABC):
+    """How samples of one kind of data become pictures and files."""
+
+    overview: str
+    """Name of the file that shows all samples."""
+
+    @abstractmethod
+    def together(self, x: Tensor, columns: int = 8, inputs: Tensor | None = None) -> Tensor:
+        """Show samples in one picture.
+
+        Args:
+            x: [n, ...] samples, or x_t on the way to them.
+            columns: Images a row.
+            inputs: [M, ...] given images, shown first.
+
+        Returns:
+            uint8 [C, H, W]; the size depends on n and columns alone.
+        """
+
+    @abstractmethod
+    def strip(self, frames: Tensor) -> Tensor:
+        """Show how samples came about, noise on the left.
+
+        Args:
+            frames: [F, n, ...] x_t, noise first.
+
+        Returns:
+            uint8 [C, H, W]
+        """
+
+    @abstractmethod
+    def write(self, folder: Path, x: Tensor) -> None:
+        """Write the samples [n, ...] themselves into a folder."""
+
+
+def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
+    """Find how data of this shape are drawn.
+
+    Args:
+        shape: Shape of one sample.
+        data: Where they come from; points of an InMemoryData are drawn behind the samples and fix
+            the axes. Anything else is left alone.
+
+    Raises:
+        InputError: Such data cannot be drawn.
+    """
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        return Images()
+    if tuple(shape) == (2,):
+        if isinstance(data, InMemoryData) and data.shape == (2,):
+            return Scatter(data.finished("train", BACKDROP)[0])
+        return Scatter()
+    raise InputError(
+        f"data of shape {list(shape)} cannot be drawn, only images of 1, 3 or 4 channels and "
+        "points in the plane"
+    )
+
+
+class Images(Pictures):
+    """Images in [−1, 1]: a grid, and a PNG each at its own size."""
+
+    overview = "grid.png"
+
+    def together(self, x: Tensor, columns: int = 8, inputs: Tensor | None = None) -> Tensor:
+        """See the base class."""
+        return grid(x, columns, inputs=inputs)
+
+    def strip(self, frames: Tensor) -> Tensor:
+        """See the base class: a row a sample, the first eight."""
+        shown = rearrange(frames[:, :8], "frame n ... -> (n frame) ...")
+        return grid(shown, columns=len(frames), tile=32)
+
+    def write(self, folder: Path, x: Tensor) -> None:
+        """See the base class: 000000.png, 000001.png and so on."""
+        for k, image in enumerate(to_uint8(x)):
+            write_png(folder / f"{k:06d}.png", image)
+
+
+class Scatter(Pictures):
+    """Points in the plane: a scatter plot with the data behind in grey, and samples.npy.
+
+    The axes never change, so that pictures of a run compare: they show the data with a margin of a
+    quarter, or −3…3 without data.
+
+    Args:
+        backdrop: [N, 2] points of the data, or None.
+    """
+
+    overview = "scatter.png"
+
+    def __init__(self, backdrop: Tensor | None = None) -> None:
+        self.backdrop = backdrop
+        self.middle, self.reach = (0.0, 0.0), 3.0
+        if backdrop is not None:
+            low, high = backdrop.amin(0), backdrop.amax(0)
+            x, y = ((low + high) / 2).tolist()
+            self.middle, self.reach = (x, y), 1.25 * float((high - low).max()) / 2 or 1.0
+
+    def together(self, x: Tensor, columns: int = 8, inputs: Tensor | None = None) -> Tensor:
+        """See the base class: one plot, whatever columns is."""
+        return self._plot(x, pixels=480)
+
+    def strip(self, frames: Tensor) -> Tensor:
+        """See the base class: a plot a frame."""
+        return torch.cat([self._plot(x, pixels=160, ticks=False) for x in frames], dim=2)
+
+    def write(self, folder: Path, x: Tensor) -> None:
+        """See the base class: samples.npy, float32 [n, 2]."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "samples.part.npy"
+        np.save(partial, x.numpy())
+        partial.replace(folder / "samples.npy")
+
+    def _plot(self, x: Tensor, pixels: int, ticks: bool = True) -> Tensor:
+        """Plot [n, 2] as uint8 [3, pixels, pixels], without pyplot and its global state."""
+        figure = Figure(figsize=(pixels / 100, pixels / 100), dpi=100, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.add_subplot(aspect="equal")
+        dot = (pixels / 200) ** 2 / 2  # an area, in points
+        if self.backdrop is not None:
+            axes.scatter(self.backdrop[:, 0], self.backdrop[:, 1], s=dot, c="0.8", linewidths=0)
+        axes.scatter(x[:, 0], x[:, 1], s=dot, c="tab:blue", linewidths=0)
+        axes.set_xlim(self.middle[0] - self.reach, self.middle[0] + self.reach)
+        axes.set_ylim(self.middle[1] - self.reach, self.middle[1] + self.reach)
+        if not ticks:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        canvas.draw()
+        rgba = torch.from_numpy(np.array(canvas.buffer_rgba()))
+        return rearrange(rgba[..., :3], "h w c -> c h w").contiguous()

@@ -1,0 +1,466 @@
+"""Points in the plane, end to end: data, network, distances, pictures, and the commands."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from scipy.stats import kstest, wasserstein_distance
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddpm_lightning import DiffusionModule
+from ddpm_lightning.callbacks import PointMetrics, SampleGrid
+from ddpm_lightning.cli import main
+from ddpm_lightning.configurable import build
+from ddpm_lightning.data import Toy2D
+from ddpm_lightning.diffusion.parameterizations import V
+from ddpm_lightning.diffusion.samplers import DDIM
+from ddpm_lightning.diffusion.schedules import Cosine
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics import mmd, sliced_wasserstein
+from ddpm_lightning.networks import MLP
+from ddpm_lightning.pictures import Scatter, pictures_of
+from tests.small import tiny_data, tiny_module, trainer
+
+KINDS = ("swiss_roll", "moons", "mixture", "checkerboard")
+
+
+def points(kind: str, split: str = "train", **arguments) -> tuple[np.ndarray, np.ndarray]:
+    x, y = Toy2D(kind, **arguments).samples(split)
+    return x.double().numpy(), y.numpy()
+
+
+# ------------------------------------------------------------------------------ data
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_split_is_n_float32_points_with_labels(kind):
+    data = Toy2D(kind, n=321)
+    x, y = data.samples("val")
+    assert (x.dtype, x.shape, data.shape) == (torch.float32, (321, 2), (2,))
+    assert (y.dtype, y.shape) == (torch.int64, (321,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_points_are_the_same_every_time(kind):
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first, _ = points(kind, n=50)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert np.array_equal(points(kind, n=50)[0], first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_splits_and_seeds_share_no_point(kind):
+    draws = [points(kind, split, n=200)[0] for split in ("train", "val", "test")]
+    draws.append(points(kind, "train", n=200, seed=1)[0])
+    together = np.concatenate(draws)
+    assert len(np.unique(together, axis=0)) == 800
+
+
+def test_the_swiss_roll_without_noise_lies_on_its_spiral():
+    x, _ = points("swiss_roll", n=500, noise=0.0)
+    turn = 10 * np.hypot(x[:, 0], x[:, 1])  # scikit-learn's parameter, which is the radius
+    assert turn.min() >= 1.5 * np.pi - 1e-5
+    assert turn.max() <= 4.5 * np.pi + 1e-5
+    spiral = turn[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1) / 10
+    assert np.abs(x - spiral).max() < 1e-5
+
+
+def test_noise_of_the_swiss_roll_is_in_the_units_of_the_points():
+    clean, noisy = points("swiss_roll", n=5000, noise=0.0)[0], points("swiss_roll", n=5000)[0]
+    assert (noisy - clean).std() == pytest.approx(0.05, rel=0.05)
+
+
+def test_moons_are_half_circles_told_apart_by_their_labels():
+    x, y = points("moons", n=500, noise=0.0)
+    centres = np.array([[-0.5, -0.25], [0.5, 0.25]])[y]
+    assert np.abs(np.hypot(*(x - centres).T) - 1).max() < 1e-6
+    assert ((x - centres)[:, 1] * np.where(y == 0, 1, -1)).min() > -1e-6
+    assert np.bincount(y).tolist() == [250, 250]
+
+
+def test_the_mixture_is_normal_around_the_centre_of_each_class():
+    x, y = points("mixture", n=4000, noise=0.1)
+    angle = y * math.pi / 4
+    residual = (x - np.stack([np.cos(angle), np.sin(angle)], axis=1)) / 0.1
+    assert kstest(residual.ravel(), "norm").pvalue > 1e-3
+    assert np.bincount(y).min() > 400
+
+
+def test_the_checkerboard_is_uniform_on_every_other_square():
+    x, _ = points("checkerboard", n=8000)
+    assert np.abs(x).max() <= 1
+    column, row = np.floor((x + 1) * 2).astype(int).T
+    assert np.all((column + row) % 2 == 0)
+    counts = np.bincount(4 * column + row, minlength=16)
+    assert counts[counts > 0].min() > 850
+    assert (counts > 0).sum() == 8
+    assert kstest(((x + 1) * 2 % 1).ravel(), "uniform").pvalue > 1e-3
+
+
+def test_classes_are_those_of_the_kind():
+    assert [Toy2D(kind).num_classes for kind in KINDS] == [None, 2, 8, None]
+
+
+def test_data_are_rebuilt_from_their_description():
+    data = Toy2D("mixture", n=20, noise=0.3, seed=4)
+    again = build(data.describe())
+    assert torch.equal(again.samples("test")[0], data.samples("test")[0])
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"kind": "roll"}, {"n": 0}, {"noise": -1.0}, {"noise": math.nan}, {"seed": -1}]
+)
+def test_impossible_data_are_refused(arguments):
+    with pytest.raises(InputError, match="--data"):
+        Toy2D(**arguments)
+
+
+# --------------------------------------------------------------------------- network
+
+
+def random_mlp(**arguments) -> MLP:
+    torch.manual_seed(0)
+    net = MLP(**{"in_channels": 2, "out_channels": 4, "width": 16, "depth": 2} | arguments)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def test_every_parameter_of_the_mlp_gets_a_gradient():
+    net = random_mlp(num_classes=3)
+    y = torch.tensor([0, 1, 2, -1])
+    net(torch.randn(4, 2), torch.tensor([0.0, 1.0, 20.0, 39.0]), y).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_mlp_starts_from_zero():
+    assert torch.equal(MLP(2, 4)(torch.randn(3, 2), torch.arange(3.0)), torch.zeros(3, 4))
+
+
+def test_the_mlp_hears_point_level_and_label():
+    net = random_mlp(num_classes=3).eval()
+    x, c, y = torch.tensor([[0.3, -0.2]]), torch.tensor([5.0]), torch.tensor([1])
+    reference = net(x, c, y)
+    for changed in (net(x + 0.1, c, y), net(x, c + 1, y), net(x, c, y + 1), net(x, c)):
+        assert not torch.allclose(reference, changed)
+
+
+def test_rows_of_the_mlp_do_not_mix():
+    net = random_mlp().eval()
+    x, c = torch.randn(5, 2), torch.arange(5.0)
+    assert torch.allclose(net(x, c)[2:3], net(x[2:3], c[2:3]), atol=1e-6)
+
+
+def test_dropout_of_the_mlp_acts_in_training_alone():
+    net = random_mlp(dropout=0.5)
+    x, c = torch.randn(5, 2), torch.arange(5.0)
+    assert not torch.equal(net(x, c), net(x, c))
+    net.eval()
+    assert torch.equal(net(x, c), net(x, c))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 8, 8), "--model.net UNet"), ((3,), "in_channels=3")],
+)
+def test_data_that_are_not_its_points_are_refused_with_the_fix(shape, message):
+    with pytest.raises(InputError, match=message):
+        MLP(2, 2).check_shape(shape)
+
+
+@pytest.mark.parametrize("arguments", [{"width": 5}, {"depth": 0}, {"dropout": 1.0}])
+def test_impossible_mlps_are_refused(arguments):
+    with pytest.raises(InputError, match="MLP"):
+        MLP(2, 2, **arguments)
+
+
+# ------------------------------------------------------------------------- distances
+
+
+def two_clouds(n: int = 60, d: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+    return x, 1.5 * y + 0.3
+
+
+def test_sliced_wasserstein_on_a_line_is_scipys_distance():
+    x, y = two_clouds(d=1)
+    expected = wasserstein_distance(x[:, 0].numpy(), y[:, 0].numpy())
+    assert sliced_wasserstein(x, y) == pytest.approx(expected, rel=1e-12)
+
+
+def test_sliced_wasserstein_is_scipys_distance_averaged_over_all_directions():
+    x, y = two_clouds()
+    angles = np.linspace(0, np.pi, 2000, endpoint=False)
+    expected = np.mean(
+        [
+            wasserstein_distance(*(p.numpy() @ [np.cos(a), np.sin(a)] for p in (x, y)))
+            for a in angles
+        ]
+    )
+    assert sliced_wasserstein(x, y, projections=20_000) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(("d", "mean_cosine"), [(2, 2 / math.pi), (3, 0.5)])
+def test_sliced_wasserstein_of_a_shift_is_its_length_times_the_mean_cosine(d, mean_cosine):
+    x, _ = two_clouds(d=d)
+    shift = torch.zeros(d, dtype=torch.float64)
+    shift[0], shift[1] = 3.0, 4.0
+    distance = sliced_wasserstein(x, x + shift, projections=20_000)
+    assert distance == pytest.approx(5 * mean_cosine, rel=0.01)
+
+
+def test_sliced_wasserstein_depends_on_its_seed_alone():
+    x, y = two_clouds()
+    torch.manual_seed(0)
+    first = sliced_wasserstein(x, y, projections=8)
+    torch.manual_seed(1)
+    assert sliced_wasserstein(x.flip(0), y, projections=8) == pytest.approx(first, rel=1e-12)
+    assert sliced_wasserstein(x, y, projections=8, seed=1) != pytest.approx(first, rel=1e-6)
+
+
+def test_mmd_is_the_sum_over_pairs():
+    x, y = (cloud.numpy() for cloud in two_clouds(n=12))
+    y = y[:9]
+
+    def kernel(a, b):
+        return np.mean([np.exp(-((a - b) ** 2).sum() / (2 * h**2)) for h in (0.2, 1.0)])
+
+    within_x = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+    within_y = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
+    between = np.mean([kernel(a, b) for a in x for b in y])
+    measured = mmd(torch.from_numpy(x), torch.from_numpy(y), bandwidths=[0.2, 1.0])
+    assert measured == pytest.approx(within_x + within_y - 2 * between, abs=1e-12)
+
+
+def test_mmd_of_gaussians_is_the_integral():
+    # E k(a, b) of N(0, s²) against N(m, s²) in one dimension: h/√(h² + 2s²)·exp(−m²/(2(h² + 2s²)))
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 3000, 1, generator=generator, dtype=torch.float64)
+    h, m = 0.7, 1.0
+    width = h**2 + 2
+    expected = 2 * h / math.sqrt(width) * (1 - math.exp(-(m**2) / (2 * width)))
+    assert mmd(x, y + m, bandwidths=[h]) == pytest.approx(expected, abs=0.02)
+
+
+def test_mmd_of_one_distribution_is_zero_on_average():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(400, 2, 20, 2, generator=generator, dtype=torch.float64)
+    values = torch.tensor([mmd(x, y) for x, y in draws])
+    assert abs(values.mean()) < 3.5 * values.std() / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("distance", [sliced_wasserstein, mmd])
+def test_points_of_two_kinds_are_not_compared(distance):
+    with pytest.raises(InputError, match="points"):
+        distance(torch.zeros(4, 2), torch.zeros(4, 3))
+
+
+# -------------------------------------------------------------------------- pictures
+
+
+def blue(picture: torch.Tensor) -> torch.Tensor:
+    """Where a picture [3, H, W] is blue: bool [H, W]."""
+    red, _, blue = picture.int()
+    return blue - red > 60
+
+
+def test_a_scatter_plot_shows_a_point_where_it_is():
+    square = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]])
+    scatter = Scatter(square)
+    drawn = blue(scatter.together(torch.tensor([[0.9, 0.9]])))
+    row, column = (where.float().mean() for where in drawn.nonzero(as_tuple=True))
+    assert drawn.any()
+    assert row < drawn.shape[0] / 4  # up
+    assert column > 3 * drawn.shape[1] / 4  # right
+
+
+def test_axes_stay_where_the_data_put_them():
+    scatter = Scatter(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    inside = torch.tensor([[0.0, 0.0]])
+    far = torch.tensor([[0.0, 0.0], [50.0, 50.0]])
+    assert torch.equal(scatter.together(inside), scatter.together(far))
+
+
+def test_a_strip_has_a_plot_a_frame():
+    scatter = Scatter()
+    one, three = scatter.strip(torch.zeros(1, 5, 2)), scatter.strip(torch.zeros(3, 5, 2))
+    assert three.shape == (3, one.shape[1], 3 * one.shape[2])
+
+
+def test_points_that_all_lie_in_one_place_are_drawn():
+    assert blue(Scatter(torch.ones(5, 2)).together(torch.ones(5, 2))).any()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 8, 8), (2, 2)])
+def test_data_without_a_picture_are_refused(shape):
+    with pytest.raises(InputError, match="cannot be drawn"):
+        pictures_of(shape)
+
+
+# ------------------------------------------------------------------------- callbacks
+
+
+def toy_module(**arguments) -> DiffusionModule:
+    net = partial(MLP, width=16, depth=1)
+    parts = {"net": net, "schedule": Cosine(), "parameterization": V()}
+    return DiffusionModule(**{"shape": [2], "data_range": None} | parts | arguments)
+
+
+def fit(folder: Path, steps: int, callbacks: list, data: Toy2D | None = None, **arguments) -> None:
+    torch.manual_seed(0)
+    logger = TensorBoardLogger(folder, name="", version="")
+    run = trainer(folder, steps, callbacks=callbacks, logger=logger)
+    run.fit(toy_module(**arguments), data or Toy2D(n=200, global_batch_size=8))
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_sample_grid_draws_points_as_scatter_plots(tmp_path):
+    fit(tmp_path, 2, [SampleGrid(n=30, sampler=DDIM(4), frames=3)])
+    name = "ddim4_ema_step_00000002"
+    picture = np.asarray(Image.open(tmp_path / "samples" / f"{name}.png"))
+    assert blue(torch.tensor(picture).permute(2, 0, 1)).any()
+    grey = np.ptp(picture.astype(int), axis=2) == 0
+    assert (grey & (picture[..., 0] > 150) & (picture[..., 0] < 230)).any()  # the data behind
+    assert Image.open(tmp_path / "samples" / f"{name}.gif").n_frames == 3
+    strip = Image.open(tmp_path / "samples" / "ddim4_ema_denoising_step_00000002.png")
+    assert strip.width == 3 * strip.height
+    tags = events(tmp_path).Tags()["images"]
+    assert set(tags) == {"samples/ddim4_ema", "samples/ddim4_ema_denoising"}
+
+
+def test_sample_grid_of_a_conditional_toy_shows_every_class(tmp_path):
+    grid = SampleGrid(n=30, sampler=DDIM(2))
+    data = Toy2D("mixture", n=50, global_batch_size=8)
+    fit(tmp_path, 1, [grid], data, num_classes=8, conditional=True)
+    assert list((tmp_path / "samples").glob("*.png"))
+    assert grid.labels is None  # then the classes take turns
+
+
+def test_point_metrics_are_logged_and_kept_beside_real_against_real(tmp_path):
+    fit(tmp_path, 3, [PointMetrics(2, n=50, sampler=DDIM(2), bandwidths=[0.5])])
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert [(r["metric"], r["step"]) for r in results] == [
+        ("swd", 2),
+        ("mmd", 2),
+        ("swd", 3),
+        ("mmd", 3),
+    ]
+    logged = events(tmp_path)
+    for name in ("swd", "mmd"):
+        kept = [r["value"] for r in results if r["metric"] == name]
+        for tag in (name, f"{name}/n50_ddim2_ema_val"):
+            assert [e.value for e in logged.Scalars(tag)] == pytest.approx(kept)
+    assert results[0]["projections"] == 256
+    assert results[1]["bandwidths"] == [0.5]
+
+
+def test_the_floor_is_the_mean_distance_of_two_real_sets(tmp_path):
+    fit(tmp_path, 1, [PointMetrics(1, n=60, sampler=DDIM(2))])
+    x, _ = Toy2D(n=200).samples("val")
+    a, b, c = x[:180].double().split(60)  # the 20 left over are no set
+    angles = np.linspace(0, np.pi, 500, endpoint=False)
+    directions = np.stack([np.cos(angles), np.sin(angles)])
+    pairs = [
+        np.mean([wasserstein_distance(*rows) for rows in zip(*projected, strict=True)])
+        for projected in (
+            [(points.numpy() @ directions).T for points in pair]
+            for pair in ((a, b), (a, c), (b, c))
+        )
+    ]
+    swd, mmd_ = json.loads((tmp_path / "metrics.json").read_text())
+    assert swd["floor"] == pytest.approx(np.mean(pairs), rel=0.05)
+    assert mmd_["floor"] < 0.02 < mmd_["value"]
+
+
+def test_samples_of_the_data_itself_reach_the_floor(tmp_path, monkeypatch):
+    real, _ = Toy2D(n=4000, seed=9).samples("train")
+    monkeypatch.setattr(
+        DiffusionModule,
+        "generate",
+        lambda self, indices, *args, **options: type("S", (), {"x": real[indices]}),
+    )
+    data = Toy2D(n=4000, global_batch_size=8)
+    fit(tmp_path, 1, [PointMetrics(1, n=1000, sampler=DDIM(2))], data)
+    swd, _ = json.loads((tmp_path / "metrics.json").read_text())
+    assert swd["value"] == pytest.approx(swd["floor"], rel=0.35)
+
+
+def test_of_a_large_split_five_sets_are_compared(tmp_path):
+    fit(tmp_path, 1, [PointMetrics(1, n=4, sampler=DDIM(2))])
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert [r["reference_sets"] for r in results] == [5, 5]
+
+
+def test_metrics_of_points_refuse_images_before_training(tmp_path):
+    run = trainer(tmp_path, 1, callbacks=[PointMetrics(n=2)])
+    with pytest.raises(InputError, match="GenerativeMetrics"):
+        run.fit(tiny_module(), tiny_data())
+
+
+def test_too_few_points_for_two_real_sets_are_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="needs 400 points"):
+        fit(tmp_path, 1, [PointMetrics(n=200, sampler=DDIM(2))])
+
+
+@pytest.mark.parametrize("arguments", [{"n": 1}, {"projections": 0}, {"bandwidths": []}])
+def test_impossible_point_metrics_are_refused(arguments):
+    with pytest.raises(InputError, match="PointMetrics"):
+        PointMetrics(**arguments)
+
+
+# -------------------------------------------------------------------------- commands
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Of a two-step run from the command line, without a config file."""
+    root = tmp_path_factory.mktemp("toy")
+    flags = {
+        "data": "Toy2D",
+        "data.n": 100,
+        "model.net": "MLP",
+        "model.schedule": "Cosine",
+        "model.parameterization": "V",
+        "trainer.default_root_dir": root,
+        "trainer.max_steps": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+    }
+    main(["fit", *(f"--{name}={value}" for name, value in flags.items())])
+    return root / "checkpoints" / "last.ckpt"
+
+
+def test_sample_writes_points_and_a_scatter_plot(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    args = ["--sampler=DDIM", "--sampler.steps=3", "--n=7", "--frames=3"]
+    main(["sample", "--ckpt", str(checkpoint), "--out", str(out), *args])
+    assert {p.name for p in out.iterdir()} == {"samples.npy", "scatter.png", "trajectory.gif"}
+    x = np.load(out / "samples.npy")
+    assert (x.dtype, x.shape) == (np.float32, (7, 2))
+    expected = DiffusionModule.load_from_checkpoint(checkpoint).sample(7, DDIM(3))
+    assert np.array_equal(x, expected.numpy())
+    assert Image.open(out / "trajectory.gif").n_frames == 3
+
+
+def test_the_image_network_says_which_one_takes_points(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--data=Toy2D", f"--trainer.default_root_dir={tmp_path}"])
+    assert "--model.net MLP" in capsys.readouterr().err

@@ -93,14 +93,10 @@ class UNet(Network):
             raise InputError("UNet(multipliers=[]): give at least one level, e.g. [1, 2, 2, 2]")
         bottom = len(multipliers) - 1
         widths = [channels * multiplier for multiplier in multipliers]
-        attention: list[type[Attention] | None] = [
-            Attention
-            if i in attention_levels
-            else LinearAttention
-            if i in linear_attention_levels
-            else None
-            for i in range(bottom + 1)
-        ]
+        attention: dict[int, type[Attention]] = {
+            **dict.fromkeys(linear_attention_levels, LinearAttention),
+            **dict.fromkeys(attention_levels, Attention),
+        }
         check_counts(
             "UNet",
             in_channels=in_channels,
@@ -114,7 +110,7 @@ class UNet(Network):
         )
         _check_channels(channels, groups)
         _check_levels(bottom, attention_levels, linear_attention_levels)
-        attended = [width for width, kind in zip(widths, attention, strict=True) if kind]
+        attended = [widths[level] for level in attention]
         _check_heads([*attended, widths[bottom]], heads)
         if not 0 <= dropout < 1:
             raise InputError(f"UNet(dropout={dropout}): must be in [0, 1); 0 turns it off")
@@ -139,7 +135,7 @@ class UNet(Network):
         for level, out in enumerate(widths):
             row = []
             for _ in range(blocks):
-                row.append(make(width, out, attention[level]))
+                row.append(make(width, out, attention.get(level)))
                 width = out
                 skips.append(out)
             if level < bottom:
@@ -152,7 +148,7 @@ class UNet(Network):
         for level, out in reversed(list(enumerate(widths))):
             row = []
             for _ in range(blocks + 1):
-                row.append(make(width + skips.pop(), out, attention[level]))
+                row.append(make(width + skips.pop(), out, attention.get(level)))
                 width = out
             self.up.append(Up(row, Upsample(out) if level > 0 else None))
 

@@ -30,8 +30,8 @@ def analytic_variance(
 
     Measures the mean squared error of x0_hat at every level on training data and stores the table
     beside the checkpoint, as NAME.x0_error.npz, for sampling by DDPM in few steps:
-    sample --variance AnalyticVariance --variance.table FILE. Estimate it anew after further
-    training.
+    sample --variance AnalyticVariance --variance.table FILE. It holds for these weights, without
+    guidance; estimate it anew after further training.
 
     Args:
         ckpt: The checkpoint; it describes its model and data itself.

@@ -11,7 +11,7 @@ import torch
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
-from ddpm_lightning.diffusion.variances import Variance
+from ddpm_lightning.diffusion.variances import InsteadOfLearned, Variance
 from ddpm_lightning.edits import Edit, edit_images
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_gif, write_png
@@ -26,7 +26,9 @@ def sample(
     n: int = 64,
     sampler: Sampler | None = None,
     labels: list[int] | int | None = None,
-    guidance: float | Guidance = 1.0,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float = 0.0,
     seed: int = 0,
     batch_size: int = 256,
     variance: Variance | None = None,
@@ -50,8 +52,10 @@ def sample(
             DDPM over all levels. Clips to the data's range.
         labels: Class labels for a conditional model: one for all samples, or a list that is
             repeated; default: one class after the other.
-        guidance: Strength of classifier-free guidance, 1 is none, 0 ignores the label. Also, e.g.,
-            --guidance.scale 3 --guidance.interval "[0.2, 0.8]" --guidance.rescale 0.7.
+        guidance: Strength of classifier-free guidance; 1 is none, 0 ignores the label.
+        guidance_interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; null: at all.
+        guidance_rescale: Share, 0 to 1, by which guided predictions are brought back to the spread
+            of unguided ones, against over-exposure; Lin et al. (2023) use 0.7.
         seed: Seed of the noise.
         batch_size: Samples at a time; changes memory and speed, not the samples.
         variance: Variance of the reverse steps of DDPM, in place of the checkpoint's, e.g.
@@ -90,14 +94,14 @@ def sample(
                 f"{type(sampler).__name__} has no use for a variance, only DDPM has; leave out "
                 "--variance or use --sampler DDPM"
             )
-        module.variance = variance
+        module.variance = _in_place_of(module.variance, variance, module.shape[0])
     draw = partial(module.generate, torch.arange(n))
     if edit is not None:
         draw = partial(edit_images, module, edit, n)
     samples = draw(
         sampler,
         [labels] if isinstance(labels, int) else labels,
-        guidance,
+        Guidance(guidance, guidance_interval, guidance_rescale),
         seed,
         ema=weights == "ema",
         batch_size=batch_size,
@@ -122,3 +126,15 @@ def _data_behind(ckpt: Path, module: DiffusionModule) -> InMemoryData | None:
         return data_of(ckpt, DataPlace())
     except InputError:
         return None
+
+
+def _in_place_of(trained: Variance, variance: Variance, channels: int) -> Variance:
+    """The variance to sample with, for a network that was trained with another."""
+    if variance.extra_channels(channels) and type(variance) is not type(trained):
+        raise InputError(
+            f"{type(variance).__name__} is learned, but the checkpoint was trained with "
+            f"{type(trained).__name__}; use FixedSmall, FixedLarge or AnalyticVariance"
+        )
+    if trained.extra_channels(channels) and not variance.extra_channels(channels):
+        return InsteadOfLearned(variance, trained)
+    return variance

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from ddpm_lightning.analytic_variance import x0_errors
 from ddpm_lightning.cli import main
+from ddpm_lightning.data import MNIST
+from ddpm_lightning.diffusion.objectives import Hybrid
 from ddpm_lightning.diffusion.oracles import Gaussian
 from ddpm_lightning.diffusion.schedules import SohlDickstein
+from ddpm_lightning.diffusion.variances import LearnedRange
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.trained import DataPlace, data_of
+from tests.make_data import write_mnist
 from tests.small import tiny_data, tiny_module, trainer
 
 
@@ -77,18 +85,65 @@ def test_the_command_measures_the_checkpoints_network_on_its_training_data(check
     [
         (["--ckpt=gone.ckpt"], "no checkpoint at gone.ckpt"),
         (["--n=0"], "at least 1"),
-        (["--data.root=here"], None),
         (["--wrong=1"], "no flag --wrong"),
     ],
 )
 def test_a_mistake_is_one_line(checkpoint, flags, message, capsys):
     args = ["analytic_variance", f"--ckpt={checkpoint}", "--n=1", *flags]
-    if message is None:  # the digits ignore their root
-        main(args)
-        return
     with pytest.raises(SystemExit):
         main(args)
     assert message in capsys.readouterr().err
+
+
+def test_labels_of_the_data_reach_a_conditional_model(tmp_path):
+    module = tiny_module(schedule=SohlDickstein(), conditional=True)
+    for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
+        parameter.data.normal_(std=0.2)
+    module.optimizer = partial(torch.optim.SGD, lr=0.0)
+    trainer(tmp_path, 2).fit(module, tiny_data())
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    main(["analytic_variance", f"--ckpt={path}", "--n=3"])
+    table = np.load(path.with_suffix(".x0_error.npz"))["x0_error"]
+    images, labels = tiny_data().images("train")
+    denoiser = DiffusionModule.load_from_checkpoint(path).eval().denoiser()
+    x0 = images.float() / 127.5 - 1
+    with_labels, without = (
+        x0_errors(denoiser, x0, y, n=3, data_range=(-1, 1)).numpy() for y in (labels, None)
+    )
+    np.testing.assert_allclose(table, with_labels, rtol=1e-6)
+    assert not np.allclose(with_labels, without, rtol=1e-3)
+
+
+def test_the_data_may_have_moved(tmp_path):
+    write_mnist(tmp_path / "here", "MNIST")
+    data = MNIST(root=str(tmp_path / "here"), download=False, held_out=20, global_batch_size=8)
+    module = tiny_module(shape=[1, 28, 28], schedule=SohlDickstein())
+    trainer(tmp_path, 1).fit(module, data)
+    (tmp_path / "here").rename(tmp_path / "there")
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(InputError, match="MNIST"):
+        data_of(path, DataPlace()).samples("train")
+    moved = data_of(path, DataPlace(root=str(tmp_path / "there"))).samples("train")
+    assert torch.equal(moved[0], data.samples("train")[0])
+
+
+@pytest.mark.parametrize("variance", ["FixedSmall", "FixedLarge"])
+def test_a_learned_variance_can_be_left_out_of_sampling(tmp_path, variance):
+    module = tiny_module(schedule=SohlDickstein(), variance=LearnedRange(), objective=Hybrid())
+    trainer(tmp_path, 1).fit(module, tiny_data())
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    few = "--sampler=DDPM", "--sampler.steps=3"
+    learned = draw(path, tmp_path / "learned", *few)
+    assert draw(path, tmp_path / variance, *few, f"--variance={variance}") != learned
+
+
+def test_another_learned_variance_than_the_trained_one_is_an_error(tmp_path, capsys):
+    module = tiny_module(schedule=SohlDickstein(), variance=LearnedRange(), objective=Hybrid())
+    trainer(tmp_path, 1).fit(module, tiny_data())
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(SystemExit):
+        draw(path, tmp_path / "out", "--variance=LearnedDiagonal")
+    assert "trained with LearnedRange" in capsys.readouterr().err
 
 
 def test_a_variance_for_a_sampler_without_one_is_an_error(checkpoint, tmp_path, capsys):

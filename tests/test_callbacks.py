@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import GenerativeMetrics, LossByTimestep, SampleGrid
 from ddpm_lightning.callbacks.generative_metrics import append_result
 from ddpm_lightning.callbacks.sharing import share
@@ -89,6 +91,60 @@ def test_sampling_leaves_training_as_it_was(tmp_path):
 def test_wrong_labels_are_refused_before_training(tmp_path):
     with pytest.raises(InputError, match="the model has none"):
         fit(tmp_path, 1, [SampleGrid(labels=[1])])
+
+
+def conditional_fit(folder: Path, callback) -> None:
+    """Fit a conditional model whose random weights make labels and guidance matter."""
+    torch.manual_seed(0)
+    module = tiny_module(conditional=True)
+    for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
+        parameter.data.normal_(std=0.05)
+    module.optimizer = partial(torch.optim.SGD, lr=0.0)
+    logger = TensorBoardLogger(folder, name="", version="")
+    trainer(folder, 1, callbacks=[callback], logger=logger).fit(module, tiny_data())
+
+
+def test_a_grid_shows_a_class_a_row(tmp_path, monkeypatch):
+    asked = []
+    generate = DiffusionModule.generate
+
+    def record(self, indices, sampler, labels, *args, **kwargs):
+        asked.append(labels)
+        return generate(self, indices, sampler, labels, *args, **kwargs)
+
+    monkeypatch.setattr(DiffusionModule, "generate", record)
+    conditional_fit(tmp_path, SampleGrid(n=6, columns=3, sampler=DDIM(2)))
+    assert asked[0][:9] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_grids_guidance_changes_it_and_is_in_its_name(tmp_path):
+    pictures = {}
+    for name, settings in {
+        "ddim3_ema": {},
+        "ddim3_guidance4_ema": {"guidance": 4.0},
+        "ddim3_guidance4_rescale0.7_ema": {"guidance": 4.0, "guidance_rescale": 0.7},
+        "ddim3_guidance4_interval0.5-1_ema": {"guidance": 4, "guidance_interval": (0.5, 1)},
+    }.items():
+        conditional_fit(tmp_path / name, SampleGrid(n=3, columns=3, sampler=DDIM(3), **settings))
+        path = tmp_path / name / "samples" / f"{name}_step_00000001.png"
+        pictures[path.read_bytes()] = name
+    assert len(pictures) == 4
+
+
+def test_a_metrics_guidance_changes_it_and_stands_beside_it(tmp_path):
+    plain, guided = (
+        GenerativeMetrics(LeNet(), n=20, sampler=DDIM(2), **settings)
+        for settings in ({}, {"guidance": 3.0, "guidance_interval": (0.2, 1.0)})
+    )
+    conditional_fit(tmp_path / "plain", plain)
+    conditional_fit(tmp_path / "guided", guided)
+    (one,) = json.loads((tmp_path / "plain" / "metrics.json").read_text())
+    (other,) = json.loads((tmp_path / "guided" / "metrics.json").read_text())
+    assert (one["guidance"], one["guidance_interval"]) == (1.0, None)
+    assert (other["guidance"], other["guidance_interval"]) == (3.0, [0.2, 1.0])
+    assert one["value"] != other["value"]
+    tag = "fd_lenet/n20_ddim2_guidance3_interval0.2-1_ema_train"
+    assert len(events(tmp_path / "guided").Scalars(tag)) == 1
 
 
 def test_more_steps_than_levels_are_refused_before_training(tmp_path):

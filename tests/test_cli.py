@@ -448,14 +448,21 @@ def test_sample_takes_everything_from_a_file(checkpoint, tmp_path):
 
 
 def test_labels_and_guidance_change_the_image(conditional_checkpoint, tmp_path):
-    variants = (["--labels=3"], ["--labels=5"], ["--labels=3", "--guidance=4.0"])
+    guided = ["--labels=3", "--guidance=4.0"]
+    variants = (
+        ["--labels=3"],
+        ["--labels=5"],
+        guided,
+        ["--guidance_interval=[0.5, 1.0]", *guided],
+        [*guided, "--guidance_rescale=0.7"],
+    )
     images = {
         (
             sample(conditional_checkpoint, tmp_path / str(i), "--n=1", *more) / "grid.png"
         ).read_bytes()
         for i, more in enumerate(variants)
     }
-    assert len(images) == 3
+    assert len(images) == 5
 
 
 def test_without_labels_a_conditional_model_samples_one_class_after_the_other(
@@ -471,6 +478,11 @@ def test_without_labels_a_conditional_model_samples_one_class_after_the_other(
     [
         (["--labels=3"], "the model has none"),
         (["--guidance=2.0"], "guidance 2 needs a model with labels"),
+        (["--guidance=strong"], "guidance: expected float, got strong"),
+        (["--guidance=nan"], "guidance scale nan: give a finite number"),
+        (["--guidance=2", "--guidance_interval=[0.8, 0.2]"], "0 ≤ low < high ≤ 1"),
+        (["--guidance=2", "--guidance_interval=[0.8]"], "guidance_interval"),
+        (["--guidance_rescale=0.7"], "change nothing at strength 1"),
         (["--n=0"], "at least 1"),
         (["--seed=-1"], "not negative"),
         (["--labels=[]"], "the model has none"),

@@ -158,7 +158,7 @@ def test_rescaling_by_another_share_is_an_error(rescale):
 def test_strength_1_leaves_the_denoiser_as_it_is():
     denoiser = Counting()
     assert guide(denoiser, 1.0) is denoiser
-    assert guide(denoiser, Guidance(1.0, interval=(0.2, 0.8))) is denoiser
+    assert guide(denoiser, Guidance(1.0)) is denoiser
     assert isinstance(guide(denoiser, 0.0), Guided)
 
 
@@ -172,6 +172,23 @@ def test_strength_1_leaves_the_denoiser_as_it_is():
 )
 def test_the_tag_names_what_differs_from_no_guidance(guidance, tag):
     assert guidance.tag == tag
+
+
+@pytest.mark.parametrize("settings", [{"interval": (0.2, 0.8)}, {"rescale": 0.7}])
+def test_settings_of_a_guidance_that_does_nothing_are_an_error(settings):
+    with pytest.raises(InputError, match="give a strength"):
+        Guidance(1.0, **settings)
+
+
+@pytest.mark.parametrize("T", [40, 50, 100, 1000])
+def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
+    oracle = Mixture(Linear(T), torch.zeros(2, 1), torch.ones(2))
+    rows = torch.arange(1, T + 1)
+    for low in range(0, 100, 7):
+        guided = Guided(oracle, Guidance(2.0, interval=(low / 100, 1.0)))
+        expected = rows * 100 > low * T  # in whole numbers
+        assert torch.equal(guided._guides(rows), expected)
+        assert [guided._guides(int(t)) for t in rows] == expected.tolist()
 
 
 def test_a_scale_that_is_no_number_is_an_error():

@@ -17,6 +17,7 @@ from ddpm_lightning.diffusion.samplers import (
     Euler,
     Heun,
     UniPC,
+    heun,
 )
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.networks import Network
@@ -152,7 +153,10 @@ def test_unipc(steps, name, parameterization):
 
 
 @everywhere
-def test_heun(steps, name, parameterization):
+def test_heun(steps, name, parameterization, monkeypatch):
+    # We leave out the correction of a step across most of the noise (20,291 to a few in one step
+    # of the cosine schedule), with which diffusers misses the distribution: see test_samplers.
+    monkeypatch.setattr(heun, "LONG_STEP", float("inf"))
     schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
     scheduler = diffusers.HeunDiscreteScheduler(**settings(parameterization))
     assert_same(

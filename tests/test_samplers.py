@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddpm_lightning.diffusion.denoiser import Denoiser, Guided
-from ddpm_lightning.diffusion.oracles import Empirical, Gaussian
+from ddpm_lightning.diffusion.oracles import Empirical, Gaussian, Mixture
 from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
 from ddpm_lightning.diffusion.samplers import (
     DDIM,
@@ -31,7 +31,7 @@ from ddpm_lightning.diffusion.samplers import (
     encode,
 )
 from ddpm_lightning.diffusion.samplers.spacings import distinct
-from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule
+from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule, Sigmoid
 from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
@@ -880,3 +880,22 @@ def test_no_frames_are_kept_unless_asked_for():
 def test_a_trajectory_of_one_frame_is_an_error(frames):
     with pytest.raises(InputError, match="2 or more"):
         generate(Denoiser(Waves(), LINEAR, V()), DDIM(2), (1,), torch.arange(2), frames=frames)
+
+
+# ------------------------------------------------------------- few steps, steep schedules
+
+
+@pytest.mark.parametrize("make", [DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC])
+@pytest.mark.parametrize(
+    "schedule", [Linear(), Cosine(), Sigmoid()], ids=lambda schedule: type(schedule).__name__
+)
+def test_few_steps_find_both_modes_of_a_mixture_whatever_the_schedules_last_levels(make, schedule):
+    means = torch.tensor([[-0.4], [0.6]], dtype=torch.float64)
+    weights = torch.tensor([0.3, 0.7])
+    oracle = Mixture(schedule, means, torch.tensor([0.01, 0.01]), weights)
+    u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    x_T = torch.special.ndtri(u)[:, None] * schedule.prior_std
+    samples = make(18)(oracle, x_T)
+    # The true weight is 0.7 and the standard deviation sqrt(0.01 + 0.21·1²) = 0.469.
+    assert (samples > 0.1).double().mean().item() == pytest.approx(0.7, abs=0.05)
+    assert samples.std().item() == pytest.approx(0.469, abs=0.05)

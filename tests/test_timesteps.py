@@ -53,7 +53,14 @@ def evenly(n):
     return Given((torch.arange(n) + 0.5) / n)
 
 
-ALL = [Uniform(), LogNormal(), LogitNormal(), LossSecondMoment(), Stratified(LogNormal())]
+ALL = [
+    Uniform(),
+    LogNormal(),
+    LogitNormal(),
+    LogitNormal(uniform=0.1),
+    LossSecondMoment(),
+    Stratified(LogNormal()),
+]
 
 
 @pytest.mark.parametrize("timesteps", ALL, ids=lambda t: type(t).__name__)
@@ -113,6 +120,24 @@ def test_logit_normal_has_the_papers_density_in_t_over_T():
     counts = np.bincount(t, minlength=51)[1:] / 200_000
     np.testing.assert_allclose(counts, expected, atol=2e-5)
     assert torch.equal(weight, torch.ones(200_000))
+
+
+def test_a_uniform_share_reaches_every_level_that_the_logit_normal_leaves_out():
+    t, _ = LogitNormal()(Straight(1000), evenly(1_000_000))
+    assert (t > 995).sum() == 0
+    t, weight = LogitNormal(uniform=0.1)(Straight(1000), evenly(1_000_000))
+    counts = np.bincount(t, minlength=1001)[1:] / 1_000_000
+    edges = np.arange(1001) / 1000
+    with np.errstate(divide="ignore"):
+        normal = np.diff(stats.norm().cdf(np.log(edges / (1 - edges))))
+    np.testing.assert_allclose(counts, 0.9 * normal + 0.1 / 1000, atol=4e-6)
+    assert torch.equal(weight, torch.ones(1_000_000))
+
+
+@pytest.mark.parametrize("uniform", [-0.1, 1.1])
+def test_a_uniform_share_outside_0_to_1_is_refused(uniform):
+    with pytest.raises(InputError, match="uniform"):
+        LogitNormal(uniform=uniform)
 
 
 @pytest.mark.parametrize("kind", [LogNormal, LogitNormal])

@@ -16,7 +16,7 @@ from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
-from ddpm_lightning.diffusion.denoiser import Guidance, as_guidance
+from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_uint8
@@ -39,9 +39,11 @@ class GenerativeMetrics(Periodic):
             one, too.
         n: Number of samples. Distances at different n do not compare; published FIDs use 50000.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
-        guidance: Strength of classifier-free guidance of a conditional model, 1 is none; or
-            Guidance with its scale, interval and rescale. The labels are those of the reference
-            images, in their order, repeated up to n.
+        guidance: Strength of classifier-free guidance of a conditional model; 1 is none. Its
+            labels are those of the reference images, in their order, repeated up to n.
+        guidance_interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; null: at all.
+        guidance_rescale: Share, 0 to 1, by which guided predictions are brought back to the spread
+            of unguided ones, against over-exposure; Lin et al. (2023) use 0.7.
         ema: Averaged weights (true) or the ones in training (false).
         reference: Split to compare with: train (as published numbers do), val or test.
         seed: Seed of the noise.
@@ -54,7 +56,9 @@ class GenerativeMetrics(Periodic):
         every_n_steps: int = 5000,
         n: int = 2000,
         sampler: Sampler | None = None,
-        guidance: float | Guidance = 1.0,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         ema: bool = True,
         reference: Split = "train",
         seed: int = 1,
@@ -69,7 +73,7 @@ class GenerativeMetrics(Periodic):
         self.extractor = extractor
         self.n = n
         self.sampler = sampler or DDPM()
-        self.guidance = guidance
+        self.guidance = Guidance(guidance, guidance_interval, guidance_rescale)
         self.ema = ema
         self.reference = reference
         self.seed = seed
@@ -151,7 +155,7 @@ class GenerativeMetrics(Periodic):
         sampler = self.sampler.tag(module.schedule)
         weights = "ema" if self.ema else "raw"
         name, alias = self.extractor.name, self.extractor.alias
-        how = "_".join(filter(None, (sampler, as_guidance(self.guidance).tag, weights)))
+        how = "_".join(filter(None, (sampler, self.guidance.tag, weights)))
         tag = f"{name}/n{self.n}_{how}_{self.reference}"
         if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
             module.log(alias, distance, on_step=True, on_epoch=False, logger=False)
@@ -166,7 +170,9 @@ class GenerativeMetrics(Periodic):
             "n": self.n,
             "sampler": self.sampler.describe(),
             "steps": len(self.sampler.levels(module.schedule)) - 1,
-            "guidance": plain(self.guidance, "guidance"),
+            "guidance": self.guidance.scale,
+            "guidance_interval": plain(self.guidance.interval, "guidance_interval"),
+            "guidance_rescale": self.guidance.rescale,
             "weights": weights,
             "precision": str(trainer.precision),
             "seed": self.seed,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
-from ddpm_lightning.diffusion.denoiser import Guidance, as_guidance
+from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_gif, write_png
@@ -33,8 +33,10 @@ class SampleGrid(Periodic):
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
         labels: Class labels for a conditional model, repeated up to n; default: a class a row
             (for points: one class after the other).
-        guidance: Strength of classifier-free guidance, 1 is none; or Guidance with its scale,
-            interval and rescale.
+        guidance: Strength of classifier-free guidance; 1 is none, 0 ignores the labels.
+        guidance_interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; null: at all.
+        guidance_rescale: Share, 0 to 1, by which guided predictions are brought back to the spread
+            of unguided ones, against over-exposure; Lin et al. (2023) use 0.7.
         ema: Averaged weights (true) or the ones in training (false).
         seed: Seed of the noise.
         batch_size: Samples at a time on each device.
@@ -55,7 +57,9 @@ class SampleGrid(Periodic):
         columns: int = 8,
         sampler: Sampler | None = None,
         labels: list[int] | None = None,
-        guidance: float | Guidance = 1.0,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         ema: bool = True,
         seed: int = 0,
         batch_size: int = 256,
@@ -74,7 +78,7 @@ class SampleGrid(Periodic):
         self.columns = columns
         self.sampler = sampler or DDPM()
         self.labels = labels
-        self.guidance = guidance
+        self.guidance = Guidance(guidance, guidance_interval, guidance_rescale)
         self.ema = ema
         self.seed = seed
         self.batch_size = batch_size
@@ -121,7 +125,7 @@ class SampleGrid(Periodic):
         if trainer.is_global_zero:
             how = (
                 self.sampler.tag(module.schedule),
-                as_guidance(self.guidance).tag,
+                self.guidance.tag,
                 "ema" if self.ema else "raw",
             )
             tag = "_".join(filter(None, how))

@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar, overload
 import torch
 from torch import Tensor
 
-from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.parameterizations import Parameterization
 from ddpm_lightning.diffusion.schedules import Scalar, Schedule
 from ddpm_lightning.diffusion.variances import FixedSmall, Variance
@@ -153,7 +152,7 @@ class Denoiser:
 
 
 @dataclass(frozen=True)
-class Guidance(Configurable):
+class Guidance:
     """How strongly samples are pulled towards their class, and where.
 
     Args:
@@ -167,7 +166,7 @@ class Guidance(Configurable):
             on x0 so that it means the same under any parameterization; they use 0.7).
 
     Raises:
-        InputError: interval or rescale is outside 0 to 1.
+        InputError: interval or rescale is outside 0 to 1, or without a scale to act on.
     """
 
     scale: float = 1.0
@@ -177,6 +176,10 @@ class Guidance(Configurable):
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
             raise InputError(f"guidance scale {self.scale}: give a finite number")
+        if self.scale == 1 and (self.interval is not None or self.rescale):
+            raise InputError(
+                "guidance interval and rescale change nothing at strength 1; give a strength, too"
+            )
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise InputError(
                 f"guidance interval {list(self.interval)}: give [low, high] as shares of the "
@@ -263,8 +266,9 @@ class Guided:
     def _guides(self, t: Tensor) -> Tensor: ...
     def _guides(self, t: int | Tensor) -> bool | Tensor:
         low, high = as_guidance(self.guidance).interval or (0, 1)
-        T = self.schedule.T
-        return (t > low * T) & (t <= high * T)
+        # Whole levels, once: 0.29·100 is a little less than 29 in floating point.
+        first, last = (math.floor(share * self.schedule.T + 1e-6) for share in (low, high))
+        return (t > first) & (t <= last)
 
 
 def guide(denoiser: AnyDenoiser, guidance: float | Guidance) -> AnyDenoiser | Guided:

@@ -137,6 +137,7 @@ class Schedule(Configurable, nn.Module, ABC):
             t: Level(s), an int or int64 [B].
             eps: [B, ...] standard normal noise.
         """
+        x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
         alpha, sigma = self.at(t, like=x0)
         return alpha * x0 + sigma * eps
 

@@ -101,7 +101,7 @@ class Cosine(Schedule):
 
 
 class Sigmoid(Schedule):
-    """alpha_bar falls along a sigmoid (Jabri et al. 2022, alg. 1; Chen 2023, alg. 1).
+    """alpha_bar falls along a sigmoid (Jabri et al. 2022, fig. 8; Chen 2023, alg. 1).
 
     alpha_bar(t/T) = (σ(end/tau) − σ((start + (end − start)·t/T)/tau)) / (σ(end/tau) −
     σ(start/tau)), stretched to go from 1 to 0 and floored at min_alpha_bar.

@@ -121,36 +121,47 @@ class LogNormal(Timesteps):
 class LogitNormal(Timesteps):
     """The logit of t/T is normal: the middle levels more often (Esser et al. 2024, eq. 19).
 
-    The weights stay 1: the distribution is part of the loss.
+    The weights stay 1: the distribution is part of the loss. Its density vanishes at both ends:
+    at T = 1000 a draw in 600 lies above t = 950, and levels 2 to 4 and 997 to 1000, where every
+    sampler starts, are never drawn but for the uniform share.
 
     Args:
         mean: Mean of ln(t/(T − t)); above 0 favours noise.
         std: Its standard deviation; the paper's best is (0, 1).
+        uniform: Share of the draws that is uniform over all levels; the paper's 0.
 
     Raises:
-        InputError: std is not above 0.
+        InputError: std is not above 0, or uniform not in [0, 1].
     """
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        if not std > 0:
-            raise InputError(f"LogitNormal(std={std}): std must be above 0")
+    def __init__(self, mean: float = 0.0, std: float = 1.0, uniform: float = 0.0) -> None:
+        if not std > 0 or not 0 <= uniform <= 1:
+            raise InputError(
+                f"LogitNormal(std={std}, uniform={uniform}): std must be above 0 and uniform in "
+                "[0, 1]"
+            )
         self.mean = mean
         self.std = std
+        self.uniform = uniform
 
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
         """See the base class."""
         u = noise.uniform(1)
-        share = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        # The uniform share takes the lowest u, the normal the rest, each stretched to [0, 1).
+        even = u / max(self.uniform, 1e-12)
+        rest = ((u - self.uniform) / max(1 - self.uniform, 1e-12)).clamp(0, 1)
+        normal = torch.sigmoid(self.mean + self.std * torch.special.ndtri(rest))
+        share = torch.where(u < self.uniform, even, normal)
         return Drawn(level_of(share, schedule), torch.ones_like(u))
 
 
 class Stratified(Timesteps):
     """Another distribution, its quantiles spread evenly over the global batch.
 
-    Of N rows, exactly one falls into each N-th of the distribution, so the loss varies less from
-    step to step (as in VDM, app. I.1). The N-ths are dealt out in golden-ratio strides, which
-    spreads the rows of one process, too, and rotated anew each step, so that each row alone has
-    the distribution.
+    Of N rows, exactly one falls into each N-th of the distribution, counted from a place that
+    changes with the step, so the loss varies less (as in VDM, app. I.1), while each row alone has
+    the distribution. The N-ths are dealt out in golden-ratio strides, which spreads the rows of
+    one process, too.
 
     Args:
         timesteps: The distribution to stratify.

@@ -92,7 +92,7 @@ class LearnedRange(Variance):
 
 
 class LearnedDiagonal(Variance):
-    """Any variance, learned for each dimension (Sohl-Dickstein et al. 2015, table 1).
+    """Any variance, learned for each dimension (Sohl-Dickstein et al. 2015, table App.1).
 
     The step t → t − 1 has beta_t·exp(extra), from one extra output channel for each of the data's:
     a network that says 0 starts from FixedLarge. A step to another s has the variance that
@@ -126,7 +126,9 @@ class AnalyticVariance(Variance):
     """The optimal variance that does not depend on x_t (Analytic-DPM, Bao et al. 2022, thm. 1).
 
     beta_tilde + A²·e_t, with A the posterior's coefficient of x_0 and e_t the mean squared error
-    of x0_hat at level t, a number a dimension: what the levels' network leaves unexplained.
+    of x0_hat at level t, a number a dimension: what the network leaves unexplained. For an exact
+    x0_hat this is theorem 1; for a learned one it is what is optimal with this very mean (Bao et
+    al. 2022b, "Estimating the optimal covariance with imperfect mean").
 
     Args:
         table: e_0…e_T, T + 1 numbers of which the first is 0 and unused; or the path of an .npz
@@ -138,6 +140,8 @@ class AnalyticVariance(Variance):
 
     def __init__(self, table: list[float] | str) -> None:
         errors = _read_table(table) if isinstance(table, str) else np.asarray(table, np.float64)
+        # A checkpoint holds the numbers, so that it loads wherever the file is.
+        self._arguments["table"] = errors.tolist()
         if errors.ndim != 1 or not bool((np.isfinite(errors) & (errors >= 0)).all()):
             raise InputError(
                 "AnalyticVariance: the table must be a list of T + 1 mean squared errors, finite "
@@ -169,6 +173,31 @@ class AnalyticVariance(Variance):
         floor = first_variance(prediction.schedule)
         variance = self(prediction, 0)
         return variance.clamp(min=floor) if isinstance(variance, Tensor) else max(variance, floor)
+
+
+class InsteadOfLearned(Variance):
+    """Another variance for a network that has learned one, whose extra channels are ignored.
+
+    Args:
+        variance: The variance to take.
+        learned: The one that the network was built for.
+    """
+
+    def __init__(self, variance: Variance, learned: Variance) -> None:
+        self.variance = variance
+        self.learned = learned
+
+    def extra_channels(self, channels: int) -> int:
+        """See the base class: those of the learned one."""
+        return self.learned.extra_channels(channels)
+
+    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
+        """See the base class."""
+        return self.variance(prediction, s)
+
+    def decoder(self, prediction: Prediction) -> Scalar:
+        """See the base class."""
+        return self.variance.decoder(prediction)
 
 
 def _extra(variance: Variance, prediction: Prediction) -> Tensor:

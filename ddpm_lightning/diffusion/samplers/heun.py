@@ -9,12 +9,17 @@ from ddpm_lightning.diffusion.samplers.ddim import ddim_step, with_eps
 from ddpm_lightning.diffusion.samplers.euler import Euler
 from ddpm_lightning.diffusion.samplers.sampler import Predict
 
+LONG_STEP = 10
+"""sigma/alpha at the start of a step over that at its end, above which it is not corrected."""
+
 
 class Heun(Euler):
     """EDM's sampler: an Euler step, corrected with the slope at its end (EDM algorithms 1 and 2).
 
     The slope of x/alpha over sigma/alpha is eps; the step is taken with the mean of the two. The
-    last step, and the first one from alpha_T = 0, are plain Euler.
+    last step is plain Euler, and so is one across more than a factor of LONG_STEP in sigma/alpha,
+    as from the last levels of the cosine schedule (20,291 and more): there the slope is constant
+    over nearly all of the step, and the mean would give half the weight to its far end.
 
     Args:
         steps: Number of steps, of two network evaluations each, the last of one; None visits
@@ -32,7 +37,11 @@ class Heun(Euler):
     def advance(self, predict: Predict, prediction: Prediction, s: int) -> Tensor:
         """See the base class."""
         x_s = ddim_step(prediction, s)
-        if s == 0 or float(prediction.schedule.alpha[prediction.t]) == 0:
+        schedule = prediction.schedule
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            schedule.at(level, prediction.x_t) for level in (prediction.t, s)
+        )
+        if s == 0 or sigma_t * alpha_s > LONG_STEP * sigma_s * alpha_t:
             return x_s
         eps = (prediction.eps + predict(x_s, s).eps) / 2
         return ddim_step(with_eps(prediction, eps), s)

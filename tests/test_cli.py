@@ -479,7 +479,7 @@ def test_without_labels_a_conditional_model_samples_one_class_after_the_other(
         (["--labels=3"], "the model has none"),
         (["--guidance=2.0"], "guidance 2 needs a model with labels"),
         (["--guidance=strong"], "guidance: expected float, got strong"),
-        (["--guidance=nan"], "guidance scale nan: give a finite number"),
+        (["--guidance=nan"], "guidance: expected float, got nan"),
         (["--guidance=2", "--guidance_interval=[0.8, 0.2]"], "0 ≤ low < high ≤ 1"),
         (["--guidance=2", "--guidance_interval=[0.8]"], "guidance_interval"),
         (["--guidance_rescale=0.7"], "change nothing at strength 1"),

@@ -133,8 +133,7 @@ def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub
     settings["model"]["schedule"].setdefault("init_args", {})["T"] = 50
     settings["data"].setdefault("init_args", {})
     settings["data"]["init_args"] |= {"predict_n": 2, "global_batch_size": 4}
-    if not toy:
-        settings["data"]["init_args"] |= {"root": str(tmp_path / "data")}
+    settings["data"]["init_args"] |= {"n": 64} if toy else {"root": str(tmp_path / "data")}
     if kind not in ("Digits", "Toy2D"):
         settings["data"]["init_args"] |= {"subset": 16}
         if settings["data"]["init_args"].get("held_out") != 0:

@@ -22,26 +22,27 @@ from ddpm_lightning.metrics.points import mmd, sliced_wasserstein
 from ddpm_lightning.module import DiffusionModule
 
 SETS = 5
-"""Sets of real points that are compared with; their pairs are the floor."""
+"""Distances to average: one set of a few thousand points is off by chance as much as by error."""
 
 
 class PointMetrics(Periodic):
     """Logs two distances between samples and real points: sliced Wasserstein-1 and squared MMD.
 
-    The first points of the split make up to five sets of n. The distance is the mean over those
-    sets, and beside it stands, for scale, the mean over their pairs, real against real at the same
-    n: samples that reach it cannot be told from the data by this distance. Tags name what was
-    measured (number of samples, sampler and its steps, weights, split); ``swd`` and ``mmd`` are
-    the stable aliases for ``monitor:``. metrics.json in the run folder keeps every result.
+    The first points of the split make up to five sets of n, and each is compared with n samples of
+    its own; the distance is the mean. Beside it stands, for scale, the mean over the pairs of the
+    real sets, real against real at the same n: samples that reach it cannot be told from the data
+    by this distance. Tags name what was measured (points in a set, sampler and its steps, weights,
+    split); ``swd`` and ``mmd`` are the stable aliases for ``monitor:``. metrics.json in the run
+    folder keeps every result.
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next; the end of training has
             one, too.
-        n: Number of samples; the split holds at least twice as many points. Distances at
-            different n do not compare.
+        n: Points in a set; the split holds at least two sets. Distances at different n do not
+            compare.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
         guidance: Strength of classifier-free guidance of a conditional model, 1 is none; or
-            Guidance with its scale, interval and rescale. The labels are those of the split's
+            Guidance with its scale, interval and rescale. The labels are those of the real
             points, in their order.
         ema: Averaged weights (true) or the ones in training (false).
         reference: Split to compare with: val (as training has not seen it), train or test.
@@ -118,6 +119,7 @@ class PointMetrics(Periodic):
             )
         self._labels = labels if pl_module.num_classes is not None else None
         self._sets = points.split(self.n)[: min(SETS, len(points) // self.n)]
+        self._count = len(self._sets) * self.n
         self._floor = {
             name: _mean([distance(a, b) for a, b in combinations(self._sets, 2)])
             for name, distance in self._distances.items()
@@ -128,7 +130,7 @@ class PointMetrics(Periodic):
         assert isinstance(module, DiffusionModule)
         with trainer.precision_plugin.forward_context():
             samples = module.generate(
-                share(self.n, trainer),
+                share(self._count, trainer),
                 self.sampler,
                 self._labels,
                 self.guidance,
@@ -137,9 +139,9 @@ class PointMetrics(Periodic):
                 batch_size=self.batch_size,
                 progress=shows_progress(trainer),
             ).x
-        x = gather(samples, self.n, trainer)
+        drawn = gather(samples, self._count, trainer).split(self.n)
         for name, distance in self._distances.items():
-            value = _mean([distance(x, points) for points in self._sets])
+            value = _mean([distance(x, y) for x, y in zip(drawn, self._sets, strict=True)])
             self._report(trainer, module, step, name, value)
 
     def _report(
@@ -167,7 +169,7 @@ class PointMetrics(Periodic):
             "precision": str(trainer.precision),
             "seed": self.seed,
             "reference": self.reference,
-            "reference_sets": len(self._sets),
+            "sets": len(self._sets),
             "floor": self._floor[name],
             "floor_n": self.n,
             **self._distances[name].keywords,

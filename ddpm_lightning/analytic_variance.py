@@ -71,8 +71,9 @@ def analytic_variance(
     levels = sorted({1, *(max(1, round(share * T)) for share in (0.05, 0.25, 0.5, 0.75, 1))})
     print("mean squared error of x0_hat: " + ", ".join(f"t={t}: {table[t]:.4g}" for t in levels))
     print(
-        f"{path} holds the table. Sample with it: sample --ckpt {ckpt} --out FOLDER "
-        f"--sampler DDPM --sampler.steps 50 --variance AnalyticVariance --variance.table {path}"
+        f"{path} holds the table. Sample with it: python -m ddpm_lightning sample --ckpt {ckpt} "
+        "--out FOLDER --sampler DDPM --sampler.steps 50 --variance AnalyticVariance "
+        f"--variance.table {path}"
     )
 
 

@@ -88,8 +88,10 @@ class Images(Pictures):
         return grid(x, columns, inputs=inputs)
 
     def strip(self, frames: Tensor) -> Tensor:
-        """See the base class: a row a sample, the first eight."""
-        shown = rearrange(frames[:, :8], "frame n ... -> (n frame) ...")
+        """See the base class: a row a sample, at most eight, evenly spread over all."""
+        n = frames.shape[1]
+        rows = torch.linspace(0, n - 1, min(8, n)).long()
+        shown = rearrange(frames[:, rows], "frame n ... -> (n frame) ...")
         return grid(shown, columns=len(frames), tile=32)
 
     def write(self, folder: Path, x: Tensor) -> None:

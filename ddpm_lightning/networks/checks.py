@@ -19,7 +19,7 @@ def check_image(network: str, shape: tuple[int, ...], in_channels: int) -> None:
     if len(shape) != 3:
         raise InputError(
             f"{network} takes images [channels, height, width], not data of shape "
-            f"{list(shape)}; choose another network, e.g. MLP for points"
+            f"{list(shape)}; choose another network, e.g. MLP for points (--model.net MLP)"
         )
     if shape[0] != in_channels:
         raise InputError(

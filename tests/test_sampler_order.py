@@ -90,6 +90,48 @@ def test_order_of_convergence(sampler, settings, order, T, bottom):
     assert slope == pytest.approx(order, abs=0.25 if order < 4 else 0.6)
 
 
+STOCHASTIC_ORDERS = [
+    (DDPM, {}, 1),
+    (DDIM, {"eta": 0.5}, 1),
+    (DDIM, {"eta": 1.0}, 1),
+    (DPMSolverPPSDE, {"order": 1}, 1),
+    (DPMSolverPPSDE, {"order": 2}, 2),
+    (Euler, {"churn": 20.0}, 1),
+    (Heun, {"churn": 20.0}, 2),
+]
+
+
+@pytest.mark.parametrize("c", [0.1, 0.5])
+@pytest.mark.parametrize(("sampler", "settings", "order"), STOCHASTIC_ORDERS)
+def test_weak_order_of_stochastic_samplers(sampler, settings, order, c):
+    """The variance of x_t on normal data of variance c, without a single random number.
+
+    There every step is linear: with the unit vectors e_0, e_1, … in place of the noises of x_T and
+    of each step, a sample ends as the list of its coefficients, and its variance is their square
+    sum.
+    """
+    T, bottom, counts = 1000, 40, (80, 160, 320)
+    schedule = Linear(T)
+
+    def exact(t):
+        return float(schedule.alpha[t] ** 2 * c + schedule.sigma[t] ** 2)
+
+    errors = []
+    for steps in counts:
+        size = steps + 3
+        basis = torch.eye(size, dtype=torch.float64)
+        oracle = Gaussian(schedule, basis.new_zeros(size), c * basis)
+        levels = [*range(T, bottom - 1, -(T - bottom) // steps), 0]
+        states = sampler(None, spacing=Levels(levels), **settings).trajectory(
+            oracle, basis[:1] * exact(T) ** 0.5, noise=lambda draw, _, e=basis: e[draw : draw + 1]
+        )
+        variance = next(state.x_t for state in states if state.t == bottom).square().sum()
+        errors.append(abs(float(variance) / exact(bottom) - 1))
+    slope = -np.polyfit(np.log2(counts), np.log2(errors), 1)[0]
+    print(f"\n{sampler.__name__} {settings} c={c}: weak order {slope:.2f}, errors {errors}")
+    assert slope == pytest.approx(order, abs=0.25)
+
+
 @pytest.mark.parametrize("points", [[3.0], [3.0, 4.5], [3.0, 4.5, 5.0], [3.0, 4.5, 5.0, 9.0]])
 def test_multistep_weights_are_the_integrals_of_the_lagrange_polynomials(points):
     for j, weight in enumerate(adams_bashforth(points, 1.0)):

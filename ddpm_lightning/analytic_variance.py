@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddpm_lightning.checkpoints import weights_digest
 from ddpm_lightning.diffusion.denoiser import Denoises
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
@@ -31,7 +32,7 @@ def analytic_variance(
     Measures the mean squared error of x0_hat at every level on training data and stores the table
     beside the checkpoint, as NAME.x0_error.npz, for sampling by DDPM in few steps:
     sample --variance AnalyticVariance --variance.table FILE. It holds for these weights, without
-    guidance; estimate it anew after further training.
+    guidance; after further training, sample refuses it: estimate it anew.
 
     Args:
         ckpt: The checkpoint; it describes its model and data itself.
@@ -53,8 +54,9 @@ def analytic_variance(
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device)).eval()
     source = data_of(ckpt, data)
     x0, y = source.finished("train")
+    denoiser = module.denoiser(ema=weights == "ema")
     table = x0_errors(
-        module.denoiser(ema=weights == "ema"),
+        denoiser,
         x0,
         y if module.num_classes is not None else None,
         n=n,
@@ -65,7 +67,8 @@ def analytic_variance(
     )
     path = ckpt.with_suffix(".x0_error.npz")
     partial = path.with_suffix(".part.npz")
-    np.savez(partial, x0_error=table.numpy(), n=n, seed=seed, weights=weights)
+    network = weights_digest(denoiser.net)
+    np.savez(partial, x0_error=table.numpy(), n=n, seed=seed, weights=weights, network=network)
     partial.replace(path)
     T = module.schedule.T
     levels = sorted({1, *(max(1, round(share * T)) for share in (0.05, 0.25, 0.5, 0.75, 1))})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ddpm_lightning.errors import InputError
 
@@ -52,6 +54,15 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             "update ddpm_lightning"
         )
     return checkpoint
+
+
+def weights_digest(net: nn.Module) -> str:
+    """Name a network's weights: the sha256 of all names and values, on whatever device."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _nearby(path: Path) -> str:

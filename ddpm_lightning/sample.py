@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from ddpm_lightning.checkpoints import weights_digest
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
@@ -93,6 +94,13 @@ def sample(
             raise InputError(
                 f"{type(sampler).__name__} has no use for a variance, only DDPM has; leave out "
                 "--variance or use --sampler DDPM"
+            )
+        table_of = getattr(variance, "network", None)
+        if table_of not in (None, weights_digest(module.denoiser(ema=weights == "ema").net)):
+            raise InputError(
+                f"the variance table was measured with other weights than the {weights} ones of "
+                f"{ckpt}; estimate it for these: python -m ddpm_lightning analytic_variance "
+                f"--ckpt {ckpt} --weights {weights}"
             )
         module.variance = _in_place_of(module.variance, variance, module.shape[0])
     draw = partial(module.generate, torch.arange(n))

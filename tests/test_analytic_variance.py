@@ -71,6 +71,16 @@ def test_the_table_lies_beside_the_checkpoint_and_changes_the_samples(checkpoint
     assert draw(checkpoint, tmp_path / "analytic", *steps, *analytic) != plain
 
 
+def test_a_table_of_other_weights_is_refused(checkpoint, tmp_path, capsys):
+    main(["analytic_variance", f"--ckpt={checkpoint}", "--n=2"])
+    table = checkpoint.with_suffix(".x0_error.npz")
+    analytic = "--sampler=DDPM", "--variance=AnalyticVariance", f"--variance.table={table}"
+    with pytest.raises(SystemExit):
+        draw(checkpoint, tmp_path / "raw", *analytic, "--weights=raw")
+    assert "measured with other weights than the raw ones" in capsys.readouterr().err
+    assert not (tmp_path / "raw").exists()
+
+
 def test_the_command_measures_the_checkpoints_network_on_its_training_data(checkpoint):
     main(["analytic_variance", f"--ckpt={checkpoint}", "--n=3", "--seed=5", "--weights=raw"])
     table = np.load(checkpoint.with_suffix(".x0_error.npz"))["x0_error"]

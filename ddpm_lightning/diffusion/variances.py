@@ -134,12 +134,20 @@ class AnalyticVariance(Variance):
         table: e_0…e_T, T + 1 numbers of which the first is 0 and unused; or the path of an .npz
             file that holds them as ``x0_error``, as the analytic_variance command writes it.
 
+    Attributes:
+        network: The sha256 of the weights that the file was measured with; None where unknown.
+
     Raises:
         InputError: The file is missing or holds something else, or a number is negative.
     """
 
+    network: str | None = None
+
     def __init__(self, table: list[float] | str) -> None:
-        errors = _read_table(table) if isinstance(table, str) else np.asarray(table, np.float64)
+        if isinstance(table, str):
+            errors, self.network = _read_table(table)
+        else:
+            errors = np.asarray(table, np.float64)
         # A checkpoint holds the numbers, so that it loads wherever the file is.
         self._arguments["table"] = errors.tolist()
         if errors.ndim != 1 or not bool((np.isfinite(errors) & (errors >= 0)).all()):
@@ -218,10 +226,11 @@ def _rows(level: int | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(level, device=like.device).view((-1,) + (1,) * (like.ndim - 1))
 
 
-def _read_table(path: str) -> np.ndarray:
+def _read_table(path: str) -> tuple[np.ndarray, str | None]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return np.asarray(file["x0_error"], np.float64)
+            network = str(file["network"]) if "network" in file else None
+            return np.asarray(file["x0_error"], np.float64), network
     except FileNotFoundError as error:
         raise InputError(
             f"AnalyticVariance: there is no table {path}; estimate it first: python -m "

@@ -240,6 +240,12 @@ class DiffusionCLI(LightningCLI):
                 f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so "
                 "that noise and data go on where they were"
             )
+        step, end = checkpoint["global_step"], config.trainer.get("max_steps", -1)
+        if self.config.subcommand == "fit" and 0 <= end <= step:
+            raise InputError(
+                f"{path} stands at step {step} already; train longer by --trainer.max_steps, "
+                f"above {step}"
+            )
         for key, (ours, theirs) in _differences(asked, stated).items():
             warnings.warn(
                 f"ignored: model.{key}={ours}; the checkpoint says {theirs}, and a checkpoint "

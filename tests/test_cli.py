@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from PIL import Image
 
 from ddpm_lightning.cli import main
@@ -328,6 +331,32 @@ def test_an_error_while_drawing_does_not_cost_the_steps_before_it(tmp_path, monk
         main(["fit", *tiny_run(tmp_path, f"--trainer.callbacks={grid}")])
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_what_is_saved_and_is_no_success(
+    sent, code, tmp_path, monkeypatch, capsys
+):
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.global_step == 5:
+                os.kill(os.getpid(), sent)
+
+    previous = signal.getsignal(signal.SIGINT)  # Lightning switches it off
+    monkeypatch.setattr("tests.test_cli.Stop", Stop, raising=False)
+    stop = '--trainer.callbacks=[{"class_path": "tests.test_cli.Stop"}]'
+    try:
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", *tiny_run(tmp_path, stop, "--checkpoint.every_n_steps=5", max_steps=9)])
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert caught.value.code == code
+    assert "step 5 is saved: go on by --ckpt_path last" in capsys.readouterr().out
+
+
+def test_resuming_a_finished_run_without_more_steps_is_an_error(run, capsys):
+    message = fail(capsys, "fit", *tiny_run(run, "--ckpt_path=last", max_steps=2))
+    assert "stands at step 2 already; train longer by --trainer.max_steps" in message
 
 
 def test_last_without_a_checkpoint_is_an_error(tmp_path, capsys):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
 
@@ -35,3 +38,18 @@ class RunCheckpoint(Periodic, Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         if self.keep_all:
             trainer.save_checkpoint(path.with_name(f"step_{step:08d}.ckpt"), weights_only=False)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say how to go on after Ctrl-C, or after the SIGTERM of a scheduler."""
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM  # not 0: the run is not finished
+        elif not isinstance(exception, KeyboardInterrupt):
+            return
+        if trainer.is_global_zero:
+            root = trainer.default_root_dir
+            way = "nothing is saved yet: start again"
+            if last_checkpoint(root).exists():
+                way = f"step {self._last_step} is saved: go on by --ckpt_path last"
+            tqdm.write(f"\n{root}: stopped after step {trainer.global_step}; {way}")

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.figure import new_figure, pixels_of
 from ddpm_lightning.images import grid, to_uint8, write_png
 
 BACKDROP = 2000
@@ -136,9 +135,8 @@ class Scatter(Pictures):
         partial.replace(folder / "samples.npy")
 
     def _plot(self, x: Tensor, pixels: int, ticks: bool = True) -> Tensor:
-        """Plot [n, 2] as uint8 [3, pixels, pixels], without pyplot and its global state."""
-        figure = Figure(figsize=(pixels / 100, pixels / 100), dpi=100, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+        """Plot [n, 2] as uint8 [3, pixels, pixels], on fixed axes."""
+        figure = new_figure(pixels / 100, pixels / 100)
         axes = figure.add_subplot(aspect="equal")
         dot = (pixels / 200) ** 2 / 2  # an area, in points
         if self.backdrop is not None:
@@ -149,6 +147,4 @@ class Scatter(Pictures):
         if not ticks:
             axes.set_xticks([])
             axes.set_yticks([])
-        canvas.draw()
-        rgba = torch.from_numpy(np.array(canvas.buffer_rgba()))
-        return rearrange(rgba[..., :3], "h w c -> c h w").contiguous()
+        return pixels_of(figure)

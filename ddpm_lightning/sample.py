@@ -8,17 +8,16 @@ from typing import Literal
 
 import torch
 
-from ddpm_lightning.checkpoints import weights_digest
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.denoiser import Guidance
-from ddpm_lightning.diffusion.samplers import DDPM, Sampler
-from ddpm_lightning.diffusion.variances import InsteadOfLearned, Variance
+from ddpm_lightning.diffusion.samplers import Sampler
+from ddpm_lightning.diffusion.variances import Variance
 from ddpm_lightning.edits import Edit, edit_images
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures import pictures_of
-from ddpm_lightning.trained import DataPlace, data_of, device_named
+from ddpm_lightning.trained import DataPlace, data_of, device_named, set_variance
 
 
 def sample(
@@ -90,19 +89,7 @@ def sample(
     if edit is not None and sampler is None:
         sampler = edit.default_sampler(module.schedule)
     if variance is not None:
-        if not isinstance(sampler or DDPM(), DDPM):
-            raise InputError(
-                f"{type(sampler).__name__} has no use for a variance, only DDPM has; leave out "
-                "--variance or use --sampler DDPM"
-            )
-        table_of = getattr(variance, "network", None)
-        if table_of not in (None, weights_digest(module.denoiser(ema=weights == "ema").net)):
-            raise InputError(
-                f"the variance table was measured with other weights than the {weights} ones of "
-                f"{ckpt}; estimate it for these: python -m ddpm_lightning analytic_variance "
-                f"--ckpt {ckpt} --weights {weights}"
-            )
-        module.variance = _in_place_of(module.variance, variance, module.shape[0])
+        set_variance(module, variance, sampler, ckpt, weights == "ema")
     draw = partial(module.generate, torch.arange(n))
     if edit is not None:
         draw = partial(edit_images, module, edit, n)
@@ -134,15 +121,3 @@ def _data_behind(ckpt: Path, module: DiffusionModule) -> InMemoryData | None:
         return data_of(ckpt, DataPlace())
     except InputError:
         return None
-
-
-def _in_place_of(trained: Variance, variance: Variance, channels: int) -> Variance:
-    """The variance to sample with, for a network that was trained with another."""
-    if variance.extra_channels(channels) and type(variance) is not type(trained):
-        raise InputError(
-            f"{type(variance).__name__} is learned, but the checkpoint was trained with "
-            f"{type(trained).__name__}; use FixedSmall, FixedLarge or AnalyticVariance"
-        )
-    if trained.extra_channels(channels) and not variance.extra_channels(channels):
-        return InsteadOfLearned(variance, trained)
-    return variance

@@ -1,4 +1,4 @@
-"""What the plain commands share: a checkpoint's data, and the device to work on."""
+"""What the plain commands share: a checkpoint's data, its variance, the device to work on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
-from ddpm_lightning.checkpoints import KEY, read_checkpoint
+from ddpm_lightning.checkpoints import KEY, read_checkpoint, weights_digest
 from ddpm_lightning.configurable import build
 from ddpm_lightning.data.in_memory import InMemoryData
+from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.diffusion.variances import InsteadOfLearned, Variance
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.module import DiffusionModule
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,43 @@ def device_named(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return torch.device(name)
+
+
+def set_variance(
+    module: DiffusionModule, variance: Variance, sampler: Sampler | None, ckpt: Path, ema: bool
+) -> None:
+    """Let a model sample with another variance of the reverse steps than its own.
+
+    Args:
+        module: The model.
+        variance: The variance.
+        sampler: The sampler that will use it; None: DDPM.
+        ckpt: Where the model comes from.
+        ema: Whether its averaged weights will sample.
+
+    Raises:
+        InputError: The sampler has no use for it, or it was measured or learned with other
+            weights.
+    """
+    if not isinstance(sampler or DDPM(), DDPM):
+        raise InputError(
+            f"{type(sampler).__name__} has no use for a variance, only DDPM has; leave out "
+            "--variance or use --sampler DDPM"
+        )
+    measured_with = getattr(variance, "network", None)
+    if measured_with not in (None, weights_digest(module.denoiser(ema).net)):
+        weights = "ema" if ema else "raw"
+        raise InputError(
+            f"the variance table was measured with other weights than the {weights} ones of "
+            f"{ckpt}; estimate it for these: python -m ddpm_lightning analytic_variance "
+            f"--ckpt {ckpt} --weights {weights}"
+        )
+    trained, channels = module.variance, module.shape[0]
+    if variance.extra_channels(channels) and type(variance) is not type(trained):
+        raise InputError(
+            f"{type(variance).__name__} is learned, but the checkpoint was trained with "
+            f"{type(trained).__name__}; use FixedSmall, FixedLarge or AnalyticVariance"
+        )
+    if trained.extra_channels(channels) and not variance.extra_channels(channels):
+        variance = InsteadOfLearned(variance, trained)
+    module.variance = variance

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.callbacks import GenerativeMetrics, LossByTimestep, SampleGrid
+from ddpm_lightning.callbacks import GenerativeMetrics, LossByTimestep, SampleGrid, TrainingMonitor
 from ddpm_lightning.callbacks.generative_metrics import append_result
+from ddpm_lightning.callbacks.loss_by_timestep import draw_losses, in_ranges
 from ddpm_lightning.callbacks.sharing import share
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDIM
+from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_gif
 from ddpm_lightning.metrics import Inception, LeNet
@@ -210,7 +215,7 @@ def test_results_of_steps_that_a_resumed_run_repeats_are_replaced(tmp_path):
 
 
 def test_loss_by_timestep_is_the_mean_over_its_range_of_levels(tmp_path):
-    callback = LossByTimestep(bins=4)
+    callback = LossByTimestep(bins=4, curve=0)
     logged = {}
 
     class Run:
@@ -283,3 +288,57 @@ def test_reference_statistics_are_those_of_the_images_as_they_are(tmp_path):
 def test_few_samples_for_the_dimension_are_warned_about(tmp_path):
     with pytest.warns(UserWarning, match="mostly bias"):
         fit(tmp_path, 1, [GenerativeMetrics(LeNet(), 1, 8, DDIM(2))])
+
+
+def test_the_picture_of_losses_averages_each_range_of_levels():
+    by_level = torch.stack([torch.arange(1.0, 11.0), torch.ones(10)])
+    by_level[1, 0] = 0  # level 1 was never drawn
+    by_level[0, 0] = 0
+    np.testing.assert_allclose(in_ranges(by_level, 5), [2.0, 3.5, 5.5, 7.5, 9.5])
+    assert math.isnan(in_ranges(by_level, 10)[0])
+
+
+def test_losses_are_drawn_over_t_and_log_snr():
+    schedule = Cosine(T=100)
+    figure = draw_losses({"raw": [1.0, 2.0], "ema": [3.0, 4.0]}, schedule)
+    over_t, over_snr = figure.axes
+    assert [line.get_label() for line in over_t.lines] == ["raw", "ema"]
+    np.testing.assert_allclose(over_t.lines[0].get_xdata(), [0.25, 0.75])
+    alpha_bar = schedule.alpha.numpy()[[25, 75]] ** 2
+    expected = np.log(alpha_bar / (1 - alpha_bar))
+    np.testing.assert_allclose(over_snr.lines[1].get_xdata(), expected)
+    np.testing.assert_allclose(over_snr.lines[1].get_ydata(), [3.0, 4.0])
+
+
+def test_validation_draws_the_losses_for_the_run_folder_and_tensorboard(tmp_path):
+    fit(tmp_path, 8, [LossByTimestep()], limit_val_batches=None)
+    assert Image.open(tmp_path / "loss_by_timestep.png").size == (900, 350)
+    assert "val/loss_by_timestep" in events(tmp_path).Tags()["images"]
+
+
+def test_the_monitor_logs_the_gradient_norm_before_clipping(tmp_path):
+    norms = []
+
+    class Norms(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            flat = [p.grad.double().flatten() for p in module.net.parameters()]
+            norms.append(float(torch.cat(flat).norm()))
+
+    monitor = TrainingMonitor()
+    fit(tmp_path, 3, [Norms(), monitor], log_every_n_steps=1, gradient_clip_val=1e-3)
+    logged = [event.value for event in events(tmp_path).Scalars("train/grad_norm")]
+    np.testing.assert_allclose(logged, norms, rtol=1e-5)
+    assert min(norms) > 1e-2  # far above what clipping leaves
+
+
+def test_the_monitor_logs_the_decay_that_the_average_moved_by(tmp_path):
+    fit(tmp_path, 3, [TrainingMonitor()], log_every_n_steps=1)
+    logged = [event.value for event in events(tmp_path).Scalars("train/ema_decay")]
+    np.testing.assert_allclose(logged, [(1 + n) / (10 + n) for n in (1, 2, 3)], rtol=1e-6)
+
+
+def test_the_final_metric_stands_beside_the_hyper_parameters(tmp_path):
+    fit(tmp_path, 8, [TrainingMonitor()], limit_val_batches=None)
+    assert "final/val/loss_ema" in events(tmp_path).Tags()["scalars"]
+    plugin = events(tmp_path).summary_metadata["_hparams_/experiment"].plugin_data
+    assert plugin.plugin_name == "hparams"

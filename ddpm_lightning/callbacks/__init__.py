@@ -7,6 +7,7 @@ from ddpm_lightning.callbacks.point_metrics import PointMetrics
 from ddpm_lightning.callbacks.run_checkpoint import RunCheckpoint
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.callbacks.step_progress_bar import StepProgressBar
+from ddpm_lightning.callbacks.training_monitor import TrainingMonitor
 
 __all__ = [
     "GenerativeMetrics",
@@ -16,4 +17,5 @@ __all__ = [
     "RunCheckpoint",
     "SampleGrid",
     "StepProgressBar",
+    "TrainingMonitor",
 ]

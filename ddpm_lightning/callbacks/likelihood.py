@@ -17,6 +17,7 @@ from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
 from ddpm_lightning.diffusion.likelihood import Decoder
 from ddpm_lightning.diffusion.samplers import Quadratic, Spacing
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.figure import new_figure, write_figure
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.randomness import IndexedNoise, Stream
 
@@ -172,12 +173,7 @@ def draw_terms(path: Path, terms: list[float], edges: list[int], unit: str) -> N
         edges: K + 1 edges of the strata.
         unit: Label of the axis.
     """
-    # Here, for it would cost every start of the command line half a second.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6, 4, dpi=120)
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="t")
     axes.set_ylabel(f"L_(t−1), {unit}")
     # The mean over a stratum at its geometric middle.
@@ -186,10 +182,7 @@ def draw_terms(path: Path, terms: list[float], edges: list[int], unit: str) -> N
     heights = [term / (top - below) for term, (below, top) in zip(terms, spans, strict=False)]
     axes.plot(middles, heights, ".-")
     axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    write_figure(path, figure)
 
 
 def _step(trainer: Trainer) -> int:

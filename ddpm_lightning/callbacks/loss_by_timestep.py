@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.figure import new_figure, pixels_of, write_figure
 from ddpm_lightning.module import DiffusionModule
 
 
@@ -16,14 +23,20 @@ class LossByTimestep(Callback):
     """Logs the loss in four equal ranges of t, in training and (raw and EMA) in validation.
 
     The mean loss soon looks flat while some levels still improve. Range 1 is next to the data.
-    Tags: train/loss_q1 … train/loss_q4, val/loss_q1 …, val/loss_ema_q1 ….
+    Tags: train/loss_q1 … train/loss_q4, val/loss_q1 …, val/loss_ema_q1 …. Each validation also
+    draws the loss against t and against log SNR, as loss_by_timestep.png in the run folder and
+    val/loss_by_timestep in TensorBoard: the levels and the noise are the same every time.
 
     Args:
         bins: Number of ranges.
+        curve: Number of ranges of the picture; 0: no picture.
     """
 
-    def __init__(self, bins: int = 4) -> None:
+    def __init__(self, bins: int = 4, curve: int = 20) -> None:
+        if bins < 1 or curve < 0:
+            raise InputError(f"LossByTimestep(bins={bins}, curve={curve}): at least 1 and 0")
         self.bins = bins
+        self.curve = curve
         self._sums: dict[str, Tensor] = {}
         self._logged_step = 0
 
@@ -46,28 +59,85 @@ class LossByTimestep(Callback):
         self._add(pl_module, outputs, losses)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the validation losses, summed over processes."""
-        self._log(trainer, "val")
+        """Log and draw the validation losses, summed over processes."""
+        assert isinstance(pl_module, DiffusionModule)
+        by_level = self._log(trainer, "val")
+        if not self.curve or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        figure = draw_losses(
+            {name: in_ranges(sums, self.curve) for name, sums in by_level.items()},
+            pl_module.schedule,
+        )
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_figure(Path(trainer.default_root_dir) / "loss_by_timestep.png", figure)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                picture = pixels_of(figure)
+                logger.experiment.add_image("val/loss_by_timestep", picture, trainer.global_step)
 
     def _add(
         self, module: LightningModule, outputs: Mapping[str, Tensor], losses: dict[str, Tensor]
     ) -> None:
         assert isinstance(module, DiffusionModule)
         t = outputs["t"]
-        bin_of = (t - 1) * self.bins // module.schedule.T
         for name, loss in losses.items():
             if name not in self._sums:
-                self._sums[name] = torch.zeros(2, self.bins, device=t.device)
-            self._sums[name][0].index_add_(0, bin_of, loss.float())
-            self._sums[name][1].index_add_(0, bin_of, torch.ones_like(loss, dtype=torch.float))
+                self._sums[name] = torch.zeros(2, module.schedule.T, device=t.device)
+            self._sums[name][0].index_add_(0, t - 1, loss.float())
+            self._sums[name][1].index_add_(0, t - 1, torch.ones_like(loss, dtype=torch.float))
 
-    def _log(self, trainer: Trainer, split: str) -> None:
-        metrics = {}
-        for name in [name for name in self._sums if name.startswith(split)]:
-            total, count = trainer.strategy.reduce(self._sums.pop(name), reduce_op="sum")
-            for i, (loss, n) in enumerate(zip(total.tolist(), count.tolist(), strict=True)):
-                if n:
-                    metrics[f"{name}_q{i + 1}"] = loss / n
+    def _log(self, trainer: Trainer, split: str) -> dict[str, Tensor]:
+        """Log the means by range; give the sums and counts of all processes by level, [2, T]."""
+        by_level = {
+            name: trainer.strategy.reduce(self._sums.pop(name), reduce_op="sum").cpu()
+            for name in [name for name in self._sums if name.startswith(split)]
+        }
+        metrics = {
+            f"{name}_q{i + 1}": mean
+            for name, sums in by_level.items()
+            for i, mean in enumerate(in_ranges(sums, self.bins))
+            if not math.isnan(mean)
+        }
         if not trainer.sanity_checking:
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, trainer.global_step)
+        return by_level
+
+
+def in_ranges(by_level: Tensor, count: int) -> list[float]:
+    """Average losses over equal ranges of the levels.
+
+    Args:
+        by_level: [2, T] sums and counts at t = 1…T.
+        count: Number of ranges.
+
+    Returns:
+        The means, from the data upwards; NaN where nothing was counted.
+    """
+    T = by_level.shape[1]
+    sums = by_level.new_zeros(2, count)
+    sums.index_add_(1, torch.arange(T) * count // T, by_level)
+    return (sums[0] / sums[1]).tolist()
+
+
+def draw_losses(curves: dict[str, list[float]], schedule: Schedule) -> Figure:
+    """Draw losses over the noise axis twice: against t/T and against log SNR.
+
+    Args:
+        curves: By name, means over equal ranges of the levels.
+        schedule: The forward process.
+    """
+    figure = new_figure(9, 3.5)
+    left, right = figure.subplots(1, 2, sharey=True)
+    log_snr = 2 * (schedule.alpha.log() - schedule.sigma.log())
+    for name, losses in curves.items():
+        middles = [(i + 0.5) / len(losses) for i in range(len(losses))]
+        left.plot(middles, losses, ".-", label=name)
+        levels = torch.tensor([max(1, round(share * schedule.T)) for share in middles])
+        right.plot(log_snr[levels].tolist(), losses, ".-", label=name)
+    left.set(xlabel="t / T", ylabel="loss")
+    right.set(xlabel="log SNR (data on the right)")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure

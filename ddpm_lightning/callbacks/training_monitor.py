@@ -1,0 +1,72 @@
+"""Numbers that tell whether a training is healthy."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from ddpm_lightning.module import DiffusionModule
+
+FINAL = ("val/loss_ema", "fid", "fd", "swd")
+"""What stands beside the hyper-parameters, where it was measured."""
+
+
+class TrainingMonitor(Callback):
+    """Logs gradient norm, EMA decay and speed; the hyper-parameters with the final metric.
+
+    Tags, whenever the trainer logs: train/grad_norm, the 2-norm of all gradients before clipping;
+    train/ema_decay, which rises during the average's warm-up; train/images_per_second, of wall
+    time since the last log, pictures and metrics included. At the end TensorBoard's HPARAMS page
+    gets the last val/loss_ema and fid, fd or swd.
+    """
+
+    def __init__(self) -> None:
+        self._since = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._since = trainer.global_step, time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        """Measure the gradients, which clipping has not seen yet."""
+        if self._logs_after(trainer, trainer.global_step + 1):
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norms = torch.stack(torch._foreach_norm(gradients))
+            pl_module.log("train/grad_norm", norms.float().norm())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log the decay and the speed."""
+        assert isinstance(pl_module, DiffusionModule)
+        step, now = trainer.global_step, time.perf_counter()
+        first, start = self._since
+        if not self._logs_after(trainer, step) or step == first:
+            return
+        metrics = {"train/ema_decay": pl_module.ema.decay_at(step)}
+        size = getattr(getattr(trainer, "datamodule", None), "global_batch_size", None)
+        if size is not None:
+            metrics["train/images_per_second"] = (step - first) * size / (now - start)
+        self._since = step, now
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the hyper-parameters once more, with the final metrics."""
+        final = {
+            f"final/{name}": float(trainer.callback_metrics[name])
+            for name in FINAL
+            if name in trainer.callback_metrics
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and final:
+                logger.log_hyperparams(dict(pl_module.hparams), final, step=trainer.global_step)
+
+    @staticmethod
+    def _logs_after(trainer: Trainer, step: int) -> bool:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and step % every == 0

@@ -31,6 +31,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             by this library, or by a later version of it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a checkpoint{_nearby(path / '*')}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{_nearby(path)}")
     try:

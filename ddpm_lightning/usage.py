@@ -33,7 +33,7 @@ def explain(message: str, flags: Iterable[str] = (), commands: Iterable[str] = (
         return f"which command? One of {', '.join(commands)}; --help tells more"
     if file := _found(r"File does not exist: '([^']+)'", message):
         path = Path(file)
-        siblings = path.parent.glob(f"*{path.suffix}") if path.parent.is_dir() else []
+        siblings = path.parent.glob(f"[!.]*{path.suffix}") if path.parent.is_dir() else []
         return f"no file {file}{_nearest(file, map(str, siblings), otherwise='')}"
     if file := _found(r"nrecognized arguments: ([^-\s]\S*\.yaml)", message):
         return f"unexpected '{file}'; did you mean --config {file}?"
@@ -69,9 +69,18 @@ def explain(message: str, flags: Iterable[str] = (), commands: Iterable[str] = (
     if match := re.search(choice, message):
         inner = "" if match[1] == key else f".{match[1]}"
         return f"{key}{inner}: expected one of {match[2]}, got {match[3]}"
-    if match := re.search(r"Expected a <class '([^']+)'>\. Got value: (.+)$", message):
-        return f"{where}expected {match[1]}, got {match[2]}"
+    within = ".".join(re.findall(r'Parser key "([^"]+)"', message))  # from the outside inwards
+    union = r".*Subtypes: \[(.+?)\] Errors: .*?Given value: (.+?)(?: - Expected a |\. Got value|$)"
+    simple = r".*Expected a (<class '[^']+'>)\. Got value: (.+?)(?: - Expected a |\. Got value|$)"
+    if match := re.match(simple, message) or re.match(union, message):
+        return f"{within}: expected {_type_names(match[1])}, got {match[2]}"
     return message
+
+
+def _type_names(types: str) -> str:
+    """Write the parser's names of types as a person would: int, null."""
+    types = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", types).replace("NoneType", "null")
+    return re.sub(r"typing\.Literal\[([^\]]*)\]", r"\1", types).replace(", null", " or null")
 
 
 def _found(pattern: str, message: str) -> str | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_lightning.checkpoints import weights_digest
-from ddpm_lightning.diffusion.denoiser import Denoises
+from ddpm_lightning.data.conditioned import condition_source
+from ddpm_lightning.diffusion.denoiser import Denoises, given
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.randomness import IndexedNoise, Stream
@@ -54,11 +55,13 @@ def analytic_variance(
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device)).eval()
     source = data_of(ckpt, data)
     x0, y = source.finished("train")
+    conditions = condition_source(source, module.condition_channels)
     denoiser = module.denoiser(ema=weights == "ema")
     table = x0_errors(
         denoiser,
         x0,
         y if module.num_classes is not None else None,
+        conditions.conditions("train") if conditions else None,
         n=n,
         data_range=module.data_range,
         seed=seed,
@@ -85,6 +88,7 @@ def x0_errors(
     denoiser: Denoises,
     x0: Tensor,
     y: Tensor | None = None,
+    condition: Tensor | None = None,
     *,
     n: int = 64,
     data_range: tuple[float, float] | None = None,
@@ -98,6 +102,7 @@ def x0_errors(
         denoiser: The model, in evaluation mode.
         x0: [N, ...] data.
         y: int64 [N] labels for a conditional model, or None.
+        condition: [N, K, ...] images for a model that is given one beside x_t, or None.
         n: Samples per level, each with noise of its own.
         data_range: Range that x0_hat is clipped to, or None.
         seed: Seed of noise and choice of samples.
@@ -118,7 +123,8 @@ def x0_errors(
             noise = IndexedNoise(seed, index, Stream.VALIDATION, device)
             x_t = denoiser.schedule.add_noise(x, t.to(device), noise(0, tuple(x.shape[1:])))
             labels = None if y is None else y[chosen].to(device)
-            prediction = denoiser(x_t, t.to(device), labels).clip(data_range)
+            beside = None if condition is None else condition[chosen].to(device)
+            prediction = given(denoiser, beside)(x_t, t.to(device), labels).clip(data_range)
             error = (prediction.x0 - x).double().square().flatten(1).mean(1)
             total.index_add_(0, t, error.cpu())
             bar.update(len(index))

@@ -130,6 +130,12 @@ class DiffusionCLI(LightningCLI):
         """Link the data to the module; give every run its checkpoints and every test its bound."""
         for name in ("shape", "num_classes", "data_range"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments(
+            "data",
+            "model.condition_channels",
+            compute_fn=_condition_channels,
+            apply_on="instantiate",
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Likelihood, "likelihood")
@@ -187,6 +193,12 @@ class DiffusionCLI(LightningCLI):
                     f"{path} was trained on data of shape {list(trained['shape'])}, but "
                     f"{data} gives {list(self.model.shape)}"
                 )
+            given = trained.get("condition_channels", 0)
+            if given != self.model.condition_channels:
+                raise InputError(
+                    f"{path} was trained with {given} condition channels beside the image, but "
+                    f"{data} gives {self.model.condition_channels}"
+                )
             if trained["conditional"] and trained["num_classes"] != self.model.num_classes:
                 raise InputError(
                     f"{path} was trained on {trained['num_classes']} classes, but {data} has "
@@ -231,7 +243,7 @@ class DiffusionCLI(LightningCLI):
             path = last_checkpoint(config.trainer.default_root_dir)
         checkpoint = read_checkpoint(path)
         config.ckpt_path = str(path)
-        linked = ("shape", "num_classes", "data_range", "seed")
+        linked = ("shape", "num_classes", "data_range", "condition_channels", "seed")
         stated = {k: v for k, v in checkpoint["hyper_parameters"].items() if k not in linked}
         asked = config.model.as_dict()
         seed = checkpoint["hyper_parameters"]["seed"]
@@ -271,6 +283,10 @@ def _seed(seed: bool | int) -> int:
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise InputError(f"seed_everything {seed}: give a number from 0 to 4294967295")
     return seed
+
+
+def _condition_channels(data: LightningDataModule) -> int:
+    return getattr(data, "condition_channels", 0)
 
 
 def _users_mistake(error: BaseException | None) -> Exception | None:

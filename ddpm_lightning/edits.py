@@ -239,6 +239,11 @@ def edit_images(
     Raises:
         InputError: A file, the sampler or a setting does not suit.
     """
+    if module.condition_channels:
+        raise InputError(
+            "the model makes images out of given ones, and an edit gives none beside x_t; leave "
+            "out --edit"
+        )
     module.check_labels(labels, guidance)
     if labels is None and as_guidance(guidance).scale != 1:
         raise InputError("guidance of an edit needs a class to pull towards: give labels, too")

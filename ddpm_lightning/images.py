@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -32,7 +33,14 @@ def to_uint8(x: Tensor) -> Tensor:
     return x.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def grid(x: Tensor, columns: int = 8, tile: int = 64, inputs: Tensor | None = None) -> Tensor:
+def grid(
+    x: Tensor,
+    columns: int = 8,
+    tile: int = 64,
+    inputs: Tensor | None = None,
+    above: Tensor | None = None,
+    below: Tensor | None = None,
+) -> Tensor:
     """Lay images out in rows on a dark grey ground.
 
     Args:
@@ -40,14 +48,18 @@ def grid(x: Tensor, columns: int = 8, tile: int = 64, inputs: Tensor | None = No
         columns: Images a row.
         tile: Images smaller than this many pixels are enlarged by a whole factor, pixel by pixel.
         inputs: [M, C, H, W] images for rows of their own above the others.
+        above: [N, C, H, W] images that stand above those of x, row by row.
+        below: [N, C, H, W] images that stand below those of x, row by row.
 
     Returns:
         uint8 [C or 3, H', W']
     """
+    bands = [band for band in (above, x, below) if band is not None]
+    if len(bands) > 1:
+        filled = torch.stack([_full_rows(band, columns) for band in bands])
+        x = rearrange(filled, "band (row column) ... -> (row band column) ...", column=columns)
     if inputs is not None:
-        blank = GROUND / 127.5 - 1
-        rest = inputs.new_full((-len(inputs) % columns, *inputs.shape[1:]), blank)
-        x = torch.cat([inputs, rest, x])
+        x = torch.cat([_full_rows(inputs, columns), x])
     factor = max(1, tile // max(x.shape[-2:]))
     tiles = to_uint8(x).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     return make_grid(tiles.cpu(), nrow=columns, padding=2, pad_value=GROUND)
@@ -73,7 +85,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
         kind = f"{image.mode} with transparency" if transparent else image.mode
         fix = f"PIL.Image.open({str(path)!r}).convert({mode!r}).save('new.png')"
         raise InputError(
-            f"{path} is {kind}, but the model's images have {shape[0]} channel(s), {mode}; "
+            f"{path} is {kind}, but images of {shape[0]} channel(s), {mode}, are needed here; "
             f"convert it in Python: {fix}"
         )
     array = np.array(image.convert(mode))  # [H, W] or [H, W, C]
@@ -97,6 +109,30 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
             "anew and black is kept"
         )
     return mask
+
+
+def read_transparent(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Read a PNG with transparency, to which every pixel is transparent or opaque.
+
+    Args:
+        path: The file.
+        shape: [C, H, W] that it must have beside the transparency; C is 1 or 3.
+
+    Returns:
+        float32 [C, H, W] in [−1, 1], and bool [1, H, W], True where it is more transparent than
+        opaque.
+
+    Raises:
+        InputError: There is no such file, it is damaged, of another size or kind, or opaque.
+    """
+    array = torch.from_numpy(np.array(_open(path, shape).convert("RGBA"))).permute(2, 0, 1)
+    transparent = array[3:] < 128
+    if not bool(transparent.any()):
+        raise InputError(f"{path} has no transparent pixel, so nothing would be painted")
+    grey = bool(((array[:3] == array[0]) | transparent).all())
+    if shape[0] not in (1, 3) or (shape[0] == 1 and not grey):
+        raise InputError(f"{path} is in colour, but images of {shape[0]} channel(s) are needed")
+    return from_uint8(array[: shape[0]]), transparent
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -132,6 +168,12 @@ def write_gif(path: Path, frames: list[Tensor], fps: float) -> None:
     )
 
 
+def _full_rows(images: Tensor, columns: int) -> Tensor:
+    """Fill the last row up with the colour of the ground."""
+    blank = images.new_full((-len(images) % columns, *images.shape[1:]), GROUND / 127.5 - 1)
+    return torch.cat([images, blank])
+
+
 def _open(path: Path, shape: tuple[int, ...]) -> Image.Image:
     size = shape[2], shape[1]
     if not path.is_file():
@@ -146,8 +188,8 @@ def _open(path: Path, shape: tuple[int, ...]) -> Image.Image:
         raise InputError(f"{path} is damaged ({error}); save it again") from error
     if image.size != size:
         raise InputError(
-            f"{path} is {image.width}×{image.height} pixels (width × height), but the model's "
-            f"images are {size[0]}×{size[1]}; resize it in Python: "
+            f"{path} is {image.width}×{image.height} pixels (width × height), but images of "
+            f"{size[0]}×{size[1]} are needed here; resize it in Python: "
             f"PIL.Image.open({str(path)!r}).resize({size}).save('new.png')"
         )
     return image

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm_lightning.checkpoints import FORMAT, KEY, read_checkpoint
 from ddpm_lightning.configurable import Configurable, build, configurable_class
-from ddpm_lightning.diffusion.denoiser import Denoiser, Guidance, as_guidance, guide
+from ddpm_lightning.diffusion.denoiser import Denoiser, Guidance, as_guidance, given, guide
 from ddpm_lightning.diffusion.objectives import MSE, NoisedBatch, Objective
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
@@ -33,7 +33,13 @@ from ddpm_lightning.optimization import (
     refuse_fused_clipping,
 )
 from ddpm_lightning.randomness import BatchNoise, IndexedNoise, Stream, step_seed
-from ddpm_lightning.sampling import Samples, check_labels, generate, labels_of
+from ddpm_lightning.sampling import (
+    Samples,
+    check_condition,
+    check_labels,
+    generate,
+    labels_of,
+)
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -47,7 +53,10 @@ class DiffusionModule(Configurable, LightningModule):
         num_classes: Classes in the data, or null. The command line takes it from the data module.
         data_range: Lowest and highest data value, to which sampling clips; null for unbounded
             data. The command line takes it from the data module.
-        net: The network, as a factory of (input channels, output channels, classes or null).
+        condition_channels: Channels of the image that is given beside x_t, 0 for none. The
+            command line takes it from the data module.
+        net: The network, as a factory of (input channels: the data's and the condition's, output
+            channels, classes or null).
         schedule: The noise schedule.
         parameterization: What the network predicts.
         variance: Variance of the reverse steps.
@@ -74,6 +83,7 @@ class DiffusionModule(Configurable, LightningModule):
         shape: list[int],
         num_classes: int | None = None,
         data_range: tuple[float, float] | None = (-1.0, 1.0),
+        condition_channels: int = 0,
         net: Callable[[int, int, int | None], Network] = UNet,
         schedule: Schedule = Linear(),
         parameterization: Parameterization = Eps(),
@@ -99,9 +109,11 @@ class DiffusionModule(Configurable, LightningModule):
         self.shape = tuple(shape)
         self.num_classes = num_classes if conditional else None
         self.data_range = data_range
-        channels = self.shape[0]
-        self.net = net(channels, channels + variance.extra_channels(channels), self.num_classes)
-        self.net.check_shape(self.shape)
+        self.condition_channels = condition_channels
+        channels, in_channels = self.shape[0], self.shape[0] + condition_channels
+        out_channels = channels + variance.extra_channels(channels)
+        self.net = net(in_channels, out_channels, self.num_classes)
+        self.net.check_shape((in_channels, *self.shape[1:]))
         # A schedule carries device tables, so two modules must not share one default.
         self.schedule = build(schedule.describe())
         self.parameterization = parameterization
@@ -122,13 +134,13 @@ class DiffusionModule(Configurable, LightningModule):
 
     # ------------------------------------------------------------------ training
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         """Noise a batch and score the network on it (DDPM algorithm 1).
 
         Returns:
             ``loss``, the levels ``t`` [B] and the per-sample losses ``per_sample`` [B].
         """
-        x0, y = batch
+        x0, y, condition = self.parts_of(batch)
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         world, step = self.trainer.world_size, self.trainer.global_step
         first = (micro_batch * world + self.global_rank) * len(x0)
@@ -140,7 +152,7 @@ class DiffusionModule(Configurable, LightningModule):
         t, weight = self.timesteps(self.schedule, noise)
         dropped = noise.uniform(2) < self.label_dropout
         noised = self._noised(x0, y.masked_fill(dropped, NULL_LABEL), t, noise)
-        terms = self.objective(self.denoiser(ema=False), noised)
+        terms = self.objective(given(self.denoiser(ema=False), condition), noised)
         loss = (weight * terms["loss"]).mean()
         means = {f"train/{name}": term.mean() for name, term in terms.items()}
         self.log_dict(means, prog_bar=True)
@@ -182,16 +194,16 @@ class DiffusionModule(Configurable, LightningModule):
         """Start counting samples."""
         self._validated = 0
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         """Log the loss of raw and EMA weights at fixed levels and fixed noise."""
         return self._evaluation_step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         """Log the loss of raw and EMA weights on the test split."""
         return self._evaluation_step(batch, "test")
 
-    def _evaluation_step(self, batch: tuple[Tensor, Tensor], split: str) -> dict[str, Tensor]:
-        x0, y = batch
+    def _evaluation_step(self, batch: tuple[Tensor, ...], split: str) -> dict[str, Tensor]:
+        x0, y, condition = self.parts_of(batch)
         # Rank r holds samples r, r + world, …: the index names the sample whatever the layout.
         position = self._validated + torch.arange(len(x0))
         index = position * self.trainer.world_size + self.global_rank
@@ -202,7 +214,7 @@ class DiffusionModule(Configurable, LightningModule):
         t = level_of(u.float(), self.schedule).to(x0.device)
         noised = self._noised(x0, y, t, noise)
         losses = {
-            name: self.objective(self.denoiser(ema=ema), noised)["loss"]
+            name: self.objective(given(self.denoiser(ema), condition), noised)["loss"]
             for name, ema in (("loss", False), ("loss_ema", True))
         }
         self.log_dict(
@@ -237,8 +249,9 @@ class DiffusionModule(Configurable, LightningModule):
         guidance: float | Guidance = 1.0,
         seed: int = 0,
         ema: bool = True,
+        condition: Tensor | None = None,
     ) -> Tensor:
-        """Draw samples; the k-th depends on the seed and k alone.
+        """Draw samples; the k-th depends on the seed, k and what it is given alone.
 
         Args:
             n: Number of samples.
@@ -249,14 +262,16 @@ class DiffusionModule(Configurable, LightningModule):
                 :class:`Guidance`, limited to an interval or rescaled.
             seed: Seed of the noise, ≥ 0.
             ema: Averaged weights (True) or the ones in training (False).
+            condition: [M, condition_channels, H, W] images for a model that is given one beside
+                x_t, repeated up to n.
 
         Returns:
             float32 [n, *shape], on the CPU; [−1, 1] for images.
 
         Raises:
-            InputError: The labels do not fit the model.
+            InputError: The labels or the condition do not fit the model.
         """
-        return self.generate(torch.arange(n), sampler, labels, guidance, seed, ema).x
+        return self.generate(torch.arange(n), sampler, labels, guidance, seed, ema, condition).x
 
     def generate(
         self,
@@ -266,6 +281,7 @@ class DiffusionModule(Configurable, LightningModule):
         guidance: float | Guidance = 1.0,
         seed: int = 0,
         ema: bool = True,
+        condition: Tensor | None = None,
         **options: Any,
     ) -> Samples:
         """Draw the samples of these indices, as :meth:`sample` does those of 0…n − 1.
@@ -277,30 +293,53 @@ class DiffusionModule(Configurable, LightningModule):
             guidance: Strength of classifier-free guidance.
             seed: Seed of the noise.
             ema: Averaged weights or the ones in training.
+            condition: Images given beside x_t, repeated along the index like the labels.
             options: batch_size, frames and progress of :func:`ddpm_lightning.sampling.generate`.
         """
         self.check_labels(labels, guidance)
+        self.check_condition(condition)
         return generate(
             guide(self.denoiser(ema), guidance),
             (sampler or DDPM()).clipped(self.data_range),
             self.shape,
             indices,
             labels=labels_of(indices, self.num_classes, labels),
+            condition=condition,
             seed=seed,
             device=self.device,
             **options,
         )
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Sample the images of these indices with the EMA weights: float32 [B, *shape]."""
-        progress = self.trainer.is_global_zero
-        return self.generate(batch.cpu(), seed=self.seed, progress=progress).x
+        """Sample the images of these indices with the EMA weights: float32 [B, *shape].
+
+        A model that is given images takes them from the test split, repeated along the index.
+        """
+        options: dict[str, Any] = {"seed": self.seed, "progress": self.trainer.is_global_zero}
+        if self.condition_channels:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            options["condition"] = data.conditions("test", data.predict_n)
+        return self.generate(batch.cpu(), **options).x
 
     def check_labels(
         self, labels: Tensor | list[int] | None, guidance: float | Guidance = 1.0
     ) -> None:
         """Raise InputError if labels or guidance do not fit the model."""
         check_labels(self.num_classes, labels, as_guidance(guidance))
+
+    def parts_of(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Take a batch (x0, y) or (x0, y, condition) apart; no condition is None.
+
+        Raises:
+            InputError: The batch lacks a condition that the model needs, or the reverse.
+        """
+        condition = batch[2] if len(batch) > 2 else None
+        self.check_condition(condition)
+        return batch[0], batch[1], condition
+
+    def check_condition(self, condition: Tensor | None) -> None:
+        """Raise InputError if the images given beside x_t do not fit the model."""
+        check_condition(self.condition_channels, self.shape, condition)
 
     # ----------------------------------------------------------------- checkpoints
 

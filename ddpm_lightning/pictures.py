@@ -26,13 +26,22 @@ class Pictures(ABC):
     """Name of the file that shows all samples."""
 
     @abstractmethod
-    def together(self, x: Tensor, columns: int = 8, inputs: Tensor | None = None) -> Tensor:
+    def together(
+        self,
+        x: Tensor,
+        columns: int = 8,
+        inputs: Tensor | None = None,
+        above: Tensor | None = None,
+        below: Tensor | None = None,
+    ) -> Tensor:
         """Show samples in one picture.
 
         Args:
             x: [n, ...] samples, or x_t on the way to them.
             columns: Images a row.
             inputs: [M, ...] given images, shown first.
+            above: [n, ...] images to stand above each of x, e.g. what it was made from.
+            below: [n, ...] images to stand below each of x, e.g. what it should be.
 
         Returns:
             uint8 [C, H, W]; the size depends on n and columns alone.
@@ -82,9 +91,16 @@ class Images(Pictures):
 
     overview = "grid.png"
 
-    def together(self, x: Tensor, columns: int = 8, inputs: Tensor | None = None) -> Tensor:
+    def together(
+        self,
+        x: Tensor,
+        columns: int = 8,
+        inputs: Tensor | None = None,
+        above: Tensor | None = None,
+        below: Tensor | None = None,
+    ) -> Tensor:
         """See the base class."""
-        return grid(x, columns, inputs=inputs)
+        return grid(x, columns, inputs=inputs, above=above, below=below)
 
     def strip(self, frames: Tensor) -> Tensor:
         """See the base class: a row a sample, at most eight, evenly spread over all."""
@@ -119,7 +135,14 @@ class Scatter(Pictures):
             x, y = ((low + high) / 2).tolist()
             self.middle, self.reach = (x, y), 1.25 * float((high - low).max()) / 2 or 1.0
 
-    def together(self, x: Tensor, columns: int = 8, inputs: Tensor | None = None) -> Tensor:
+    def together(
+        self,
+        x: Tensor,
+        columns: int = 8,
+        inputs: Tensor | None = None,
+        above: Tensor | None = None,
+        below: Tensor | None = None,
+    ) -> Tensor:
         """See the base class: one plot, whatever columns is."""
         return self._plot(x, pixels=480)
 

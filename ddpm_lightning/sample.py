@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from ddpm_lightning.conditions import conditions_for
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import Sampler
@@ -33,6 +35,8 @@ def sample(
     batch_size: int = 256,
     variance: Variance | None = None,
     edit: Edit | None = None,
+    condition: list[Path] | Path | None = None,
+    data: DataPlace = DataPlace(),
     weights: Literal["ema", "raw"] = "ema",
     columns: int = 8,
     frames: int = 0,
@@ -63,6 +67,11 @@ def sample(
         edit: Start from given images: RePaint, SDEdit or Interpolate, e.g. --edit RePaint
             --edit.image a.png --edit.mask m.png; --edit.help RePaint tells more. Without labels,
             a conditional model then takes no class. The grid shows the given images first.
+        condition: What a model that is given images makes the samples from, repeated up to n: a
+            PNG or JPEG, a folder of them, or a list "[a.png, b.png]"; default: the first images of
+            the test split, made by the checkpoint's own task. The grid shows them above the
+            samples, and below the samples what they were made from.
+        data: Where that data is now, if it has moved.
         weights: ema (averaged) or raw (as the optimizer left them).
         columns: Images a row of the grid; no matter for points.
         frames: Also write the way from noise to sample as trajectory.gif with this many frames;
@@ -90,7 +99,15 @@ def sample(
         sampler = edit.default_sampler(module.schedule)
     if variance is not None:
         set_variance(module, variance, sampler, ckpt, weights == "ema")
+    files = [condition] if isinstance(condition, Path) else condition
+    conditions = None
+    if edit is None or condition is not None:
+        conditions = conditions_for(module, ckpt, data, files, n)
     draw = partial(module.generate, torch.arange(n))
+    if conditions is not None:
+        draw = partial(draw, condition=conditions.images)
+        if labels is None and conditions.labels is not None and module.num_classes is not None:
+            labels = conditions.labels.tolist()
     if edit is not None:
         draw = partial(edit_images, module, edit, n)
     samples = draw(
@@ -105,12 +122,18 @@ def sample(
     )
     pictures.write(out, samples.x)
     overview = out / pictures.overview
-    together = partial(pictures.together, columns=columns, inputs=samples.inputs)
+    bands = {} if conditions is None else conditions.bands(n)
+
+    def together(x: Tensor) -> Tensor:
+        return pictures.together(x, columns, samples.inputs, **bands)
+
     write_png(overview, together(samples.x))
     if samples.frames is not None:
         frames_drawn = [together(x) for x in samples.frames]
         write_gif(out / "trajectory.gif", frames_drawn, fps)
     print(f"{n} samples in {out}, all of them in {overview}")
+    if conditions is not None and (said := conditions.agreement(samples.x)):
+        print(said)
 
 
 def _data_behind(ckpt: Path, module: DiffusionModule) -> InMemoryData | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lightning.diffusion.denoiser import Denoises, Guidance
+from ddpm_lightning.diffusion.denoiser import Denoises, Guidance, given
 from ddpm_lightning.diffusion.samplers import Sampler, State
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import NULL_LABEL
@@ -55,6 +55,7 @@ def generate(
     indices: Tensor,
     *,
     labels: Tensor | None = None,
+    condition: Tensor | None = None,
     seed: int = 0,
     batch_size: int = 256,
     frames: int = 0,
@@ -69,6 +70,7 @@ def generate(
         shape: [C, ...] of one sample.
         indices: int64 [n]; the noise of a sample depends on (seed, index) alone.
         labels: int64 [n] class labels, or None for unconditional samples.
+        condition: [M, K, ...] images given beside x_t, repeated along the index; None for none.
         seed: Seed of the noise.
         batch_size: Samples at a time; changes memory and speed, not the samples.
         frames: Keep x_t at this many levels, at most one a step; 0 for none, or at least 2.
@@ -81,7 +83,10 @@ def generate(
 
     def trajectory(noise: IndexedNoise, y: Tensor | None) -> Iterator[State]:
         x_T = noise(0, shape) * denoiser.schedule.prior_std
-        return sampler.trajectory(denoiser, x_T, y, noise)
+        beside = None
+        if condition is not None:
+            beside = condition[torch.as_tensor(noise.indices) % len(condition)].to(device)
+        return sampler.trajectory(given(denoiser, beside), x_T, y, noise)
 
     way = Way(len(levels_from_noise(sampler, denoiser)) - 1, trajectory)
     return follow(
@@ -179,6 +184,32 @@ def check_labels(
                 f"labels {values.tolist()}: give one or more from 0…{num_classes - 1} "
                 "(or −1, no class)"
             )
+
+
+def check_condition(channels: int, shape: tuple[int, ...], condition: Tensor | None) -> None:
+    """Raise InputError unless the images given beside x_t are those that a model asks for.
+
+    Args:
+        channels: Channels that the model is given beside x_t; 0 for none.
+        shape: [C, ...] of the model's data.
+        condition: [M, channels, ...] of the data's size, or None.
+    """
+    if channels and condition is None:
+        raise InputError(
+            f"the model makes images out of given ones of {channels} channel(s), and none are "
+            "given; give condition images (condition=, --condition)"
+        )
+    if condition is not None and not channels:
+        raise InputError(
+            "condition images given, but the model takes none; leave them out (condition=, "
+            "--condition)"
+        )
+    wanted = (channels, *shape[1:])
+    if condition is not None and (not len(condition) or tuple(condition.shape[1:]) != wanted):
+        raise InputError(
+            f"condition images of shape {list(condition.shape)}; the model takes one or more of "
+            f"{list(wanted)}"
+        )
 
 
 def labels_of(

@@ -37,9 +37,11 @@ def data_of(ckpt: Path, place: DataPlace) -> InMemoryData:
     if description is None:
         raise InputError(f"{ckpt} does not state its data: its data module was not Configurable")
     if place.root is not None:
-        if "root" not in description["init_args"]:
-            raise InputError(f"{description['class_path']} takes no root; leave out --data.root")
-        description["init_args"]["root"] = place.root
+        # A data module around another has its folder in there.
+        files = description["init_args"].get("data", description)
+        if "root" not in files["init_args"]:
+            raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
+        files["init_args"]["root"] = place.root
     data = build(description)
     if not isinstance(data, InMemoryData):
         raise InputError(f"{description['class_path']} is no InMemoryData; its samples are needed")

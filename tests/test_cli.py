@@ -104,13 +104,15 @@ def hub(tmp_path, monkeypatch, inception_file) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub):
-    data = yaml.safe_load(config.read_text())["data"]
+    settings = yaml.safe_load(config.read_text())
+    data = settings["data"]
+    if data["class_path"] == "Conditioned":
+        data = data["init_args"]["data"]
     kind = data["class_path"]
     if kind in ("MNIST", "FashionMNIST"):
         write_mnist(tmp_path / "data", kind)
     elif kind == "CIFAR10":
         write_cifar10(tmp_path / "data")
-    settings = yaml.safe_load(config.read_text())
     settings["trainer"] |= {
         "default_root_dir": str(tmp_path / "run"),
         "accelerator": "cpu",
@@ -134,13 +136,13 @@ def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub
     net = settings["model"]["net"]
     net["init_args"] |= SHRUNK[net["class_path"]]
     settings["model"]["schedule"].setdefault("init_args", {})["T"] = 50
-    settings["data"].setdefault("init_args", {})
-    settings["data"]["init_args"] |= {"predict_n": 2, "global_batch_size": 4}
-    settings["data"]["init_args"] |= {"n": 64} if toy else {"root": str(tmp_path / "data")}
+    data.setdefault("init_args", {})
+    data["init_args"] |= {"predict_n": 2, "global_batch_size": 4}
+    data["init_args"] |= {"n": 64} if toy else {"root": str(tmp_path / "data")}
     if kind not in ("Digits", "Toy2D"):
-        settings["data"]["init_args"] |= {"subset": 16}
-        if settings["data"]["init_args"].get("held_out") != 0:
-            settings["data"]["init_args"]["held_out"] = 20
+        data["init_args"] |= {"subset": 16}
+        if data["init_args"].get("held_out") != 0:
+            data["init_args"]["held_out"] = 20
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     with warnings.catch_warnings():

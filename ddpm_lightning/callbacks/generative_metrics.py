@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.configurable import plain
+from ddpm_lightning.data.conditioned import Conditioned, condition_source
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
 from ddpm_lightning.diffusion.denoiser import Guidance
@@ -40,7 +41,8 @@ class GenerativeMetrics(Periodic):
         n: Number of samples. Distances at different n do not compare; published FIDs use 50000.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
         guidance: Strength of classifier-free guidance of a conditional model; 1 is none. Its
-            labels are those of the reference images, in their order, repeated up to n.
+            labels are those of the reference images, in their order, repeated up to n; so are the
+            images that a model is given.
         guidance_interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; null: at all.
         guidance_rescale: Share, 0 to 1, by which guided predictions are brought back to the spread
             of unguided ones, against over-exposure; Lin et al. (2023) use 0.7.
@@ -95,7 +97,12 @@ class GenerativeMetrics(Periodic):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the reference statistics and the floor, before training."""
+        assert isinstance(pl_module, DiffusionModule)
         data = getattr(trainer, "datamodule", None)
+        source = condition_source(data, pl_module.condition_channels)
+        self._condition = None if source is None else source.conditions(self.reference, self.n)
+        if isinstance(data, Conditioned):
+            data = data.data
         if not isinstance(data, ImageData):
             raise InputError(
                 "GenerativeMetrics compares with images of an ImageData data module, but "
@@ -138,6 +145,7 @@ class GenerativeMetrics(Periodic):
                 self.guidance,
                 self.seed,
                 self.ema,
+                self._condition,
                 batch_size=self.batch_size,
                 progress=shows_progress(trainer),
             ).x

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddpm_lightning.callbacks.generative_metrics import append_result
 from ddpm_lightning.checkpoints import read_checkpoint
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
+from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.diffusion.likelihood import Decoder
 from ddpm_lightning.diffusion.samplers import Quadratic, Spacing
 from ddpm_lightning.errors import InputError
@@ -82,12 +83,12 @@ class Likelihood(Callback):
         if self.evaluations == 0:
             return
         assert isinstance(pl_module, DiffusionModule)
-        x0, y = batch
+        x0, y, condition = pl_module.parts_of(batch)
         # Rank r holds samples r, r + world, …: the index names the sample whatever the layout.
         index = (self._seen + torch.arange(len(x0))) * trainer.world_size + trainer.global_rank
         self._seen += len(x0)
         bound = variational_bound(
-            pl_module.denoiser(self.ema),
+            given(pl_module.denoiser(self.ema), condition),
             x0,
             IndexedNoise(self.seed, index, Stream.LIKELIHOOD, x0.device),
             y if pl_module.num_classes is not None else None,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
+from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
@@ -24,7 +25,9 @@ class SampleGrid(Periodic):
     """Runs the full reverse chain and shows the samples: in TensorBoard and as PNG on disk.
 
     The noise is the same every time, so that the same images take shape over a run. Points in the
-    plane are drawn as a scatter plot, with the training data behind them in grey.
+    plane are drawn as a scatter plot, with the training data behind them in grey. A model that is
+    given images gets the first of the validation split: they stand above the samples, and what
+    they were made from stands below.
 
     Args:
         every_n_steps: Optimizer steps from one grid to the next; the end of training has one, too.
@@ -32,7 +35,7 @@ class SampleGrid(Periodic):
         columns: Images a row; no matter for points.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
         labels: Class labels for a conditional model, repeated up to n; default: a class a row
-            (for points: one class after the other).
+            (for points: one class after the other; with given images: theirs).
         guidance: Strength of classifier-free guidance; 1 is none, 0 ignores the labels.
         guidance_interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; null: at all.
         guidance_rescale: Share, 0 to 1, by which guided predictions are brought back to the spread
@@ -85,6 +88,8 @@ class SampleGrid(Periodic):
         self.frames = frames
         self.fps = fps
         self.name = name
+        self._condition: Tensor | None = None
+        self._beside: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse settings that do not fit the model, before training."""
@@ -95,6 +100,15 @@ class SampleGrid(Periodic):
             raise InputError(f"SampleGrid: {error}; leave the callback out") from error
         self.sampler.levels(pl_module.schedule)
         pl_module.check_labels(self.labels, self.guidance)
+        data = condition_source(getattr(trainer, "datamodule", None), pl_module.condition_channels)
+        if data is not None and stage == "fit":
+            self._condition = data.conditions("val", self.n)
+            truth, y = data.finished("val", self.n)
+            repeated = torch.arange(self.n) % len(truth)
+            shown = data.task.shown(self._condition, data.shape)
+            self._beside = {"above": shown[repeated], "below": truth[repeated]}
+            if self.labels is None and pl_module.num_classes is not None:
+                self.labels = y.tolist()
         if self.labels is None and pl_module.num_classes is not None and len(pl_module.shape) > 1:
             classes = torch.arange(pl_module.num_classes)
             self.labels = classes.repeat_interleave(self.columns).tolist()
@@ -113,6 +127,7 @@ class SampleGrid(Periodic):
                 self.guidance,
                 self.seed,
                 self.ema,
+                self._condition,
                 batch_size=self.batch_size,
                 frames=self.frames,
                 progress=shows_progress(trainer),
@@ -135,10 +150,10 @@ class SampleGrid(Periodic):
         self, trainer: Trainer, tag: str, step: int, x: Tensor, frames: Tensor | None
     ) -> None:
         folder = Path(trainer.default_root_dir) / self.name
-        pictures = {tag: self._pictures.together(x, self.columns)}
+        pictures = {tag: self._pictures.together(x, self.columns, **self._beside)}
         if frames is not None:
             pictures[f"{tag}_denoising"] = self._pictures.strip(frames)
-            gif = [self._pictures.together(frame, self.columns) for frame in frames]
+            gif = [self._pictures.together(x_t, self.columns, **self._beside) for x_t in frames]
             write_gif(folder / f"{tag}_step_{step:08d}.gif", gif, self.fps)
         for name, picture in pictures.items():
             write_png(folder / f"{name}_step_{step:08d}.png", picture)

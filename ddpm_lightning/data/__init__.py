@@ -1,9 +1,27 @@
 """Data sets as LightningDataModules: batches of (x0, y), images in [−1, 1]."""
 
 from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
+from ddpm_lightning.data.conditioned import (
+    Colourisation,
+    Conditioned,
+    Inpainting,
+    SuperResolution,
+)
 from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.mnist import MNIST, FashionMNIST
 from ddpm_lightning.data.toy2d import Toy2D
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "Digits", "FashionMNIST", "ImageData", "Toy2D"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "Colourisation",
+    "Conditioned",
+    "Digits",
+    "FashionMNIST",
+    "ImageData",
+    "Inpainting",
+    "SuperResolution",
+    "Toy2D",
+]

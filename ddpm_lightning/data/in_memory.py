@@ -19,22 +19,25 @@ Split = Literal["train", "val", "test"]
 
 
 class RawBatch(NamedTuple):
-    """A batch on its way to the device, where it becomes (x0, y).
+    """A batch on its way to the device, where it becomes (x0, y) or (x0, y, condition).
 
     Attributes:
         samples: [B, ...] as they are kept in memory, e.g. uint8 images.
         labels: int64 [B].
         flip: bool [B], the rows to mirror; None: none.
+        places: int64 [B], where the samples stand in their split; None: 0, 1, 2, …
     """
 
     samples: Tensor
     labels: Tensor
     flip: Tensor | None = None
+    places: Tensor | None = None
 
     def pin_memory(self) -> RawBatch:
         """Copy to pinned memory, from which transfers to CUDA overlap with computation."""
         flip = None if self.flip is None else self.flip.pin_memory()
-        return RawBatch(self.samples.pin_memory(), self.labels.pin_memory(), flip)
+        places = None if self.places is None else self.places.pin_memory()
+        return RawBatch(self.samples.pin_memory(), self.labels.pin_memory(), flip, places)
 
 
 class InMemoryData(Configurable, LightningDataModule, ABC):
@@ -83,13 +86,14 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
         """Give a whole split, never mirrored: samples [N, ...] and labels int64 [N]."""
 
     @abstractmethod
-    def finish(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
+    def finish(self, batch: RawBatch) -> tuple[Tensor, ...]:
         """Turn a raw batch into (x0, y), on whatever device it is."""
 
     def finished(self, split: Split, at_most: int | None = None) -> tuple[Tensor, Tensor]:
         """Give a split, or its first samples, as the network sees it: x0 and y, never mirrored."""
         samples, labels = self.samples(split)
-        return self.finish(RawBatch(samples[:at_most], labels[:at_most]))
+        x0, y = self.finish(RawBatch(samples[:at_most], labels[:at_most]))[:2]
+        return x0, y
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs: fit, validate, test or predict; None reads all."""
@@ -146,7 +150,7 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
 
     def on_after_batch_transfer(
         self, batch: RawBatch | Tensor, dataloader_idx: int
-    ) -> tuple[Tensor, Tensor] | Tensor:
+    ) -> tuple[Tensor, ...] | Tensor:
         """Finish a raw batch on its device; sample indices pass through."""
         return self.finish(batch) if isinstance(batch, RawBatch) else batch
 
@@ -174,17 +178,15 @@ class InMemoryData(Configurable, LightningDataModule, ABC):
 
     def _gatherer(
         self, samples: Tensor, labels: Tensor
-    ) -> Callable[[Indices, Flips | None], RawBatch | tuple[Tensor, Tensor]]:
+    ) -> Callable[[Indices, Flips | None], RawBatch | tuple[Tensor, ...]]:
         trainer = self._running_trainer()
         pin = trainer is not None and trainer.strategy.root_device.type == "cuda"
 
-        def gather(
-            indices: Indices, flips: Flips | None = None
-        ) -> RawBatch | tuple[Tensor, Tensor]:
+        def gather(indices: Indices, flips: Flips | None = None) -> RawBatch | tuple[Tensor, ...]:
             rows = torch.from_numpy(indices)
             flip = None if flips is None else torch.from_numpy(flips)
             # index_select copies whole rows, which is many times faster than samples[rows].
-            batch = RawBatch(samples.index_select(0, rows), labels[rows], flip)
+            batch = RawBatch(samples.index_select(0, rows), labels[rows], flip, rows)
             if trainer is None:
                 return self.finish(batch)
             return batch.pin_memory() if pin else batch

@@ -1,4 +1,4 @@
-"""From network to prediction of x0, and classifier-free guidance."""
+"""From network to prediction of x0, given images beside x_t, and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -101,6 +101,8 @@ class Denoiser:
         schedule: The forward process.
         parameterization: How x0 is read off F.
         variance: Variance of the reverse step.
+        condition: [B, K, ...] given images, which the network sees as K more channels of its
+            input; None for none. See :func:`given`.
 
     Raises:
         InputError: The parameterization cannot work with this schedule.
@@ -110,14 +112,17 @@ class Denoiser:
     schedule: Schedule
     parameterization: Parameterization
     variance: Variance = FixedSmall()  # noqa: RUF009 (a value without state)
+    condition: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.parameterization.check(self.schedule)
+        if self.condition is None:  # given() binds one to a denoiser that was checked
+            self.parameterization.check(self.schedule)
 
     def __call__(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Prediction:
         """Predict x0 = c_skip·x_t + c_out·F(c_in·x_t, c_noise, y) (EDM eq. 7).
 
-        Everything but the network itself is computed in float32 at least.
+        Everything but the network itself is computed in float32 at least. A condition is stacked
+        onto c_in·x_t as it is, for it holds no noise (as in SR3, Saharia et al. 2021).
 
         Args:
             x_t: [B, C, ...] noisy data.
@@ -130,7 +135,8 @@ class Denoiser:
         if not isinstance(c_noise, Tensor):
             c_noise = x_t.new_full((len(x_t),), c_noise)
         net_dtype = next(self.net.parameters(), x_t).dtype
-        output = self.net((c.c_in * x_t).to(net_dtype), c_noise, y).to(x_t.dtype)
+        x = self._with_condition((c.c_in * x_t).to(net_dtype))
+        output = self.net(x, c_noise, y).to(x_t.dtype)
         channels = x_t.shape[1]
         expected = channels + self.variance.extra_channels(channels)
         if output.shape[1] != expected:
@@ -149,6 +155,18 @@ class Denoiser:
             output=output,
             extra=extra if extra.shape[1] else None,
         )
+
+    def _with_condition(self, x: Tensor) -> Tensor:
+        if self.condition is None:
+            return x
+        times, rest = divmod(len(x), len(self.condition))
+        if rest:
+            raise InputError(
+                f"{len(self.condition)} condition images for a batch of {len(x)}; give one each"
+            )
+        # Guidance and the like repeat the whole batch.
+        condition = self.condition.to(x).repeat(times, *[1] * (x.ndim - 1))
+        return torch.cat([x, condition], dim=1)
 
 
 @dataclass(frozen=True)
@@ -274,6 +292,27 @@ class Guided:
 def guide(denoiser: AnyDenoiser, guidance: float | Guidance) -> AnyDenoiser | Guided:
     """Wrap a denoiser in classifier-free guidance; strength 1 leaves it as it is."""
     return denoiser if as_guidance(guidance).scale == 1 else Guided(denoiser, guidance)
+
+
+def given(denoiser: AnyDenoiser, condition: Tensor | None) -> AnyDenoiser:
+    """Bind condition images: from p(x0 | x_t) to p(x0 | x_t, condition).
+
+    What is done with the denoiser afterwards (sampling, guidance, a loss, a bound) does not see
+    the difference.
+
+    Args:
+        denoiser: A :class:`Denoiser` whose network takes more channels than the data has, guided
+            or not.
+        condition: [B, K, ...], row b for row b of the batch; a batch of k·B rows uses them k
+            times. None leaves the denoiser as it is.
+    """
+    if condition is None:
+        return denoiser
+    if isinstance(denoiser, Guided):
+        return replace(denoiser, denoiser=given(denoiser.denoiser, condition))
+    if isinstance(denoiser, Denoiser):
+        return replace(denoiser, condition=condition)
+    raise InputError(f"{type(denoiser).__name__} takes no condition images")
 
 
 def as_guidance(guidance: float | Guidance) -> Guidance:

@@ -301,7 +301,9 @@ def test_fit_into_a_used_folder_names_both_ways_on(run, capsys):
 def test_fit_from_another_checkpoint_does_not_overwrite_a_run(run, capsys, tmp_path):
     main(["fit", *tiny_run(tmp_path / "other")])
     other = tmp_path / "other" / "checkpoints" / "last.ckpt"
-    assert "holds a run" in fail(capsys, "fit", *tiny_run(run, f"--ckpt_path={other}"))
+    assert "holds a run" in fail(
+        capsys, "fit", *tiny_run(run, f"--ckpt_path={other}", max_steps=4)
+    )
 
 
 def test_a_trial_with_fast_dev_run_leaves_the_run_alone(run):

@@ -7,6 +7,15 @@ import torch
 from torch import nn
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """Keep the features of tests out of the user's cache, in processes they start, too."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory):
     """Random weights in the published file's format, batch-norm statistics from one pass."""

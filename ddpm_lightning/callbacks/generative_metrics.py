@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
@@ -21,18 +25,22 @@ from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_uint8
-from ddpm_lightning.metrics import FeatureExtractor, Statistics, frechet_distance
+from ddpm_lightning.metrics import FeatureExtractor, Statistics
+from ddpm_lightning.metrics.cached import Features, cache_path, lookup, store
+from ddpm_lightning.metrics.measure import Measurement, Measures, Metric
 from ddpm_lightning.module import DiffusionModule
 
 
 class GenerativeMetrics(Periodic):
-    """Logs the Fréchet distance between samples and the un-augmented training images.
+    """Logs distances between samples and the un-augmented training images.
 
-    Tags name what was measured (extractor, number of samples, sampler and its steps, weights,
-    reference split); ``fid`` (Inception) or ``fd`` (any other extractor) is the stable alias for
+    By default the Fréchet distance; more on request, all from one pass of the extractor. Tags name
+    what was measured (extractor, number of samples, sampler and its steps, weights, reference
+    split); ``fid`` (Inception) or ``fd`` (any other extractor) is the stable alias for
     ``monitor:``. Beside it stands, for scale, the distance of as many real images to the other
     images of the reference: samples of that value differ from the data about as much as the data
-    from itself. metrics.json in the run folder keeps every result.
+    from itself. metrics.json in the run folder keeps every result. The features of the real
+    images are kept on disk, so only the first run on a data set computes them.
 
     Args:
         extractor: Whose features are compared: Inception for FID, LeNet for grey images offline.
@@ -46,10 +54,16 @@ class GenerativeMetrics(Periodic):
         guidance_interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; null: at all.
         guidance_rescale: Share, 0 to 1, by which guided predictions are brought back to the spread
             of unguided ones, against over-exposure; Lin et al. (2023) use 0.7.
-        ema: Averaged weights (true) or the ones in training (false).
+        ema: Averaged weights (true), the ones in training (false), or both, one after the other;
+            then the aliases are those of the averaged ones, and fd_raw and its like of the other.
         reference: Split to compare with: train (as published numbers do), val or test.
         seed: Seed of the noise.
         batch_size: Images at a time on each device.
+        metrics: Any of fd (Fréchet distance), kid (kernel distance), is (Inception score) and pr
+            (precision, recall, density, coverage).
+        kid_subset_size: Images in a subset of the kernel distance.
+        cache: Folder in which the features of the real images are kept; null: ddpm_lightning in
+            $XDG_CACHE_HOME, else in ~/.cache.
     """
 
     def __init__(
@@ -61,10 +75,13 @@ class GenerativeMetrics(Periodic):
         guidance: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
-        ema: bool = True,
+        ema: bool | Literal["both"] = True,
         reference: Split = "train",
         seed: int = 1,
         batch_size: int = 256,
+        metrics: Sequence[Metric] = ("fd",),
+        kid_subset_size: int = 1000,
+        cache: str | None = None,
     ) -> None:
         super().__init__(every_n_steps)
         if n < 2 or batch_size < 1 or seed < 0:
@@ -76,10 +93,12 @@ class GenerativeMetrics(Periodic):
         self.n = n
         self.sampler = sampler or DDPM()
         self.guidance = Guidance(guidance, guidance_interval, guidance_rescale)
-        self.ema = ema
+        self.averaged = (True, False) if ema == "both" else (bool(ema),)
         self.reference = reference
         self.seed = seed
         self.batch_size = batch_size
+        self.measures = Measures(tuple(metrics), kid_subset_size)
+        self.cache = cache
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find missing weights and impossible settings before training."""
@@ -87,16 +106,18 @@ class GenerativeMetrics(Periodic):
             assert isinstance(pl_module, DiffusionModule)
             self.sampler.levels(pl_module.schedule)
             pl_module.check_labels(None, self.guidance)
+            self.measures.check(self.extractor, self.n)
             self.extractor.check()
-            if self.n <= self.extractor.dim and trainer.is_global_zero:
+            dim = self.extractor.dim or math.prod(pl_module.shape)
+            if "fd" in self.measures.metrics and self.n <= dim and trainer.is_global_zero:
                 warnings.warn(
-                    f"{self.extractor.name} of {self.n} samples in {self.extractor.dim} "
-                    "dimensions is mostly bias; compare it at the same n only, or use more",
+                    f"{self.extractor.name} of {self.n} samples in {dim} dimensions is mostly "
+                    "bias; compare it at the same n only, or use more",
                     stacklevel=2,
                 )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the reference statistics and the floor, before training."""
+        """Compute the features of the reference and the floor, before training."""
         assert isinstance(pl_module, DiffusionModule)
         data = getattr(trainer, "datamodule", None)
         source = condition_source(data, pl_module.condition_channels)
@@ -109,72 +130,118 @@ class GenerativeMetrics(Periodic):
                 f"training uses {type(data).__name__}; leave the callback out"
             )
         images, labels = data.images(self.reference)
+        self.measures.check(self.extractor, self.n, len(images))
         self._labels = labels if pl_module.num_classes is not None else None
-        indices = share(len(images), trainer)
-        bar = tqdm(
-            indices.split(self.batch_size),
-            desc=f"{self.extractor.name} features of the {self.reference} images",
-            leave=False,
-            disable=not shows_progress(trainer),
-        )
-        features = torch.cat(
-            [
-                self.extractor(images[batch % len(images)].to(pl_module.device)).cpu()
-                for batch in bar
-            ]
-        )
-        features = gather(features, len(images), trainer)
-        self._reference = Statistics.of(features)
-        # Of as many real images against the others: fewer than the samples are compared with, so
-        # a good model may score a little lower.
-        count = min(self.n, len(features) // 2)
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-        self._floor = frechet_distance(
-            Statistics.of(features[order[:count]]), Statistics.of(features[order[count:]])
-        )
-        self._floor_count = count
+        reference = self._features_of(images, trainer, pl_module)
+        if not trainer.is_global_zero:  # one process measures, and tells the others
+            return
+        self._reference = Statistics.of(reference.features)
+        self._floor_count = min(self.n, len(reference) // 2)
+        self._floors = self._measured_floors(reference)
+        distances_only = set(self.measures.metrics) <= {"fd", "is"}
+        self._reference_features = reference[:0] if distances_only else reference
+
+    def _features_of(self, images: Tensor, trainer: Trainer, module: LightningModule) -> Features:
+        """Find the features of the reference on disk, or share the work and keep them there."""
+        found, path = None, None
+        if trainer.is_global_zero:
+            path = cache_path(self.extractor, images, self.cache)
+            found = lookup(path)
+        if trainer.strategy.broadcast(found is not None):
+            return found if found is not None else _nothing(self.extractor)
+        indices = share(len(images), trainer) % len(images)
+        parts = (images[batch] for batch in indices.split(self.batch_size))
+        features = self._gathered(parts, len(images), trainer, module)
+        if path is not None:
+            store(features, path)
+        return features
+
+    def _gathered(
+        self, batches: Iterator[Tensor], n: int, trainer: Trainer, module: LightningModule
+    ) -> Features:
+        """Extract this process's share, and put all shares in the order of the indices."""
+        own = Features.compute(self.extractor, batches, module.device, self.batch_size)
+        logits = None if own.logits is None else gather(own.logits, n, trainer)
+        return Features.of(self.extractor, gather(own.features, n, trainer), logits)
+
+    def _measured_floors(self, reference: Features) -> dict[str, float]:
+        """Measure real images against the others, by name; what they are too few for is left out.
+
+        The others are fewer than the samples are compared with, so a good model may score a
+        little lower.
+        """
+        order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
+        some, others = order[: self._floor_count], order[self._floor_count :]
+        floors = {}
+        for metric in self.measures.metrics:
+            measures = replace(self.measures, metrics=(metric,))
+            try:
+                measures.check(self.extractor, self._floor_count)
+            except InputError:
+                continue
+            for real in measures(self.extractor, reference[some], reference[others]):
+                floors[real.name] = real.value
+        return floors
 
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Sample, measure, log, write metrics.json and print."""
         assert isinstance(module, DiffusionModule)
-        with trainer.precision_plugin.forward_context():
-            samples = module.generate(
-                share(self.n, trainer),
-                self.sampler,
-                self._labels,
-                self.guidance,
-                self.seed,
-                self.ema,
-                self._condition,
-                batch_size=self.batch_size,
-                progress=shows_progress(trainer),
-            ).x
-        features = [
-            self.extractor(batch.to(module.device)).cpu()
-            for batch in to_uint8(samples).split(self.batch_size)
-        ]
-        gathered = gather(torch.cat(features), self.n, trainer)
-        distance = frechet_distance(Statistics.of(gathered), self._reference)
-        self._report(trainer, module, step, distance)
+        for ema in self.averaged:
+            samples = self._gathered(self._drawn(trainer, module, ema), self.n, trainer, module)
+            measured: list[Measurement] = []
+            if trainer.is_global_zero:
+                measured = self.measures(
+                    self.extractor, samples, self._reference_features, self._reference
+                )
+            for one in trainer.strategy.broadcast(measured):
+                self._report(trainer, module, step, one, ema)
+
+    def _drawn(self, trainer: Trainer, module: DiffusionModule, ema: bool) -> Iterator[Tensor]:
+        """Generate this process's share, uint8, a batch at a time: the images are not kept."""
+        progress = shows_progress(trainer)
+        batches = share(self.n, trainer).split(self.batch_size)
+        for indices in tqdm(batches, desc="samples", leave=False, disable=not progress):
+            with trainer.precision_plugin.forward_context():
+                samples = module.generate(
+                    indices,
+                    self.sampler,
+                    self._labels,
+                    self.guidance,
+                    self.seed,
+                    ema,
+                    self._condition,
+                    batch_size=self.batch_size,
+                    progress=progress,
+                ).x
+            yield to_uint8(samples)
 
     def _report(
-        self, trainer: Trainer, module: DiffusionModule, step: int, distance: float
+        self,
+        trainer: Trainer,
+        module: DiffusionModule,
+        step: int,
+        measured: Measurement,
+        ema: bool,
     ) -> None:
         sampler = self.sampler.tag(module.schedule)
-        weights = "ema" if self.ema else "raw"
-        name, alias = self.extractor.name, self.extractor.alias
+        weights = "ema" if ema else "raw"
+        name, value = measured.name, measured.value
+        alias = measured.alias if ema == self.averaged[0] else f"{measured.alias}_raw"
         how = "_".join(filter(None, (sampler, self.guidance.tag, weights)))
         tag = f"{name}/n{self.n}_{how}_{self.reference}"
         if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
-            module.log(alias, distance, on_step=True, on_epoch=False, logger=False)
+            module.log(alias, value, on_step=True, on_epoch=False, logger=False)
         for logger in trainer.loggers:
-            logger.log_metrics({tag: distance, alias: distance}, step)
+            logger.log_metrics({tag: value, alias: value}, step)
         if not trainer.is_global_zero:
             return
+        floor = self._floors.get(name)
         result = {
             "step": step,
             "metric": name,
-            "value": distance,
+            "value": value,
+            **({} if measured.spread is None else {"spread": measured.spread}),
+            **measured.settings,
             "n": self.n,
             "sampler": self.sampler.describe(),
             "steps": len(self.sampler.levels(module.schedule)) - 1,
@@ -186,22 +253,34 @@ class GenerativeMetrics(Periodic):
             "seed": self.seed,
             "reference": self.reference,
             "reference_count": self._reference.n,
-            "floor": self._floor,
+            "floor": floor,
             "floor_n": self._floor_count,
             "extractor": self.extractor.describe(),
             "extractor_sha256": self.extractor.digest,
+            "resize": self.extractor.resize,
         }
         append_result(Path(trainer.default_root_dir) / "metrics.json", result)
-        tqdm.write(
-            f"step {step}: {name} {distance:.3f} (n={self.n}, {how}; real against "
-            f"real at n={self._floor_count}: {self._floor:.3f})"
-        )
+        spread = "" if measured.spread is None else f" ± {_shown(measured.spread)}"
+        real = "too few real images to compare with"
+        if floor is not None:
+            real = f"real against real at n={self._floor_count}: {_shown(floor)}"
+        tqdm.write(f"step {step}: {name} {_shown(value)}{spread} (n={self.n}, {how}; {real})")
+
+
+def _nothing(extractor: FeatureExtractor) -> Features:
+    """Stand in for the features on a process that does not measure."""
+    return Features.of(extractor, torch.empty(0, 0), None)
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"
 
 
 def append_result(path: Path, result: dict[str, Any]) -> None:
     """Add a result to metrics.json, replacing those that a resumed run measures anew."""
     results = json.loads(path.read_text()) if path.exists() else []
-    settings = [key for key in result if key not in ("step", "value", "standard_error", "parts")]
+    results_of = ("step", "value", "standard_error", "spread", "parts")
+    settings = [key for key in result if key not in results_of]
 
     def superseded(old: dict[str, Any]) -> bool:
         same = all(old.get(key) == result[key] for key in settings)

@@ -6,12 +6,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
+
+
+class Extracted(NamedTuple):
+    """What one pass of a network over images [B, C, H, W] gives.
+
+    Attributes:
+        features: float32 [B, dim].
+        logits: float32 [B, classes] of the network's own classes, or None if it has none.
+    """
+
+    features: Tensor
+    logits: Tensor | None = None
 
 
 class FeatureExtractor(Configurable, ABC):
@@ -21,19 +34,26 @@ class FeatureExtractor(Configurable, ABC):
     metric it registers nothing, so its weights never reach a checkpoint, the EMA or an optimizer.
     The weights load on first use, or early through :meth:`check`.
 
+    One of your own states the attributes and defines ``load`` and ``features``; if its network
+    classifies, too, it states ``classes`` and overrides ``features_and_logits``.
+
     Attributes:
         name: Stem of the metric's tag, e.g. ``fid``.
         alias: The stable tag for ``monitor:``.
-        dim: Length of a feature vector.
-        channels: The numbers of image channels that are accepted.
+        dim: Length of a feature vector; None: as many as an image has values.
+        channels: The numbers of image channels that are accepted; None: any.
         min_size: The smallest accepted height and width, in pixels.
+        classes: Number of classes that the network tells apart; None: it gives no logits.
+        resize: How images are brought to the network's size, as stated in results.
     """
 
     name: str
     alias: str
-    dim: int
-    channels: tuple[int, ...]
+    dim: int | None
+    channels: tuple[int, ...] | None
     min_size: int = 1
+    classes: int | None = None
+    resize: str = "none"
 
     @abstractmethod
     def load(self) -> tuple[nn.Module, str]:
@@ -49,6 +69,10 @@ class FeatureExtractor(Configurable, ABC):
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """Map uint8 [B, C, H, W], checked and on the network's device, to float32 [B, dim]."""
+
+    def features_and_logits(self, images: Tensor) -> Extracted:
+        """Do as ``features``, and give the logits of the same pass, float32 [B, classes]."""
+        return Extracted(self.features(images))
 
     @property
     def network(self) -> nn.Module:
@@ -86,10 +110,25 @@ class FeatureExtractor(Configurable, ABC):
         Raises:
             InputError: The images do not fit, or the weights are missing.
         """
+        return self.both(images).features
+
+    def logits(self, images: Tensor) -> Tensor | None:
+        """Classify images uint8 [B, C, H, W]: float32 [B, classes], None without classes."""
+        return self.both(images).logits
+
+    def both(self, images: Tensor) -> Extracted:
+        """Compute features and logits in one pass; otherwise as a call.
+
+        Args:
+            images: uint8 [B, C, H, W], 0…255.
+
+        Raises:
+            InputError: The images do not fit, or the weights are missing.
+        """
         self._check_images(images)
         self.network.to(images.device)
         with plain_float32(images.device):
-            return self.features(images)
+            return self.features_and_logits(images)
 
     def _check_images(self, images: Tensor) -> None:
         kind = type(self).__name__
@@ -98,8 +137,8 @@ class FeatureExtractor(Configurable, ABC):
                 f"{kind} reads 8-bit images, got {images.dtype}; convert images in [−1, 1] with "
                 "ddpm_lightning.images.to_uint8"
             )
-        if images.ndim != 4 or images.shape[1] not in self.channels:
-            accepted = " or ".join(map(str, self.channels))
+        if images.ndim != 4 or (self.channels and images.shape[1] not in self.channels):
+            accepted = " or ".join(map(str, self.channels or ("any number of",)))
             raise InputError(
                 f"{kind} reads images [B, C, H, W] of {accepted} channel(s), got "
                 f"{list(images.shape)}; LeNet is for grey images, Inception for grey and colour"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,20 @@ class Statistics:
             cov += centred.T @ centred
         return cls(mean, cov / (len(features) - 1), len(features))
 
+    def without(self, part: Statistics) -> Statistics:
+        """Take out some of the vectors, given their own statistics; at least two remain."""
+        n = self.n - part.n
+        mean = (self.n * self.mean - part.n * part.mean) / n
+        between = part.mean - mean
+        scatter = (self.n - 1) * self.cov - (part.n - 1) * part.cov
+        scatter -= (n * part.n / self.n) * between.outer(between)
+        return Statistics(mean, scatter / (n - 1), n)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric root of the covariance [d, d], kept for the next distance."""
+        return _root(self.cov)
+
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """Compute |m_a − m_b|² + Tr(C_a + C_b − 2·(C_a·C_b)^½), in float64.
@@ -72,7 +87,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
             f"cannot compare features of length {len(a.mean)} with features of length "
             f"{len(b.mean)}; compute both with the same extractor"
         )
-    overlap = torch.linalg.matrix_norm(_root(a.cov) @ _root(b.cov), ord="nuc")
+    overlap = torch.linalg.matrix_norm(a.root @ b.root, ord="nuc")
     distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * overlap
     return max(distance.item(), 0.0)  # rounding may leave −1e-12 between equals
 

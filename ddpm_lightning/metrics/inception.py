@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.features import FeatureExtractor
+from ddpm_lightning.metrics.features import Extracted, FeatureExtractor
 
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -27,7 +27,7 @@ class Inception(FeatureExtractor):
 
     Network, weights and the resize to 299×299 (TensorFlow 1's bilinear, without anti-aliasing)
     are torch-fidelity's, which agree with the original FID code. Grey images are repeated to
-    three channels.
+    three channels. Its logits are those of published Inception scores.
 
     Args:
         weights: Local file weights-inception-2015-12-05-6726825d.pth. Default: torch hub's cache
@@ -38,6 +38,8 @@ class Inception(FeatureExtractor):
     alias = "fid"
     dim = 2048
     channels = (1, 3)
+    classes = 1008
+    resize = "tf1-bilinear-299"
 
     def __init__(self, weights: str | None = None) -> None:
         self.weights = weights
@@ -66,8 +68,11 @@ class Inception(FeatureExtractor):
 
     def features(self, images: Tensor) -> Tensor:
         """Map uint8 [B, 1 or 3, H, W] to float32 [B, 2048]."""
-        (features,) = self.network(images.expand(-1, 3, -1, -1))
-        return features
+        return self.features_and_logits(images).features
+
+    def features_and_logits(self, images: Tensor) -> Extracted:
+        """Add the logits [B, 1008] of the Inception score, which leave the bias out."""
+        return Extracted(*self.network(images.expand(-1, 3, -1, -1)))
 
 
 _WAYS = (
@@ -112,7 +117,7 @@ def _network(state_dict: Any, path: Path) -> nn.Module:
     copy.seek(0)
     try:
         with torch.random.fork_rng(devices=[]):  # its initial weights are not our randomness
-            return FeatureExtractorInceptionV3("inception", ["2048"], copy)
+            return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} does not hold FID's Inception-v3: {_shortened(error)}. {_WAYS}"

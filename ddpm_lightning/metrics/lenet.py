@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.features import FeatureExtractor, plain_float32
+from ddpm_lightning.metrics.features import Extracted, FeatureExtractor
 
 WEIGHTS = Path(__file__).with_name("lenet.safetensors")
 
@@ -34,6 +34,8 @@ class LeNet(FeatureExtractor):
     dim = 84
     channels = (1,)
     min_size = 8
+    classes = 10
+    resize = "bilinear-28"
 
     def load(self) -> tuple[LeNetNetwork, str]:
         """Read the weights that ship with the package."""
@@ -53,6 +55,11 @@ class LeNet(FeatureExtractor):
         """Map uint8 [B, 1, H, W] to float32 [B, 84]."""
         return self.network(images)
 
+    def features_and_logits(self, images: Tensor) -> Extracted:
+        """Add the logits [B, 10] of the digits."""
+        features = self.network(images)
+        return Extracted(features, self.network.get_submodule("classifier")(features))
+
     def classify(self, images: Tensor) -> Tensor:
         """Recognise digits.
 
@@ -62,9 +69,9 @@ class LeNet(FeatureExtractor):
         Returns:
             float32 logits [B, 10].
         """
-        features = self(images)
-        with plain_float32(images.device):
-            return self.network.get_submodule("classifier")(features)
+        logits = self.both(images).logits
+        assert logits is not None
+        return logits
 
 
 class LeNetNetwork(nn.Module):

@@ -1,0 +1,47 @@
+"""The Inception score: a classifier is sure of each sample, and of a different class each time."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.checks import check_features
+
+
+def inception_score(
+    logits: Tensor, splits: int = 10, shuffle: bool = True, seed: int = 0
+) -> tuple[float, float]:
+    """Compute exp of the mean over samples of KL(p(y|x) ‖ p(y)), by torch-fidelity, in float64.
+
+    From 1 (the classifier cannot tell samples apart) to the number of classes. The data take no
+    part in it.
+
+    Args:
+        logits: float32 [n, K]; of Inception for published numbers.
+        splits: Equal parts that are scored one by one; publications use 10 of 50000 samples.
+        shuffle: Shuffle before splitting, for samples may come a class after the other.
+        seed: Seed of the shuffling.
+
+    Returns:
+        Mean and standard deviation over the parts.
+
+    Raises:
+        InputError: Fewer samples than parts, or logits that are not finite.
+
+    Source: Salimans et al. (2016), sec. 4.
+    """
+    if splits < 1:
+        raise InputError(f"inception_score(splits={splits}): at least 1")
+    check_features(logits, least=splits, metric=f"the Inception score in {splits} splits")
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    result = isc_features_to_metric(logits, splits, shuffle, seed)
+    mean, std = result["inception_score_mean"], result["inception_score_std"]
+    if not math.isfinite(mean):
+        raise InputError(
+            "the Inception score is not finite: the logits are hundreds apart; let the classifier "
+            "divide them by a temperature"
+        )
+    return mean, std

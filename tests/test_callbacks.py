@@ -24,8 +24,16 @@ from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import write_gif
-from ddpm_lightning.metrics import Inception, LeNet
+from ddpm_lightning.images import to_uint8, write_gif
+from ddpm_lightning.metrics import (
+    Features,
+    Inception,
+    LeNet,
+    Pixels,
+    Statistics,
+    frechet_distance,
+    manifold,
+)
 from tests.small import tiny_data, tiny_module, trainer
 
 
@@ -342,3 +350,84 @@ def test_the_final_metric_stands_beside_the_hyper_parameters(tmp_path):
     assert "final/val/loss_ema" in events(tmp_path).Tags()["scalars"]
     plugin = events(tmp_path).summary_metadata["_hparams_/experiment"].plugin_data
     assert plugin.plugin_name == "hparams"
+
+
+def results(folder: Path) -> dict[tuple[str, str], dict]:
+    kept = json.loads((folder / "metrics.json").read_text())
+    return {(result["metric"], result["weights"]): result for result in kept}
+
+
+def test_all_metrics_of_both_weights_come_from_one_pass_each(tmp_path, monkeypatch):
+    passes = []
+    both = LeNet.both
+    monkeypatch.setattr(
+        LeNet, "both", lambda self, images: passes.append(len(images)) or both(self, images)
+    )
+    metric = GenerativeMetrics(
+        LeNet(),
+        every_n_steps=3,
+        n=25,
+        sampler=DDIM(2),
+        ema="both",
+        batch_size=10,
+        metrics=["fd", "kid", "is", "pr"],
+        kid_subset_size=20,
+        cache=str(tmp_path / "cache"),
+    )
+    module = fit(tmp_path, 3, [metric])
+    names = {"fd_lenet", "kd_lenet", "is_lenet"}
+    names |= {f"{name}_lenet" for name in ("precision", "recall", "density", "coverage")}
+    found = results(tmp_path)
+    assert found.keys() == {(name, weights) for name in names for weights in ("ema", "raw")}
+    assert passes == [10] * 6 + [4] + [10, 10, 5] * 2  # 64 real images, 25 samples twice
+    assert found["kd_lenet", "raw"]["spread"] > 0
+    assert found["kd_lenet", "raw"]["resize"] == "bilinear-28"
+    assert 1 <= found["is_lenet", "ema"]["value"] <= 10
+    assert found["fd_lenet", "ema"]["value"] != found["fd_lenet", "raw"]["value"]
+    logged = events(tmp_path)
+    for alias, weights in (("fd", "ema"), ("fd_raw", "raw")):
+        (event,) = logged.Scalars(alias)
+        assert event.value == pytest.approx(found["fd_lenet", weights]["value"])
+    # The same by hand.
+    samples = module.sample(25, DDIM(2), seed=1, ema=False)
+    reference, _ = tiny_data().images("train")
+    x, y = LeNet()(to_uint8(samples)), LeNet()(reference)
+    expected = frechet_distance(Statistics.of(x), Statistics.of(y))
+    assert found["fd_lenet", "raw"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert found["recall_lenet", "raw"]["value"] == manifold(x, y)["recall"]
+
+
+def test_a_second_run_finds_the_features_of_the_real_images(tmp_path, monkeypatch):
+    values = []
+    for run in ("one", "two"):
+        metric = GenerativeMetrics(LeNet(), 1, 8, DDIM(2), cache=str(tmp_path / "cache"))
+        fit(tmp_path / run, 1, [metric])
+        values.append(results(tmp_path / run)["fd_lenet", "ema"])
+        monkeypatch.setattr(Features, "save", None)
+    assert values[0] == values[1]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metrics": ["kid"], "n": 30, "kid_subset_size": 50}, "kid_subset_size: 30"),
+        ({"metrics": ["kid"], "n": 70, "kid_subset_size": 65}, "64 real images.*: 64"),
+        ({"metrics": ["is"], "n": 9}, "need 10 or more"),
+        ({"metrics": ["is"], "extractor": Pixels()}, "Pixels gives no logits"),
+        ({"metrics": ["pr"], "n": 5}, "need 6 or more"),
+        ({"metrics": []}, "one or more"),
+        ({"metrics": ["fd", "fd"]}, "each once"),
+    ],
+)
+def test_metrics_that_cannot_be_are_refused_before_training(tmp_path, arguments, message):
+    stepped = []
+
+    class Steps(LossByTimestep):
+        def on_train_batch_end(self, *args):
+            stepped.append(1)
+
+    metric = GenerativeMetrics(**{"extractor": LeNet(), "sampler": DDIM(2)} | arguments)
+    with pytest.raises(InputError, match=message):
+        fit(tmp_path, 1, [metric, Steps()])
+    assert not stepped

@@ -58,8 +58,8 @@ def extrapolated_frechet(
     whole extrapolation. A bootstrap would not do: a resample with replacement repeats about a
     third of its vectors, so it has the distance of fewer samples, and a slope of its own.
 
-    Costs 66 distances, each one eigendecomposition (two for a reference of features) and the
-    singular values of a matrix [d, d].
+    Costs 66 distances, 60 of them the eigenvalues of a matrix [d, d] (for a reference of features
+    an eigendecomposition more each).
 
     Args:
         features: float32 [n, d] of the samples; n ≥ 120, and n > 3·d, or the line is none.
@@ -86,7 +86,8 @@ def extrapolated_frechet(
     def distance(parts: int, part: int, without: int | None) -> float:
         other = cut_reference(parts, part, without) if cut_reference else reference
         assert isinstance(other, Statistics)
-        return frechet_distance(cut(parts, part, without), other)
+        measure = frechet_distance if without is None else _quick_distance
+        return measure(cut(parts, part, without), other)
 
     def distances(without: int | None = None) -> list[float]:
         return [fmean(distance(parts, part, without) for part in range(parts)) for parts in PARTS]
@@ -106,8 +107,7 @@ def frechet_spread(
     taken without each of them in turn. All of these have the same number of samples and none
     twice, so the bias of few samples drops out; resamples of a bootstrap, with their repeated
     vectors, would be farther from the reference than the samples are. Only the samples are taken
-    to be random, not the reference. Costs one eigendecomposition and the singular values of one
-    matrix [d, d] a block.
+    to be random, not the reference. Costs the eigenvalues of one matrix [d, d] a block.
 
     Args:
         features: float32 [n, d] of the samples, n ≥ 2·blocks.
@@ -124,7 +124,7 @@ def frechet_spread(
     everything = Statistics.of(features)
     return _jackknife(
         [
-            frechet_distance(everything.without(Statistics.of(features[rows])), reference)
+            _quick_distance(everything.without(Statistics.of(features[rows])), reference)
             for rows in _order(len(features), seed).tensor_split(blocks)
         ]
     )
@@ -152,6 +152,18 @@ class _Cut:
 
     def _of(self, chosen: Tensor) -> Statistics:
         return Statistics.of(self._features[self._order[chosen]])
+
+
+def _quick_distance(a: Statistics, b: Statistics) -> float:
+    """Compute the Fréchet distance for differences of such: fewer digits, a third of the time.
+
+    Eigenvalues of C_b^½·C_a·C_b^½ need no root of C_a; but rounding leaves 1e-8 of the largest
+    singular value on each small one.
+    """
+    eigenvalues = torch.linalg.eigvalsh(b.root @ a.cov @ b.root)
+    overlap = eigenvalues.clamp(min=0).sqrt().sum()
+    means = (a.mean - b.mean).square().sum()
+    return (means + a.cov.trace() + b.cov.trace() - 2 * overlap).item()
 
 
 def _order(n: int, seed: int) -> Tensor:

@@ -1,0 +1,238 @@
+"""Features on disk: found again, never mixed up, never half written."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import sys
+import textwrap
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm_lightning.cli import main
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics import FeatureExtractor, Features, LeNet, Pixels, reference_features
+from ddpm_lightning.metrics.cached import cache_path, default_cache
+
+CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
+
+
+def images(n=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+class Counting(FeatureExtractor):
+    """Mean and spread of the pixels, times a factor; counts the images it has seen."""
+
+    name, alias, dim, channels = "fd_counting", "fd", 2, (1,)
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+        self.seen = 0
+
+    def load(self):
+        return nn.Identity(), hashlib.sha256(b"").hexdigest()
+
+    def features(self, images):
+        self.seen += len(images)
+        x = images.flatten(1).float() * self.factor
+        return torch.stack([x.mean(dim=1), x.std(dim=1)], dim=1)
+
+
+def test_features_come_back_from_their_file_as_they_were(tmp_path):
+    path = tmp_path / "new" / "features.safetensors"
+    for extractor, with_logits in ((LeNet(), True), (Pixels(), False)):
+        one = Features.compute(extractor, images())
+        one.save(path)
+        other = Features.load(path)
+        assert torch.equal(one.features, other.features)
+        assert (one.logits is not None) == (other.logits is not None) == with_logits
+        assert not with_logits or torch.equal(one.logits, other.logits)
+        assert (other.extractor, other.digest) == (extractor.describe(), extractor.digest)
+        assert other.resize == extractor.resize
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_batches_may_be_of_any_sizes_and_are_not_kept():
+    alive: list[weakref.ref] = []
+
+    def batches():
+        for part in images(50).split([3, 20, 27]):
+            assert sum(batch() is not None for batch in alive) <= 1
+            batch = part.clone()
+            alive.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    extractor = Counting()
+    features = Features.compute(extractor, batches(), batch_size=8)
+    assert torch.equal(features.features, Features.compute(Counting(), images(50)).features)
+    assert len(alive) == 3
+    assert len(features) == extractor.seen == 50
+
+
+def test_the_second_time_costs_no_network(tmp_path):
+    extractor = Counting()
+    first = reference_features(extractor, images(), tmp_path)
+    second = reference_features(extractor, images(), tmp_path)
+    assert torch.equal(first.features, second.features)
+    assert extractor.seen == 20
+
+
+def test_another_image_order_shape_argument_extractor_or_weight_is_another_file(tmp_path):
+    x = images()
+    changed = x.clone()
+    changed[3, 0, 2, 2] ^= 1
+
+    class Digest(Counting):
+        digest = "0" * 64
+
+    with pytest.warns(UserWarning, match="defined in a script"):
+        paths = [
+            cache_path(extractor, part, tmp_path)
+            for extractor, part in (
+                (Counting(), x),
+                (Counting(), changed),
+                (Counting(), x.flip(0)),
+                (Counting(), x.view(20, 1, 4, 16)),
+                (Counting(), x[:19]),
+                (Counting(2.0), x),
+                (LeNet(), x),
+                (Digest(), x),
+            )
+        ]
+    assert len(set(paths)) == len(paths)
+    assert cache_path(Counting(), x.clone(), tmp_path) == paths[0]
+    assert {path.parent for path in paths} == {tmp_path}
+
+
+def test_an_edited_extractor_is_another_file(tmp_path, monkeypatch):
+    paths = []
+    for factor in (1, 1, 2):
+        folder = tmp_path / str(len(paths))
+        folder.mkdir()
+        write_extractor(folder / "edited.py", factor)
+        monkeypatch.syspath_prepend(str(folder))
+        sys.modules.pop("edited", None)
+        extractor = importlib.import_module("edited").Mine()
+        paths.append(cache_path(extractor, images(), tmp_path))
+    assert paths[0] == paths[1] != paths[2]
+
+
+def write_extractor(path: Path, factor: int = 1) -> None:
+    path.write_text(
+        textwrap.dedent(
+            f"""
+            import hashlib
+            from torch import nn
+            from ddpm_lightning.metrics import FeatureExtractor
+
+            class Mine(FeatureExtractor):
+                name, alias, dim, channels = "fd_mine", "fd", 16, (1, 3)
+
+                def load(self):
+                    return nn.AdaptiveAvgPool2d(4), hashlib.sha256(b"").hexdigest()
+
+                def features(self, images):
+                    return self.network(images.float() * {factor}).mean(dim=1).flatten(1)
+            """
+        )
+    )
+
+
+@pytest.mark.parametrize("damage", [b"", b"no tensors", None], ids=["empty", "other", "cut off"])
+def test_a_damaged_file_is_computed_anew_with_a_warning(tmp_path, damage):
+    extractor = Counting()
+    first = reference_features(extractor, images(), tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
+    with pytest.warns(UserWarning, match="no readable file of features"):
+        again = reference_features(extractor, images(), tmp_path)
+    assert torch.equal(first.features, again.features)
+    assert torch.equal(Features.load(path).features, first.features)
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_only(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match=r"cannot write the features.*another folder"):
+        features = reference_features(Counting(), images(), tmp_path / "file" / "folder")
+    assert len(features) == 20
+
+
+def test_a_stopped_write_leaves_nothing(tmp_path, monkeypatch):
+    def fail(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(InputError, match="no space left"):
+        Features.compute(Counting(), images()).save(tmp_path / "features.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_writers_at_once_do_not_break_each_other(tmp_path):
+    path = tmp_path / "features.safetensors"
+    features = Features.compute(Counting(), images(500))
+    features.save(path)
+
+    def work(i):
+        features.save(path)
+        return torch.equal(Features.load(path).features, features.features)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(64)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_folder_is_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "ddpm_lightning"
+    reference_features(Counting(), images())
+    assert len(list(default_cache().iterdir())) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_cache() == tmp_path / "home" / ".cache" / "ddpm_lightning"
+
+
+def test_no_images_and_missing_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="no images"):
+        Features.compute(Counting(), iter(()))
+    with pytest.raises(InputError, match="batch_size=0"):
+        Features.compute(Counting(), images(), batch_size=0)
+    with pytest.raises(InputError, match="absent"):
+        Features.load(tmp_path / "absent")
+
+
+def test_an_extractor_of_ones_own_is_named_in_a_config(tmp_path, monkeypatch):
+    write_extractor(tmp_path / "my_extractor.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    callback = {
+        "class_path": "GenerativeMetrics",
+        "init_args": {
+            "extractor": {"class_path": "my_extractor.Mine"},
+            "n": 20,
+            "sampler": {"class_path": "DDIM", "init_args": {"steps": 2}},
+            "metrics": ["fd", "pr"],
+            "ema": "both",
+        },
+    }
+    main(
+        [
+            *("fit", f"--config={CONFIG}", f"--trainer.default_root_dir={tmp_path / 'run'}"),
+            *("--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.logger=false"),
+            *("--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"),
+            *("--model.net.channels=8", "--model.net.groups=4", "--model.net.blocks=1"),
+            *("--data.global_batch_size=8", f"--trainer.callbacks={json.dumps([callback])}"),
+        ]
+    )
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    names = ["fd_mine"] + [f"{n}_mine" for n in ("precision", "recall", "density", "coverage")]
+    assert [result["metric"] for result in found] == names * 2
+    assert found[0]["extractor"] == {"class_path": "my_extractor.Mine", "init_args": {}}

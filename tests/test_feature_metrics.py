@@ -1,0 +1,373 @@
+"""What is computed from features, against closed forms and other implementations."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics import (
+    Features,
+    Inception,
+    LeNet,
+    Pixels,
+    Statistics,
+    extrapolated_frechet,
+    frechet_distance,
+    frechet_spread,
+    inception_score,
+    kid,
+    manifold,
+)
+
+
+def gaussian(n, d, seed, scale=1.0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images = torch.from_numpy(sklearn.datasets.load_digits().images).mul(255 / 16).round()
+    return images.to(torch.uint8)[:, None]  # [1797, 1, 8, 8]
+
+
+# Extractors
+
+
+def test_one_pass_gives_features_and_logits_of_lenet(digits):
+    lenet = LeNet()
+    both = lenet.both(digits[:9])
+    assert torch.equal(both.features, lenet(digits[:9]))
+    assert torch.equal(both.logits, lenet.classify(digits[:9]))
+    assert both.logits.shape == (9, lenet.classes)
+
+
+def test_inceptions_logits_are_the_unbiased_ones_of_torch_fidelity(inception_file):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
+
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    (expected,) = Network("reference", ["logits_unbiased"], str(inception_file))(images)
+    inception = Inception(weights=str(inception_file))
+    with pytest.warns(UserWarning, match="not comparable"):
+        both = inception.both(images)
+    assert torch.equal(both.logits, expected)
+    assert both.logits.shape == (2, inception.classes)
+    fc = inception.network.fc
+    assert torch.allclose(both.features @ fc.weight.T, both.logits, atol=1e-4)
+    assert fc.bias.abs().max() > 0.01  # left out
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 4, 4), (2, 1, 1)])
+def test_pixels_are_the_image_in_zero_to_one(shape):
+    images = torch.randint(256, (3, *shape), dtype=torch.uint8)
+    both = Pixels().both(images)
+    assert torch.equal(both.features, images.reshape(3, -1).float() / 255)
+    assert both.logits is None
+
+
+def test_pixels_of_gaussian_images_have_the_closed_form(digits):
+    mean, std = torch.tensor([[100.0], [128.0]]), torch.tensor([[8.0], [20.0]])
+    images = [
+        (gaussian(50_000, 4, seed=i) * std[i] + mean[i]).round().clamp(0, 255).to(torch.uint8)
+        for i in range(2)
+    ]
+    a, b = (Statistics.of(Pixels()(x.view(-1, 1, 2, 2))) for x in images)
+    true_std = (std.square() + 1 / 12).sqrt()  # of rounding
+    expected = 4 * ((mean[0] - mean[1]) ** 2 + (true_std[0] - true_std[1]) ** 2) / 255**2
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=0.01)
+
+
+@pytest.mark.parametrize("extractor", [LeNet(), Pixels()])
+def test_distance_does_not_depend_on_the_batch_size(extractor, digits):
+    a, b = digits[:300], digits[300:1000]
+
+    def distance(size):
+        sets = (Features.compute(extractor, x, batch_size=size).features for x in (a, b))
+        return frechet_distance(*map(Statistics.of, sets))
+
+    assert distance(7) == pytest.approx(distance(64), rel=1e-6)
+
+
+# Fréchet distance: other implementations, its limit and its standard error
+
+
+def test_frechet_distance_is_torch_fidelitys(digits):
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    a, b = LeNet()(digits[:800]), LeNet()(digits[800:])
+    expected = fid_statistics_to_metric(
+        *(fid_features_to_statistics(x) for x in (a, b)), verbose=False
+    )["frechet_inception_distance"]
+    assert frechet_distance(Statistics.of(a), Statistics.of(b)) == pytest.approx(
+        expected, rel=1e-3
+    )
+
+
+@pytest.mark.slow  # torch-fidelity's eigenvalues of a matrix [2048, 2048] that is not symmetric
+@pytest.mark.filterwarnings("ignore:.*not comparable")
+def test_fid_kid_and_inception_score_are_those_of_torch_fidelitys_command(inception_file):
+    import torch_fidelity
+
+    images = torch.randint(256, (2, 24, 3, 16, 16), dtype=torch.uint8)
+    images[1] //= 2
+    expected = torch_fidelity.calculate_metrics(
+        input1=_Images(images[0]),
+        input2=_Images(images[1]),
+        feature_extractor_weights_path=str(inception_file),
+        cuda=False,
+        fid=True,
+        isc=True,
+        kid=True,
+        isc_splits=3,
+        kid_subset_size=10,
+        rng_seed=5,
+        cache=False,
+        verbose=False,
+        batch_size=8,
+        num_workers=0,
+    )
+    inception = Inception(weights=str(inception_file))
+    a, b = (Features.compute(inception, x, batch_size=7) for x in images)
+    ours = frechet_distance(Statistics.of(a.features), Statistics.of(b.features))
+    assert ours == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+    mean, std = kid(a.features, b.features, subset_size=10, seed=5)
+    assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
+    assert std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
+    mean, std = inception_score(a.logits, splits=3, seed=5)
+    assert mean == pytest.approx(expected["inception_score_mean"], rel=1e-5)
+    assert std == pytest.approx(expected["inception_score_std"], rel=1e-3)
+
+
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def test_leaving_vectors_out_of_statistics_is_numpys_of_the_rest():
+    x = gaussian(50, 4, seed=0) + 10
+    rest = Statistics.of(x).without(Statistics.of(x[:20]))
+    assert rest.n == 30
+    np.testing.assert_allclose(rest.mean, x[20:].double().numpy().mean(0), rtol=1e-12)
+    np.testing.assert_allclose(rest.cov, np.cov(x[20:].double().numpy().T), rtol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_extrapolated_distance_is_the_closed_form_and_closer_than_any_sample(shift):
+    d = 16
+    reference = Statistics(torch.zeros(d).double(), torch.eye(d).double(), 10**9)
+    x = 1.2 * gaussian(1200, d, seed=3) + shift
+    truth = d * (shift**2 + 0.2**2)
+    result = extrapolated_frechet(x, reference)
+    raw = frechet_distance(Statistics.of(x), reference)
+    assert result.sizes == (1200, 600, 400)
+    assert result.values[0] == pytest.approx(raw)
+    assert result.values[0] < result.values[1] < result.values[2]
+    assert abs(result.value - truth) < abs(raw - truth)
+    assert abs(result.value - truth) < 3 * result.spread
+    assert 0 < result.spread < 0.2 * max(truth, 0.5)
+
+
+def test_a_reference_of_features_loses_its_own_bias_too():
+    # Both of one distribution: the limit of both ends is 0.
+    pairs = [(gaussian(900, 12, seed=2 * i), gaussian(900, 12, seed=2 * i + 1)) for i in range(8)]
+    fixed = np.mean([extrapolated_frechet(a, Statistics.of(b)).value for a, b in pairs])
+    both = np.mean([extrapolated_frechet(a, b).value for a, b in pairs])
+    raw = np.mean([frechet_distance(Statistics.of(a), Statistics.of(b)) for a, b in pairs])
+    assert abs(both) < 0.2 * raw
+    assert fixed == pytest.approx(raw / 2, rel=0.4)  # half of the bias is the reference's
+
+
+def test_standard_errors_are_the_scatter_over_repeated_draws():
+    d, repeats = 8, 60
+    reference = Statistics(torch.zeros(d).double(), torch.eye(d).double(), 10**9)
+    draws = [1.3 * gaussian(600, d, seed=i) + 0.2 for i in range(repeats)]
+    distances = [frechet_distance(Statistics.of(x), reference) for x in draws]
+    spreads = [frechet_spread(x, reference) for x in draws]
+    assert np.mean(spreads) == pytest.approx(np.std(distances, ddof=1), rel=0.25)
+    limits = [extrapolated_frechet(x, reference) for x in draws]
+    scatter = np.std([limit.value for limit in limits], ddof=1)
+    assert np.mean([limit.spread for limit in limits]) == pytest.approx(scatter, rel=0.3)
+
+
+def test_standard_error_is_that_of_the_linearised_distance():
+    # d FD = 2·(m − m_r)·dm + Tr((I − T)·dC) with T the optimal map between the Gaussians.
+    x = (gaussian(4000, 5, seed=0) @ gaussian(5, 5, seed=1) + 0.5).double()
+    a, b = Statistics.of(x), Statistics.of(gaussian(4000, 5, seed=2))
+    root = b.root
+    values, vectors = torch.linalg.eigh(root @ a.cov @ root)
+    T = root @ (vectors / values.sqrt()) @ vectors.T @ root
+    centred = x - a.mean
+    influence = 2 * centred @ (a.mean - b.mean)
+    influence += ((centred @ (torch.eye(5).double() - T)) * centred).sum(dim=1)
+    expected = float(influence.std()) / 4000**0.5
+    assert frechet_spread(x, b, blocks=400) == pytest.approx(expected, rel=0.1)
+
+
+def test_the_order_of_the_samples_decides_nothing_but_the_cuts():
+    # Classes one after the other, as generated: blocks of neighbours would be classes.
+    centres = torch.arange(10.0)[:, None].repeat(1, 3)
+    x = (centres[:, None] + 0.1 * gaussian(1000, 3, seed=0).view(10, 100, 3)).reshape(-1, 3)
+    shuffled = x[torch.randperm(1000, generator=torch.Generator().manual_seed(1))]
+    reference = Statistics.of(x + 1)
+    spread, other = (frechet_spread(rows, reference) for rows in (x, shuffled))
+    assert spread == pytest.approx(other, rel=0.5)
+    assert extrapolated_frechet(x, reference, seed=1).value == pytest.approx(3.0, abs=0.2)
+
+
+# KID
+
+
+def test_kid_is_torchmetrics_on_the_same_subsets():
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = gaussian(90, 20, seed=0).double(), gaussian(70, 20, seed=1, scale=1.3).double()
+    rng = np.random.RandomState(4)
+    values = []
+    for _ in range(6):
+        rows = rng.choice(90, 40, replace=False), rng.choice(70, 40, replace=False)
+        values.append(poly_mmd(x[rows[0]], y[rows[1]], degree=3, gamma=None, coef=1.0).item())
+    mean, std = kid(x.float(), y.float(), subsets=6, subset_size=40, seed=4)
+    assert mean == pytest.approx(np.mean(values), rel=1e-5)
+    assert std == pytest.approx(np.std(values), rel=1e-5)
+    assert std > 0
+
+
+def test_kid_of_everything_is_the_formula_and_zero_on_average_for_equals():
+    x, y = gaussian(30, 7, seed=0).double().numpy(), gaussian(30, 7, seed=1).double().numpy() + 1
+
+    def k(a, b):
+        return (a @ b.T / 7 + 1) ** 3
+
+    off = ~np.eye(30, dtype=bool)
+    expected = k(x, x)[off].mean() + k(y, y)[off].mean() - 2 * k(x, y).mean()
+    mean, std = kid(torch.from_numpy(x), torch.from_numpy(y), subsets=3, subset_size=30)
+    assert mean == pytest.approx(expected, rel=1e-9)
+    assert std == pytest.approx(0, abs=1e-12)
+    equals = [
+        kid(gaussian(100, 4, seed=2 * i), gaussian(100, 4, seed=2 * i + 1), 1, 100)[0]
+        for i in range(40)
+    ]
+    assert min(equals) < 0 < max(equals)
+    assert abs(np.mean(equals)) < 3 * np.std(equals) / 40**0.5
+
+
+# Inception score
+
+
+def test_inception_score_is_the_formula():
+    logits = gaussian(50, 6, seed=0, scale=3.0).double().numpy()
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    scores = [
+        np.exp((part * np.log(part / part.mean(axis=0))).sum(axis=1).mean())
+        for part in np.split(p, 5)
+    ]
+    mean, std = inception_score(torch.from_numpy(logits).float(), splits=5, shuffle=False)
+    assert (mean, std) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-5)
+
+
+def test_inception_score_is_one_for_equals_and_the_number_of_classes_at_best():
+    assert inception_score(torch.ones(20, 4))[0] == pytest.approx(1)
+    sure = 50 * torch.eye(4).repeat(25, 1)  # ten splits of 10 would miss the balance
+    assert inception_score(sure, splits=1)[0] == pytest.approx(4)
+    # A class after the other: without shuffling, each part has one class.
+    sorted_ = 50 * torch.eye(4).repeat_interleave(25, dim=0)
+    assert inception_score(sorted_, splits=4, shuffle=False)[0] == pytest.approx(1)
+    assert inception_score(sorted_, splits=4)[0] > 3
+
+
+# Precision, recall, density, coverage
+
+
+def plain_manifold(fake, real, k):
+    def distances(a, b):
+        return np.sqrt(np.square(a[:, None].astype(np.float64) - b[None]).sum(axis=2))
+
+    def radii(x):
+        return np.sort(distances(x, x), axis=1)[:, k]  # column 0 is the vector itself
+
+    cross = distances(fake, real)
+    fake_radius, real_radius = radii(fake), radii(real)
+    return {
+        "precision": (cross <= real_radius).any(axis=1).mean(),
+        "recall": (cross <= fake_radius[:, None]).any(axis=0).mean(),
+        "density": (cross < real_radius).sum() / (k * len(fake)),
+        "coverage": (cross.min(axis=0) < real_radius).mean(),
+    }
+
+
+@pytest.mark.parametrize(("k", "offset"), [(1, 0.0), (3, 0.5), (5, 1000.0)])
+def test_manifold_is_the_plain_one_whatever_the_blocks(monkeypatch, k, offset):
+    fake, real = gaussian(61, 4, seed=0, scale=0.7) + offset, gaussian(83, 4, seed=1) + offset
+    expected = plain_manifold(fake.numpy(), real.numpy(), k)
+    assert manifold(fake, real, k) == pytest.approx(expected)
+    module = sys.modules["ddpm_lightning.metrics.manifold"]  # the function has its name
+    monkeypatch.setattr(module, "DISTANCES", 83 * 9)
+    assert manifold(fake, real, k) == pytest.approx(expected)
+    assert 0 < expected["recall"] < 1
+
+
+def test_precision_and_recall_are_torch_fidelitys(digits):
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    a, b = LeNet()(digits[:400]), LeNet()(255 - (255 - digits[400:900]) // 2)
+    precision, recall = calculate_precision_recall_part(a.double(), b.double(), neighborhood=3)
+    shares = manifold(a, b, k=3)
+    assert (shares["precision"], shares["recall"]) == pytest.approx((precision, recall))
+
+
+def test_manifold_tells_dropped_modes_from_bad_samples():
+    data = torch.cat([gaussian(200, 3, seed=0), gaussian(200, 3, seed=1) + 20])
+    dropped = manifold(gaussian(200, 3, seed=2), data)
+    assert dropped["precision"] > 0.9
+    assert dropped["recall"] < 0.55
+    assert dropped["coverage"] < 0.55
+    noisy = manifold(gaussian(200, 3, seed=3) + 100, data)
+    assert noisy == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+
+
+# What cannot be measured
+
+
+FEW, BROKEN = torch.zeros(3, 4), torch.full((500, 4), float("nan"))
+REFERENCE = Statistics.of(gaussian(50, 4, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: extrapolated_frechet(FEW, REFERENCE), "needs 120 or more"),
+        (lambda: extrapolated_frechet(BROKEN, REFERENCE), "not finite"),
+        (lambda: extrapolated_frechet(gaussian(500, 5, 0), REFERENCE), "same extractor"),
+        (lambda: extrapolated_frechet(gaussian(500, 4, 0), FEW), "needs 120 or more"),
+        (lambda: frechet_spread(FEW, REFERENCE), "needs 40 or more"),
+        (lambda: frechet_spread(BROKEN, REFERENCE), "not finite"),
+        (lambda: kid(gaussian(50, 4, 0), gaussian(60, 4, 0)), "subset size of 50 or less"),
+        (lambda: kid(FEW, torch.zeros(3, 5), subset_size=2), "same extractor"),
+        (lambda: kid(BROKEN, BROKEN, subset_size=2), "not finite"),
+        (lambda: kid(FEW, FEW, subset_size=1), "subset of 2"),
+        (lambda: inception_score(FEW), "10 splits needs 10 or more"),
+        (lambda: inception_score(BROKEN), "not finite"),
+        (lambda: inception_score(2000 * torch.eye(20)), "temperature"),
+        (lambda: manifold(FEW, FEW), "needs 6 or more"),
+        (lambda: manifold(BROKEN, BROKEN), "not finite"),
+        (lambda: manifold(FEW, FEW, k=0), "at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_clear_error(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_too_few_features_for_their_length_are_warned_about():
+    with pytest.warns(UserWarning, match="rough"):
+        extrapolated_frechet(gaussian(120, 50, 0), Statistics.of(gaussian(200, 50, 1)))

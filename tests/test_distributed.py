@@ -8,15 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image, ImageChops
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 STEPS = 6
+TWO = ("--trainer.strategy=ddp", "--trainer.devices=2")
 
 
-def fit(root: Path, *more: str) -> None:
-    """Run the command line; uneven shares: 5 samples a grid, 9 a metric, on two processes."""
+def fit(root: Path, cache: Path, *more: str) -> None:
+    """Run the command line; uneven shares: 5 samples a grid, 19 a metric, on two processes."""
     callbacks = [
         {
             "class_path": "SampleGrid",
@@ -27,7 +29,12 @@ def fit(root: Path, *more: str) -> None:
             "init_args": {
                 "extractor": {"class_path": "LeNet"},
                 "every_n_steps": STEPS,
-                "n": 9,
+                "n": 19,
+                "batch_size": 4,
+                "metrics": ["fd", "kid", "is"],
+                "kid_subset_size": 10,
+                "ema": "both",
+                "cache": str(cache),
                 "sampler": ddim(2, eta=1.0),
             },
         },
@@ -60,8 +67,8 @@ def ddim(steps: int, eta: float) -> dict:
 def one_and_two(tmp_path_factory) -> tuple[Path, Path]:
     """The same run on one process and on two."""
     folder = tmp_path_factory.mktemp("runs")
-    fit(folder / "one")
-    fit(folder / "two", "--trainer.strategy=ddp", "--trainer.devices=2")
+    fit(folder / "one", folder / "cache_of_one")
+    fit(folder / "two", folder / "cache_of_two", *TWO)
     return folder / "one", folder / "two"
 
 
@@ -86,9 +93,32 @@ def test_two_processes_draw_the_grid_of_one(one_and_two):
     assert max(high for _, high in difference) <= 2  # of 255: sums in another order
 
 
+def measured(root: Path) -> dict[tuple[str, str], list[float]]:
+    results = json.loads((root / "metrics.json").read_text())
+    return {(r["metric"], r["weights"]): [r["value"], r["floor"]] for r in results}
+
+
 @pytest.mark.slow
-def test_two_processes_measure_the_distance_of_one(one_and_two):
-    one, two = (
-        json.loads((root / "metrics.json").read_text())[-1]["value"] for root in one_and_two
+def test_two_processes_measure_the_distances_of_one(one_and_two):
+    one, two = map(measured, one_and_two)
+    assert len(one) == 6
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, rel=2e-3), name
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_features_that_one_has_kept(one_and_two, tmp_path):
+    one, _ = one_and_two
+    (kept,) = (one.parent / "cache_of_one").iterdir()
+    (other,) = (one.parent / "cache_of_two").iterdir()
+    assert kept.name == other.name
+    torch.testing.assert_close(
+        safetensors.torch.load_file(kept), safetensors.torch.load_file(other)
     )
-    assert two == pytest.approx(one, rel=1e-3)
+    written = kept.stat().st_mtime_ns
+    fit(tmp_path / "run", kept.parent, *TWO)
+    assert kept.stat().st_mtime_ns == written
+    found, before = measured(tmp_path / "run"), measured(one)
+    for name, values in before.items():
+        assert found[name] == pytest.approx(values, rel=2e-3), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import sys
@@ -33,6 +34,7 @@ from ddpm_lightning.callbacks.run_checkpoint import last_checkpoint
 from ddpm_lightning.checkpoints import read_checkpoint
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.evaluate import evaluate
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.sample import sample
 from ddpm_lightning.usage import explain
@@ -48,6 +50,7 @@ PROGRAM = "python -m ddpm_lightning"
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
+    "evaluate": evaluate,
     "analytic_variance": analytic_variance,
 }
 """Plain commands: functions whose arguments are the flags."""
@@ -85,7 +88,7 @@ def run_command(name: str, args: list[str]) -> None:
     try:
         auto_cli(
             function,
-            args=args,
+            args=_comparison(args),
             as_positional=False,
             exit_on_error=False,
             allow_abbrev=False,
@@ -277,6 +280,16 @@ class SaveRunConfig(SaveConfigCallback):
             self.config = self.config.clone()
             self.config.ckpt_path = None  # resuming is said on the command line, each time
             super().setup(trainer, pl_module, stage)
+
+
+def _comparison(args: list[str]) -> list[str]:
+    """Let --compare take two words, A.json B.json, where the parser wants a list."""
+    if (
+        "--compare" in args
+        and len(pair := args[(at := args.index("--compare")) + 1 : at + 3]) == 2
+    ):
+        return [*args[: at + 1], json.dumps(pair), *args[at + 3 :]]
+    return args
 
 
 def _seed(seed: bool | int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.figure import new_figure, pixels_of
-from ddpm_lightning.images import grid, to_uint8, write_png
+from ddpm_lightning.images import from_uint8, grid, to_uint8, write_png
 
 BACKDROP = 2000
 """Points of the data that stand behind the samples."""
@@ -171,3 +172,30 @@ class Scatter(Pictures):
             axes.set_xticks([])
             axes.set_yticks([])
         return pixels_of(figure)
+
+
+def draw_neighbours(
+    samples: Tensor,
+    features: Tensor,
+    real_features: Tensor,
+    take: Callable[[Tensor], Tensor],
+    count: int = 7,
+) -> Tensor:
+    """Show samples with their nearest real images, in which copies stand out.
+
+    Args:
+        samples: uint8 [n, C, H, W], a row each.
+        features: float32 [n, D] of the samples.
+        real_features: float32 [N, D] of the real images.
+        take: Gives the real images of some rows int64 [m]: uint8 [m, C, H, W].
+        count: Neighbours a row, nearest first.
+
+    Returns:
+        uint8 [C, H', W']; the sample is the first of its row.
+    """
+    count = min(count, len(real_features))
+    nearest = torch.cdist(features.double(), real_features.double()).topk(count, largest=False)
+    neighbours = take(nearest.indices.flatten())
+    neighbours = rearrange(neighbours, "(n k) c h w -> n k c h w", k=count)
+    rows = torch.cat([samples[:, None], neighbours], dim=1)
+    return grid(from_uint8(rearrange(rows, "n k c h w -> (n k) c h w")), columns=count + 1)

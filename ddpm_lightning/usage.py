@@ -28,19 +28,19 @@ def explain(message: str, flags: Iterable[str] = (), commands: Iterable[str] = (
     where = f"{key}: " if key else ""
 
     if command := _found(r"invalid choice: '([^']*)'", message):
-        return f"no command '{command}'{_nearest(command, commands)}"
+        return f"no command '{command}'{nearest(command, commands)}"
     if 'expected "subcommand"' in message:
         return f"which command? One of {', '.join(commands)}; --help tells more"
     if file := _found(r"File does not exist: '([^']+)'", message):
         path = Path(file)
         siblings = path.parent.glob(f"[!.]*{path.suffix}") if path.parent.is_dir() else []
-        return f"no file {file}{_nearest(file, map(str, siblings), otherwise='')}"
+        return f"no file {file}{nearest(file, map(str, siblings), otherwise='')}"
     if file := _found(r"nrecognized arguments: ([^-\s]\S*\.yaml)", message):
         return f"unexpected '{file}'; did you mean --config {file}?"
     if flag := _found(r"nrecognized arguments: (?:.*? )??--([^\s=]+)", message):
-        return f"no flag --{flag}{_nearest(flag, flags, '--')}"
+        return f"no flag --{flag}{nearest(flag, flags, '--')}"
     if option := _found(r"does not accept option '([^']+)'", message):
-        return f"no setting {option}{_nearest(option, flags)}"
+        return f"no setting {option}{nearest(option, flags)}"
     if missing := _found(r"arguments are required: ([\w.-]+(?:, [\w.-]+)*)", message):
         part = f"--{key}." if key else "--"
         names = [part + name.split(".")[-1] for name in missing.split(", ")]
@@ -54,11 +54,9 @@ def explain(message: str, flags: Iterable[str] = (), commands: Iterable[str] = (
     ):
         class_path, option = match["path"], match["option"]
         name = class_path.rpartition(".")[2]
-        return (
-            f"{where}{name} has no argument '{option}'{_nearest(option, _arguments(class_path))}"
-        )
+        return f"{where}{name} has no argument '{option}'{nearest(option, _arguments(class_path))}"
     if name := _found(r"Expected a dot import path string: (\S+)", message):
-        return f"{where}no class '{name}'{_nearest(name, _class_names())}"
+        return f"{where}no class '{name}'{nearest(name, _class_names())}"
     if problem := _found(
         r"(No module named '[^']+'|module '[^']+' has no attribute '[^']+')", message
     ):
@@ -88,9 +86,10 @@ def _found(pattern: str, message: str) -> str | None:
     return match[1] if match else None
 
 
-def _nearest(
+def nearest(
     name: str, known: Iterable[str], prefix: str = "", otherwise: str = "; --help lists them"
 ) -> str:
+    """Propose the name that was probably meant, as the end of a message."""
     close = get_close_matches(name, sorted(set(known)), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{close[0]}?" if close else otherwise
 

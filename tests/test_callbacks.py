@@ -394,7 +394,7 @@ def test_all_metrics_of_both_weights_come_from_one_pass_each(tmp_path, monkeypat
     x, y = LeNet()(to_uint8(samples)), LeNet()(reference)
     expected = frechet_distance(Statistics.of(x), Statistics.of(y))
     assert found["fd_lenet", "raw"]["value"] == pytest.approx(expected, rel=1e-4)
-    assert found["recall_lenet", "raw"]["value"] == manifold(x, y)["recall"]
+    assert found["recall_lenet", "raw"]["value"] == manifold(x, y, k=3)["recall"]
 
 
 def test_a_second_run_finds_the_features_of_the_real_images(tmp_path, monkeypatch):
@@ -431,3 +431,18 @@ def test_metrics_that_cannot_be_are_refused_before_training(tmp_path, arguments,
     with pytest.raises(InputError, match=message):
         fit(tmp_path, 1, [metric, Steps()])
     assert not stepped
+
+
+def test_samples_are_shown_before_their_nearest_real_images(tmp_path):
+    metrics = GenerativeMetrics(LeNet(), 1, 9, DDIM(2), neighbours=3, batch_size=4)
+    module = fit(tmp_path, 1, [metrics])
+    panel = Image.open(tmp_path / "samples" / "neighbours_ema_step_00000001.png").convert("L")
+    assert panel.size == (8 * 66 + 2, 3 * 66 + 2)
+    x = to_uint8(module.sample(9, DDIM(2), seed=1))
+    first = np.array(panel)[2 : 2 + 64 : 8, 2 : 2 + 64 : 8]
+    assert abs(first.astype(int) - x[0, 0].numpy()).max() <= 1
+    real, _ = tiny_data().images("train")
+    third = np.linalg.norm(LeNet()(real).numpy() - LeNet()(x[2:3]).numpy(), axis=1).argmin()
+    shown = np.array(panel)[2 + 2 * 66 : 130 + 66 : 8, 2 + 66 : 130 : 8][:8, :8]
+    np.testing.assert_array_equal(shown, real[third, 0])
+    assert "samples/neighbours_ema" in events(tmp_path).Tags()["images"]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,11 +25,12 @@ from ddpm_lightning.data.in_memory import Split
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import to_uint8
+from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.metrics import FeatureExtractor, Statistics
 from ddpm_lightning.metrics.cached import Features, cache_path, lookup, store
 from ddpm_lightning.metrics.measure import Measurement, Measures, Metric
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.pictures import draw_neighbours
 
 
 class GenerativeMetrics(Periodic):
@@ -62,6 +64,8 @@ class GenerativeMetrics(Periodic):
         metrics: Any of fd (Fréchet distance), kid (kernel distance), is (Inception score) and pr
             (precision, recall, density, coverage).
         kid_subset_size: Images in a subset of the kernel distance.
+        neighbours: Samples that are shown with their nearest real images, in which copies would
+            show: a PNG in the run folder's samples, and a picture in TensorBoard. 0: none.
         cache: Folder in which the features of the real images are kept; null: ddpm_lightning in
             $XDG_CACHE_HOME, else in ~/.cache.
     """
@@ -81,13 +85,15 @@ class GenerativeMetrics(Periodic):
         batch_size: int = 256,
         metrics: Sequence[Metric] = ("fd",),
         kid_subset_size: int = 1000,
+        neighbours: int = 8,
         cache: str | None = None,
     ) -> None:
         super().__init__(every_n_steps)
-        if n < 2 or batch_size < 1 or seed < 0:
+        if n < 2 or batch_size < 1 or min(seed, neighbours) < 0:
             raise InputError(
-                f"GenerativeMetrics(n={n}, batch_size={batch_size}, seed={seed}): n is at least "
-                "2, batch_size at least 1, seed not negative"
+                f"GenerativeMetrics(n={n}, batch_size={batch_size}, seed={seed}, "
+                f"neighbours={neighbours}): n is at least 2, batch_size at least 1, the others "
+                "not negative"
             )
         self.extractor = extractor
         self.n = n
@@ -98,6 +104,7 @@ class GenerativeMetrics(Periodic):
         self.seed = seed
         self.batch_size = batch_size
         self.measures = Measures(tuple(metrics), kid_subset_size)
+        self.neighbours = neighbours
         self.cache = cache
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -131,6 +138,7 @@ class GenerativeMetrics(Periodic):
             )
         images, labels = data.images(self.reference)
         self.measures.check(self.extractor, self.n, len(images))
+        self._shown = images[:0]
         self._labels = labels if pl_module.num_classes is not None else None
         reference = self._features_of(images, trainer, pl_module)
         if not trainer.is_global_zero:  # one process measures, and tells the others
@@ -138,7 +146,8 @@ class GenerativeMetrics(Periodic):
         self._reference = Statistics.of(reference.features)
         self._floor_count = min(self.n, len(reference) // 2)
         self._floors = self._measured_floors(reference)
-        distances_only = set(self.measures.metrics) <= {"fd", "is"}
+        self._images = images
+        distances_only = set(self.measures.metrics) <= {"fd", "is"} and not self.neighbours
         self._reference_features = reference[:0] if distances_only else reference
 
     def _features_of(self, images: Tensor, trainer: Trainer, module: LightningModule) -> Features:
@@ -190,6 +199,7 @@ class GenerativeMetrics(Periodic):
             samples = self._gathered(self._drawn(trainer, module, ema), self.n, trainer, module)
             measured: list[Measurement] = []
             if trainer.is_global_zero:
+                self._show_neighbours(trainer, samples, step, ema)
                 measured = self.measures(
                     self.extractor, samples, self._reference_features, self._reference
                 )
@@ -213,7 +223,27 @@ class GenerativeMetrics(Periodic):
                     batch_size=self.batch_size,
                     progress=progress,
                 ).x
-            yield to_uint8(samples)
+            images = to_uint8(samples)
+            if len(self._shown) < self.neighbours:
+                self._shown = torch.cat([self._shown, images])[: self.neighbours]
+            yield images
+
+    def _show_neighbours(self, trainer: Trainer, samples: Features, step: int, ema: bool) -> None:
+        """Draw the first samples of this process, each before its nearest real images."""
+        shown, self._shown = self._shown, self._shown[:0]
+        if not len(shown):
+            return
+        # This process drew samples 0, world, 2·world, …
+        own = samples.features[:: trainer.world_size][: len(shown)]
+        panel = draw_neighbours(
+            shown[: len(own)], own, self._reference_features.features, self._images.__getitem__
+        )
+        name = "neighbours_ema" if ema else "neighbours_raw"
+        folder = Path(trainer.default_root_dir) / "samples"
+        write_png(folder / f"{name}_step_{step:08d}.png", panel)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"samples/{name}", panel, step)
 
     def _report(
         self,

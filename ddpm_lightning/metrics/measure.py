@@ -45,13 +45,15 @@ class Measures:
         metrics: Which.
         subset_size: Samples in a subset of the kernel distance.
         splits: Parts of the Inception score.
-        k: Neighbour that bounds the balls of precision, recall, density and coverage.
+        near: Neighbour that bounds the balls of precision and recall, as in their paper.
+        far: Neighbour that bounds the balls of density and coverage, as in theirs.
     """
 
     metrics: Sequence[Metric] = ("fd",)
     subset_size: int = 1000
     splits: int = 10
-    k: int = 5
+    near: int = 3
+    far: int = 5
 
     def check(self, extractor: FeatureExtractor, n: int, reference_n: int | None = None) -> None:
         """Refuse what cannot be measured, before anything is computed.
@@ -79,7 +81,9 @@ class Measures:
                 "Inception, LeNet, or leave it out of metrics"
             )
         least = max(
-            [2] + [self.splits] * ("is" in self.metrics) + [self.k + 1] * ("pr" in self.metrics)
+            [2]
+            + [self.splits] * ("is" in self.metrics)
+            + [max(self.near, self.far) + 1] * ("pr" in self.metrics)
         )
         if smallest < least:
             raise InputError(
@@ -124,11 +128,14 @@ class Measures:
                 settings = {"splits": self.splits}
                 found.append(_named(extractor, "is", "is", mean, settings, spread))
             else:
-                shares = manifold(samples.features, reference.features, self.k)
-                found += [
-                    _named(extractor, name, name, value, {"k": self.k})
-                    for name, value in shares.items()
-                ]
+                for k, names in (
+                    (self.near, ("precision", "recall")),
+                    (self.far, ("density", "coverage")),
+                ):
+                    shares = manifold(samples.features, reference.features, k)
+                    found += [
+                        _named(extractor, name, name, shares[name], {"k": k}) for name in names
+                    ]
         return found
 
 

@@ -1,0 +1,1 @@
+"""Scores of samples against real images, and what one may conclude from them."""

@@ -1,0 +1,102 @@
+"""Folders of images, from anywhere: found, checked and read as 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import MODES
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class ImageFolder:
+    """The PNG and JPEG files of a folder and its subfolders, ordered by path.
+
+    All must have the same size and the same kind: grey (1 channel), RGB (3) or RGBA (4). Nothing
+    is resized or converted, for that would change what is measured.
+
+    Args:
+        folder: The folder.
+        n: Take the first n; None: all.
+
+    Attributes:
+        files: The files.
+        shape: [C, H, W] of every image.
+
+    Raises:
+        InputError: There is no such folder, it holds fewer images, or images that differ in size
+            or kind. Found from the files' headers, before anything is computed.
+    """
+
+    def __init__(self, folder: Path, n: int | None = None) -> None:
+        if not folder.is_dir():
+            raise InputError(f"no folder {folder}")
+        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not files:
+            raise InputError(f"{folder} holds no PNG or JPEG image")
+        if n is not None and n > len(files):
+            raise InputError(f"{folder} holds {len(files)} images, fewer than n = {n}; lower --n")
+        self.files = files[:n]
+        first, *others = self.files
+        self.shape = _shape(first)
+        for file in others:
+            if (shape := _shape(file)) != self.shape:
+                raise InputError(
+                    f"{file} is {_words(shape)}, but {first.name} is {_words(self.shape)}; bring "
+                    "all images to one size and kind"
+                )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """Read the images, uint8 [B, C, H, W] at a time.
+
+        Raises:
+            InputError: A file is damaged.
+        """
+        for start in range(0, len(self.files), batch_size):
+            yield self.read(self.files[start : start + batch_size])
+
+    def read(self, files: Sequence[Path]) -> Tensor:
+        """Read some of the files: uint8 [B, C, H, W]."""
+        return torch.stack([_pixels(file) for file in files])
+
+
+def _shape(file: Path) -> tuple[int, int, int]:
+    """Channels, height and width from the header alone."""
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            mode, (width, height) = image.mode, image.size
+    except UnidentifiedImageError as error:
+        raise InputError(f"{file} is not a PNG or JPEG image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} is damaged ({error})") from error
+    for channels, name in MODES.items():
+        if mode == name:
+            return channels, height, width
+    raise InputError(
+        f"{file} is {mode}, not one of {', '.join(MODES.values())}; convert it in Python: "
+        f"PIL.Image.open({str(file)!r}).convert('RGB').save('new.png')"
+    )
+
+
+def _pixels(file: Path) -> Tensor:
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
+            array = np.array(image)  # [H, W] or [H, W, C]
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{file} is damaged ({error}); make it anew or remove it") from error
+    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
+
+
+def _words(shape: tuple[int, int, int]) -> str:
+    channels, height, width = shape
+    return f"{MODES[channels]} of {width}×{height} pixels"

@@ -36,6 +36,7 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluate import evaluate
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.plot import PLOTS
 from ddpm_lightning.sample import sample
 from ddpm_lightning.usage import explain
 
@@ -48,12 +49,13 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
 
 PROGRAM = "python -m ddpm_lightning"
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "sample": sample,
     "evaluate": evaluate,
     "analytic_variance": analytic_variance,
+    "plot": PLOTS,
 }
-"""Plain commands: functions whose arguments are the flags."""
+"""Plain commands: functions whose arguments are the flags, or several by subcommand."""
 
 
 def main(
@@ -84,18 +86,23 @@ def main(
 
 def run_command(name: str, args: list[str]) -> None:
     """Run a plain command, whose flags are the arguments of its function."""
-    function = COMMANDS[name]
+    command = COMMANDS[name]
+    subcommands = command if isinstance(command, dict) else {}
+    function = subcommands.get(args[0] if args else "") if subcommands else command
+    described = {"description": "Draw a figure or a strip."} if subcommands else {}
     try:
         auto_cli(
-            function,
+            command,
             args=_comparison(args),
             as_positional=False,
             exit_on_error=False,
             allow_abbrev=False,
             prog=f"{PROGRAM} {name}",
+            **described,
         )
     except ArgumentError as error:
-        raise InputError(explain(str(error), inspect.signature(function).parameters)) from error
+        flags = inspect.signature(function).parameters if callable(function) else ()
+        raise InputError(explain(str(error), flags, subcommands)) from error
 
 
 class DiffusionCLI(LightningCLI):

@@ -1,0 +1,252 @@
+"""The plot commands: didactic figures, and strips of data and samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ddpm_lightning.data.in_memory import InMemoryData
+from ddpm_lightning.didactic import scaling_figure, schedule_figure, variance_figure
+from ddpm_lightning.diffusion.objectives import Hybrid, Plain, Regression, Weighting
+from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
+from ddpm_lightning.diffusion.samplers import DDPM, Sampler
+from ddpm_lightning.diffusion.schedules import Linear, Schedule
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.figure import write_figure
+from ddpm_lightning.images import write_gif, write_png
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.pictures import pictures_of
+from ddpm_lightning.sampling import labels_of
+from ddpm_lightning.strips import forward_strip, reverse_frames, reverse_states, reverse_strip
+from ddpm_lightning.trained import DataPlace, data_of, device_named
+
+
+def plot_schedule(
+    out: Path,
+    schedule: Schedule | list[Schedule] | None = None,
+    weighting: Weighting | None = None,
+    parameterization: Parameterization | None = None,
+    ckpt: Path | None = None,
+) -> None:
+    """Draw beta, alpha_bar, SNR, posterior deviation and loss weight over t/T.
+
+    Args:
+        out: The PNG to write; must be new.
+        schedule: One, e.g. --schedule Cosine --schedule.T 50, or several: --schedule
+            "[Linear, Cosine]". Default: the checkpoint's, or Linear.
+        weighting: The loss's weight over levels. Default: the checkpoint's, or Plain.
+        parameterization: What the network predicts. Default: the checkpoint's, or Eps.
+        ckpt: A checkpoint whose parts are taken where none is given.
+
+    Raises:
+        InputError: The file or the checkpoint does not work.
+    """
+    check_out(out, (".png",))
+    if ckpt is not None:
+        module = DiffusionModule.load_from_checkpoint(ckpt)
+        schedule = schedule or module.schedule
+        weighting = weighting or _weighting(ckpt, module)
+        parameterization = parameterization or module.parameterization
+    schedule = Linear() if schedule is None else schedule
+    chosen = schedule if isinstance(schedule, list) else [schedule]
+    if not chosen:
+        raise InputError('--schedule names none; give one, or several: --schedule "[Linear, …]"')
+    figure = schedule_figure(named(chosen), weighting or Plain(), parameterization or Eps())
+    write_figure(out, figure)
+    print(f"{out} shows {', '.join(named(chosen))}")
+
+
+def plot_forward(
+    out: Path,
+    data: InMemoryData | None = None,
+    schedule: Schedule | None = None,
+    ckpt: Path | None = None,
+    n: int = 6,
+    steps: int = 10,
+    seed: int = 0,
+) -> None:
+    """Draw real data becoming noise, x_t at evenly spread levels.
+
+    Args:
+        out: The PNG to write; must be new.
+        data: The data, e.g. --data Digits. Default: the checkpoint's.
+        schedule: The forward process. Default: the checkpoint's, or Linear.
+        ckpt: A checkpoint whose data and schedule are taken where none is given.
+        n: Training samples, a row each; of points in the plane, all in one plot.
+        steps: Columns after the first.
+        seed: Seed of the noise.
+
+    Raises:
+        InputError: The file, the data, the checkpoint or a setting does not work.
+    """
+    check_out(out, (".png",))
+    _check_numbers(n, seed)
+    if ckpt is not None:
+        schedule = schedule or DiffusionModule.load_from_checkpoint(ckpt).schedule
+        data = data or data_of(ckpt, DataPlace())
+    if data is None:
+        raise InputError("which data? Give --data NAME, e.g. --data Digits, or --ckpt PATH")
+    x0, _ = data.finished("train", n)
+    pictures = pictures_of(data.shape, data)
+    write_png(out, forward_strip(pictures, x0, schedule or Linear(), steps, seed))
+    print(f"{out} shows {len(x0)} samples of {type(data).__name__}, noise growing to the right")
+
+
+def plot_reverse(
+    ckpt: Path,
+    out: Path,
+    sampler: Sampler | None = None,
+    n: int = 4,
+    frames: int = 10,
+    labels: list[int] | int | None = None,
+    seed: int = 0,
+    weights: Literal["ema", "raw"] = "ema",
+    fps: float = 5.0,
+    device: str = "auto",
+) -> None:
+    """Draw noise becoming samples: x_t above, the prediction x0_hat below.
+
+    Args:
+        ckpt: The checkpoint; it describes its model itself.
+        out: The file to write, which must be new: a PNG for a strip, a GIF for an animation.
+        sampler: How to sample, e.g. --sampler DDIM --sampler.steps 50; default: DDPM over all
+            levels. Clips to the data's range.
+        n: Number of samples; they are those of the sample command.
+        frames: Levels shown, at most one a step.
+        labels: Class labels for a conditional model; default: one class after the other.
+        seed: Seed of the noise.
+        weights: ema (averaged) or raw (as the optimizer left them).
+        fps: Frames a second of a GIF.
+        device: cpu, cuda, cuda:1, mps, or auto.
+
+    Raises:
+        InputError: The file, the checkpoint or a setting does not work.
+    """
+    check_out(out, (".png", ".gif"))
+    _check_numbers(n, seed)
+    if fps <= 0:
+        raise InputError(f"fps={fps:g}: give a number above 0")
+    module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device))
+    labels = [labels] if isinstance(labels, int) else labels
+    module.check_labels(labels)
+    data = data_of(ckpt, DataPlace()) if len(module.shape) == 1 else None
+    pictures = pictures_of(module.shape, data)
+    x_t, x0, levels = reverse_states(
+        module.denoiser(weights == "ema"),
+        (sampler or DDPM()).clipped(module.data_range),
+        module.shape,
+        n,
+        y=labels_of(torch.arange(n), module.num_classes, labels),
+        seed=seed,
+        frames=frames,
+        device=module.device,
+    )
+    if out.suffix.lower() == ".gif":
+        write_gif(out, reverse_frames(pictures, x_t, x0, levels), fps)
+    else:
+        write_png(out, reverse_strip(pictures, x_t, x0, levels))
+    print(f"{out} shows {n} samples at {len(levels)} levels, x0_hat below x_t")
+
+
+def plot_scaling(
+    out: Path, schedule: Schedule | None = None, n: int = 4000, seed: int = 0
+) -> None:
+    """Draw why the signal is scaled down: otherwise the variance of x_t explodes.
+
+    Args:
+        out: The PNG to write; must be new.
+        schedule: The forward process; default: Linear.
+        n: Numbers that are noised step by step.
+        seed: Seed of the noise.
+
+    Raises:
+        InputError: The file or a setting does not work.
+    """
+    check_out(out, (".png",))
+    _check_numbers(n, seed)
+    write_figure(out, scaling_figure(schedule, n, seed))
+    print(f"{out} shows the variance of x_t with the signal scaled down and without")
+
+
+def plot_variance(
+    out: Path,
+    factors: list[float] | None = None,
+    n: int = 4000,
+    seed: int = 0,
+) -> None:
+    """Draw what a reverse variance does that is too small or too large.
+
+    Args:
+        out: The PNG to write; must be new.
+        factors: What the right variance is multiplied by, a column each; default: [0.25, 1, 4].
+        n: Number of samples, drawn with an exact denoiser.
+        seed: Seed of the noise.
+
+    Raises:
+        InputError: The file or a setting does not work.
+    """
+    check_out(out, (".png",))
+    _check_numbers(n, seed)
+    factors = [0.25, 1.0, 4.0] if factors is None else factors
+    if not factors or min(factors) < 0:
+        raise InputError(f"factors={factors}: give some of 0 or more, e.g. [0.25, 1, 4]")
+    write_figure(out, variance_figure(tuple(factors), n, seed))
+    print(f"{out} shows samples with the variance times {', '.join(f'{f:g}' for f in factors)}")
+
+
+PLOTS: dict[str, Callable[..., None]] = {
+    "schedule": plot_schedule,
+    "forward": plot_forward,
+    "reverse": plot_reverse,
+    "scaling": plot_scaling,
+    "variance": plot_variance,
+}
+"""The subcommands of plot."""
+
+
+def named(schedules: list[Schedule]) -> dict[str, Schedule]:
+    """Name schedules by their class; those of a kind by their arguments, too."""
+    kinds = [type(schedule).__name__ for schedule in schedules]
+    names: dict[str, Schedule] = {}
+    for kind, schedule in zip(kinds, schedules, strict=True):
+        name = kind
+        if kinds.count(kind) > 1:
+            stated = schedule.plain_arguments().items()
+            name += f"({', '.join(f'{key}={value}' for key, value in stated)})"
+        names[name] = schedule
+    return names
+
+
+def check_out(out: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise InputError unless this is a new file of such a kind that can be written."""
+    if out.suffix.lower() not in suffixes:
+        raise InputError(f"{out}: name a file that ends in {' or '.join(suffixes)}")
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another name, or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error}") from error
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"{out} cannot be written: no permission in {out.parent}")
+
+
+def _check_numbers(n: int, seed: int) -> None:
+    if n < 1 or seed < 0:
+        raise InputError(f"n={n}, seed={seed}: n is at least 1, seed is not negative")
+
+
+def _weighting(ckpt: Path, module: DiffusionModule) -> Weighting:
+    objective = module.objective
+    if isinstance(objective, Hybrid):
+        objective = objective.simple
+    if isinstance(objective, Regression):
+        return objective.weighting
+    raise InputError(
+        f"{ckpt} was trained with {type(objective).__name__}, which has no weighting; choose one, "
+        "e.g. --weighting VLB"
+    )

@@ -1,0 +1,164 @@
+"""Strips with captions: data on its way into noise, and back with the prediction beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ddpm_lightning.diffusion.denoiser import Denoises
+from ddpm_lightning.diffusion.samplers import Sampler
+from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.figure import pixels_of
+from ddpm_lightning.images import grid
+from ddpm_lightning.pictures import Pictures, Scatter
+from ddpm_lightning.randomness import IndexedNoise
+from ddpm_lightning.sampling import levels_from_noise
+
+TILE = 48
+"""Images are enlarged to about this many pixels, so that a caption fits above."""
+
+
+def forward_strip(
+    pictures: Pictures, x0: Tensor, schedule: Schedule, steps: int = 10, seed: int = 0
+) -> Tensor:
+    """Show data becoming noise, x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4), a row a sample.
+
+    Args:
+        pictures: How such data is drawn.
+        x0: [n, ...] data.
+        schedule: The forward process.
+        steps: Columns after the first, evenly spread over 0…T.
+        seed: Seed of the noise; a sample keeps its noise along the row.
+
+    Returns:
+        uint8 [3, H, W]
+    """
+    if not 1 <= steps <= schedule.T:
+        raise InputError(f"steps={steps}: the schedule has {schedule.T} levels, give 1 to that")
+    levels = [round(i * schedule.T / steps) for i in range(steps + 1)]
+    eps = IndexedNoise(seed, torch.arange(len(x0)))(0, tuple(x0.shape[1:]))
+    frames = torch.stack([schedule.add_noise(x0, t, eps) for t in levels])
+    return captioned(_rows(pictures, frames), [f"t={t}" for t in levels])
+
+
+def reverse_strip(pictures: Pictures, x_t: Tensor, x0: Tensor, levels: Sequence[int]) -> Tensor:
+    """Show noise becoming data: above x_t, below it the prediction x0_hat made there.
+
+    Args:
+        pictures: How such data is drawn.
+        x_t: [F, n, ...] noise first.
+        x0: [F, n, ...] the predictions.
+        levels: The F levels.
+
+    Returns:
+        uint8 [3, H, W]
+    """
+    if isinstance(pictures, Scatter):
+        picture = torch.cat([_rows(pictures, x_t), _rows(pictures, x0)], dim=1)
+        names = [r"$x_t$", r"$\hat{x}_0$"]
+    else:
+        both = rearrange([x_t, x0], "both f n ... -> f (n both) ...")
+        picture = _rows(pictures, both)
+        names = [r"$x_t$", r"$\hat{x}_0$"] * x_t.shape[1]
+    return captioned(picture, [f"t={t}" for t in levels], names)
+
+
+def reverse_frames(
+    pictures: Pictures, x_t: Tensor, x0: Tensor, levels: Sequence[int]
+) -> list[Tensor]:
+    """The same as frames of an animation: x_t in the upper row, x0_hat in the lower."""
+    n = x_t.shape[1]
+    frames = []
+    for t, noisy, predicted in zip(levels, x_t, x0, strict=True):
+        if isinstance(pictures, Scatter):
+            parts = [pictures.together(noisy), pictures.together(predicted)]
+            frames.append(captioned(torch.cat(parts, dim=1), [f"t={t}"]))
+        else:
+            picture = grid(torch.cat([noisy, predicted]), columns=n, tile=TILE)
+            names = [r"$x_t$", r"$\hat{x}_0$"]
+            frames.append(captioned(picture, [f"t={t}"] + [""] * (n - 1), names))
+    return frames
+
+
+@torch.no_grad()
+def reverse_states(
+    denoiser: Denoises,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    n: int,
+    *,
+    y: Tensor | None = None,
+    seed: int = 0,
+    frames: int = 10,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Sample, keeping x_t and x0_hat at evenly spread steps.
+
+    Args:
+        denoiser: The model.
+        sampler: How to go from noise to data.
+        shape: Of one sample.
+        n: Number of samples; the k-th is the sample command's.
+        y: int64 [n] labels, or None.
+        seed: Seed of the noise.
+        frames: How many are kept, at most one a step; the first is noise, the last the sample.
+        device: Where the denoiser is.
+
+    Returns:
+        x_t and x0_hat [F, n, ...] on the CPU, and their levels.
+    """
+    if frames < 2:
+        raise InputError(f"{frames} frames; the way has 2 or more, noise and sample")
+    steps = len(levels_from_noise(sampler, denoiser)) - 1
+    kept = {round(i * steps / (frames - 1)) for i in range(frames)}
+    noise = IndexedNoise(seed, torch.arange(n), device=device)
+    x_T = noise(0, shape) * denoiser.schedule.prior_std
+    states = sampler.trajectory(denoiser, x_T, None if y is None else y.to(device), noise)
+    shown = [state for k, state in enumerate(states) if k in kept]
+    x_t, x0 = (
+        torch.stack([getattr(state, name).float().cpu() for state in shown])
+        for name in ("x_t", "x0")
+    )
+    return x_t, x0, [state.t for state in shown]
+
+
+def captioned(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ()) -> Tensor:
+    """Put captions above the columns and left of the rows of a picture, pixels unchanged.
+
+    Args:
+        picture: uint8 [1 or 3, H, W], its columns and rows of equal size.
+        columns: A caption for each column.
+        rows: A caption for each row, or none.
+
+    Returns:
+        uint8 [3, H + top, W + left]
+    """
+    _, height, width = picture.shape
+    top, left = 20, max([34, *(7 * len(name) for name in rows if "$" not in name)]) if rows else 0
+    figure = Figure(figsize=((width + left) / 100, (height + top) / 100), dpi=100)
+    FigureCanvasAgg(figure)
+    array = picture.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+    figure.figimage(array, xo=left, yo=0, origin="upper")
+    for i, caption in enumerate(columns):
+        x = left + (i + 0.5) * width / len(columns)
+        place = (x / (width + left), 1 - top / 2 / (height + top))
+        figure.text(*place, caption, ha="center", va="center", fontsize=8)
+    for i, caption in enumerate(rows):
+        y = height - (i + 0.5) * height / len(rows)
+        place = (left / 2 / (width + left), y / (height + top))
+        figure.text(*place, caption, ha="center", va="center", fontsize=10)
+    return pixels_of(figure)
+
+
+def _rows(pictures: Pictures, frames: Tensor) -> Tensor:
+    """A row a sample and a column a frame [F, n, ...]; points: a plot a frame."""
+    if isinstance(pictures, Scatter):
+        return pictures.strip(frames)
+    shown = rearrange(frames, "frame n ... -> (n frame) ...")
+    return grid(shown, columns=len(frames), tile=TILE)

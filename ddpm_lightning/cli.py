@@ -86,10 +86,10 @@ def main(
 
 def run_command(name: str, args: list[str]) -> None:
     """Run a plain command, whose flags are the arguments of its function."""
-    command = COMMANDS[name]
+    command: Any = COMMANDS[name]
     subcommands = command if isinstance(command, dict) else {}
     function = subcommands.get(args[0] if args else "") if subcommands else command
-    described = {"description": "Draw a figure or a strip."} if subcommands else {}
+    described: Any = {"description": "Draw a figure or a strip."} if subcommands else {}
     try:
         auto_cli(
             command,

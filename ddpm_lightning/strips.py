@@ -140,7 +140,7 @@ def captioned(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ())
         uint8 [3, H + top, W + left]
     """
     _, height, width = picture.shape
-    top, left = 20, max([34, *(9 * len(name) for name in rows if "$" not in name)]) if rows else 0
+    top, left = 20, max([34, *(11 * len(name) for name in rows if "$" not in name)]) if rows else 0
     figure = Figure(figsize=((width + left) / 100, (height + top) / 100), dpi=100)
     FigureCanvasAgg(figure)
     array = picture.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()

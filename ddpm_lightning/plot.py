@@ -131,6 +131,11 @@ def plot_reverse(
     if fps <= 0:
         raise InputError(f"fps={fps:g}: give a number above 0")
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device))
+    if module.condition_channels:
+        raise InputError(
+            f"{ckpt} models data given an image beside x_t, which plot reverse does not draw; use "
+            "sample --frames 10"
+        )
     labels = [labels] if isinstance(labels, int) else labels
     module.check_labels(labels)
     data = data_of(ckpt, DataPlace()) if len(module.shape) == 1 else None

@@ -29,7 +29,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
 from ddpm_lightning.analytic_variance import analytic_variance
-from ddpm_lightning.callbacks import Likelihood, RunCheckpoint, StepProgressBar
+from ddpm_lightning.callbacks import FlowLikelihood, Likelihood, RunCheckpoint, StepProgressBar
 from ddpm_lightning.callbacks.run_checkpoint import last_checkpoint
 from ddpm_lightning.checkpoints import read_checkpoint
 from ddpm_lightning.configurable import Configurable
@@ -149,6 +149,7 @@ class DiffusionCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Likelihood, "likelihood")
+        parser.add_lightning_class_args(FlowLikelihood, "flow")
         parser.set_defaults(_stated_defaults(self._module_class))
         parser.set_defaults({"trainer.default_root_dir": "runs/default"})
 

@@ -244,13 +244,14 @@ def edit_images(
             "the model makes images out of given ones, and an edit gives none beside x_t; leave "
             "out --edit"
         )
-    module.check_labels(labels, guidance)
+    unlabelled = [NULL_LABEL] if labels is None and module.num_classes is not None else labels
+    module.check_labels(unlabelled, guidance)
     if labels is None and as_guidance(guidance).scale != 1:
         raise InputError("guidance of an edit needs a class to pull towards: give labels, too")
     sampler = sampler or edit.default_sampler(module.schedule)
     if edit.clips:
         sampler = sampler.clipped(module.data_range)
-    y = labels_of(torch.arange(n), module.num_classes, [NULL_LABEL] if labels is None else labels)
+    y = labels_of(torch.arange(n), module.num_classes, unlabelled)
     denoiser = guide(module.denoiser(ema), guidance)
     way = edit.way(Job(denoiser, sampler, module.shape, n, y, module.device))
     return follow(way, torch.arange(n), labels=y, seed=seed, device=module.device, **options)

@@ -325,7 +325,7 @@ class DiffusionModule(Configurable, LightningModule):
         self, labels: Tensor | list[int] | None, guidance: float | Guidance = 1.0
     ) -> None:
         """Raise InputError if labels or guidance do not fit the model."""
-        check_labels(self.num_classes, labels, as_guidance(guidance))
+        check_labels(self.num_classes, labels, as_guidance(guidance), self.label_dropout)
 
     def parts_of(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Take a batch (x0, y) or (x0, y, condition) apart; no condition is None.

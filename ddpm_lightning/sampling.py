@@ -166,9 +166,20 @@ def follow(
 
 
 def check_labels(
-    num_classes: int | None, labels: Tensor | list[int] | None, guidance: Guidance
+    num_classes: int | None,
+    labels: Tensor | list[int] | None,
+    guidance: Guidance,
+    label_dropout: float = 1.0,
 ) -> None:
-    """Raise InputError if labels or guidance do not fit a model of num_classes (None: none)."""
+    """Raise InputError if labels or guidance do not fit a model.
+
+    Args:
+        num_classes: Classes that it knows; None: it takes no labels.
+        labels: What is asked for.
+        guidance: How strongly.
+        label_dropout: Share of labels that its training dropped; without any it never learned
+            what "no class" is.
+    """
     if num_classes is None:
         if labels is not None:
             raise InputError("labels given, but the model has none (conditional: false)")
@@ -176,7 +187,14 @@ def check_labels(
             raise InputError(
                 f"guidance {guidance.scale:g} needs a model with labels (conditional: true)"
             )
-    elif labels is not None:
+        return
+    unlabelled = labels is not None and bool((torch.as_tensor(labels) == NULL_LABEL).any())
+    if label_dropout == 0 and (guidance.scale != 1 or unlabelled):
+        raise InputError(
+            "the model was trained with label_dropout 0 and does not know what no class is: give "
+            "labels, and no guidance"
+        )
+    if labels is not None:
         values = torch.as_tensor(labels)
         fits = (values >= NULL_LABEL) & (values < num_classes)
         if values.ndim != 1 or not len(values) or not bool(fits.all()):

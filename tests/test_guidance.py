@@ -10,6 +10,7 @@ from ddpm_lightning.diffusion.oracles import Mixture
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
 from ddpm_lightning.errors import InputError
+from tests.small import tiny_module
 
 LINEAR = Linear()
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.5, -1.0]], dtype=torch.float64)
@@ -194,3 +195,11 @@ def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
 def test_a_scale_that_is_no_number_is_an_error():
     with pytest.raises(InputError, match="finite"):
         Guidance(float("nan"))
+
+
+@pytest.mark.parametrize(("labels", "guidance"), [(None, 2.0), ([3], 0.0), ([-1], 1.0)])
+def test_a_model_that_never_dropped_labels_knows_no_null_label(labels, guidance):
+    module = tiny_module(conditional=True, label_dropout=0.0)
+    module.check_labels([3], 1.0)
+    with pytest.raises(InputError, match="label_dropout 0"):
+        module.sample(2, DDIM(2), labels, guidance)

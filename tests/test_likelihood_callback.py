@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.callbacks import Likelihood
+from ddpm_lightning.callbacks import FlowLikelihood, Likelihood
 from ddpm_lightning.cli import main
 from ddpm_lightning.diffusion.oracles import Gaussian
 from ddpm_lightning.diffusion.samplers import DDIMQuadratic
@@ -156,3 +156,29 @@ def test_two_processes_measure_the_bits_of_one(run, tmp_path):
     assert one["n"] == two["n"] == 297  # uneven shares: 149 and 148
     assert two["value"] == pytest.approx(one["value"], rel=1e-4)
     assert two["standard_error"] == pytest.approx(one["standard_error"], rel=1e-3)
+
+
+def test_the_probability_flow_gives_the_exact_density_of_known_data(tmp_path):
+    module = Knows([1, 2, 2], data_range=None, net=TinyUNet, schedule=Linear(100))
+    module.schedule = SCHEDULE
+    module._evaluation_step = lambda batch, split: {}
+    x0 = SPREAD**0.5 * torch.randn(60, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(x0, torch.zeros(60).long()), batch_size=25)
+    run = quiet_trainer(tmp_path, FlowLikelihood(n=40, steps=None, probes=None))
+    (logged,) = run.test(module, loader, verbose=False)
+    squares = x0[:40].square().flatten(1).sum(1).double() / SPREAD
+    exact = 0.5 * (math.log(2 * math.pi * SPREAD) + squares / 4)
+    assert logged["test/npd_flow"] == pytest.approx(float(exact.mean()), rel=2e-3)
+    expected = float(exact.std()) / 40**0.5
+    assert logged["test/npd_flow_stderr"] == pytest.approx(expected, rel=2e-2)
+    (result,) = json.loads((tmp_path / "metrics.json").read_text())
+    assert (result["metric"], result["n"]) == ("npd_flow", 40)
+
+
+def test_the_flow_is_measured_by_the_test_command(tmp_path, capsys):
+    main(["fit", *tiny_run(tmp_path)])
+    flags = ["--ckpt_path=last", "--flow.n=3", "--flow.steps=2", "--likelihood.evaluations=2"]
+    main(["test", *tiny_run(tmp_path), *flags])
+    bound, flow = json.loads((tmp_path / "metrics.json").read_text())
+    assert (bound["metric"], flow["metric"], flow["n"]) == ("bpd", "bpd_flow", 3)
+    assert f"probability flow: {flow['value']:.4f}" in capsys.readouterr().out

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lightning.callbacks.generative_metrics import append_result
@@ -18,7 +20,7 @@ from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.diffusion.likelihood import Decoder
 from ddpm_lightning.diffusion.samplers import Quadratic, Spacing
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.figure import new_figure, write_figure
+from ddpm_lightning.figure import new_figure, pixels_of, write_figure
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.randomness import IndexedNoise, Stream
 
@@ -114,9 +116,8 @@ class Likelihood(Callback):
             sums = trainer.strategy.reduce(on_device, reduce_op="sum").cpu()
         n, total, squares = sums[:3].tolist()
         terms = (sums[3:] / n).tolist()
-        mean = total / n
-        variance = max(0.0, squares / n - mean**2) / (n - 1) if n > 1 else math.nan
-        self._report(trainer, pl_module, int(n), mean, variance**0.5, terms)
+        mean, standard_error = mean_and_error(n, total, squares)
+        self._report(trainer, pl_module, int(n), mean, standard_error, terms)
 
     def _report(
         self,
@@ -137,9 +138,13 @@ class Likelihood(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
-        draw_terms(folder / "bound_test.png", terms, edges, f"{decoder.unit} a dimension")
+        figure = terms_figure(terms, edges, f"{decoder.unit} a dimension")
+        write_figure(folder / "bound_test.png", figure)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("test/bound", pixels_of(figure), step_of(trainer))
         result = {
-            "step": _step(trainer),
+            "step": step_of(trainer),
             "metric": name,
             "value": mean,
             "standard_error": standard_error,
@@ -165,11 +170,17 @@ class Likelihood(Callback):
         return self.decoder or decoder_of(module.data_range)
 
 
-def draw_terms(path: Path, terms: list[float], edges: list[int], unit: str) -> None:
-    """Draw L_{t−1} over t as a PNG (improved DDPM, fig. 2).
+def mean_and_error(n: float, total: float, squares: float) -> tuple[float, float]:
+    """The mean of n values and its standard error, from their sum and that of their squares."""
+    mean = total / n
+    variance = max(0.0, squares / n - mean**2) / (n - 1) if n > 1 else math.nan
+    return mean, variance**0.5
+
+
+def terms_figure(terms: list[float], edges: list[int], unit: str) -> Figure:
+    """Draw L_{t−1} over t (improved DDPM, fig. 2).
 
     Args:
-        path: The file.
         terms: K + 1 means of the bound's columns; the last is L_T and is not drawn.
         edges: K + 1 edges of the strata.
         unit: Label of the axis.
@@ -183,10 +194,10 @@ def draw_terms(path: Path, terms: list[float], edges: list[int], unit: str) -> N
     heights = [term / (top - below) for term, (below, top) in zip(terms, spans, strict=False)]
     axes.plot(middles, heights, ".-")
     axes.grid(alpha=0.3)
-    write_figure(path, figure)
+    return figure
 
 
-def _step(trainer: Trainer) -> int:
+def step_of(trainer: Trainer) -> int:
     """The optimizer steps behind the weights; a test alone restores no counter."""
     if trainer.ckpt_path is not None:
         return int(read_checkpoint(trainer.ckpt_path)["global_step"])

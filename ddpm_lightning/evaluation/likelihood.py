@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ddpm_lightning.callbacks.likelihood import draw_terms
+from ddpm_lightning.callbacks.likelihood import terms_figure
 from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.bound import variational_bound
 from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.evaluation.scores import Score
+from ddpm_lightning.figure import write_figure
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.randomness import IndexedNoise, Stream
 
@@ -60,6 +61,7 @@ def bits_per_dimension(
     ]
     terms = torch.cat([bound.terms.cpu().double() for bound in bounds])
     unit = f"{bounds[0].unit} a dimension"
-    draw_terms(out / "bound.png", terms.mean(0).tolist(), bounds[0].edges, unit)
+    figure = terms_figure(terms.mean(0).tolist(), bounds[0].edges, unit)
+    write_figure(out / "bound.png", figure)
     total = terms.sum(1)
     return Score(float(total.mean()), float(total.std()) / len(total) ** 0.5)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import MODES
+from ddpm_lightning.pictures import Images
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class ImageFolder:
-    """The PNG and JPEG files of a folder and its subfolders, ordered by path.
+    """The PNG and JPEG files of a folder and its subfolders, ordered by path, without grid.png.
 
     All must have the same size and the same kind: grey (1 channel), RGB (3) or RGBA (4). Nothing
     is resized or converted, for that would change what is measured.
@@ -38,7 +39,8 @@ class ImageFolder:
     def __init__(self, folder: Path, n: int | None = None) -> None:
         if not folder.is_dir():
             raise InputError(f"no folder {folder}")
-        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+        found = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+        files = sorted(f for f in found if f.name != Images.overview)  # which shows the others
         if not files:
             raise InputError(f"{folder} holds no PNG or JPEG image")
         if n is not None and n > len(files):

@@ -22,6 +22,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation import sample_folder
 from ddpm_lightning.evaluation.compare import compare_results
 from ddpm_lightning.evaluation.sweep import Sweep, evaluations, points
+from ddpm_lightning.image_folder import ImageFolder
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.metrics import LeNet
 from ddpm_lightning.pictures import draw_neighbours
@@ -121,6 +122,12 @@ def test_images_from_anywhere_score_like_the_checkpoint_they_came_from(checkpoin
     main(["evaluate", *flags, "--reference", "Digits", "--reference.subset", "150"])
     second = json.loads((tmp_path / "again" / "results.json").read_text())
     assert second["metrics"]["fd_lenet"] == first["metrics"]["fd_lenet"]
+
+
+def test_what_sample_writes_can_be_scored(checkpoint, tmp_path):
+    main(["sample", f"--ckpt={checkpoint}", f"--out={tmp_path / 'images'}", "--n=5", *FEW])
+    folder = ImageFolder(tmp_path / "images")
+    assert [file.name for file in folder.files] == [f"{k:06d}.png" for k in range(5)]
 
 
 def test_a_folder_can_be_the_reference(tmp_path):

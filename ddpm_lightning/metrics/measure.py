@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.cached import Features
 from ddpm_lightning.metrics.features import FeatureExtractor
@@ -128,15 +131,23 @@ class Measures:
                 settings = {"splits": self.splits}
                 found.append(_named(extractor, "is", "is", mean, settings, spread))
             else:
+                # As many real images as samples: the published way, and a cost of n², not n·N.
+                real = reference.features[_some(len(reference), len(samples))]
                 for k, names in (
                     (self.near, ("precision", "recall")),
                     (self.far, ("density", "coverage")),
                 ):
-                    shares = manifold(samples.features, reference.features, k)
+                    shares = manifold(samples.features, real, k)
+                    settings = {"k": k, "real_images": len(real)}
                     found += [
-                        _named(extractor, name, name, shares[name], {"k": k}) for name in names
+                        _named(extractor, name, name, shares[name], settings) for name in names
                     ]
         return found
+
+
+def _some(total: int, at_most: int) -> Tensor:
+    """Choose rows at random, the same each time."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:at_most]
 
 
 def _named(

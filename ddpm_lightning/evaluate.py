@@ -146,14 +146,16 @@ def evaluate(
     check_metrics(names, extractor, count, len(real))
     source = {"checkpoint": str(ckpt), "step": read_checkpoint(ckpt)["global_step"]}
 
-    condition = None
+    pattern = None if given is None else torch.as_tensor(given)
+    condition, condition_of = None, None
     if module.condition_channels:
-        given_images = condition_source(data_of(ckpt, data), module.condition_channels)
-        assert given_images is not None
-        condition = given_images.conditions(split, count)
+        paired = condition_source(data_of(ckpt, data), module.condition_channels)
+        assert paired is not None
+        condition = paired.conditions(split, count)
+        condition_of = {"data": paired.describe(), "split": split}
 
     def score(folder: Path, sampler: Sampler, strength: Guidance) -> dict[str, Any]:
-        drawing = Drawing(sampler, strength, asked, ema, seed, condition)
+        drawing = Drawing(sampler, strength, pattern, ema, seed, condition, condition_of)
         images = folder / "samples"
         draw_into(images, module, drawing, count, batch_size)
         scores = judge(ImageFolder(images, count), asked, folder)

@@ -194,8 +194,10 @@ def draw_neighbours(
         uint8 [C, H', W']; the sample is the first of its row.
     """
     count = min(count, len(real_features))
-    nearest = torch.cdist(features.double(), real_features.double()).topk(count, largest=False)
-    neighbours = take(nearest.indices.flatten())
+    # Without the matrix product, whose rounding would blur distances of near copies.
+    exact = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(features, real_features, compute_mode=exact)  # [n, N]
+    neighbours = take(distance.topk(count, largest=False).indices.flatten())
     neighbours = rearrange(neighbours, "(n k) c h w -> n k c h w", k=count)
     rows = torch.cat([samples[:, None], neighbours], dim=1)
     return grid(from_uint8(rearrange(rows, "n k c h w -> (n k) c h w")), columns=count + 1)

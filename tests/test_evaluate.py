@@ -207,6 +207,16 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same(checkpoint, tmp_path, m
     assert stopped["metrics"] == whole["metrics"]
 
 
+@pytest.mark.parametrize("again", [40, 70])
+def test_another_number_of_samples_goes_on_with_those_that_are_there(checkpoint, tmp_path, again):
+    whole = evaluated(checkpoint, tmp_path / "whole", "--batch_size=20", n=again)
+    evaluated(checkpoint, tmp_path / "out", "--batch_size=20", n=60)
+    first = (tmp_path / "out" / "samples" / "000003.png").stat().st_mtime_ns
+    result = evaluated(checkpoint, tmp_path / "out", "--batch_size=20", n=again)
+    assert (tmp_path / "out" / "samples" / "000003.png").stat().st_mtime_ns == first
+    assert result["metrics"] == whole["metrics"]
+
+
 def test_samples_of_other_settings_are_not_mixed(checkpoint, tmp_path, capsys):
     evaluated(checkpoint, tmp_path / "out")
     flags = [f"--ckpt={checkpoint}", f"--out={tmp_path / 'out'}", "--n=60", *FEW, "--guidance=3"]
@@ -259,6 +269,11 @@ def test_spacing_and_variance_are_axes_and_settings_of_a_sampler_stay():
     assert ddim.variance is None
     assert ddim.sampler.eta == 0.5
     assert len({point.name for point in (small, large, ddim)}) == 3
+
+
+def test_combinations_of_one_name_are_refused_before_any_work():
+    with pytest.raises(InputError, match="2 combinations of the sweep are called DDIM_5"):
+        points(Sweep([5], [DDIM(), DDIM(clip=(-2, 2))]), Cosine(T=100))
 
 
 def test_too_few_evaluations_for_a_step_are_an_error():

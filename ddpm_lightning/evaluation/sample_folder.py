@@ -37,6 +37,7 @@ class Drawing:
         seed: Seed of the noise.
         condition: float32 [M, K, H, W] images for a model that is given one beside x_t, repeated
             along the index; None for any other.
+        condition_of: Where these images come from, as plain data.
     """
 
     sampler: Sampler
@@ -45,6 +46,7 @@ class Drawing:
     ema: bool
     seed: int
     condition: Tensor | None = None
+    condition_of: dict[str, Any] | None = None
 
     def settings(self, module: DiffusionModule) -> dict[str, Any]:
         """State it as plain data, with the digest of the weights and not the checkpoint's name."""
@@ -59,7 +61,7 @@ class Drawing:
                 "sampler": self.sampler.clipped(module.data_range),
                 **guidance,
                 "labels": None if self.labels is None else _stated(self.labels.long()),
-                "condition": None if self.condition is None else _stated(self.condition),
+                "condition": self.condition_of,
                 "weights": "ema" if self.ema else "raw",
                 "seed": self.seed,
             },
@@ -67,11 +69,11 @@ class Drawing:
         )
 
 
-def _stated(values: Tensor) -> list[float] | str:
-    """State a short list as it is, anything longer by its digest."""
-    if values.ndim == 1 and len(values) <= 100:
-        return values.tolist()
-    return "sha256 " + hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()
+def _stated(labels: Tensor) -> list[int] | str:
+    """State a short list of labels as it is, a long one by its digest."""
+    if len(labels) <= 100:
+        return labels.tolist()
+    return "sha256 " + hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
 
 
 def draw_into(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -80,9 +81,17 @@ def points(sweep: Sweep, schedule: Schedule) -> list[Point]:
     """List a sweep's combinations.
 
     Raises:
-        InputError: A sampler does not get by with the evaluations.
+        InputError: A sampler does not get by with the evaluations, or two combinations have one
+            name.
     """
-    return list(_points(sweep, schedule))
+    found = list(_points(sweep, schedule))
+    for name, count in Counter(point.name for point in found).items():
+        if count > 1:
+            raise InputError(
+                f"{count} combinations of the sweep are called {name}: their settings do not "
+                "differ, or in something that a sampler's name does not tell; sweep them apart"
+            )
+    return found
 
 
 def _points(sweep: Sweep, schedule: Schedule) -> Iterator[Point]:

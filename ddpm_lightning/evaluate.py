@@ -19,6 +19,7 @@ from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.diffusion.variances import Variance
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.compare import compare_results, with_error
+from ddpm_lightning.evaluation.floor import check_floor, floor_table, floors
 from ddpm_lightning.evaluation.judge import Judge
 from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.real_images import RealImages
@@ -56,6 +57,7 @@ def evaluate(
     seed: int = 1,
     batch_size: int = 256,
     sweep: Sweep | None = None,
+    floor: list[int] | None = None,
     compare: tuple[Path, Path] | None = None,
     device: str = "auto",
 ) -> None:
@@ -96,6 +98,9 @@ def evaluate(
         sweep: Score many settings, e.g. --sweep.evaluations "[10, 20]" --sweep.samplers
             "[DDIM, Heun]" --sweep.guidance "[1, 2]", or --sweep FILE; sweep.json, sweep.png and a
             table compare them. In place of sampler, guidance and variance.
+        floor: Numbers of images, e.g. "[1000, 2000, 5000]": the Fréchet distance, and the
+            extrapolated one, of so many real images against as many others, into floor.json;
+            in place of samples, against --reference or the checkpoint's data.
         compare: Two results.json: say which differences are within the noise, and nothing else.
         device: cpu, cuda, cuda:1, mps, or auto.
 
@@ -106,10 +111,12 @@ def evaluate(
         print(compare_results(*compare))
         return
     names = _metric_names(metrics)
-    if out is None or (ckpt is None) == (samples is None):
+    if out is None or (floor is None and (ckpt is None) == (samples is None)):
         raise InputError(
             "evaluate what, and where to? Give --ckpt FILE or --samples DIR, and --out"
         )
+    if floor is not None and (samples is not None or sweep is not None):
+        raise InputError("a floor is of real images alone: leave out samples and sweep")
     if min(n or 2, batch_size + 1) < 2 or seed < 0:
         raise InputError(
             f"n={n}, batch_size={batch_size}, seed={seed}: n is at least 2, batch_size at least "
@@ -121,6 +128,15 @@ def evaluate(
     extractor = extractor or (LeNet() if real.shape[0] == 1 else Inception())
     extractor.check()
     on = device_named(device)
+    if floor is not None:
+        check_floor(floor, len(real))
+        judge = Judge(real, extractor, (), seed, batch_size, on)
+        found = floors(judge.reference, floor, seed)
+        rows = [asdict(one) for one in found]
+        _write_json(out / "floor.json", {"floors": rows, **judge.describe()})
+        print(f"{out}: real images against as many others, from {len(real)}")
+        print(floor_table(found, extractor.name))
+        return
     if samples is not None:
         if {"bpd", "accuracy"} & set(names):
             raise InputError("bpd and accuracy are of a checkpoint, not of a folder of images")

@@ -179,6 +179,23 @@ def test_a_model_of_given_images_is_given_those_of_the_reference(tmp_path):
     assert abs(drawn.astype(int) - x[59, 0].numpy()).max() <= 1
 
 
+def test_the_floor_is_that_of_disjoint_real_images_and_its_limit_is_closer(tmp_path, capsys):
+    flags = ["--reference=Digits", "--floor=[300, 600]", f"--out={tmp_path}", "--seed=4"]
+    main(["evaluate", *flags])
+    written = json.loads((tmp_path / "floor.json").read_text())
+    features = LeNet()(Digits().images("train")[0]).double().numpy()
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(4)).numpy()
+    for n, floor in zip((300, 600), written["floors"], strict=True):
+        a, b = features[order[:n]], features[order[n : 2 * n]]
+        root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+        expected = ((a.mean(0) - b.mean(0)) ** 2).sum()
+        expected += np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+        assert floor["n"] == n
+        assert floor["fd"] == pytest.approx(expected, rel=1e-3)
+        assert abs(floor["fd_inf"]) < min(floor["fd"], 3 * floor["fd_inf_error"])
+    assert f"{written['floors'][1]['fd']:.4g}" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------- stops
 
 
@@ -346,6 +363,8 @@ def test_what_was_measured_in_other_ways_is_not_compared(tmp_path, differing, ca
         (["--reference=MNIST", "--reference.root=nowhere", "--reference.download=false"], "lacks"),
         (["--sweep.evaluations=[]"], "empty list"),
         (["--ckpt=none.ckpt"], "no checkpoint at none.ckpt"),
+        (["--floor=[100]"], "floor [100]: give numbers from 120"),
+        (["--floor=[700]"], "half of the 150 real images"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

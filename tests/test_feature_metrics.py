@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.linalg
 import sklearn.datasets
 import torch
 
@@ -134,6 +135,13 @@ def test_fid_kid_and_inception_score_are_those_of_torch_fidelitys_command(incept
     a, b = (Features.compute(inception, x, batch_size=7) for x in images)
     ours = frechet_distance(Statistics.of(a.features), Statistics.of(b.features))
     assert ours == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+    # pytorch-fid's formula wants covariances of full rank: 16 of the 2,048 features of 24 images
+    x, y = (one.features[:, :16].contiguous() for one in (a, b))
+    m, n = (one.double().numpy() for one in (x, y))
+    root = scipy.linalg.sqrtm(np.cov(m.T) @ np.cov(n.T)).real
+    formula = np.square(m.mean(0) - n.mean(0)).sum()
+    formula += np.trace(np.cov(m.T)) + np.trace(np.cov(n.T)) - 2 * np.trace(root)
+    assert frechet_distance(Statistics.of(x), Statistics.of(y)) == pytest.approx(formula, rel=1e-6)
     mean, std = kid(a.features, b.features, subset_size=10, seed=5)
     assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
     assert std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)

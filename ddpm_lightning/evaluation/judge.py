@@ -45,7 +45,7 @@ class Judge:
         self.seed = seed
         self.batch_size = batch_size
         self.device = device
-        self._reference = self._features_of_real()
+        self.reference = self._features_of_real()
 
     def __call__(self, images: ImageFolder, asked: Tensor | None, out: Path) -> dict[str, Score]:
         """Score images, and draw them into a folder: grid.png and neighbours.png.
@@ -66,7 +66,7 @@ class Judge:
             self.metrics,
             self.extractor,
             features,
-            self._reference,
+            self.reference,
             asked,
             self.real.labels,
             self.seed,
@@ -75,7 +75,7 @@ class Judge:
         panel = draw_neighbours(
             images.read(images.files[:8]),
             features.features[:8],
-            self._reference.features,
+            self.reference.features,
             self.real.take,
         )
         write_png(out / "neighbours.png", panel)

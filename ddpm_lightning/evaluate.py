@@ -132,8 +132,8 @@ def evaluate(
         check_floor(floor, len(real))
         judge = Judge(real, extractor, (), seed, batch_size, on)
         found = floors(judge.reference, floor, seed)
-        rows = [asdict(one) for one in found]
-        _write_json(out / "floor.json", {"floors": rows, **judge.describe()})
+        numbers = {"floors": [asdict(one) for one in found]}
+        _write_json(out / "floor.json", numbers | judge.describe())
         print(f"{out}: real images against as many others, from {len(real)}")
         print(floor_table(found, extractor.name))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_trajectory_is_a_strip_and_a_gif_that_ends_with_the_grid(tmp_path):
     png = Image.open(folder / "ddim8_ema_step_00000001.png").convert("L")
     assert list(gif.convert("L").getdata()) == list(png.getdata())
     assert (folder / "ddim8_ema_denoising_step_00000001.png").exists()
+
+
+def test_the_trajectory_moves_in_tensorboard(tmp_path):
+    fit(tmp_path, 1, [SampleGrid(n=6, columns=3, sampler=DDIM(8), frames=4)])
+    (event,) = events(tmp_path).Images("samples/ddim8_ema_animated")
+    gif = Image.open(BytesIO(event.encoded_image_string))
+    assert (event.step, gif.format, gif.n_frames) == (1, "GIF", 4)
+    assert (event.width, event.height) == gif.size
 
 
 def test_gif_of_one_frame_is_written(tmp_path):

@@ -342,7 +342,7 @@ def test_sample_grid_draws_points_as_scatter_plots(tmp_path):
     strip = Image.open(tmp_path / "samples" / "ddim4_ema_denoising_step_00000002.png")
     assert strip.width == 3 * strip.height
     tags = events(tmp_path).Tags()["images"]
-    assert set(tags) == {"samples/ddim4_ema", "samples/ddim4_ema_denoising"}
+    assert set(tags) == {f"samples/ddim4_ema{what}" for what in ("", "_denoising", "_animated")}
 
 
 def test_sample_grid_of_a_conditional_toy_shows_every_class(tmp_path):

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
+from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.data.conditioned import Conditioned, condition_source
 from ddpm_lightning.data.image_data import ImageData
@@ -241,9 +241,7 @@ class GenerativeMetrics(Periodic):
         name = "neighbours_ema" if ema else "neighbours_raw"
         folder = Path(trainer.default_root_dir) / "samples"
         write_png(folder / f"{name}_step_{step:08d}.png", panel)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"samples/{name}", panel, step)
+        show_picture(trainer, f"samples/{name}", panel, step)
 
     def _report(
         self,

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lightning.callbacks.generative_metrics import append_result
+from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.checkpoints import read_checkpoint
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
 from ddpm_lightning.diffusion.denoiser import given
@@ -140,9 +140,7 @@ class Likelihood(Callback):
         folder = Path(trainer.default_root_dir)
         figure = terms_figure(terms, edges, f"{decoder.unit} a dimension")
         write_figure(folder / "bound_test.png", figure)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("test/bound", pixels_of(figure), step_of(trainer))
+        show_picture(trainer, "test/bound", pixels_of(figure), step_of(trainer))
         result = {
             "step": step_of(trainer),
             "metric": name,

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.figure import new_figure, pixels_of, write_figure
@@ -70,10 +70,7 @@ class LossByTimestep(Callback):
         )
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_figure(Path(trainer.default_root_dir) / "loss_by_timestep.png", figure)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                picture = pixels_of(figure)
-                logger.experiment.add_image("val/loss_by_timestep", picture, trainer.global_step)
+        show_picture(trainer, "val/loss_by_timestep", pixels_of(figure), trainer.global_step)
 
     def _add(
         self, module: LightningModule, outputs: Mapping[str, Tensor], losses: dict[str, Tensor]

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
+from ddpm_lightning.callbacks.tensorboard import show_animation, show_picture
 from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
@@ -22,7 +22,7 @@ from ddpm_lightning.pictures import pictures_of
 
 
 class SampleGrid(Periodic):
-    """Runs the full reverse chain and shows the samples: in TensorBoard and as PNG on disk.
+    """Runs the full reverse chain and shows the samples: in TensorBoard and as files on disk.
 
     The noise is the same every time, so that the same images take shape over a run. Points in the
     plane are drawn as a scatter plot, with the training data behind them in grey. A model that is
@@ -154,9 +154,9 @@ class SampleGrid(Periodic):
         if frames is not None:
             pictures[f"{tag}_denoising"] = self._pictures.strip(frames)
             gif = [self._pictures.together(x_t, self.columns, **self._beside) for x_t in frames]
-            write_gif(folder / f"{tag}_step_{step:08d}.gif", gif, self.fps)
+            file = folder / f"{tag}_step_{step:08d}.gif"
+            write_gif(file, gif, self.fps)
+            show_animation(trainer, f"{self.name}/{tag}_animated", file, step)
         for name, picture in pictures.items():
             write_png(folder / f"{name}_step_{step:08d}.png", picture)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(f"{self.name}/{name}", picture, step)
+            show_picture(trainer, f"{self.name}/{name}", picture, step)

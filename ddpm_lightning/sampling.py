@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lightning.diffusion.denoiser import Denoises, Guidance, given
+from ddpm_lightning.diffusion.denoiser import Denoises, Guidance, as_guidance, given
 from ddpm_lightning.diffusion.samplers import Sampler, State
+from ddpm_lightning.diffusion.schedule import Schedule
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import NULL_LABEL
 from ddpm_lightning.randomness import IndexedNoise
@@ -30,6 +31,14 @@ class Samples:
     x: Tensor
     frames: Tensor | None = None
     inputs: Tensor | None = None
+
+
+def sampling_tag(
+    sampler: Sampler, schedule: Schedule, guidance: float | Guidance, ema: bool
+) -> str:
+    """Name how samples come about, for tags and files: ddim50_guidance1.5_ema."""
+    weights = "ema" if ema else "raw"
+    return "_".join(filter(None, (sampler.tag(schedule), as_guidance(guidance).tag, weights)))
 
 
 @dataclass(frozen=True, eq=False)

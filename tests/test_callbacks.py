@@ -447,7 +447,9 @@ def test_metrics_that_cannot_be_are_refused_before_training(tmp_path, arguments,
 def test_samples_are_shown_before_their_nearest_real_images(tmp_path):
     metrics = GenerativeMetrics(LeNet(), 1, 9, DDIM(2), neighbours=3, batch_size=4)
     module = fit(tmp_path, 1, [metrics])
-    panel = Image.open(tmp_path / "samples" / "neighbours_ema_step_00000001.png").convert("L")
+    panel = Image.open(tmp_path / "samples" / "neighbours_ddim2_ema_step_00000001.png").convert(
+        "L"
+    )
     assert panel.size == (8 * 66 + 2, 3 * 66 + 2)
     x = to_uint8(module.sample(9, DDIM(2), seed=1))
     first = np.array(panel)[2 : 2 + 64 : 8, 2 : 2 + 64 : 8]
@@ -456,4 +458,4 @@ def test_samples_are_shown_before_their_nearest_real_images(tmp_path):
     third = np.linalg.norm(LeNet()(real).numpy() - LeNet()(x[2:3]).numpy(), axis=1).argmin()
     shown = np.array(panel)[2 + 2 * 66 : 130 + 66 : 8, 2 + 66 : 130 : 8][:8, :8]
     np.testing.assert_array_equal(shown, real[third, 0])
-    assert "samples/neighbours_ema" in events(tmp_path).Tags()["images"]
+    assert "samples/neighbours_ddim2_ema" in events(tmp_path).Tags()["images"]

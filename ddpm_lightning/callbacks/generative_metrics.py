@@ -31,6 +31,7 @@ from ddpm_lightning.metrics.cached import Features, cache_path, lookup, store
 from ddpm_lightning.metrics.measure import Measurement, Measures, Metric
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures import draw_neighbours
+from ddpm_lightning.sampling import sampling_tag
 
 
 class GenerativeMetrics(Periodic):
@@ -199,7 +200,7 @@ class GenerativeMetrics(Periodic):
             samples = self._gathered(self._drawn(trainer, module, ema), self.n, trainer, module)
             measured: list[Measurement] = []
             if trainer.is_global_zero:
-                self._show_neighbours(trainer, samples, step, ema)
+                self._show_neighbours(trainer, module, samples, step, ema)
                 measured = self.measures(
                     self.extractor, samples, self._reference_features, self._reference
                 )
@@ -228,7 +229,9 @@ class GenerativeMetrics(Periodic):
                 self._shown = torch.cat([self._shown, images])[: self.neighbours]
             yield images
 
-    def _show_neighbours(self, trainer: Trainer, samples: Features, step: int, ema: bool) -> None:
+    def _show_neighbours(
+        self, trainer: Trainer, module: DiffusionModule, samples: Features, step: int, ema: bool
+    ) -> None:
         """Draw the first samples of this process, each before its nearest real images."""
         shown, self._shown = self._shown, self._shown[:0]
         if not len(shown):
@@ -238,7 +241,7 @@ class GenerativeMetrics(Periodic):
         panel = draw_neighbours(
             shown[: len(own)], own, self._reference_features.features, self._images.__getitem__
         )
-        name = "neighbours_ema" if ema else "neighbours_raw"
+        name = f"neighbours_{sampling_tag(self.sampler, module.schedule, self.guidance, ema)}"
         folder = Path(trainer.default_root_dir) / "samples"
         write_png(folder / f"{name}_step_{step:08d}.png", panel)
         show_picture(trainer, f"samples/{name}", panel, step)
@@ -251,11 +254,9 @@ class GenerativeMetrics(Periodic):
         measured: Measurement,
         ema: bool,
     ) -> None:
-        sampler = self.sampler.tag(module.schedule)
-        weights = "ema" if ema else "raw"
         name, value = measured.name, measured.value
         alias = measured.alias if ema == self.averaged[0] else f"{measured.alias}_raw"
-        how = "_".join(filter(None, (sampler, self.guidance.tag, weights)))
+        how = sampling_tag(self.sampler, module.schedule, self.guidance, ema)
         tag = f"{name}/n{self.n}_{how}_{self.reference}"
         if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
             module.log(alias, value, on_step=True, on_epoch=False, logger=False)
@@ -276,7 +277,7 @@ class GenerativeMetrics(Periodic):
             "guidance": self.guidance.scale,
             "guidance_interval": plain(self.guidance.interval, "guidance_interval"),
             "guidance_rescale": self.guidance.rescale,
-            "weights": weights,
+            "weights": "ema" if ema else "raw",
             "precision": str(trainer.precision),
             "seed": self.seed,
             "reference": self.reference,

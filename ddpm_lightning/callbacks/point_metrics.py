@@ -15,11 +15,12 @@ from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.data.in_memory import InMemoryData, Split
-from ddpm_lightning.diffusion.denoiser import Guidance, as_guidance
+from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.points import mmd, sliced_wasserstein
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.sampling import sampling_tag
 
 SETS = 5
 """Distances to average: one set of a few thousand points is off by chance as much as by error."""
@@ -147,9 +148,7 @@ class PointMetrics(Periodic):
     def _report(
         self, trainer: Trainer, module: DiffusionModule, step: int, name: str, value: float
     ) -> None:
-        weights = "ema" if self.ema else "raw"
-        sampler = self.sampler.tag(module.schedule)
-        how = "_".join(filter(None, (sampler, as_guidance(self.guidance).tag, weights)))
+        how = sampling_tag(self.sampler, module.schedule, self.guidance, self.ema)
         tag = f"{name}/n{self.n}_{how}_{self.reference}"
         if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
             module.log(name, value, on_step=True, on_epoch=False, logger=False)
@@ -165,7 +164,7 @@ class PointMetrics(Periodic):
             "sampler": self.sampler.describe(),
             "steps": len(self.sampler.levels(module.schedule)) - 1,
             "guidance": plain(self.guidance, "guidance"),
-            "weights": weights,
+            "weights": "ema" if self.ema else "raw",
             "precision": str(trainer.precision),
             "seed": self.seed,
             "reference": self.reference,

@@ -19,6 +19,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures import pictures_of
+from ddpm_lightning.sampling import sampling_tag
 
 
 class SampleGrid(Periodic):
@@ -138,12 +139,7 @@ class SampleGrid(Periodic):
             by_sample = rearrange(samples.frames, "frame n ... -> n frame ...")
             frames = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
         if trainer.is_global_zero:
-            how = (
-                self.sampler.tag(module.schedule),
-                self.guidance.tag,
-                "ema" if self.ema else "raw",
-            )
-            tag = "_".join(filter(None, how))
+            tag = sampling_tag(self.sampler, module.schedule, self.guidance, self.ema)
             self._show(trainer, tag, step, x, frames)
 
     def _show(

@@ -67,9 +67,10 @@ class Prediction:
         middle, half = (low + high) / 2, (high - low) / 2
         scaled = (self.x0 - middle) / half
         distances = scaled.abs().flatten(1)
-        kept = math.ceil(threshold * distances.shape[1])
+        # A hair down: 0.55·100 is a little more than 55 in floating point.
+        kept = math.ceil(threshold * distances.shape[1] - 1e-9)
         # kthvalue, because quantile refuses more than 2^24 numbers.
-        reach = distances.kthvalue(kept, dim=1).values.clamp(min=1)
+        reach = distances.kthvalue(max(kept, 1), dim=1).values.clamp(min=1)
         reach = reach.view(-1, *[1] * (self.x0.ndim - 1))  # [B, 1, …]
         return replace(self, x0=middle + half * scaled.clamp(-reach, reach) / reach, output=None)
 
@@ -128,7 +129,12 @@ class Denoiser:
             x_t: [B, C, ...] noisy data.
             t: Its level in 1…T, or int64 [B].
             y: int64 [B] class labels (−1: unconditional), or None.
+
+        Raises:
+            InputError: The level or the network's channels do not fit.
         """
+        if isinstance(t, int) and not 1 <= t <= self.schedule.T:
+            raise InputError(f"level {t}: noisy data is at a level from 1 to {self.schedule.T}")
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         c = self.parameterization.coefficients(self.schedule, t, like=x_t)
         c_noise = c.c_noise
@@ -246,6 +252,8 @@ class Guided:
     def __call__(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Prediction:
         """Predict x0 under guidance; both halves go through the network as one batch.
 
+        Where only one counts, outside the interval or at scale 0, the other is not computed.
+
         Args:
             x_t: [B, C, ...] noisy data.
             t: Its level in 1…T, or int64 [B].
@@ -256,13 +264,15 @@ class Guided:
         """
         if y is None:
             raise InputError("guidance needs labels; give labels, or guidance 1 to leave it out")
+        guidance = as_guidance(self.guidance)
         if isinstance(t, int) and not self._guides(t):
             return self.denoiser(x_t, t, y)
+        if guidance.scale == 0 and not guidance.rescale and isinstance(t, int):
+            return self.denoiser(x_t, t, torch.full_like(y, NULL_LABEL))
         both_t = t if isinstance(t, int) else torch.cat([t, t])
         both_y = torch.cat([y, torch.full_like(y, NULL_LABEL)])
         both = self.denoiser(torch.cat([x_t, x_t]), both_t, both_y)
         x0_cond, x0_null = both.x0.chunk(2)
-        guidance = as_guidance(self.guidance)
         x0 = x0_null + guidance.scale * (x0_cond - x0_null)
         if guidance.rescale:
             x0 = x0 * (1 - guidance.rescale + guidance.rescale * _spread_ratio(x0_cond, x0))

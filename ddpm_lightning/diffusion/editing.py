@@ -39,7 +39,7 @@ def repaint(
         y: int64 [B] class labels, or None.
         sampler: Its reverse step and levels; the paper's are DDPM's, on 250 levels.
         resamplings: How often each step is taken (the paper's U or r); 1 never goes back.
-        jump: Steps that one return goes back (sec. 4.2 and app. B of the paper).
+        jump: Steps that one return goes back (sec. 4.2 of the paper).
         noise: Source of noise, as for samplers; x_T takes draw 0, move i draw i.
 
     Returns:
@@ -233,7 +233,7 @@ def noise_between(
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Spherical interpolation, which keeps noise as long as noise is (DDIM eq. 67).
+    """Spherical interpolation, which keeps noise as long as noise is (DDIM app. D.5).
 
     sin((1 − share)·angle)/sin(angle)·a + sin(share·angle)/sin(angle)·b; a straight line where
     they point the same way.

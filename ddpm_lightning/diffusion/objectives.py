@@ -84,7 +84,7 @@ class MinSNR(Weighting):
 
 
 class P2(Weighting):
-    """SNR/(k + SNR)^gamma: less for the levels of fine detail (Choi et al. 2022, eq. 8).
+    """SNR/(k + SNR)^gamma: less for the levels of fine detail (Choi et al. 2022).
 
     L_simple's weight divided by (k + SNR)^gamma; gamma = 0 is EpsMSE.
 
@@ -171,6 +171,14 @@ class Regression(Objective):
     @abstractmethod
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         """Error of the output F, element by element."""
+
+    def check(self, denoiser: Denoiser) -> None:
+        """See the base class: it trains no variance."""
+        if denoiser.variance.extra_channels(1) > 0:
+            raise InputError(
+                f"{type(self).__name__} leaves what {type(denoiser.variance).__name__} learns "
+                "untrained; use the objective Hybrid or VariationalBound, or variance FixedLarge"
+            )
 
     def score(self, denoiser: Denoiser, prediction: Prediction, batch: NoisedBatch) -> Tensor:
         """Weighted error [B] of a prediction that has been made.

@@ -135,6 +135,12 @@ class Sigmoid(Schedule):
         alpha_bar = ((curve[-1] - curve) / (curve[-1] - curve[0])).clamp(min=min_alpha_bar)
         # The same from the other side, which keeps the digits of 1 − alpha_bar near t = 0.
         one_minus = ((curve - curve[0]) / (curve[-1] - curve[0])).clamp(max=1 - min_alpha_bar)
+        if not bool((alpha_bar[1:] < alpha_bar[:-1]).all()):
+            raise InputError(
+                f"Sigmoid(T={T}, tau={tau}, min_alpha_bar={min_alpha_bar}): several levels have "
+                "the same alpha_bar, where the curve is flat or below the floor; use a larger tau "
+                "or a smaller min_alpha_bar"
+            )
         super().__init__(alpha_bar.sqrt(), one_minus.sqrt())
 
 

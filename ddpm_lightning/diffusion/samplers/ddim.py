@@ -75,9 +75,7 @@ def ddim_step(
     alpha_s, sigma_s = prediction.schedule.at(s, like=prediction.x_t)
     q = posterior(prediction.schedule, s, prediction.t, like=prediction.x_t)
     variance = eta**2 * q.variance
-    # Never below 0, where rounding takes it at alpha_T = 0 and eta = 1: the root is complex.
-    remaining = max(sigma_s**2 - variance, 0.0)
-    x_s = alpha_s * prediction.x0 + remaining**0.5 * prediction.eps
+    x_s = alpha_s * prediction.x0 + (sigma_s**2 - variance) ** 0.5 * prediction.eps
     return x_s + variance**0.5 * noise() if noise is not None and variance > 0 else x_s
 
 

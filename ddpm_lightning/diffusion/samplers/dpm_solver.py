@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
@@ -100,7 +99,4 @@ def extrapolated(prediction: Prediction, previous: Prediction | None, s: int) ->
 
 def half_log_snr(schedule: Schedule, t: int | Tensor) -> float:
     """lambda_t = log(alpha_t / sigma_t): −inf where alpha_t = 0, inf at t = 0."""
-    alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
-    if alpha == 0:
-        return -math.inf
-    return math.inf if sigma == 0 else math.log(alpha / sigma)
+    return float(schedule.log_snr[t]) / 2

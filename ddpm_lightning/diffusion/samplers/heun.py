@@ -19,11 +19,12 @@ class Heun(Euler):
     The slope of x/alpha over sigma/alpha is eps; the step is taken with the mean of the two. The
     last step is plain Euler, and so is one across more than a factor of LONG_STEP in sigma/alpha,
     as from the last levels of the cosine schedule (20,291 and more): there the slope is constant
-    over nearly all of the step, and the mean would give half the weight to its far end.
+    over nearly all of the step, and the mean would give half the weight to its far end. So a
+    handful of steps evenly spaced in log SNR, each of them long, are Euler's.
 
     Args:
-        steps: Number of steps, of two network evaluations each, the last of one; None visits
-            every level.
+        steps: Number of steps, of two network evaluations each, those that are not corrected of
+            one; None visits every level.
         churn: EDM's S_churn: how much noise is added back, summed over the steps; 0 is none. See
             Euler for what it means on fixed levels.
         churn_range: Add it only where sigma/alpha is in this range (EDM's S_tmin, S_tmax).

@@ -63,16 +63,19 @@ class LMS(Sampler):
             yield State(t, x, prediction.x0)
             if s > 0 and float(schedule.alpha[t]) > 0:
                 history = [prediction, *history[: self.order - 1]]
-                weights = adams_bashforth(
-                    [_noise(schedule, past.t) for past in history], _noise(schedule, s)
-                )
-                eps = torch.zeros_like(x)
-                for weight, past in zip(weights, history, strict=True):
-                    eps = eps + weight * past.eps
-                prediction = with_eps(prediction, eps)
+                if len(history) > 1:  # alone it would only lose digits, by way of eps and back
+                    prediction = with_eps(prediction, self._mean_eps(history, s))
             # Otherwise plain: sigma/alpha of a level with alpha_T = 0 is no point to fit through.
             x = ddim_step(prediction, s)
         return x
+
+    @staticmethod
+    def _mean_eps(history: list[Prediction], s: int) -> Tensor:
+        schedule = history[0].schedule
+        points = [_noise(schedule, past.t) for past in history]
+        weights = adams_bashforth(points, _noise(schedule, s))
+        terms = [weight * past.eps for weight, past in zip(weights, history, strict=True)]
+        return torch.stack(terms).sum(0)
 
 
 def adams_bashforth(points: Sequence[float], end: float) -> list[float]:

@@ -18,7 +18,7 @@ from ddpm_lightning.diffusion.schedules import Schedule
 
 
 class UniPC(Sampler):
-    """UniPC-2 with B(h) = e^h − 1, the paper's bh2 (Zhao et al. 2023, algorithms 1 and 2).
+    """UniPC-2 with the paper's bh2, B(h) = e^h − 1 at −h (Zhao et al. 2023, algorithms 1 and 2).
 
     The predictor is DPM-Solver++(2M)'s step (UniP). Once the prediction at its end is known, the
     step is repeated with it (UniC), which costs no evaluation: the prediction is not renewed, so a

@@ -84,8 +84,9 @@ class DDIMQuadratic(Spacing):
     """The quadratic levels behind the DDIM paper's CIFAR-10 numbers; they start at 0.8·T.
 
     1 + floor((i/(S−1))²·0.8·T) for i = S−1…0, then 0, as in the released code (DDIM app. D.2 gives
-    the form), whose floats fall a level short in places from 31 steps on. Sampling takes pure noise for data of level 0.8·T + 1, as that code does; for steps
-    all the way from T take Quadratic.
+    the form), whose floats fall a level short in places from 31 steps on. Sampling takes pure
+    noise for data of level 0.8·T + 1, as that code does; for steps all the way from T take
+    Quadratic.
     """
 
     starts_below_T = True

@@ -46,14 +46,24 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"{path} is damaged or not a checkpoint ({_first_line(error)}); "
             "use an earlier one from the same folder"
         ) from error
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+    own = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(own, dict):
         raise InputError(
             f"{path} was not written by ddpm_lightning: it does not describe its model"
         )
-    if checkpoint[KEY]["format"] > FORMAT:
+    if own.get("format", 0) > FORMAT:
         raise InputError(
-            f"{path} has format {checkpoint[KEY]['format']}, this version reads up to {FORMAT}; "
+            f"{path} has format {own['format']}, this version reads up to {FORMAT}; "
             "update ddpm_lightning"
+        )
+    described = isinstance(checkpoint.get("hyper_parameters"), dict)
+    missing = [key for key in ("format", "class_path", "data") if key not in own]
+    missing += [] if described else ["hyper_parameters"]
+    missing += [key for key in ("state_dict", "global_step") if key not in checkpoint]
+    if missing or "net" not in checkpoint["hyper_parameters"]:
+        raise InputError(
+            f"{path} is no whole checkpoint: it lacks {', '.join(missing or ['net'])}; use an "
+            "earlier one from the same folder"
         )
     return checkpoint
 

@@ -30,7 +30,7 @@ import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
 from ddpm_lightning.analytic_variance import analytic_variance
 from ddpm_lightning.callbacks import FlowLikelihood, Likelihood, RunCheckpoint, StepProgressBar
-from ddpm_lightning.callbacks.run_checkpoint import last_checkpoint
+from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.checkpoints import read_checkpoint
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
@@ -179,7 +179,9 @@ class DiffusionCLI(LightningCLI):
                 )
             return
         last = last_checkpoint(config.trainer.default_root_dir)
-        resumes = config.ckpt_path and Path(config.ckpt_path).resolve() == last.resolve()
+        resumes = (
+            config.ckpt_path and Path(config.ckpt_path).resolve().parent == last.resolve().parent
+        )
         if last.exists() and not resumes and not config.trainer.fast_dev_run:
             raise InputError(
                 f"{config.trainer.default_root_dir} holds a run already: go on with it by "
@@ -237,10 +239,11 @@ class DiffusionCLI(LightningCLI):
         """Say where everything is."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             root = self.trainer.default_root_dir
-            print(
-                f"\n{root} holds the run. Look at it: tensorboard --logdir {root}\n"
-                f"Draw from it: {PROGRAM} sample --ckpt {last_checkpoint(root)} --out FOLDER"
-            )
+            print(f"\n{root} holds the run. Look at it: tensorboard --logdir {root}")
+            if last_checkpoint(root).exists():
+                print(
+                    f"Draw from it: {PROGRAM} sample --ckpt {last_checkpoint(root)} --out FOLDER"
+                )
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the checkpoint's arguments override the command line's without a word.
@@ -267,7 +270,7 @@ class DiffusionCLI(LightningCLI):
         if self.config.subcommand == "fit" and 0 <= end <= step:
             raise InputError(
                 f"{path} stands at step {step} already; train longer by --trainer.max_steps, "
-                f"above {step}"
+                f"above {step}, or measure it: {PROGRAM} evaluate --ckpt {path} --out FOLDER"
             )
         for key, (ours, theirs) in _differences(asked, stated).items():
             warnings.warn(
@@ -276,7 +279,13 @@ class DiffusionCLI(LightningCLI):
                 stacklevel=2,
             )
         update = {self.config.subcommand: {"model": stated}}
-        self.config = self.parser.parse_object(update, self.config)
+        try:
+            self.config = self.parser.parse_object(update, self.config)
+        except ArgumentError as error:
+            raise InputError(
+                f"{path} describes parts that do not exist any more, or not so: "
+                f"{explain(str(error))}"
+            ) from error
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -32,6 +32,8 @@ class EMA(nn.Module):
         self, net: Network, decay: float = 0.9999, warmup: bool = True, start: int = 0
     ) -> None:
         super().__init__()
+        if start < 0:
+            raise InputError(f"ema_start={start}: give 0 or more optimizer steps")
         if not 0 <= decay < 1:
             raise InputError(f"ema_decay={decay}: give a decay in [0, 1), e.g. 0.9999")
         self.net = copy.deepcopy(net).requires_grad_(False)

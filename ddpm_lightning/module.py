@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ddpm_lightning.checkpoints import FORMAT, KEY, read_checkpoint
@@ -33,6 +35,13 @@ from ddpm_lightning.optimization import (
     refuse_fused_clipping,
 )
 from ddpm_lightning.randomness import BatchNoise, IndexedNoise, Stream, step_seed
+from ddpm_lightning.resume import (
+    apply_settings,
+    check_data,
+    check_optimization,
+    check_position,
+    describe_optimization,
+)
 from ddpm_lightning.sampling import (
     Samples,
     check_condition,
@@ -104,6 +113,8 @@ class DiffusionModule(Configurable, LightningModule):
         super().__init__()
         if conditional and num_classes is None:
             raise InputError("conditional: true needs data with classes; this data has none")
+        if warmup_steps < 0:
+            raise InputError(f"warmup_steps={warmup_steps}: give 0 or more optimizer steps")
         if not 0 <= label_dropout < 1:
             raise InputError(f"label_dropout={label_dropout}: give a share in [0, 1)")
         self.shape = tuple(shape)
@@ -128,6 +139,8 @@ class DiffusionModule(Configurable, LightningModule):
         self.compile_net = compile
         self.seed = seed
         self._validated = 0
+        self._resumed: dict[str, Any] | None = None
+        self._losses: list[tuple[Tensor, Tensor]] = []  # of the micro-batches of a step
         self._denoisers: dict[bool, Denoiser] = {}
         self.objective.check(self.denoiser())
         self.save_hyperparameters(self._hyper_parameters())
@@ -150,16 +163,18 @@ class DiffusionModule(Configurable, LightningModule):
         # What the layers draw themselves (dropout) is a function of the step, too.
         torch.manual_seed(step_seed(self.seed, step, micro_batch, self.global_rank))
         t, weight = self.timesteps(self.schedule, noise)
-        dropped = noise.uniform(2) < self.label_dropout
-        noised = self._noised(x0, y.masked_fill(dropped, NULL_LABEL), t, noise)
+        if self.num_classes is not None:
+            y = y.masked_fill(noise.uniform(2) < self.label_dropout, NULL_LABEL)
+        noised = self._noised(x0, y, t, noise)
         terms = self.objective(given(self.denoiser(ema=False), condition), noised)
         loss = (weight * terms["loss"]).mean()
         means = {f"train/{name}": term.mean() for name, term in terms.items()}
         self.log_dict(means, prog_bar=True)
         self._check_finite(loss)
-        if type(self.timesteps).update is not Timesteps.update:
-            losses = terms["loss"].detach()
-            self.timesteps.update(self._of_all_processes(t), self._of_all_processes(losses))
+        if self.timesteps.learns:
+            self._losses.append((t, terms["loss"].detach()))
+            if micro_batch + 1 == self.trainer.accumulate_grad_batches:
+                self._teach_timesteps()
         return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -172,6 +187,9 @@ class DiffusionModule(Configurable, LightningModule):
         optimizer = make_optimizer(self.net, self.optimizer)
         refuse_fused_clipping(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
+        if self._resumed is not None:
+            stored = self._resumed[KEY].get("optimization", {})
+            check_optimization(stored, self._resumed["lr_schedulers"], optimizer, scheduler)
         if scheduler is None:
             return optimizer
         return {
@@ -181,8 +199,15 @@ class DiffusionModule(Configurable, LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compile in place, which leaves the names of the weights alone."""
+        self._resumed = None
         if stage == "fit" and self.compile_net:
             self.net.compile()
+
+    def on_train_start(self) -> None:
+        """Let a resumed run have the optimizer's settings that it states."""
+        if self._resumed is not None:
+            apply_settings(self.trainer)
+        self._resumed = None
 
     # ---------------------------------------------------------- validation and test
 
@@ -359,11 +384,41 @@ class DiffusionModule(Configurable, LightningModule):
             "data": data.describe() if isinstance(data, Configurable) else None,
             "timesteps": self.timesteps.state_dict(),
         }
+        if self.trainer.optimizers:
+            configs = self.trainer.lr_scheduler_configs
+            schedule: Any = configs[0].scheduler if configs else None
+            stated = describe_optimization(self.trainer.optimizers[0], schedule)
+            checkpoint[KEY]["optimization"] = stated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what the timestep distribution has learned."""
-        if KEY in checkpoint:
-            self.timesteps.load_state_dict(checkpoint[KEY].get("timesteps", {}))
+        """Take up what the timestep distribution has learned; see that a run can go on.
+
+        Raises:
+            InputError: The run's batches or steps are others than the checkpoint's.
+        """
+        if KEY not in checkpoint:
+            return
+        self.timesteps.load_state_dict(checkpoint[KEY].get("timesteps", {}))
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            data = getattr(trainer, "datamodule", None)
+            check_position(checkpoint, trainer.accumulate_grad_batches)
+            check_data(
+                checkpoint[KEY]["data"],
+                data.describe() if isinstance(data, Configurable) else None,
+            )
+            self._resumed = {key: checkpoint[key] for key in (KEY, "lr_schedulers")}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Take weights.
+
+        Raises:
+            InputError: They are those of another network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise InputError(f"the weights do not fit the network: {error}") from error
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -393,20 +448,31 @@ class DiffusionModule(Configurable, LightningModule):
             **{name: build(value) for name, value in net["init_args"].items()},
         )
         arguments = {name: build(value) for name, value in arguments.items()}
-        module = module_class(**{"net": factory} | arguments | overrides)
+        try:
+            module = module_class(**{"net": factory} | arguments | overrides)
+        except TypeError as error:
+            raise InputError(
+                f"{checkpoint_path}: {net['class_path']} or {module_class.__name__} does not fit "
+                f"its description: {error}"
+            ) from error
         try:
             module.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
-            raise InputError(
-                f"the weights in {checkpoint_path} do not fit the network it describes: {error}"
-            ) from error
+        except InputError as error:
+            raise InputError(f"{checkpoint_path}: {error}") from error
         return module.to(map_location) if map_location is not None else module
 
     # --------------------------------------------------------------------- helpers
 
+    def _teach_timesteps(self) -> None:
+        """Show the losses of an optimizer step, in the order of the rows of the global batch."""
+        t, losses = (torch.stack(parts) for parts in zip(*self._losses, strict=True))
+        self._losses.clear()
+        self.timesteps.update(self._of_all_processes(t), self._of_all_processes(losses))
+
     def _of_all_processes(self, rows: Tensor) -> Tensor:
-        gathered = self.all_gather(rows)
-        assert isinstance(gathered, Tensor)
+        gathered: Any = self.all_gather(rows)  # [world, micro-batches, B]; no world if it is 1
+        if self.trainer.world_size > 1:
+            return rearrange(gathered, "world micro row -> (micro world row)")
         return gathered.flatten()
 
     def _check_finite(self, loss: Tensor) -> None:

@@ -69,7 +69,7 @@ class IndexedNoise:
         return self._move(np.array(rows, dtype=np.float32))
 
     def _generators(self, draw: int, kind: int):  # type: ignore[no-untyped-def]
-        # One generator whose key and counter are set anew for each row: as fast as one long draw.
+        # One generator whose key and counter are set anew for each row; making one is slower.
         bits = np.random.Philox(0)
         generator = np.random.Generator(bits)
         state = bits.state

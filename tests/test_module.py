@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.callbacks.run_checkpoint import last_checkpoint
+from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.diffusion.objectives import Hybrid, NoisedBatch
 from ddpm_lightning.diffusion.parameterizations import V
 from ddpm_lightning.diffusion.samplers import DDIM

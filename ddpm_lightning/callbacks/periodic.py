@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ddpm_lightning.callbacks.run_folder import was_cut_off
 from ddpm_lightning.errors import InputError
 
 
@@ -28,8 +29,10 @@ class Periodic(Callback, ABC):
         """Act after this many optimizer steps. Called on every process."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up where a resumed run stands."""
+        """Take up where a resumed run stands; do what a stop cut off."""
         self._last_step = trainer.global_step
+        if was_cut_off(trainer) and trainer.global_step % self.every_n_steps == 0:
+            self.run(trainer, pl_module, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Act at optimizer-step boundaries; micro-batches in between share their step."""

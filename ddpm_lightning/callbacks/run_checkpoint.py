@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -11,11 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
-
-
-def last_checkpoint(run_folder: str | Path) -> Path:
-    """Where a run keeps its latest checkpoint."""
-    return Path(run_folder) / "checkpoints" / "last.ckpt"
+from ddpm_lightning.callbacks.run_folder import last_checkpoint, mark_done, was_cut_off
 
 
 class RunCheckpoint(Periodic, Checkpoint):
@@ -31,13 +30,41 @@ class RunCheckpoint(Periodic, Checkpoint):
     def __init__(self, every_n_steps: int = 1000, keep_all: bool = False) -> None:
         super().__init__(every_n_steps)
         self.keep_all = keep_all
+        self._unmarked: int | None = None
 
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        """Save."""
+        """Save; a stop meanwhile leaves the save before."""
         path = last_checkpoint(trainer.default_root_dir)
-        trainer.save_checkpoint(path, weights_only=False)
-        if self.keep_all:
-            trainer.save_checkpoint(path.with_name(f"step_{step:08d}.ckpt"), weights_only=False)
+        partial = path.with_name(path.name + ".part")
+        trainer.save_checkpoint(partial, weights_only=False)
+        if trainer.is_global_zero:
+            partial.replace(path)
+            if self.keep_all:
+                _copy(path, path.with_name(f"step_{step:08d}.ckpt"))
+        self._unmarked = step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate where a stop cut validation off, before the other callbacks catch up."""
+        self._last_step = trainer.global_step
+        if was_cut_off(trainer):
+            self._unmarked = trainer.global_step
+            if _validation_is_due(trainer):
+                trainer.validating = True
+                trainer.fit_loop.epoch_loop.val_loop.run()
+                trainer.training = True
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Note that whatever followed the last save is done, for training goes on."""
+        self._mark_done(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the end of training is done."""
+        self._mark_done(trainer)
+
+    def _mark_done(self, trainer: Trainer) -> None:
+        if self._unmarked is not None:
+            mark_done(trainer, self._unmarked)
+            self._unmarked = None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -51,5 +78,22 @@ class RunCheckpoint(Periodic, Checkpoint):
             root = trainer.default_root_dir
             way = "nothing is saved yet: start again"
             if last_checkpoint(root).exists():
-                way = f"step {self._last_step} is saved: go on by --ckpt_path last"
+                saved = f"step {self._last_step}" if self._last_step else "what was saved before"
+                way = f"{saved} is saved: go on by --ckpt_path last"
             tqdm.write(f"\n{root}: stopped after step {trainer.global_step}; {way}")
+
+
+def _validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the micro-batches so far; those of whole epochs aside."""
+    every, seen = trainer.val_check_batch, trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    counted = trainer.check_val_every_n_epoch is None and trainer.enable_validation
+    return bool(counted and every and seen and seen % every == 0)
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """A second name for the file, which is replaced and never written to; else a copy."""
+    copy.unlink(missing_ok=True)
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copyfile(path, copy)

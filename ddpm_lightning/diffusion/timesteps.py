@@ -48,6 +48,11 @@ class GlobalBatchNoise(UniformNoise, Protocol):
 class Timesteps(Configurable, ABC):
     """Distribution of the training levels over 1…T."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether it is to be told the losses of each optimizer step."""
+        return type(self).update is not Timesteps.update
+
     @abstractmethod
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
         """Draw a level for each row of the batch.
@@ -59,7 +64,7 @@ class Timesteps(Configurable, ABC):
         """
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses of a step; most distributions have nothing to learn.
+        """Learn from the losses of an optimizer step; most distributions have nothing to learn.
 
         Args:
             t: int64 [N] the levels of all processes, in the same order on each.
@@ -182,6 +187,11 @@ class Stratified(Timesteps):
                 f"{type(noise).__name__} does not know; use the distribution it wraps"
             )
         return self.timesteps(schedule, _StratifiedNoise(noise))
+
+    @property
+    def learns(self) -> bool:
+        """See the base class."""
+        return self.timesteps.learns
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """See the base class."""

@@ -38,6 +38,7 @@ from ddpm_lightning.evaluate import evaluate
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plot import PLOTS
 from ddpm_lightning.sample import sample
+from ddpm_lightning.swaps import with_own_defaults
 from ddpm_lightning.usage import explain
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
@@ -156,7 +157,9 @@ class DiffusionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a mistake becomes one line."""
         try:
-            super().parse_arguments(parser, args)
+            words = sys.argv[1:] if args is None else args
+            words = with_own_defaults(words, lambda some: parser.parse_args(some)[some[0]])
+            self.config = parser.parse_args(words)
         except ArgumentError as error:
             flags = {
                 option.removeprefix("--").removesuffix("+")

@@ -15,7 +15,7 @@ def last_checkpoint(run_folder: str | Path) -> Path:
 def mark_done(trainer: Trainer, step: int) -> None:
     """Note that all that follows the save at this step has happened."""
     if trainer.is_global_zero:
-        _mark(trainer).write_text(f"{step}\n")
+        _mark(trainer).write_text(_note(step))
 
 
 def was_cut_off(trainer: Trainer) -> bool:
@@ -25,9 +25,13 @@ def was_cut_off(trainer: Trainer) -> bool:
     if path is None or Path(path).resolve() != own.resolve():
         return False
     mark = _mark(trainer)
-    done = mark.is_file() and mark.read_text().strip() == str(trainer.global_step)
+    done = mark.is_file() and mark.read_text() == _note(trainer.global_step)
     return bool(trainer.strategy.broadcast(not done))
 
 
 def _mark(trainer: Trainer) -> Path:
     return last_checkpoint(trainer.default_root_dir).with_suffix(".done")
+
+
+def _note(step: int) -> str:
+    return f"step {step}: validation, grids and metrics are done, too\n"

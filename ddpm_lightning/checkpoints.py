@@ -36,7 +36,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{_nearby(path)}")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        # Mapped, so that who asks for the description alone does not read the weights.
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded"

@@ -236,6 +236,7 @@ def test_the_raw_output_is_gone_once_x0_was_changed():
     guided = Guided(Denoiser(Recorder(), Linear(), Eps()), 2.0)
     assert prediction.output is not None
     assert prediction.clip((-1, 1)).output is None
+    assert prediction.clip((-1, 1), threshold=0.9).output is None
     assert guided(images(2, 1, 4), 900, torch.tensor([0, 1])).output is None
 
 

@@ -138,6 +138,18 @@ def test_a_denoiser_is_a_value_that_works_with_another_network():
     assert not isinstance(denoiser, nn.Module)
 
 
+@pytest.mark.parametrize("t", [0, -1, 1001])
+def test_a_level_without_noise_or_above_the_last_is_an_error(t):
+    denoiser = Denoiser(Recorder(), Linear(), X0())
+    with pytest.raises(InputError, match=f"level {t}: .* from 1 to 1000"):
+        denoiser(images(2, 1, 4), t)
+
+
+@pytest.mark.parametrize("t", [1, 1000])
+def test_the_first_and_the_last_level_have_a_prediction(t):
+    assert Denoiser(Recorder(), Linear(), X0())(images(2, 1, 4), t).x0.isfinite().all()
+
+
 def test_a_denoiser_cannot_be_changed_in_place():
     denoiser = Denoiser(Recorder(), Linear(), X0())
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -236,6 +248,7 @@ def test_the_raw_output_is_gone_once_x0_was_changed():
     guided = Guided(Denoiser(Recorder(), Linear(), Eps()), 2.0)
     assert prediction.output is not None
     assert prediction.clip((-1, 1)).output is None
+    assert prediction.clip((-1, 1), threshold=0.9).output is None
     assert guided(images(2, 1, 4), 900, torch.tensor([0, 1])).output is None
 
 

@@ -164,6 +164,30 @@ def test_grey_levels_are_filled_evenly_and_counted_in_bits():
     assert float(flow.nll.max()) < bits.max() / math.log(2) + 0.05
 
 
+class Spy:
+    """The oracle of standard normal data, which keeps every x_t that it is given."""
+
+    net = None
+
+    def __init__(self, schedule, d):
+        self.oracle, self.schedule = Gaussian(schedule, torch.zeros(d), torch.eye(d)), schedule
+        self.seen = []
+
+    def __call__(self, x_t, t, y=None):
+        self.seen.append(x_t.detach())
+        return self.oracle(x_t, t, y)
+
+
+def test_the_noise_fills_the_whole_bin_of_a_grey_level_uniformly():
+    grey = torch.tensor([0.0, 11, 254, 255], dtype=torch.float64) * 2 / 255 - 1
+    spy = Spy(Cosine(20), 4)
+    flow_likelihood(spy, grey.expand(2000, 4), noise_of(2000), bins=256, steps=1)
+    # The one step starts at level 0, where nothing moves, and alpha² + sigma² is 1.
+    offsets = (spy.seen[0] - grey) * 255
+    assert stats.kstest(offsets.numpy().ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    assert 0.999 < offsets.abs().max() <= 1 + 1e-9
+
+
 # A network
 
 

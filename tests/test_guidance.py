@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import distributions as dist
 
-from ddpm_lightning.diffusion.denoiser import Guidance, Guided, guide
+from ddpm_lightning.diffusion.denoiser import Guidance, Guided, Prediction, guide
 from ddpm_lightning.diffusion.oracles import Mixture
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
+from ddpm_lightning.diffusion.variances import FixedSmall
 from ddpm_lightning.errors import InputError
 from tests.small import tiny_module
 
@@ -38,6 +39,18 @@ class Counting:
     def __call__(self, x_t, t, y=None):
         self.rows.append(len(x_t))
         return self.oracle(x_t, t, y)
+
+
+class SaysLabel:
+    """Predicts the label itself, −1 where it was dropped."""
+
+    net = None
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    def __call__(self, x_t, t, y=None):
+        return Prediction(y.to(x_t).view(-1, 1), x_t, t, self.schedule, FixedSmall())
 
 
 def log_density(x, t, chosen):
@@ -156,6 +169,30 @@ def test_rescaling_by_another_share_is_an_error(rescale):
         Guidance(3.0, rescale=rescale)
 
 
+def test_strength_0_is_the_unlabelled_prediction_at_the_cost_of_one():
+    denoiser, x_t = Counting(), normal(4, 2)
+    ours = Guided(denoiser, 0.0)(x_t, 500, Y)
+    assert denoiser.rows == [4]
+    assert torch.equal(ours.x0, denoiser.oracle(x_t, 500).x0)
+
+
+@pytest.mark.parametrize(("t", "labels"), [(200, Y), (201, None), (800, None), (801, Y)])
+def test_strength_0_leaves_the_labels_out_inside_its_interval_only(t, labels):
+    denoiser, x_t = Counting(), normal(4, 2)
+    ours = Guided(denoiser, Guidance(0.0, interval=(0.2, 0.8)))(x_t, t, Y)
+    assert denoiser.rows == [4]
+    assert torch.equal(ours.x0, denoiser.oracle(x_t, t, labels).x0)
+
+
+def test_strength_0_with_a_rescale_still_looks_at_the_labelled_prediction():
+    labelled, unlabelled = normal(3, 2, 4, 4), 5 * normal(3, 2, 4, 4, seed=1)
+    ours = Guided(Two(labelled, unlabelled), Guidance(0.0, rescale=1.0))(
+        normal(3, 2, 4, 4, seed=2), 500, torch.tensor([0, 1, 0])
+    )
+    spread = labelled.std((1, 2, 3), correction=0)
+    torch.testing.assert_close(ours.x0.std((1, 2, 3), correction=0), spread)
+
+
 def test_strength_1_leaves_the_denoiser_as_it_is():
     denoiser = Counting()
     assert guide(denoiser, 1.0) is denoiser
@@ -183,13 +220,20 @@ def test_settings_of_a_guidance_that_does_nothing_are_an_error(settings):
 
 @pytest.mark.parametrize("T", [40, 50, 100, 1000])
 def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
-    oracle = Mixture(Linear(T), torch.zeros(2, 1), torch.ones(2))
-    rows = torch.arange(1, T + 1)
-    for low in range(0, 100, 7):
-        guided = Guided(oracle, Guidance(2.0, interval=(low / 100, 1.0)))
-        expected = rows * 100 > low * T  # in whole numbers
-        assert torch.equal(guided._guides(rows), expected)
-        assert [guided._guides(int(t)) for t in rows] == expected.tolist()
+    # In floating point 0.29·100 is less than 29, and 0.07·100 is more than 7.
+    denoiser, levels = SaysLabel(Linear(T)), torch.arange(1, T + 1)
+    x, y = torch.zeros(T, 1), torch.ones(T, dtype=torch.int64)
+    for hundredths in range(100):
+        above = 100 * levels > hundredths * T
+        edge = hundredths * T // 100
+        for low, high, guided in [(hundredths, 100, above), (0, hundredths, ~above)]:
+            if low == high:
+                continue
+            ours = Guided(denoiser, Guidance(2.0, interval=(low / 100, high / 100)))
+            rows = ours(x, levels, y).x0[:, 0]
+            assert torch.equal(rows == 3, guided)  # −1 + 2·(1 + 1), elsewhere 1
+            for t in {max(edge, 1), edge + 1}:
+                assert ours(x[:1], t, y[:1]).x0 == rows[t - 1]
 
 
 def test_a_scale_that_is_no_number_is_an_error():

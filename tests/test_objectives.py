@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,6 +41,7 @@ from ddpm_lightning.diffusion.schedules import (
     Linear,
     SohlDickstein,
     Straight,
+    Table,
     ZeroTerminalSNR,
 )
 from ddpm_lightning.diffusion.variances import (
@@ -140,6 +143,36 @@ def test_the_weight_on_the_error_of_x0_is_the_same_whatever_is_predicted(
     loss = MSE(weighting)(predicting(x0_hat, batch, schedule, parameterization), batch)["loss"]
     expected = expected_weight(weighting, schedule, t.numpy()) * error.numpy()
     np.testing.assert_allclose(loss.detach(), expected, rtol=1e-7)
+
+
+@st.composite
+def levels_of_any_schedule(draw):
+    """A level of a random schedule of three, SNR from 1e6 down to 1e-4, any x_t's variance."""
+    log_snr = sorted(draw(st.lists(st.floats(-9, 14), min_size=3, max_size=3, unique=True)))[::-1]
+    assume(min(log_snr[0] - log_snr[1], log_snr[1] - log_snr[2]) > 0.01)
+    length, snr = draw(st.floats(0.3, 3)), np.exp(log_snr)
+    alpha, sigma = length * np.sqrt(snr / (1 + snr)), length * np.sqrt(1 / (1 + snr))
+    return Table([1, *alpha.tolist()], [0, *sigma.tolist()]), draw(st.integers(1, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*not noise")
+@settings(deadline=None, max_examples=100)
+@given(levels_of_any_schedule(), st.floats(0.05, 50), st.floats(0, 3), st.floats(0.1, 3))
+def test_a_weight_is_the_same_for_every_parameterization(level, cap, gamma, data):
+    schedule, t = level
+    batch, x0_hat, error = noised(schedule, torch.tensor([t]))
+    snr = float((schedule.alpha[t] / schedule.sigma[t]) ** 2)
+    expected = {
+        EpsMSE(): snr,
+        MinSNR(cap): min(snr, cap),
+        P2(0.7, gamma): snr / (0.7 + snr) ** gamma,
+        EDM(data): snr + 1 / data**2,
+    }
+    for parameterization in PARAMETERIZATIONS:
+        denoiser = predicting(x0_hat, batch, schedule, parameterization)
+        for weighting, weight in expected.items():
+            loss = MSE(weighting)(denoiser, batch)["loss"].item()
+            assert loss == pytest.approx(weight * error.item(), rel=1e-6)
 
 
 def test_p2_without_strength_is_eps_mse():
@@ -348,6 +381,19 @@ def test_a_hybrid_without_a_variance_to_train_is_an_error_with_the_fix(variance)
     with pytest.raises(InputError, match=rf"{type(variance).__name__} learns nothing; use var"):
         Hybrid().check(denoiser)
     MSE().check(denoiser)
+
+
+@pytest.mark.parametrize("variance", [LearnedRange(), LearnedDiagonal()])
+@pytest.mark.parametrize("objective", [MSE(), L1(), Huber()], ids=lambda o: type(o).__name__)
+def test_a_regression_that_leaves_a_variance_untrained_is_an_error_with_the_fix(
+    objective, variance
+):
+    denoiser = Denoiser(Says(torch.zeros(1)), Linear(), Eps(), variance)
+    names = f"{type(objective).__name__} leaves what {type(variance).__name__} learns untrained"
+    with pytest.raises(InputError, match=f"{names}; use the objective Hybrid or VariationalB"):
+        objective.check(denoiser)
+    for trains_it in (Hybrid(objective), VariationalBound()):
+        trains_it.check(denoiser)
 
 
 @pytest.mark.parametrize("variance", [LearnedRange(), LearnedDiagonal()])

@@ -9,7 +9,7 @@ from ddpm_lightning.diffusion.denoiser import Guided
 from ddpm_lightning.diffusion.oracles import Empirical, Gaussian, Mixture
 from ddpm_lightning.diffusion.posterior import posterior
 from ddpm_lightning.diffusion.samplers import DDIM
-from ddpm_lightning.diffusion.schedules import Linear
+from ddpm_lightning.diffusion.schedules import Karras, Linear
 from ddpm_lightning.diffusion.variances import FixedLarge
 from ddpm_lightning.errors import InputError
 
@@ -54,6 +54,17 @@ def test_gaussian_is_the_regression_of_x0_on_x_t(t):
     np.testing.assert_allclose(gaussian()(x_t, t).x0, expected, atol=1e-10)
 
 
+def test_a_direction_that_rounding_left_with_a_variance_below_0_has_none():
+    # As the covariance of images with constant corners; −1e-6 is a quarter of sigma_1².
+    schedule, x = Karras(100), normal(5, 2)
+    mean = torch.tensor([1.0, -0.5])
+    rounded = Gaussian(schedule, mean, torch.tensor([[1e4, 0.0], [0.0, -1e-6]]))
+    sigma2 = schedule.sigma[1].item() ** 2
+    assert torch.equal(rounded(x, 1).x0[:, 1], torch.full((5,), -0.5, dtype=torch.float64))
+    expected = stats.multivariate_normal(mean, np.diag([1e4 + sigma2, sigma2])).logpdf(x)
+    np.testing.assert_allclose(rounded.log_density(x, 1), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("t", [200, 1000])
 @pytest.mark.parametrize("y", [None, -1, 0, 1])
 def test_mixture_is_the_posterior_mean_by_numerical_integration(t, y):
@@ -85,17 +96,16 @@ def test_empirical_is_the_softmax_over_the_data(t):
     np.testing.assert_allclose(empirical()(x_t, t).x0, expected, atol=1e-10)
 
 
-def test_empirical_tells_close_images_apart_in_float32():
-    # 0.01 apart and 28·28 values: the inner-product form of the distance loses this in float32.
-    base = torch.full((1, 28, 28), 0.9)
-    data = torch.stack([base, base + 0.01])
+@pytest.mark.parametrize("t", [1, 5])
+def test_empirical_tells_close_images_apart_in_float32(t):
+    # From 26 images on torch prefers the inner-product form of the distance, which in float32
+    # cannot tell images 0.002 apart: x0 would be wrong by 2e-4 and more.
+    data = 0.9 + 0.002 * torch.arange(31.0).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)
     oracle = Empirical(LINEAR, data)
-    noisy = LINEAR.add_noise(data, 5, torch.randn(2, 1, 28, 28))
-    x0 = oracle(noisy, 5).x0
+    noisy = LINEAR.add_noise(data, t, normal(31, 1, 28, 28).float())
+    x0 = oracle(noisy, t).x0
     assert x0.dtype == torch.float32
-    exact = oracle(noisy.double(), 5).x0
-    torch.testing.assert_close(x0.double(), exact, atol=1e-5, rtol=0)
-    assert (x0[1] - x0[0]).mean() > 0.009
+    torch.testing.assert_close(x0.double(), oracle(noisy.double(), t).x0, atol=4e-6, rtol=0)
 
 
 def test_a_mixture_of_one_is_a_gaussian():

@@ -21,7 +21,8 @@ from ddpm_lightning.diffusion.samplers import (
     UniPC,
 )
 from ddpm_lightning.diffusion.samplers.lms import adams_bashforth
-from ddpm_lightning.diffusion.schedules import Linear
+from ddpm_lightning.diffusion.schedules import Cosine, Karras, Linear, Sigmoid, Straight
+from ddpm_lightning.diffusion.variances import AnalyticVariance
 
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]], dtype=torch.float64)
 VARIANCES = torch.tensor([0.05, 0.1, 0.08], dtype=torch.float64)
@@ -132,6 +133,33 @@ def test_weak_order_of_stochastic_samplers(sampler, settings, order, c):
     assert slope == pytest.approx(order, abs=0.25)
 
 
+@pytest.mark.parametrize("steps", [2, 5, 20])
+@pytest.mark.parametrize("c", [0.1, 2.0])
+@pytest.mark.parametrize(
+    "schedule",
+    [Linear(), Cosine(), Sigmoid(), Straight(), Karras()],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_ddpm_with_the_analytic_variance_is_exact_on_normal_data_in_any_number_of_steps(
+    schedule, c, steps
+):
+    # By unit vectors for the noises, as above: x_t has the variance total_t at every level.
+    total = c * schedule.alpha**2 + schedule.sigma**2
+    unexplained = c * schedule.sigma**2 / total  # Var[x_0 | x_t]
+    basis = torch.eye(steps + 2, dtype=torch.float64)
+    variance = AnalyticVariance(unexplained.tolist())
+    oracle = Gaussian(schedule, basis.new_zeros(steps + 2), c * basis, variance)
+    x_T = basis[:1] * total[-1] ** 0.5
+    states = list(
+        DDPM(steps).trajectory(oracle, x_T, noise=lambda draw, _: basis[draw : draw + 1])
+    )
+    variances = [float(state.x_t.square().sum()) for state in states]
+    last = states[-2].t
+    # The last step adds no noise, so what level `last` leaves unexplained is missing from x_0.
+    expected = [*(total[state.t] for state in states[:-1]), c - unexplained[last]]
+    np.testing.assert_allclose(variances, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("points", [[3.0], [3.0, 4.5], [3.0, 4.5, 5.0], [3.0, 4.5, 5.0, 9.0]])
 def test_multistep_weights_are_the_integrals_of_the_lagrange_polynomials(points):
     for j, weight in enumerate(adams_bashforth(points, 1.0)):
@@ -209,20 +237,27 @@ def assert_moments(samples, mean, cov):
     assert (error.abs() < allowed).all(), error / scale
 
 
+ON_BOTH = pytest.mark.parametrize(
+    "schedule", [Linear(), Cosine()], ids=lambda schedule: type(schedule).__name__
+)
+
+
+@ON_BOTH
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_of_a_gaussian_have_its_mean_and_covariance(name):
+def test_samples_of_a_gaussian_have_its_mean_and_covariance(name, schedule):
     mean = torch.tensor([0.5, -1.0], dtype=torch.float64)
     cov = torch.tensor([[0.8, 0.3], [0.3, 0.4]], dtype=torch.float64)
     torch.manual_seed(0)
-    samples = SAMPLERS[name](Gaussian(Linear(), mean, cov), normal(N, 2))
+    samples = SAMPLERS[name](Gaussian(schedule, mean, cov), normal(N, 2))
     assert_moments(samples, mean, cov)
 
 
+@ON_BOTH
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_of_a_mixture_have_its_weights_means_and_covariance(name):
+def test_samples_of_a_mixture_have_its_weights_means_and_covariance(name, schedule):
     means = 2 * MEANS  # components too far apart to be mistaken for each other
     torch.manual_seed(0)
-    samples = SAMPLERS[name](Mixture(Linear(), means, VARIANCES, WEIGHTS), normal(N, 2))
+    samples = SAMPLERS[name](Mixture(schedule, means, VARIANCES, WEIGHTS), normal(N, 2))
     nearest = torch.cdist(samples, means).argmin(1)
     share = torch.bincount(nearest, minlength=3) / N
     allowed = 4 * (WEIGHTS * (1 - WEIGHTS) / N).sqrt() + 0.005

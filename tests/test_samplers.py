@@ -12,7 +12,7 @@ from torch import nn
 
 from ddpm_lightning.diffusion.denoiser import Denoiser, Guided
 from ddpm_lightning.diffusion.oracles import Empirical, Gaussian, Mixture
-from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
+from ddpm_lightning.diffusion.parameterizations import X0, EDMPreconditioning, Eps, V
 from ddpm_lightning.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -31,7 +31,16 @@ from ddpm_lightning.diffusion.samplers import (
     encode,
 )
 from ddpm_lightning.diffusion.samplers.spacings import distinct
-from ddpm_lightning.diffusion.schedules import Cosine, Linear, Schedule, Sigmoid
+from ddpm_lightning.diffusion.schedules import (
+    Cosine,
+    Linear,
+    Schedule,
+    Sigmoid,
+    Straight,
+    Table,
+    ZeroTerminalSNR,
+)
+from ddpm_lightning.diffusion.schedules import Karras as KarrasSchedule
 from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
@@ -44,12 +53,10 @@ SAMPLERS = [DDPM, DDIM, DPMSolverPP, DPMSolverPPSDE, Euler, Heun, LMS, UniPC]
 EVERY_SAMPLER = pytest.mark.parametrize("make", SAMPLERS, ids=lambda make: make.__name__)
 
 
-class StraightLine(Schedule):
+def straight_to(top: float) -> Schedule:
     """alpha falls from 1 to 0 while sigma rises from 0 to top: zero terminal SNR."""
-
-    def __init__(self, top: float = 1.0, T: int = 20) -> None:
-        rising = torch.linspace(0, 1, T + 1, dtype=torch.float64)
-        super().__init__(1 - rising, top * rising)
+    rising = np.arange(21) / 20
+    return Table((1 - rising).tolist(), (top * rising).tolist())
 
 
 class Waves(Network):
@@ -111,8 +118,8 @@ LENGTHS = [
     Linear(999),
     LINEAR,
     Cosine(50),
-    StraightLine(),
-    StraightLine(T=1),
+    Straight(20),
+    Straight(1),
 ]
 
 
@@ -152,7 +159,7 @@ def test_levels_even_in_a_function_of_the_noise(spacing, warp):
 
 @pytest.mark.parametrize("spacing", [LogSNR(), Karras()])
 def test_from_zero_terminal_snr_the_even_levels_start_below_T(spacing):
-    levels = spacing(StraightLine(T=100), 5)
+    levels = spacing(Straight(100), 5)
     assert (levels[:2], levels[-2:]) == ([100, 99], [1, 0])
 
 
@@ -161,15 +168,17 @@ def test_karras_needs_a_positive_rho():
         Karras(rho=0.0)
 
 
-# From 30 steps on their lowest levels repeat, which is a step that does nothing; ours move apart.
-@pytest.mark.parametrize("steps", [2, 10, 20, 29])
+@pytest.mark.parametrize("steps", [2, 10, 11, 20, 21, 29, 31])
 def test_the_ddim_papers_quadratic_is_that_of_its_code(steps):
-    # Its levels count from 0 and leave out the clean data.
-    theirs = np.floor(np.linspace(0, np.sqrt(1000 * 0.8), steps) ** 2 + 1e-9).astype(int)
-    assert DDIMQuadratic()(LINEAR, steps) == [*(theirs[::-1] + 1).tolist(), 0]
+    # floor(800·(i/(S − 1))²) in whole numbers, where 11, 21 and 31 steps have quotients without
+    # a remainder; its code counts levels from 0 and leaves out the clean data.
+    theirs = [800 * i**2 // (steps - 1) ** 2 for i in range(steps)]
+    # From 30 steps on its two lowest levels are one, a step that does nothing; ours move apart.
+    theirs[1] = max(theirs[1], 1)
+    assert DDIMQuadratic()(LINEAR, steps) == [*(level + 1 for level in theirs[::-1]), 0]
 
 
-@given(st.sampled_from([Linear(21), Linear(100), LINEAR, StraightLine(T=1)]), st.data())
+@given(st.sampled_from([Linear(21), Linear(100), LINEAR, Straight(1)]), st.data())
 def test_the_ddim_papers_quadratic_falls_from_four_fifths(schedule, data):
     top = min(4 * schedule.T // 5 + 1, schedule.T)
     steps = data.draw(st.integers(1, top))
@@ -248,6 +257,21 @@ def test_a_step_costs_one_evaluation_and_heuns_two_but_for_the_last(make):
     net = ExactEps(Linear(100), torch.zeros(1, dtype=torch.float64))
     make(None)(Denoiser(net, Linear(100), Eps()), normal(2, 1))
     assert net.calls == (199 if make is Heun else 100)
+
+
+@pytest.mark.parametrize(("factor", "evaluations"), [(9.9, 3), (10.1, 2)])
+def test_heun_does_not_correct_a_step_across_more_than_ten_times_the_noise(factor, evaluations):
+    schedule = Table([1, 0.5, 0.05], [0, 1, 0.1 * factor])  # sigma/alpha: 0, 2, 2·factor
+    net = ExactEps(schedule, torch.zeros(1, dtype=torch.float64))
+    Heun(spacing=Levels([2, 1, 0]), steps=None)(Denoiser(net, schedule, Eps()), normal(2, 1))
+    assert net.calls == evaluations
+
+
+def test_heun_in_edms_18_steps_makes_its_35_evaluations():
+    schedule = KarrasSchedule()
+    net = ExactEps(schedule, torch.zeros(1, dtype=torch.float64))
+    Heun(18, spacing=Karras())(Denoiser(net, schedule, Eps()), normal(2, 1))
+    assert net.calls == 35
 
 
 def test_the_tag_names_the_steps_taken():
@@ -364,7 +388,7 @@ def test_first_order_methods_are_ddim(sampler, eta, steps):
 @pytest.mark.parametrize("top", np.linspace(0.3, 5, 30))
 def test_ddim_with_eta_1_stays_real_at_zero_terminal_snr(top):
     # There the posterior's variance is all of sigma_s²: a share above 1 would have a complex root.
-    x0 = DDIM(None, eta=1.0)(Denoiser(Waves(), StraightLine(float(top)), X0()), normal(2, 1))
+    x0 = DDIM(None, eta=1.0)(Denoiser(Waves(), straight_to(top), X0()), normal(2, 1))
     assert x0.dtype == torch.float64
     assert x0.isfinite().all()
 
@@ -379,7 +403,7 @@ EXTREMES = [
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(EXTREMES), st.sampled_from(SPACINGS), st.integers(1, 20), st.data())
 def test_sampling_is_finite_from_zero_terminal_snr_to_the_data(make, spacing, steps, data):
-    schedule = StraightLine()
+    schedule = Straight(20)
     denoiser = data.draw(
         st.sampled_from(
             [
@@ -395,9 +419,35 @@ def test_sampling_is_finite_from_zero_terminal_snr_to_the_data(make, spacing, st
         assert state.x0.isfinite().all()
 
 
+REAL = [
+    (ZeroTerminalSNR(Cosine()), V()),
+    (Straight(), X0()),
+    (KarrasSchedule(), EDMPreconditioning()),
+]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from(REAL),
+    st.sampled_from(EXTREMES),
+    st.sampled_from(SPACINGS),
+    st.integers(1, 30),
+    st.booleans(),
+)
+def test_float32_sampling_is_finite_on_real_schedules(real, make, spacing, steps, learned):
+    schedule, parameterization = real
+    exact = Empirical(schedule, normal(3, 2))
+    denoiser = Denoiser(Waves(), schedule, parameterization) if learned else exact
+    x_T = schedule.prior_std * normal(2, 2).float()
+    for state in make(steps, spacing=spacing).trajectory(denoiser, x_T, noise=keyed):
+        assert state.x_t.dtype == state.x0.dtype == torch.float32
+        assert state.x_t.isfinite().all()
+        assert state.x0.isfinite().all()
+
+
 @EVERY_SAMPLER
 def test_the_first_step_from_zero_terminal_snr_is_a_plain_one(make):
-    denoiser, x_T = Denoiser(Waves(), StraightLine(), V()), normal(2, 2)
+    denoiser, x_T = Denoiser(Waves(), Straight(20), V()), normal(2, 2)
     eta = 1.0 if make in (DDPM, DPMSolverPPSDE) else 0.0
     ours, ddim = (
         list(sampler.trajectory(denoiser, x_T, noise=keyed))[1]
@@ -407,10 +457,13 @@ def test_the_first_step_from_zero_terminal_snr_is_a_plain_one(make):
 
 
 @EVERY_SAMPLER
-@pytest.mark.parametrize("steps", [1, 2, 10])
-def test_float32_sampling_follows_float64(make, steps):
-    mean, cov = torch.zeros(3), torch.diag(torch.tensor([1.0, 0.1, 0.01]))
-    denoiser, x_T = Gaussian(LINEAR, mean, cov), normal(4, 3)
+@pytest.mark.parametrize(
+    "schedule", [LINEAR, Cosine(4000), Sigmoid()], ids=lambda s: type(s).__name__
+)
+@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+def test_float32_sampling_follows_float64(make, schedule, steps):
+    mean, cov = torch.tensor([0.5, -1.0, 2.0]), torch.diag(torch.tensor([1.0, 0.1, 0.01]))
+    denoiser, x_T = Gaussian(schedule, mean, cov), normal(4, 3)
 
     def noise(draw, shape):
         return keyed(draw, shape, rows=4)
@@ -418,7 +471,17 @@ def test_float32_sampling_follows_float64(make, steps):
     exact = make(steps)(denoiser, x_T, noise=noise)
     ours = make(steps)(denoiser, x_T.float(), noise=noise)
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("make", [DPMSolverPP, LMS, UniPC], ids=lambda make: make.__name__)
+def test_a_level_without_data_leaves_multistep_methods_no_history(make):
+    # At alpha_T = 0 the prediction says nothing about the slope: what follows is a fresh start.
+    denoiser = Denoiser(Waves(), Straight(20), V())
+    _, *after = make(None, spacing=Levels([20, 13, 9, 4, 1, 0])).trajectory(denoiser, normal(2, 2))
+    afresh = make(None, spacing=Levels([13, 9, 4, 1, 0])).trajectory(denoiser, after[0].x_t)
+    for a, b in zip(after, afresh, strict=True):
+        torch.testing.assert_close(a.x_t, b.x_t, rtol=1e-12, atol=1e-12)
 
 
 # Step by step against diffusers
@@ -599,10 +662,29 @@ def test_dynamic_thresholding_is_imagens():
     prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 4, 5), 500)
     ours = dataclasses.replace(prediction, x0=x0).clip((-1.0, 1.0), threshold=0.9)
     for k in range(3):
-        reach = np.sort(np.abs(x0[k].numpy()).ravel())[18 - 1]  # 90 % of 20 values lie within
-        expected = np.clip(x0[k], -reach, reach) / reach if reach > 1 else np.clip(x0[k], -1, 1)
+        row = x0[k].numpy()
+        reach = np.sort(np.abs(row).ravel())[18 - 1]  # 90 % of 20 values lie within
+        expected = np.clip(row, -reach, reach) / reach if reach > 1 else np.clip(row, -1, 1)
         np.testing.assert_allclose(ours.x0[k], expected)
     torch.testing.assert_close(LINEAR.add_noise(ours.x0, 500, ours.eps), ours.x_t)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "n", "kept"),
+    [
+        (0.55, 100, 55),  # 0.55·100 is a little more than 55 in floating point
+        (0.551, 100, 56),
+        (0.001, 100, 1),
+        (1.0, 100, 100),
+        (0.5, 1, 1),
+        (1e-10, 1, 1),
+    ],
+)
+def test_the_share_that_stays_is_rounded_up_to_whole_values(threshold, n, kept):
+    x0 = torch.arange(n, 0, -1, dtype=torch.float64)[None] + 1  # n + 1 … 2
+    prediction = Denoiser(Waves(), LINEAR, X0())(normal(1, n), 500)
+    ours = dataclasses.replace(prediction, x0=x0).clip((-1.0, 1.0), threshold)
+    assert (ours.x0 == 1).sum() == n - kept + 1  # the largest that stays is the reach itself
 
 
 def test_thresholding_a_prediction_within_the_range_is_clipping():
@@ -684,7 +766,7 @@ def test_inverted_data_is_standard_normal_noise():
 
 @pytest.mark.parametrize("steps", [2, 5, 20])
 def test_inversion_reaches_zero_terminal_snr_and_comes_back(steps):
-    oracle = Gaussian(StraightLine(), torch.tensor([0.3]), torch.tensor([[0.5]]))
+    oracle = Gaussian(Straight(20), torch.tensor([0.3]), torch.tensor([[0.5]]))
     x0 = DDIM(steps)(oracle, normal(4, 1))
     x_T = encode(oracle, x0, steps=steps, iterations=200)
     assert x_T.isfinite().all()
@@ -699,7 +781,7 @@ def test_inversion_takes_labels_restores_modes_and_refuses_the_impossible():
     assert torch.equal(encode(moody(net), x0, steps=3), encode(moody(net), x0, steps=3))
     assert net.modes() == AS_BUILT
     with pytest.raises(InputError, match="take more steps"):
-        encode(Denoiser(Waves(), StraightLine(), X0()), x0, steps=1)
+        encode(Denoiser(Waves(), Straight(20), X0()), x0, steps=1)
     with pytest.raises(InputError, match="at least one evaluation"):
         encode(denoiser, x0, steps=3, iterations=0)
 
@@ -875,7 +957,7 @@ def test_another_seed_gives_other_samples():
 # No trajectory has more frames than levels: 6 steps have 7.
 @pytest.mark.parametrize(("frames", "kept"), [(2, 2), (3, 3), (5, 5), (7, 7), (50, 7)])
 def test_frames_lead_from_the_noise_to_the_sample(frames, kept):
-    schedule = StraightLine(top=3.0)
+    schedule = straight_to(3.0)
     denoiser = Denoiser(Waves(), schedule, X0())
     samples = generate(
         denoiser, DDPM(6), (2, 3), torch.arange(5), seed=4, batch_size=2, frames=frames

@@ -123,17 +123,23 @@ def test_cosine_is_that_of_diffusers():
     np.testing.assert_allclose(betas, theirs.betas, rtol=2e-5)
 
 
-@pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("tau", [0.2, 0.5, 1.0, 2.0])
 def test_sigmoid_is_the_published_alpha_bar(tau):
     def logistic(x):
-        return 1 / (1 + np.exp(-x / tau))
+        return 1 / (1 + (-x / Decimal(tau)).exp())
 
-    t = np.arange(1, 1001) / 1000
-    alpha_bar = (logistic(3.0) - logistic(-3 + 6 * t)) / (logistic(3.0) - logistic(-3.0))
-    alpha_bar = np.maximum(alpha_bar, 1e-9)
+    with localcontext() as context:
+        context.prec = 40
+        low, high = logistic(Decimal(-3)), logistic(Decimal(3))
+        alpha_bar = [
+            max((high - logistic(-3 + Decimal(6 * t) / 1000)) / (high - low), Decimal("1e-9"))
+            for t in range(1, 1001)
+        ]
+        one_minus = [1 - value for value in alpha_bar]
     schedule = Sigmoid(tau=tau)
-    np.testing.assert_allclose(schedule.alpha[1:] ** 2, alpha_bar, rtol=1e-9)
-    np.testing.assert_allclose(schedule.sigma[1:] ** 2, 1 - alpha_bar, rtol=1e-9)
+    np.testing.assert_allclose(schedule.alpha[1:] ** 2, np.array(alpha_bar, float), rtol=1e-8)
+    # At tau = 0.2 the first is 2e-9: as 1 − alpha_bar it would keep eight digits.
+    np.testing.assert_allclose(schedule.sigma[1:] ** 2, np.array(one_minus, float), rtol=1e-12)
 
 
 def test_sigmoid_is_half_noise_in_the_middle_and_ends_at_its_floor():
@@ -255,6 +261,12 @@ def test_a_schedule_is_rebuilt_from_its_description(schedule):
 def test_arguments_that_make_no_schedule_are_an_error_that_names_it(make):
     with pytest.raises(InputError, match=r"^(Quadratic|Sig\w+|SohlDickstein|Karras|Straight)\(T?"):
         make()
+
+
+def test_a_sigmoid_too_steep_for_its_floor_is_an_error_that_names_both():
+    with pytest.raises(InputError, match=r"tau=0\.15, min_alpha_bar=1e-09.*a larger tau or a sm"):
+        Sigmoid(tau=0.15)
+    Sigmoid(tau=0.15, min_alpha_bar=1e-12)
 
 
 def test_the_error_about_too_few_levels_names_how_many_are_needed():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_lightning.configurable import build
 from ddpm_lightning.diffusion.schedules import Cosine, Karras, Linear, Straight, ZeroTerminalSNR
@@ -238,6 +239,18 @@ def test_importance_weights_keep_the_mean_over_levels():
     assert float(weight.mean()) == pytest.approx(1, rel=1e-4)
 
 
+def test_weights_are_those_of_the_shares_really_drawn():
+    # Level 1 takes nearly all: the others' shares are 18 to 50 steps of a float32 close to 1, and
+    # rounding their sum to such steps changes them by percents.
+    timesteps = warmed_up([1e6, *np.linspace(0.1, 2.0, 999)], uniform=0.001)
+    last = Given(1 - torch.arange(1, 16_001) / 2**24)  # each of the last 16,000 float32 below 1
+    t, weight = timesteps(Straight(1000), last)
+    drawn = torch.bincount(t) / 2**24
+    whole = t > t.min()  # the lowest level goes on below
+    assert whole.sum() > 15_000
+    np.testing.assert_allclose(weight[whole], 1 / (1000 * drawn[t[whole]]), rtol=1e-6)
+
+
 def test_levels_are_uniform_until_each_has_a_full_history():
     timesteps = LossSecondMoment(history=2)
     t = torch.tensor([1, 1, 1, 2, 2, 3])
@@ -262,6 +275,26 @@ def test_the_history_holds_the_last_losses_of_each_level_however_they_arrive(siz
         last = losses[t == level][-4:]
         assert sorted(state["losses"][level - 1].tolist()) == sorted(last.tolist())
         assert state["counts"][level - 1] == (t == level).sum()
+
+
+class WrittenPlaces(TorchDispatchMode):
+    """Records the places of every indexed write."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func) == "aten.index_put_.default":
+            self.places += zip(*(index.tolist() for index in args[1]), strict=True)
+        return func(*args, **(kwargs or {}))
+
+
+def test_of_more_losses_than_the_history_holds_only_the_last_are_written():
+    # Two writes to one place would leave it to torch which of them lasts.
+    with WrittenPlaces() as written:
+        LossSecondMoment(history=4).update(torch.tensor([1, 2, 1] * 5), torch.arange(15.0))
+    assert sorted(written.places) == [(level, k) for level in (0, 1) for k in range(4)]
 
 
 def test_losses_that_are_not_finite_are_forgotten():

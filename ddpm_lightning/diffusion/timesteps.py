@@ -315,7 +315,7 @@ class _StratifiedNoise:
         stratum = noise.rows * _stride(size) % size
         within = noise.uniform(draw)
         u = (stratum.to(within.device) + within) / size + noise.shared(draw).to(within.device)
-        return (u % 1).clamp_(max=1 - 2.0**-24)
+        return u % 1
 
 
 @lru_cache

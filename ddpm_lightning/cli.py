@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from pydoc import locate
@@ -17,29 +16,23 @@ from typing import Any
 # LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
-from argparse import ArgumentError
-
-from jsonargparse import auto_cli
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
-from ddpm_lightning.analytic_variance import analytic_variance
 from ddpm_lightning.callbacks import FlowLikelihood, Likelihood, RunCheckpoint, StepProgressBar
 from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.checks import check_trainer
+from ddpm_lightning.commands import COMMANDS, PROGRAM, CommandParser, about, run_command
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.evaluate import evaluate
+from ddpm_lightning.mistakes import constructing, hints_of, parsing, users_mistake
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plot import PLOTS
-from ddpm_lightning.sample import sample
 from ddpm_lightning.swaps import with_own_defaults
-from ddpm_lightning.usage import explain
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
@@ -48,15 +41,16 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     lambda record: "litlogger" not in record.msg and "litmodels" not in record.msg
 )
 
-PROGRAM = "python -m ddpm_lightning"
-
-COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
-    "sample": sample,
-    "evaluate": evaluate,
-    "analytic_variance": analytic_variance,
-    "plot": PLOTS,
+DESCRIPTIONS = {
+    "fit": "Train.",
+    "validate": "Measure the loss of raw and EMA weights at fixed levels and noise.",
+    "test": "Measure that and the bound on the likelihood, on the test split.",
+    "predict": "Sample images for Python's trainer.predict; in a terminal, use sample.",
 }
-"""Plain commands: functions whose arguments are the flags, or several by subcommand."""
+
+
+class RunParser(CommandParser, LightningArgumentParser):
+    """The parser of fit, validate, test and predict."""
 
 
 def main(
@@ -69,41 +63,26 @@ def main(
         module_class: The module to train, for a program of your own around a subclass.
 
     Raises:
-        SystemExit: Code 2 and one line on standard error for bad input.
+        SystemExit: Code 2 and one line on standard error for bad input, code 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
+        commands = [*DESCRIPTIONS, *COMMANDS]
+        if words and words[0].startswith("-") and (late := [w for w in words if w in commands]):
+            raise InputError(f"the command comes first: {PROGRAM} {late[0]} {words[0]} …")
         if words and words[0] in COMMANDS:
             run_command(words[0], words[1:])
         else:
             DiffusionCLI(module_class, None if args is None else words)
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
-        mistake = _users_mistake(error)
+        mistake = users_mistake(error)
         if mistake is None:
             raise
-        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+        print(f"error: {' '.join(mistake.split())}", file=sys.stderr)
         sys.exit(2)
-
-
-def run_command(name: str, args: list[str]) -> None:
-    """Run a plain command, whose flags are the arguments of its function."""
-    command: Any = COMMANDS[name]
-    subcommands = command if isinstance(command, dict) else {}
-    function = subcommands.get(args[0] if args else "") if subcommands else command
-    described: Any = {"description": "Draw a figure or a strip."} if subcommands else {}
-    try:
-        auto_cli(
-            command,
-            args=_comparison(args),
-            as_positional=False,
-            exit_on_error=False,
-            allow_abbrev=False,
-            prog=f"{PROGRAM} {name}",
-            **described,
-        )
-    except ArgumentError as error:
-        flags = inspect.signature(function).parameters if callable(function) else ()
-        raise InputError(explain(str(error), flags, subcommands)) from error
 
 
 class DiffusionCLI(LightningCLI):
@@ -127,15 +106,22 @@ class DiffusionCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             load_from_checkpoint_support=False,  # the module describes itself
             auto_configure_optimizers=False,
+            parser_class=RunParser,
             parser_kwargs=strict
-            | {
-                "prog": PROGRAM,
-                "description": "Train diffusion models; one run is one folder. Beside the "
-                f"subcommands below, plain commands work on a checkpoint: {', '.join(COMMANDS)} "
-                f"(each with --help).",
-            }
-            | {name: strict for name in self.subcommands()},
+            | {"description": "Train diffusion models and use them; one run is one folder."}
+            | {name: strict | {"description": text} for name, text in DESCRIPTIONS.items()},
         )
+
+    def setup_parser(self, *args: Any) -> None:
+        """Let the help list the plain commands, too, which main runs without this class."""
+        super().setup_parser(*args)
+        listed: Any = self.parser._subcommands_action
+        for action in listed._choices_actions:
+            action.help = DESCRIPTIONS[action.dest]
+        for name, parser in self._subcommand_parsers.items():
+            parser.prog = f"{PROGRAM} {name}"
+        for name in COMMANDS:
+            listed.add_subcommand(name, CommandParser(), help=about(name))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data to the module; give every run its checkpoints and every test its bound."""
@@ -156,19 +142,11 @@ class DiffusionCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a mistake becomes one line."""
-        try:
-            words = sys.argv[1:] if args is None else args
+        words = list(sys.argv[1:] if args is None else args)
+        command = words[0] if words and words[0] in self._subcommand_parsers else None
+        with parsing(words, hints_of(parser, command), [*DESCRIPTIONS, *COMMANDS]):
             words = with_own_defaults(words, lambda some: parser.parse_args(some)[some[0]])
             self.config = parser.parse_args(words)
-        except ArgumentError as error:
-            flags = {
-                option.removeprefix("--").removesuffix("+")
-                for subparser in self._subcommand_parsers.values()
-                for action in subparser._actions
-                for option in action.option_strings
-            }
-            commands = [*self.subcommands(), *COMMANDS]
-            raise InputError(explain(str(error), flags, commands)) from error
 
     def before_instantiate_classes(self) -> None:
         """Keep a run from being mixed with another."""
@@ -193,10 +171,9 @@ class DiffusionCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's to mend."""
-        try:
+        check_trainer(self.config[self.subcommand].trainer)
+        with constructing():
             super().instantiate_classes()
-        except (TypeError, ValueError) as error:
-            raise _users_mistake(error) or InputError(str(error)) from error
 
     def after_instantiate_classes(self) -> None:
         """Refuse data that a checkpoint was not made for."""
@@ -302,16 +279,6 @@ class SaveRunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-def _comparison(args: list[str]) -> list[str]:
-    """Let --compare take two words, A.json B.json, where the parser wants a list."""
-    if (
-        "--compare" in args
-        and len(pair := args[(at := args.index("--compare")) + 1 : at + 3]) == 2
-    ):
-        return [*args[: at + 1], json.dumps(pair), *args[at + 3 :]]
-    return args
-
-
 def _seed(seed: bool | int) -> int:
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise InputError(f"seed_everything {seed}: give a number from 0 to 4294967295")
@@ -320,15 +287,6 @@ def _seed(seed: bool | int) -> int:
 
 def _condition_channels(data: LightningDataModule) -> int:
     return getattr(data, "condition_channels", 0)
-
-
-def _users_mistake(error: BaseException | None) -> Exception | None:
-    """Find what the user can mend among an error and its causes."""
-    while error is not None:
-        if isinstance(error, InputError | MisconfigurationException):
-            return error
-        error = error.__cause__
-    return None
 
 
 def _stated_defaults(module_class: type) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from ddpm_lightning.cli import main
+from ddpm_lightning.networks import Network
 from tests.make_data import write_cifar10, write_mnist
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -179,8 +180,16 @@ def test_help_lists_every_command(capsys):
         main(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "sample"):
-        assert command in shown
+    listed = shown[shown.index("Available subcommands") :]
+    for line in (
+        "fit  ",
+        "predict  ",
+        "sample              Draw samples from a checkpoint",
+        "evaluate            Score",
+        "analytic_variance   Estimate",
+        "plot                Draw a figure or a strip: schedule, forward",
+    ):
+        assert f"\n    {line}" in listed
 
 
 def test_help_of_a_class_shows_its_arguments(capsys):
@@ -190,6 +199,37 @@ def test_help_of_a_class_shows_its_arguments(capsys):
     shown = capsys.readouterr().out
     assert "--model.schedule.beta_end" in shown
     assert "beta_T at 1000 levels" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "flag"),
+    [
+        (["fit", "--model.schedule.help"], "model.schedule"),
+        (
+            ["fit", "--config", DIGITS, "--model.schedule.help", "--data", "Digits"],
+            "model.schedule",
+        ),
+        (["plot", "forward", "--schedule.help"], "schedule"),
+    ],
+)
+def test_help_without_a_class_lists_the_classes(args, flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "  Cosine           alpha_bar follows a squared cosine" in shown
+    assert "Schedule " not in shown
+    assert f"--{flag}.help Cosine" in shown
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["fit", "--help"], ["fit", "--model.schedule.help", "Linear"], ["plot"]]
+)
+def test_help_calls_the_program_by_what_is_typed(args, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/__main__.py"])
+    with pytest.raises(SystemExit):
+        main([*args, "--help"] if args == ["plot"] else args)
+    assert capsys.readouterr().out.startswith("usage: python -m ddpm_lightning ")
 
 
 def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
@@ -230,6 +270,45 @@ def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
         (["--model.ema_decay", "abc"], "model.ema_decay: expected float, got abc"),
         (["--model.net.channels", "3.5"], "model.net.channels: expected int, got 3.5"),
         (["--trainer.precision", "17"], "'32', '16', 'bf16' or null, got 17"),
+        (
+            ["--model.schedule", "DDIM"],
+            "model.schedule: DDIM is a Sampler, not a Schedule; choose",
+        ),
+        (["--model.schedule.help", "DDIM"], "DDIM is a Sampler, not a Schedule"),
+        (["--model.objective.weighting", "DDIM"], "not a Weighting; choose one of EDM, EpsMSE,"),
+        (
+            ["--model.objective.weighting", "MinSMR"],
+            "model.objective.weighting: no class 'MinSMR'",
+        ),
+        (["--model.optimizer.lr", "high"], "model.optimizer.lr: expected float, got high"),
+        (["--model.lr_schedule", "CosineAnealingLR"], "did you mean CosineAnnealingLR?"),
+        (["--model.lr_schedule", "ReduceLROnPlateau"], "ReduceLROnPlateau waits for a metric"),
+        (["--model.schedule", "math.floor"], "model.schedule: math.floor is not a Schedule"),
+        (["--model.net", "math.floor"], "model.net: math.floor is not a Network"),
+        (["--model.num_classes", "3"], "model.num_classes comes from the data; leave it out"),
+        (["--model.shape", "[1,2,3]"], "model.shape comes from the data; leave it out"),
+        (["--model.seed", "3"], "model.seed follows --seed_everything; give that instead"),
+        (["--seed_everything", "-1"], "error: seed_everything -1: give a number from 0"),
+        (["--model.net.multipliers", "1,2"], "expected list, got 1,2; a list is one word in"),
+        (["--max_steps", "3"], "no flag --max_steps; did you mean --trainer.max_steps?"),
+        (["--foo", "3"], "no flag --foo; --help lists them"),
+        (["--trainer.max_steps"], "--trainer.max_steps needs a value"),
+        (["--trainer.max_steps", "3", "foo"], "unexpected 'foo': a value stands after its --flag"),
+        (
+            ["-c", DIGITS, "fit"],
+            "the command comes first: python -m ddpm_lightning fit",
+        ),
+        (["fit", "--config", "."], "is not a file"),
+        (
+            ["sample", "--ckpt", "x", "--out", "o", "--sampler", "Linear"],
+            "a Schedule, not a Sampler",
+        ),
+        (["sample", "--ckpt", "x", "--out", "o", "--labels", "1,2"], 'e.g. "[1,2]"'),
+        (["sample", "--ckpt", "x", "--out", "o", "--labels", "1", "2"], 'e.g. "[1,2]"'),
+        (
+            ["evaluate", "--sweep.guidanc", "[1]"],
+            "Sweep has no argument 'guidanc'; did you mean guidance?",
+        ),
         (["--model.net", "my.module.Net"], "No module named 'my'"),
         (["--model.schedule", "Linear", "--model.schedule.T", "3"], "Linear(T=3)"),
         (["--model.net.channels", "30"], "groups"),
@@ -266,6 +345,133 @@ def test_a_mistake_in_a_config_file_names_the_nearest_setting(capsys, tmp_path):
     path = tmp_path / "typo.yaml"
     path.write_text(Path(DIGITS).read_text().replace("max_steps:", "max_step:"))
     assert "did you mean trainer.max_steps?" in fail(capsys, "fit", "--config", str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "settings.yaml is empty"),
+        (b"just words", "settings.yaml holds no settings (name: value)"),
+        (b"\x89PNG", "settings.yaml is not a text file of settings"),
+        (b"trainer:\n\tmax_steps: 3\n", "settings.yaml, line 2: found character"),
+        (b"modle: {schedule: Cosine}", "no setting modle; did you mean model?"),
+        (b"model: {optimiser: Adam}", "no setting model.optimiser; did you mean model.optimizer?"),
+    ],
+)
+@pytest.mark.parametrize("form", ["--config {}", "--config={}", "-c {}"])
+def test_a_bad_file_of_settings_is_named(form, content, message, capsys, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    assert message in fail(capsys, "fit", *form.format(path).split())
+
+
+@pytest.mark.parametrize("more", [["--trainer.callbacks=[]"], []])
+@pytest.mark.parametrize("add", ["--trainer.callbacks", "--trainer.callbacks+"])
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("metrics", "[fid]", "GenerativeMetrics.metrics: expected one of 'fd', 'kid', 'is', 'pr'"),
+        (
+            "reference",
+            "tst",
+            "GenerativeMetrics.reference: expected one of 'train', 'val', 'test'",
+        ),
+        ("guidance", "strong", "GenerativeMetrics.guidance: expected float, got strong"),
+        ("guidanc", "3", "GenerativeMetrics has no argument 'guidanc'; did you mean guidance?"),
+        ("sampler", "DIM", "GenerativeMetrics.sampler: no class 'DIM'; did you mean DDIM?"),
+    ],
+)
+def test_a_mistake_in_a_callback_names_callback_and_argument(
+    setting, value, message, add, more, capsys, tmp_path
+):
+    callback = [f"{add}=GenerativeMetrics", f"--trainer.callbacks.{setting}={value}"]
+    root = f"--trainer.default_root_dir={tmp_path}"
+    line = fail(capsys, "fit", "--config", DIGITS, root, *more, *callback)
+    assert line.startswith("error: trainer.callbacks: ")
+    assert line.partition(", got")[0].endswith(message.partition(", got")[0])
+
+
+def test_a_mistake_in_a_callback_of_a_file_is_one_short_line(capsys, tmp_path):
+    path = tmp_path / "strong.yaml"
+    path.write_text(Path(DIGITS).read_text().replace("guidance: 1.5", "guidance: strong"))
+    line = fail(capsys, "fit", "--config", str(path))
+    assert line == "error: trainer.callbacks: SampleGrid.guidance: expected float, got strong"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches 0: give 1"),
+        (["--trainer.val_check_interval=0"], "val_check_interval 0: give a number of batches"),
+        (
+            ["--trainer.val_check_interval=3000", "--trainer.check_val_every_n_epoch=1"],
+            "trainer.val_check_interval 3000 is more than the 168 batches of an epoch",
+        ),
+        (["--trainer.default_root_dir=/proc/x"], "nothing can be written into /proc/x"),
+        ([f"--trainer.default_root_dir={__file__}"], "test_cli.py is a file; choose another"),
+        (
+            [
+                "--trainer.callbacks=EarlyStopping",
+                "--trainer.callbacks.monitor=nothere",
+                "--trainer.val_check_interval=1",
+            ],
+            "EarlyStopping monitors nothere, which is not logged; these are: `train/loss`",
+        ),
+    ],
+)
+def test_what_the_trainer_would_stumble_over_is_one_line(more, message, capsys, tmp_path):
+    assert message in fail(capsys, "fit", *tiny_run(tmp_path, *more))
+
+
+class Broken(Callback):
+    def __init__(self, error: str = "type") -> None:
+        if error == "type":
+            len(3)
+        elif error == "value":
+            raise ValueError("a bug")
+        else:
+            Broken(nothing=3)
+
+
+@pytest.mark.parametrize("error", ["type", "value", "arguments"])
+def test_a_bug_in_a_users_class_keeps_its_traceback(error, tmp_path):
+    broken = {"class_path": "tests.test_cli.Broken", "init_args": {"error": error}}
+    with pytest.raises((TypeError, ValueError)) as caught:
+        main(["fit", *tiny_run(tmp_path, f"--trainer.callbacks=[{json.dumps(broken)}]")])
+    assert caught.traceback[-1].path == Path(__file__)
+
+
+def test_a_network_that_is_no_factory_of_three_numbers_is_one_line(capsys, tmp_path):
+    class Narrow(Network):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+
+        def forward(self, x, t, y=None):
+            return x
+
+    with pytest.MonkeyPatch.context() as patch:
+        Narrow.__qualname__ = "Narrow"
+        patch.setattr("tests.test_cli.Narrow", Narrow, raising=False)
+        line = fail(capsys, "fit", *tiny_run(tmp_path, "--model.net=tests.test_cli.Narrow"))
+    assert "Narrow" in line
+
+
+@pytest.mark.parametrize("command", ["fit", "sample"])
+def test_ctrl_c_before_training_or_in_sampling_is_one_line(
+    command, tmp_path, capsys, monkeypatch, checkpoint
+):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddpm_lightning.networks.UNet.check_shape", stop)
+    words = {
+        "fit": tiny_run(tmp_path / "run"),
+        "sample": ["--ckpt", str(checkpoint), "--out", str(tmp_path / "out")],
+    }
+    with pytest.raises(SystemExit) as caught:
+        main([command, *words[command]])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "stopped by Ctrl-C"
 
 
 def test_missing_data_without_network_names_the_folder_and_the_files(capsys, tmp_path):

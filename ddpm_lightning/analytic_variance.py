@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_lightning.checkpoints import weights_digest
+from ddpm_lightning.checks import check_folder, check_seed
 from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.diffusion.denoiser import Denoises, given
 from ddpm_lightning.errors import InputError
@@ -45,14 +46,13 @@ def analytic_variance(
         device: cpu, cuda, cuda:1, mps, or auto.
 
     Raises:
-        InputError: The checkpoint, its data or a setting does not work.
+        InputError: The checkpoint, its folder, its data or a setting does not work.
     """
-    if min(n, batch_size) < 1 or seed < 0:
-        raise InputError(
-            f"n={n}, batch_size={batch_size}, seed={seed}: the first two are at least 1, seed is "
-            "not negative"
-        )
+    if min(n, batch_size) < 1:
+        raise InputError(f"n={n}, batch_size={batch_size}: each is at least 1")
+    check_seed(seed)
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device)).eval()
+    check_folder(ckpt.parent)
     source = data_of(ckpt, data)
     x0, y = source.finished("train")
     conditions = condition_source(source, module.condition_channels)

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ddpm_lightning.data.conditioned import Task, condition_source
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.image_folder import SUFFIXES
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.trained import DataPlace, data_of
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, eq=False)

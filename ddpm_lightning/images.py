@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from ddpm_lightning.checks import check_fps
 from ddpm_lightning.errors import InputError
 
 GROUND = 64
@@ -152,10 +153,14 @@ def write_gif(path: Path, frames: list[Tensor], fps: float) -> None:
     Args:
         path: The file.
         frames: One frame or more.
-        fps: Frames a second. The format counts hundredths of a second.
+        fps: Frames a second, 0.002 to 50; rounded, for the format counts hundredths of a second.
+
+    Raises:
+        InputError: fps is out of range.
     """
+    check_fps(fps)
     images = [to_pil(frame) for frame in frames]
-    duration = max(2, round(100 / fps)) * 10
+    duration = round(100 / fps) * 10
     durations = [duration] * (len(images) - 1) + [max(duration, 1000)]
     _write(
         path,

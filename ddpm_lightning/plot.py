@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from ddpm_lightning.checks import check_fps, check_new_file, check_seed
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.didactic import scaling_figure, schedule_figure, variance_figure
 from ddpm_lightning.diffusion.objectives import Hybrid, Plain, Regression, Weighting
@@ -22,7 +22,7 @@ from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures import pictures_of
 from ddpm_lightning.sampling import labels_of
 from ddpm_lightning.strips import forward_strip, reverse_frames, reverse_states, reverse_strip
-from ddpm_lightning.trained import DataPlace, data_of, device_named
+from ddpm_lightning.trained import DataPlace, data_of, device_named, points_behind
 
 
 def plot_schedule(
@@ -45,7 +45,7 @@ def plot_schedule(
     Raises:
         InputError: The file or the checkpoint does not work.
     """
-    check_out(out, (".png",))
+    check_new_file(out, (".png",))
     if ckpt is not None:
         module = DiffusionModule.load_from_checkpoint(ckpt)
         schedule = schedule or module.schedule
@@ -62,7 +62,7 @@ def plot_schedule(
 
 def plot_forward(
     out: Path,
-    data: InMemoryData | None = None,
+    data: InMemoryData | DataPlace | None = None,
     schedule: Schedule | None = None,
     ckpt: Path | None = None,
     n: int = 6,
@@ -73,7 +73,8 @@ def plot_forward(
 
     Args:
         out: The PNG to write; must be new.
-        data: The data, e.g. --data Digits. Default: the checkpoint's.
+        data: The data, e.g. --data Digits or --data MNIST --data.root FOLDER. Default: the
+            checkpoint's, for which --data.root alone says where it is now, if it has moved.
         schedule: The forward process. Default: the checkpoint's, or Linear.
         ckpt: A checkpoint whose data and schedule are taken where none is given.
         n: Training samples, a row each; of points in the plane, all in one plot.
@@ -83,13 +84,14 @@ def plot_forward(
     Raises:
         InputError: The file, the data, the checkpoint or a setting does not work.
     """
-    check_out(out, (".png",))
+    check_new_file(out, (".png",))
     _check_numbers(n, seed)
     if ckpt is not None:
         schedule = schedule or DiffusionModule.load_from_checkpoint(ckpt).schedule
-        data = data or data_of(ckpt, DataPlace())
-    if data is None:
-        raise InputError("which data? Give --data NAME, e.g. --data Digits, or --ckpt PATH")
+    if not isinstance(data, InMemoryData):
+        if ckpt is None:
+            raise InputError("which data? Give --data NAME, e.g. --data Digits, or --ckpt PATH")
+        data = data_of(ckpt, data or DataPlace())
     x0, _ = data.finished("train", n)
     pictures = pictures_of(data.shape, data)
     write_png(out, forward_strip(pictures, x0, schedule or Linear(), steps, seed))
@@ -104,6 +106,7 @@ def plot_reverse(
     frames: int = 10,
     labels: list[int] | int | None = None,
     seed: int = 0,
+    data: DataPlace = DataPlace(),
     weights: Literal["ema", "raw"] = "ema",
     fps: float = 5.0,
     device: str = "auto",
@@ -119,17 +122,17 @@ def plot_reverse(
         frames: Levels shown, at most one a step.
         labels: Class labels for a conditional model; default: one class after the other.
         seed: Seed of the noise.
+        data: Where the data is now, if it has moved; points are drawn in front of it.
         weights: ema (averaged) or raw (as the optimizer left them).
-        fps: Frames a second of a GIF.
+        fps: Frames a second of a GIF, 0.002 to 50.
         device: cpu, cuda, cuda:1, mps, or auto.
 
     Raises:
         InputError: The file, the checkpoint or a setting does not work.
     """
-    check_out(out, (".png", ".gif"))
+    check_new_file(out, (".png", ".gif"))
     _check_numbers(n, seed)
-    if fps <= 0:
-        raise InputError(f"fps={fps:g}: give a number above 0")
+    check_fps(fps)
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device))
     if module.condition_channels:
         raise InputError(
@@ -138,8 +141,7 @@ def plot_reverse(
         )
     labels = [labels] if isinstance(labels, int) else labels
     module.check_labels(labels)
-    data = data_of(ckpt, DataPlace()) if len(module.shape) == 1 else None
-    pictures = pictures_of(module.shape, data)
+    pictures = pictures_of(module.shape, points_behind(ckpt, data, module.shape))
     x_t, x0, levels = reverse_states(
         module.denoiser(weights == "ema"),
         (sampler or DDPM()).clipped(module.data_range),
@@ -171,7 +173,7 @@ def plot_scaling(
     Raises:
         InputError: The file or a setting does not work.
     """
-    check_out(out, (".png",))
+    check_new_file(out, (".png",))
     _check_numbers(n, seed)
     write_figure(out, scaling_figure(schedule, n, seed))
     print(f"{out} shows the variance of x_t with the signal scaled down and without")
@@ -194,7 +196,7 @@ def plot_variance(
     Raises:
         InputError: The file or a setting does not work.
     """
-    check_out(out, (".png",))
+    check_new_file(out, (".png",))
     _check_numbers(n, seed)
     factors = [0.25, 1.0, 4.0] if factors is None else factors
     if not factors or min(factors) < 0:
@@ -226,23 +228,10 @@ def named(schedules: list[Schedule]) -> dict[str, Schedule]:
     return names
 
 
-def check_out(out: Path, suffixes: tuple[str, ...]) -> None:
-    """Raise InputError unless this is a new file of such a kind that can be written."""
-    if out.suffix.lower() not in suffixes:
-        raise InputError(f"{out}: name a file that ends in {' or '.join(suffixes)}")
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another name, or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error}") from error
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"{out} cannot be written: no permission in {out.parent}")
-
-
 def _check_numbers(n: int, seed: int) -> None:
-    if n < 1 or seed < 0:
-        raise InputError(f"n={n}, seed={seed}: n is at least 1, seed is not negative")
+    if n < 1:
+        raise InputError(f"n={n}: give 1 or more")
+    check_seed(seed)
 
 
 def _weighting(ckpt: Path, module: DiffusionModule) -> Weighting:

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ddpm_lightning.checks import check_fps, check_frames, check_new_folder, check_seed
 from ddpm_lightning.conditions import conditions_for
-from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.diffusion.variances import Variance
@@ -19,7 +19,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures import pictures_of
-from ddpm_lightning.trained import DataPlace, data_of, device_named, set_variance
+from ddpm_lightning.trained import DataPlace, device_named, points_behind, set_variance
 
 
 def sample(
@@ -60,7 +60,7 @@ def sample(
         guidance_interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; null: at all.
         guidance_rescale: Share, 0 to 1, by which guided predictions are brought back to the spread
             of unguided ones, against over-exposure; Lin et al. (2023) use 0.7.
-        seed: Seed of the noise.
+        seed: Seed of the noise, 0 to 2**64 − 1.
         batch_size: Samples at a time; changes memory and speed, not the samples.
         variance: Variance of the reverse steps of DDPM, in place of the checkpoint's, e.g.
             --variance FixedLarge.
@@ -76,25 +76,22 @@ def sample(
         columns: Images a row of the grid; no matter for points.
         frames: Also write the way from noise to sample as trajectory.gif with this many frames;
             0: no, otherwise at least 2.
-        fps: Frames a second of the GIF.
+        fps: Frames a second of the GIF, 0.002 to 50.
         device: cpu, cuda, cuda:1, mps, or auto.
 
     Raises:
         InputError: The checkpoint, the folder or a setting does not work.
     """
-    if min(n, batch_size, columns) < 1 or fps <= 0 or seed < 0:
-        raise InputError(
-            f"n={n}, batch_size={batch_size}, columns={columns}, fps={fps}, seed={seed}: the "
-            "first three are at least 1, fps is above 0, seed is not negative"
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} is not an empty folder; images of two runs would mix, choose another"
-        )
+    if min(n, batch_size, columns) < 1:
+        raise InputError(f"n={n}, batch_size={batch_size}, columns={columns}: each is at least 1")
+    check_seed(seed)
+    check_frames(frames)
+    check_fps(fps)
+    check_new_folder(out)
     module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device))
     if edit is not None and len(module.shape) != 3:
         raise InputError(f"{ckpt} models data of shape {list(module.shape)}; edits are of images")
-    pictures = pictures_of(module.shape, _data_behind(ckpt, module))
+    pictures = pictures_of(module.shape, points_behind(ckpt, data, module.shape))
     if edit is not None and sampler is None:
         sampler = edit.default_sampler(module.schedule)
     if variance is not None:
@@ -134,13 +131,3 @@ def sample(
     print(f"{n} samples in {out}, all of them in {overview}")
     if conditions is not None and (said := conditions.agreement(samples.x)):
         print(said)
-
-
-def _data_behind(ckpt: Path, module: DiffusionModule) -> InMemoryData | None:
-    """The data to draw points in front of; None for images, or if the checkpoint names none."""
-    if len(module.shape) != 1:
-        return None
-    try:
-        return data_of(ckpt, DataPlace())
-    except InputError:
-        return None

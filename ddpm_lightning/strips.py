@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,9 @@ from ddpm_lightning.sampling import levels_from_noise
 TILE = 48
 """Images are enlarged to about this many pixels, so that a caption fits above."""
 
+LINE = 18
+"""Pixels of a line of captions."""
+
 
 def forward_strip(
     pictures: Pictures, x0: Tensor, schedule: Schedule, steps: int = 10, seed: int = 0
@@ -37,7 +41,7 @@ def forward_strip(
         seed: Seed of the noise; a sample keeps its noise along the row.
 
     Returns:
-        uint8 [3, H, W]
+        uint8 [3 or 4, H, W]
     """
     if not 1 <= steps <= schedule.T:
         raise InputError(f"steps={steps}: the schedule has {schedule.T} levels, give 1 to that")
@@ -57,7 +61,7 @@ def reverse_strip(pictures: Pictures, x_t: Tensor, x0: Tensor, levels: Sequence[
         levels: The F levels.
 
     Returns:
-        uint8 [3, H, W]
+        uint8 [3 or 4, H, W]
     """
     if isinstance(pictures, Scatter):
         picture = torch.cat([_rows(pictures, x_t), _rows(pictures, x0)], dim=1)
@@ -128,32 +132,42 @@ def reverse_states(
     return x_t, x0, [state.t for state in shown]
 
 
-def captioned(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ()) -> Tensor:
+def captioned(
+    picture: Tensor, columns: Sequence[str] = (), rows: Sequence[str] = (), title: str = ""
+) -> Tensor:
     """Put captions above the columns and left of the rows of a picture, pixels unchanged.
 
     Args:
-        picture: uint8 [1 or 3, H, W], its columns and rows of equal size.
-        columns: A caption for each column.
+        picture: uint8 [1, 3 or 4, H, W], its columns and rows of equal size.
+        columns: A caption for each column, or none.
         rows: A caption for each row, or none.
+        title: A line above all, broken where the picture is narrow.
 
     Returns:
-        uint8 [3, H + top, W + left]
+        uint8 [3, or 4 if the picture has them, H + top, W + left]
     """
-    _, height, width = picture.shape
-    top, left = 20, max([34, *(11 * len(name) for name in rows if "$" not in name)]) if rows else 0
-    figure = Figure(figsize=((width + left) / 100, (height + top) / 100), dpi=100)
+    channels, height, width = picture.shape
+    left = max([34, *(11 * len(name) for name in rows if "$" not in name)]) if rows else 0
+    lines = textwrap.wrap(title, max(10, (left + width) // 7))
+    top = LINE * len(lines) + (LINE if columns else 0) + 2
+    figure = Figure(figsize=((left + width) / 100, (top + height) / 100), dpi=100)
     FigureCanvasAgg(figure)
-    array = picture.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
-    figure.figimage(array, xo=left, yo=0, origin="upper")
+
+    def write(x: float, y: float, caption: str, size: float) -> None:
+        place = x / (left + width), 1 - y / (top + height)
+        figure.text(*place, caption, ha="center", va="center", fontsize=size)
+
+    for i, caption in enumerate(lines):
+        write((left + width) / 2, (i + 0.5) * LINE + 1, caption, 8)
     for i, caption in enumerate(columns):
-        x = left + (i + 0.5) * width / len(columns)
-        place = (x / (width + left), 1 - top / 2 / (height + top))
-        figure.text(*place, caption, ha="center", va="center", fontsize=8)
+        write(left + (i + 0.5) * width / len(columns), top - LINE / 2 - 1, caption, 8)
     for i, caption in enumerate(rows):
-        y = height - (i + 0.5) * height / len(rows)
-        place = (left / 2 / (width + left), y / (height + top))
-        figure.text(*place, caption, ha="center", va="center", fontsize=10)
-    return pixels_of(figure)
+        write(left / 2, top + (i + 0.5) * height / len(rows), caption, 10)
+    canvas = pixels_of(figure)
+    if channels == 4:
+        canvas = torch.cat([canvas, canvas.new_full((1, *canvas.shape[1:]), 255)])
+    canvas[:, top:, left:] = picture.cpu()
+    return canvas
 
 
 def _rows(pictures: Pictures, frames: Tensor) -> Tensor:

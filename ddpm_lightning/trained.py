@@ -48,6 +48,30 @@ def data_of(ckpt: Path, place: DataPlace) -> InMemoryData:
     return data
 
 
+def points_behind(ckpt: Path, place: DataPlace, shape: tuple[int, ...]) -> InMemoryData | None:
+    """Find the data that samples of a checkpoint are drawn in front of.
+
+    Args:
+        ckpt: The checkpoint.
+        place: Where the data lies now.
+        shape: Of one sample.
+
+    Returns:
+        None for images, which need none, and where the data cannot be found.
+
+    Raises:
+        InputError: A place is given, and the data is not there.
+    """
+    if len(shape) != 1:
+        return None
+    try:
+        return data_of(ckpt, place)
+    except InputError:
+        if place.root is not None:
+            raise
+        return None
+
+
 def device_named(name: str) -> torch.device:
     """Find a device: cpu, cuda, cuda:1, mps; auto takes the fastest there is.
 
@@ -59,7 +83,7 @@ def device_named(name: str) -> torch.device:
         if torch.backends.mps.is_available():
             name = "mps"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # which meta, that holds no values, refuses
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return torch.device(name)

@@ -142,6 +142,8 @@ def _explain_value(mistake: Mistake, hints: Mapping[str, Any]) -> str | None:
 
     if match := re.search(r"Option '([^']+)' is not accepted", text):
         known = _arguments(inside)
+        if match[1] in known:
+            return f"{where}: {match[1]} of {_name(inside)} is filled in by itself; leave it out"
         meant = nearest(match[1], known, otherwise=f"; it has {', '.join(known)}")
         return f"{where}: {_name(inside)} has no argument '{match[1]}'{meant}"
     if match := re.search(r"arguments are required: (.+?)(?: - |\. Got|$)", text):

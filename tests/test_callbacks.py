@@ -22,7 +22,7 @@ from ddpm_lightning.callbacks.generative_metrics import append_result
 from ddpm_lightning.callbacks.loss_by_timestep import draw_losses, in_ranges
 from ddpm_lightning.callbacks.sharing import share
 from ddpm_lightning.diffusion.denoiser import Guidance
-from ddpm_lightning.diffusion.samplers import DDIM
+from ddpm_lightning.diffusion.samplers import DDIM, Levels
 from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_uint8, write_gif
@@ -35,6 +35,7 @@ from ddpm_lightning.metrics import (
     frechet_distance,
     manifold,
 )
+from ddpm_lightning.strips import captioned
 from tests.small import tiny_data, tiny_module, trainer
 
 
@@ -63,7 +64,7 @@ def test_grid_is_drawn_every_n_steps_and_at_the_end_as_png_and_in_tensorboard(tm
 def test_small_images_are_enlarged_by_a_whole_factor(tmp_path):
     fit(tmp_path, 1, [SampleGrid(n=6, columns=3, sampler=DDIM(2))])
     picture = Image.open(tmp_path / "samples" / "ddim2_ema_step_00000001.png")
-    assert picture.size == (3 * (64 + 2) + 2, 2 * (64 + 2) + 2)
+    assert picture.size == (3 * (64 + 2) + 2, 20 + 2 * (64 + 2) + 2)  # a caption above
 
 
 def test_accumulation_draws_one_grid_an_optimizer_step(tmp_path):
@@ -145,6 +146,52 @@ def test_a_grid_shows_a_class_a_row(tmp_path, asked):
     assert asked[0][0][:9] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows", "columns"),
+    [
+        ({"n": 6, "columns": 3}, ["0", "1"], []),
+        ({"n": 6, "columns": 3, "labels": [5]}, ["5", "5"], []),
+        ({"n": 6, "columns": 3, "labels": [7, 8, -1]}, [], ["7", "8", "none"]),
+        ({"n": 6, "columns": 3, "labels": [7, 8]}, [], []),
+        ({"n": 2, "columns": 4, "labels": [7, 8]}, [], ["7", "8"]),
+    ],
+)
+def test_a_grid_names_step_sampler_weights_and_classes(
+    settings, rows, columns, tmp_path, monkeypatch
+):
+    said = []
+
+    def record(picture, columns=(), rows=(), title=""):
+        said.append((title, list(rows), list(columns)))
+        return captioned(picture, columns, rows, title)
+
+    monkeypatch.setattr("ddpm_lightning.callbacks.sample_grid.captioned", record)
+    conditional_fit(tmp_path, SampleGrid(**settings, sampler=DDIM(2), guidance=1.5))
+    assert said == [("step 1 · ddim2 · guidance 1.5 · ema", rows, columns)]
+    (file,) = (tmp_path / "samples").glob("*.png")
+    (event,) = events(tmp_path).Images("samples/ddim2_guidance1.5_ema")
+    assert Image.open(file).size == (event.width, event.height)
+
+
+def test_captions_leave_the_picture_as_it_is():
+    for channels in (1, 3, 4):
+        picture = torch.randint(256, (channels, 40, 60), dtype=torch.uint8)
+        drawn = captioned(picture, ["a", "b"], ["c"], "a title that takes two lines")
+        assert drawn.shape[0] == max(3, channels)
+        assert drawn.shape[2] == 34 + 60
+        assert torch.equal(drawn[:, -40:, 34:], picture.expand(drawn.shape[0], -1, -1))
+        assert bool((drawn[:, :-40] < 255).any())
+        assert channels < 4 or bool((drawn[3, :-40] == 255).all())
+
+
+def test_a_grid_of_a_second_model_has_that_models_labels(tmp_path, asked):
+    grid = SampleGrid(n=4, columns=2, sampler=DDIM(2))
+    conditional_fit(tmp_path / "a", grid)
+    assert grid.labels is None
+    fit(tmp_path / "b", 1, [grid])
+    assert [labels is None for labels, _ in asked] == [False, True]
+
+
 def test_a_grid_is_drawn_under_the_guidance_in_its_name(tmp_path, asked):
     settings = {"guidance": 4.0, "guidance_interval": (0.5, 1), "guidance_rescale": 0.7}
     conditional_fit(tmp_path, SampleGrid(n=3, columns=3, sampler=DDIM(3), **settings))
@@ -167,6 +214,42 @@ def test_a_metrics_guidance_changes_it_and_stands_beside_it(tmp_path):
     assert one["value"] != other["value"]
     tag = "fd_lenet/n20_ddim2_guidance3_interval0.2-1_ema_train"
     assert len(events(tmp_path / "guided").Scalars(tag)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n": 0}, "each is at least 1"),
+        ({"frames": -2}, "a trajectory has 2 or more"),
+        ({"frames": 1}, "a trajectory has 2 or more"),
+        ({"fps": 0.001}, "0.002 to 50"),
+        ({"fps": 60}, "0.002 to 50"),
+        ({"fps": math.nan}, "0.002 to 50"),
+        ({"seed": -1}, "not negative and below"),
+        ({"seed": 2**64}, "not negative and below"),
+        ({"name": "../../evil"}, "name a folder inside the run folder"),
+        ({"name": "/evil"}, "name a folder inside the run folder"),
+        ({"name": ""}, "name a folder inside the run folder"),
+    ],
+)
+def test_settings_of_a_grid_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        SampleGrid(**settings)
+
+
+def test_the_slowest_and_the_fastest_animation_and_the_largest_seed_work(tmp_path):
+    grid = SampleGrid(n=1, sampler=DDIM(3), frames=2, fps=0.002, seed=2**64 - 1)
+    fit(tmp_path, 1, [grid])
+    gif = Image.open(tmp_path / "samples" / "ddim3_ema_step_00000001.gif")
+    assert gif.info["duration"] == 500_000
+    frames = list(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 8, 8))
+    write_gif(tmp_path / "fast.gif", frames, fps=50)
+    assert Image.open(tmp_path / "fast.gif").info["duration"] == 20
+
+
+def test_a_spacing_that_does_not_start_in_noise_is_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="starts at level 500"):
+        fit(tmp_path, 1, [SampleGrid(sampler=DDIM(None, spacing=Levels([500, 0])))])
 
 
 def test_more_steps_than_levels_are_refused_before_training(tmp_path):

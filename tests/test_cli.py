@@ -730,9 +730,13 @@ def test_without_labels_a_conditional_model_samples_one_class_after_the_other(
         (["--guidance_rescale=0.7"], "change nothing at strength 1"),
         (["--n=0"], "at least 1"),
         (["--seed=-1"], "not negative"),
+        ([f"--seed={2**64}"], "below 2**64"),
+        (["--device=meta"], "device meta cannot be used"),
+        (["--frames=3", "--fps=0.001"], "fps=0.001: a GIF shows 0.002 to 50 frames a second"),
+        (["--frames=-1"], "2 or more"),
         (["--labels=[]"], "the model has none"),
         (["--device=gpu"], "device gpu cannot be used"),
-        (["--frames=2", "--fps=0"], "fps is above 0"),
+        (["--frames=2", "--fps=0"], "0.002 to 50"),
         (["--frames=1"], "2 or more"),
         (["--sampler.steps=5000"], "takes 1 to 1000"),
         (["--sampler.eta=2.0"], "eta lies between 0"),
@@ -753,6 +757,17 @@ def test_sample_refuses_a_folder_with_images(checkpoint, tmp_path, capsys):
     (tmp_path / "000064.png").write_bytes(b"")
     line = fail(capsys, "sample", "--ckpt", str(checkpoint), "--out", str(tmp_path))
     assert "not an empty folder" in line
+
+
+def test_sample_refuses_a_place_that_cannot_be_written_before_it_samples(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("ddpm_lightning.module.DiffusionModule.generate", None)
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "sub", Path("/proc/x/y")):
+        line = fail(capsys, "sample", "--ckpt", str(checkpoint), "--out", str(out))
+        assert f"nothing can be written into {out}" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 class Evil:

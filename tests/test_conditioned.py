@@ -252,8 +252,8 @@ def test_a_run_trains_draws_measures_and_its_checkpoint_loads_by_path_alone(task
     run.fit(module, data)
     assert len(json.loads((tmp_path / "metrics.json").read_text())) == 1
     path = tmp_path / "samples" / "ddim2_ema_step_00000002.png"
-    # Two rows of 4: condition, sample and truth each.
-    picture = torch.from_numpy(np.array(Image.open(path)))[None]
+    # Below the caption, two rows of 4: condition, sample and truth each.
+    picture = torch.from_numpy(np.array(Image.open(path)))[None, 20:]
     x0, y = data.finished("val", 6)
     condition = data.conditions("val", 6)
     samples = module.sample(6, DDIM(2), y.tolist(), condition=condition)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from ddpm_lightning.cli import main
-from ddpm_lightning.data import Digits
+from ddpm_lightning.data import MNIST, Digits
 from ddpm_lightning.didactic import (
     forward_walks,
     reverse_walks,
@@ -24,6 +25,7 @@ from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.pictures import Images
 from ddpm_lightning.strips import forward_strip, reverse_states
+from tests.make_data import write_mnist
 from tests.small import tiny_data, tiny_module, trainer
 
 
@@ -178,6 +180,54 @@ def test_plot_reverse_writes_an_animation(checkpoint, tmp_path):
         assert image.size == (34 + 3 * 50 + 2, 20 + 2 * 50 + 2)
 
 
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """A checkpoint of MNIST and the folder where the data is now."""
+    root = tmp_path_factory.mktemp("moved")
+    write_mnist(root / "before", "MNIST")
+    data = MNIST(root=str(root / "before"), global_batch_size=8, held_out=20)
+    trainer(root / "run", 1).fit(tiny_module(shape=[1, 28, 28]), data)
+    (root / "before").rename(root / "now")
+    return root / "run" / "checkpoints" / "last.ckpt", root / "now"
+
+
+def test_the_data_of_a_checkpoint_may_have_moved(moved, tmp_path, capsys):
+    ckpt, now = moved
+    forward = ["forward", f"--ckpt={ckpt}", "--n=1", f"--out={tmp_path / 'forward.png'}"]
+    assert "train-images-idx3-ubyte" in fail(capsys, *forward)
+    main(["plot", *forward, f"--data.root={now}"])
+    assert (tmp_path / "forward.png").exists()
+    reverse = ["--sampler=DDIM", "--sampler.steps=2", "--frames=2", "--n=1"]
+    out = f"--out={tmp_path / 'reverse.png'}"
+    main(["plot", "reverse", f"--ckpt={ckpt}", out, f"--data.root={now}", *reverse])
+    assert (tmp_path / "reverse.png").exists()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif"])
+def test_strips_of_four_channels_are_shown_as_grids_are(suffix, tmp_path):
+    module = tiny_module(shape=[4, 8, 8], schedule=Cosine(T=50))
+    x0 = torch.rand(2, 4, 8, 8) * 2 - 1
+    strip = forward_strip(Images(), x0, module.schedule, steps=2)
+    assert strip.shape[0] == 4
+    enlarged = to_uint8(x0[0]).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    assert torch.equal(strip[:, 22:70, 2:50], enlarged)
+    trainer(tmp_path, 1).fit(module, DataLoader(FourChannels(), batch_size=2))
+    ckpt = tmp_path / "checkpoints" / "last.ckpt"
+    out = tmp_path / f"reverse{suffix}"
+    flags = ["--sampler=DDIM", "--sampler.steps=3", "--n=2", "--frames=3"]
+    main(["plot", "reverse", f"--ckpt={ckpt}", f"--out={out}", *flags])
+    with Image.open(out) as image:
+        assert image.n_frames == 3 if suffix == ".gif" else image.mode == "RGBA"
+
+
+class FourChannels(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, k):
+        return torch.zeros(4, 8, 8), 0
+
+
 def test_points_are_plotted_too(tmp_path):
     out = tmp_path / "moons.png"
     data = "--data=Toy2D", "--data.kind=moons", "--n=200", "--steps=3"
@@ -198,6 +248,11 @@ def test_points_are_plotted_too(tmp_path):
         (["forward", "--out=a.png"], "which data?"),
         (["forward", "--data=Digits", "--steps=0", "--out=a.png"], "steps=0"),
         (["variance", "--factors=[-1]", "--out=a.png"], "give some of 0 or more"),
+        (["reverse", "--ckpt=x", "--fps=0.001", "--out=a.gif"], "0.002 to 50"),
+        (["scaling", f"--seed={2**64}", "--out=a.png"], "below 2**64"),
+        (["forward", "--data.root=x", "--out=a.png"], "which data?"),
+        (["forward", "--data.rot=x", "--out=a.png"], "did you mean root?"),
+        (["forward", "--data=Digit", "--out=a.png"], "did you mean Digits?"),
     ],
 )
 def test_mistakes_are_one_line(args, said, capsys, tmp_path, monkeypatch):
@@ -210,7 +265,9 @@ def test_a_picture_is_never_written_over(capsys, tmp_path):
     out = tmp_path / "a.png"
     out.write_text("precious")
     assert "exists already" in fail(capsys, "schedule", f"--out={out}")
-    assert "cannot be written" in fail(capsys, "schedule", f"--out={out}/b.png")
+    assert "a.png is a file; choose another folder" in fail(
+        capsys, "schedule", f"--out={out}/b.png"
+    )
     assert out.read_text() == "precious"
 
 

@@ -340,7 +340,7 @@ def test_sample_grid_draws_points_as_scatter_plots(tmp_path):
     assert (grey & (picture[..., 0] > 150) & (picture[..., 0] < 230)).any()  # the data behind
     assert Image.open(tmp_path / "samples" / f"{name}.gif").n_frames == 3
     strip = Image.open(tmp_path / "samples" / "ddim4_ema_denoising_step_00000002.png")
-    assert strip.width == 3 * strip.height
+    assert strip.size == (3 * 160, 20 + 160)  # a caption above
     tags = events(tmp_path).Tags()["images"]
     assert set(tags) == {f"samples/ddim4_ema{what}" for what in ("", "_denoising", "_animated")}
 

@@ -16,6 +16,8 @@ from typing import Any
 # LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+from argparse import ArgumentError
+
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -33,6 +35,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.mistakes import constructing, hints_of, parsing, users_mistake
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.swaps import with_own_defaults
+from ddpm_lightning.usage import explain
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")

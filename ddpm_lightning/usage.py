@@ -17,7 +17,9 @@ from ddpm_lightning.seams import ROOTS, bases_of, classes, kind_of, with_article
 LIST = 'a list is one word in brackets, e.g. "[1,2]"'
 
 
-def explain(message: str, hints: Mapping[str, Any], commands: Iterable[str] = ()) -> str:
+def explain(
+    message: str, hints: Mapping[str, Any] | None = None, commands: Iterable[str] = ()
+) -> str:
     """Turn a message of the argument parser into one line.
 
     Args:
@@ -25,7 +27,7 @@ def explain(message: str, hints: Mapping[str, Any], commands: Iterable[str] = ()
         hints: The command's flags, without dashes, and their types.
         commands: The names of the commands.
     """
-    text = " ".join(message.split())
+    hints, text = hints or {}, " ".join(message.split())
     answers = _answers(hints, list(commands))
     inner = innermost(message)
     if not inner.keys:

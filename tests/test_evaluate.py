@@ -211,7 +211,7 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same(checkpoint, tmp_path, m
 
     real_write = sample_folder.write_png
     monkeypatch.setattr(sample_folder, "write_png", breaking)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         evaluated(checkpoint, tmp_path / "stopped", "--batch_size=16")
     assert not (tmp_path / "stopped" / "results.json").exists()
 

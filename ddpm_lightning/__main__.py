@@ -6,5 +6,6 @@ if __name__ == "__main__":
     try:
         from ddpm_lightning.cli import main
     except KeyboardInterrupt:
-        sys.exit(130)  # importing takes seconds
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
     main()

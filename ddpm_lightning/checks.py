@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ddpm_lightning.errors import InputError
 
@@ -87,7 +88,10 @@ def check_trainer(settings: Any) -> None:
             f"trainer.val_check_interval {interval}: give a number of batches, 1 or more, or a "
             "share of an epoch above 0.0; --trainer.limit_val_batches 0 leaves validation out"
         )
-    check_folder(Path(settings.default_root_dir))
+    if (
+        getattr(rank_zero_only, "rank", 0) == 0
+    ):  # processes that try at once would remove each other's folder
+        check_folder(Path(settings.default_root_dir))
 
 
 def check_config_files(words: list[str]) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import runpy
 import signal
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -472,6 +475,18 @@ def test_ctrl_c_before_training_or_in_sampling_is_one_line(
         main([command, *words[command]])
     assert caught.value.code == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "stopped by Ctrl-C"
+
+
+def test_ctrl_c_while_the_program_is_imported_is_one_line(capsys, monkeypatch):
+    class Interrupted(ModuleType):
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "ddpm_lightning.cli", Interrupted("ddpm_lightning.cli"))
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("ddpm_lightning", run_name="__main__")
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
 
 
 def test_missing_data_without_network_names_the_folder_and_the_files(capsys, tmp_path):

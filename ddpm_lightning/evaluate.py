@@ -189,11 +189,14 @@ def evaluate(
         batch_size=batch_size,
         bpd="bpd" in names,
     )
-    plan = None
+    plan, trained = None, module.variance
     if sweep is not None:
         plan = points(sweep, module.schedule, guidance_interval, guidance_rescale)
         for point in plan:
             module.check_labels(asked, point.guidance)
+            if point.variance is not None:
+                set_variance(module, point.variance, point.sampler, ckpt, subject.ema)
+                module.variance = trained
     else:
         strength = Guidance(guidance, guidance_interval, guidance_rescale)
         sampler = sampler or DDPM()
@@ -212,7 +215,6 @@ def evaluate(
         subject.score(out, sampler, strength, judge)
         return
 
-    trained = module.variance
     rows: list[dict[str, Any]] = []
     for k, point in enumerate(plan, start=1):
         print(f"{k} of {len(plan)}: {point.curve}, {point.evaluations} evaluations")

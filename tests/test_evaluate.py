@@ -38,6 +38,7 @@ from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.diffusion.variances import AnalyticVariance, FixedLarge, FixedSmall
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation import sample_folder
+from ddpm_lightning.evaluation.checkpoint import Evaluated
 from ddpm_lightning.evaluation.compare import compare_results
 from ddpm_lightning.evaluation.sweep import Sweep, evaluations, points
 from ddpm_lightning.image_folder import ImageFolder
@@ -46,6 +47,7 @@ from ddpm_lightning.metrics import Inception, LeNet, inception_score, kid, kid_e
 from ddpm_lightning.metrics.jackknife import shuffled
 from ddpm_lightning.metrics.measure import check_accuracy
 from ddpm_lightning.pictures import draw_neighbours
+from ddpm_lightning.trained import DataPlace
 from tests.test_cli import fail, randomised, tiny_run
 
 FEW = ["--sampler=DDIM", "--sampler.steps=3"]
@@ -383,6 +385,19 @@ def test_the_panel_shows_the_nearest_real_image_beside_each_sample():
         top, left = gap + row * (tile + gap), gap + (tile + gap)
         nearest = panel[0, top : top + tile : 8, left : left + tile : 8]
         assert torch.equal(nearest, real[index, 0])
+
+
+def test_the_data_is_taken_from_where_it_is_now(checkpoint, tmp_path):
+    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    place = DataPlace(str(tmp_path))
+    moved = Evaluated(Path(checkpoint), module, place, "train", None, True, 2, 0, 2, True)
+    assert moved.data().root == tmp_path
+    flags = [f"--ckpt={checkpoint}", f"--out={tmp_path / 'out'}", "--n=2", *FEW]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluated, "score", lambda self, *args: places.append(self.place))
+        places: list = []
+        main(["evaluate", *flags, f"--data.root={tmp_path}"])
+    assert places == [place]
 
 
 def test_a_model_of_given_images_is_given_those_of_the_reference(tmp_path):

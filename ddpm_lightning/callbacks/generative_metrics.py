@@ -41,11 +41,11 @@ class GenerativeMetrics(Periodic):
     By default the Fréchet distance; more on request, all from one pass of the extractor. Tags name
     what was measured (extractor, number of samples, sampler and its steps, weights, reference
     split); ``fid`` (Inception) or ``fd`` (any other extractor) is the stable alias for
-    ``monitor:``. Beside it stand its standard error and, for scale, the distance of n real images
-    (of half the reference, if n is more) to its other images: samples of that value differ from
-    the data about as much as the data from itself. metrics.json in the run folder keeps every
-    result. The features of the real images are kept on disk, so only the first run on a data set
-    computes them.
+    ``monitor:``. Beside it stand its standard error (which takes a minute for Inception on one
+    core) and, for scale, the distance of n real images (of half the reference, if n is more) to
+    its other images: samples of that value differ from the data about as much as the data from
+    itself. metrics.json in the run folder keeps every result. The features of the real images are
+    kept on disk, so only the first run on a data set computes them.
 
     Args:
         extractor: Whose features are compared: Inception for FID, LeNet for grey images offline.

@@ -38,13 +38,18 @@ def write_results(
 def table(scores: Mapping[str, Score]) -> str:
     """Lay out scores as text, a line each: the number ± its standard error, and the floor."""
     width = max(map(len, scores))
+    numbers = {name: _number(score) for name, score in scores.items()}
+    column = max(map(len, numbers.values()))
     lines = []
     for name, score in scores.items():
         floor = "" if score.floor is None else f"real images: {score.floor:.4g}"
-        spread = "" if score.spread is None else f"(spread {score.spread:.2g})"
-        number = with_error(score.value, score.error)
-        lines.append(f"  {name:{width}}  {number:<18} {spread:<15} {floor}".rstrip())
+        lines.append(f"  {name:{width}}  {numbers[name]:{column}}   {floor}".rstrip())
     return "\n".join(lines)
+
+
+def _number(score: Score) -> str:
+    spread = "" if score.spread is None else f" (spread {score.spread:.2g})"
+    return with_error(score.value, score.error) + spread
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:

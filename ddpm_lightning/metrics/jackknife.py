@@ -5,6 +5,9 @@ without each of them in turn. All of these have the same number of samples and n
 bias of few samples drops out; resamples of a bootstrap repeat samples, which distances between
 sets, balls to neighbours and averages over pairs take for structure.
 
+It errs on the safe side: where a number depends on what samples have in common (recall, coverage,
+a kernel distance near 0), it is up to twice the scatter over fresh samples (Efron and Stein 1981).
+
 Source: Shao and Wu (1989); Efron and Tibshirani (1993), sec. 11.5.
 """
 

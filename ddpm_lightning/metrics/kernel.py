@@ -112,9 +112,9 @@ def kid_error(
     across = torch.zeros(blocks, dtype=torch.float64)
     for block, part in enumerate(x.tensor_split(blocks)):
         for rows in part.split(max(1, VALUES // n)):
-            within[block] += (rows @ x.T / d + 1).pow(3).sum(0)
-            across[block] += (rows @ y.T / d + 1).pow(3).sum()
-    itself = (x.square().sum(1) / d + 1).pow(3)
+            within[block] += _cubed(rows @ x.T / d + 1).sum(0)
+            across[block] += _cubed(rows @ y.T / d + 1).sum()
+    itself = _cubed(x.square().sum(1) / d + 1)
     pairs = torch.stack([part.sum(1) for part in within.split(sizes, dim=1)], dim=1)
     pairs -= torch.diag(torch.stack([part.sum() for part in itself.split(sizes)]))
     left_out = []
@@ -124,3 +124,7 @@ def kid_error(
         cross = across.sum() - across[block]
         left_out.append(float(inner / (rest * (rest - 1)) - 2 * cross / (rest * len(y))))
     return math.hypot(jackknife(left_out), std / math.sqrt(subsets))
+
+
+def _cubed(x: Tensor) -> Tensor:
+    return x * x * x

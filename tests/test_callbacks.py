@@ -561,9 +561,15 @@ def test_the_limit_and_the_accuracy_come_from_the_same_pass(tmp_path):
 
 def test_a_sampler_that_does_not_start_from_noise_is_refused_before_training(tmp_path):
     sampler = DDIM(None, spacing=Levels([500, 200, 0]))
+    started = []
+
+    class Start(Callback):
+        def on_train_start(self, *args):
+            started.append(1)
+
     with pytest.raises(InputError, match="starts at level 500"):
-        fit(tmp_path, 1, [GenerativeMetrics(LeNet(), 1, 8, sampler)])
-    assert not (tmp_path / "metrics.json").exists()
+        fit(tmp_path, 1, [GenerativeMetrics(LeNet(), 1, 8, sampler), Start()])
+    assert not started
 
 
 def test_noise_is_bit_equal_whatever_the_processes():

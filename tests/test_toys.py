@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from scipy.stats import kstest, wasserstein_distance
@@ -443,8 +444,15 @@ def test_metrics_of_points_state_the_range_that_samples_are_clipped_to(tmp_path)
 
 def test_points_that_do_not_start_from_noise_are_refused_before_training(tmp_path):
     metric = PointMetrics(1, n=20, sampler=DDIM(None, spacing=Levels([500, 200, 0])))
+    started = []
+
+    class Start(Callback):
+        def on_train_start(self, *args):
+            started.append(1)
+
     with pytest.raises(InputError, match="starts at level 500"):
-        fit(tmp_path, 1, [metric])
+        fit(tmp_path, 1, [metric, Start()])
+    assert not started
 
 
 def test_five_sets_of_a_large_split_are_compared(tmp_path):

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
-
-from ddpm_lightning.checkpoints import read_checkpoint
-from ddpm_lightning.data.conditioned import Conditioned, condition_source
+from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.diffusion.variances import Variance
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.evaluation.compare import compare_results, with_error
+from ddpm_lightning.evaluation.checkpoint import Evaluated
+from ddpm_lightning.evaluation.compare import compare_results
 from ddpm_lightning.evaluation.floor import check_floor, floor_table, floors
 from ddpm_lightning.evaluation.judge import Judge
-from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.real_images import RealImages
-from ddpm_lightning.evaluation.sample_folder import SETTINGS, Drawing, draw_into
-from ddpm_lightning.evaluation.scores import FEATURE_METRICS, Score, check_metrics
+from ddpm_lightning.evaluation.report import sweep_table, table, write_results
 from ddpm_lightning.evaluation.sweep import Sweep, draw_sweep, points
 from ddpm_lightning.figure import write_figure
+from ddpm_lightning.files import write_json
 from ddpm_lightning.image_folder import ImageFolder
-from ddpm_lightning.metrics import FeatureExtractor, Inception, LeNet
+from ddpm_lightning.metrics import FeatureExtractor, Inception, LeNet, Measures
+from ddpm_lightning.metrics.measure import Metric, check_accuracy
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.sampling import labels_of
+from ddpm_lightning.sampling import levels_from_noise
 from ddpm_lightning.trained import DataPlace, data_of, device_named, set_variance
 from ddpm_lightning.usage import nearest
 
-METRICS = (*FEATURE_METRICS, "bpd")
+METRICS = (*get_args(Metric), "bpd")
 
 
 def evaluate(
@@ -117,97 +115,118 @@ def evaluate(
         )
     if floor is not None and (samples is not None or sweep is not None):
         raise InputError("a floor is of real images alone: leave out samples and sweep")
-    if min(n or 2, batch_size + 1) < 2 or seed < 0:
+    if min(2 if n is None else n, batch_size + 1) < 2 or seed < 0:
         raise InputError(
             f"n={n}, batch_size={batch_size}, seed={seed}: n is at least 2, batch_size at least "
             "1, seed not negative"
         )
-    if sweep is not None and (ckpt is None or sampler is not None or variance is not None):
-        raise InputError("a sweep is of a --ckpt, and sets sampler and variance itself")
-    real = _real_images(ckpt, reference, data, split)
-    extractor = extractor or (LeNet() if real.shape[0] == 1 else Inception())
-    extractor.check()
+    given = {
+        "sampler": sampler is not None,
+        "guidance": guidance != 1,
+        "variance": variance is not None,
+        "guidance_interval": guidance_interval is not None,
+        "guidance_rescale": guidance_rescale != 0,
+        "labels": labels is not None,
+        "weights": weights != "ema",
+        "sweep": sweep is not None,
+    }
+    idle = [flag for flag, is_given in given.items() if is_given]
+    if samples is not None and idle:
+        raise InputError(f"images of a folder are drawn already: leave out {', '.join(idle)}")
+    idle = [flag for flag in idle if flag in ("sampler", "guidance", "variance")]
+    if sweep is not None and idle:
+        raise InputError(f"a sweep sets this itself: leave out {', '.join(idle)}")
+    if samples is not None and {"bpd", "accuracy"} & set(names):
+        raise InputError("bpd and accuracy are of a checkpoint, not of a folder of images")
+    _check_out(out, samples, reference)
     on = device_named(device)
+
+    real = None
+    if names != ["bpd"] or floor is not None:
+        real = _real_images(ckpt, reference, data, split)
+        extractor = extractor or (LeNet() if real.shape[0] == 1 else Inception())
+        extractor.check()
+    of_samples: Any = [name for name in names if name != "bpd"]
+
+    def measures_of(what: Path, shape: Sequence[int], count: int) -> Measures:
+        """Refuse what cannot be measured, before anything is computed."""
+        assert real is not None
+        assert extractor is not None
+        _same_shape(str(what), shape, real)
+        measures = Measures(of_samples, min(1000, count, len(real)), seed=seed)
+        measures.check(extractor, count, len(real))
+        return measures
+
     if floor is not None:
+        assert real is not None
+        assert extractor is not None
         check_floor(floor, len(real))
-        judge = Judge(real, extractor, (), seed, batch_size, on)
-        found = floors(judge.reference, floor, seed)
-        numbers = {"floors": [asdict(one) for one in found]}
-        _write_json(out / "floor.json", numbers | judge.describe())
-        print(f"{out}: real images against as many others, from {len(real)}")
-        print(floor_table(found, extractor.name))
+        _write_floor(Judge(real, extractor, None, batch_size, on), floor, seed, out)
         return
     if samples is not None:
-        if {"bpd", "accuracy"} & set(names):
-            raise InputError("bpd and accuracy are of a checkpoint, not of a folder of images")
-        folder = ImageFolder(samples, n)
-        _same_shape(str(samples), folder.shape, real)
-        check_metrics(names, extractor, len(folder), len(real))
-        judge = Judge(real, extractor, names, seed, batch_size, on)
-        scores = judge(folder, None, out)
-        _finish(out, judge, scores, len(folder), {"folder": str(samples)})
+        assert real is not None
+        assert extractor is not None
+        images = ImageFolder(samples, n)
+        measures = measures_of(samples, images.shape, len(images))
+        _score_folder(Judge(real, extractor, measures, batch_size, on), images, samples, seed, out)
         return
 
     assert ckpt is not None
     module = DiffusionModule.load_from_checkpoint(ckpt).to(on).eval()
-    _same_shape(str(ckpt), module.shape, real)
-    given = [labels] if isinstance(labels, int) else labels
-    if given is None and module.num_classes is not None and real.labels is not None:
-        given = real.labels.tolist()
-    ema, count = weights == "ema", n or 10_000
-    module.check_labels(given, guidance)
-    asked = labels_of(torch.arange(count), module.num_classes, given)
-    if "accuracy" in names and asked is None:
-        raise InputError(f"accuracy: {ckpt} takes no labels, so none was asked for")
-    check_metrics(names, extractor, count, len(real))
-    source = {"checkpoint": str(ckpt), "step": read_checkpoint(ckpt)["global_step"]}
-
-    pattern = None if given is None else torch.as_tensor(given)
-    condition, condition_of = None, None
-    if module.condition_channels:
-        paired = condition_source(data_of(ckpt, data), module.condition_channels)
-        assert paired is not None
-        condition = paired.conditions(split, count)
-        condition_of = {"data": paired.describe(), "split": split}
-
-    def score(folder: Path, sampler: Sampler, strength: Guidance) -> dict[str, Any]:
-        drawing = Drawing(sampler, strength, pattern, ema, seed, condition, condition_of)
-        images = folder / "samples"
-        draw_into(images, module, drawing, count, batch_size)
-        scores = judge(ImageFolder(images, count), asked, folder)
-        if "bpd" in names:
-            where = data_of(ckpt, data)
-            scores["bpd"] = bits_per_dimension(module, where, ema, seed, batch_size, folder)
-        stated = json.loads((images / SETTINGS).read_text())
-        return _finish(folder, judge, scores, count, source | stated)
-
-    if sweep is None:
-        if variance is not None:
-            set_variance(module, variance, sampler, ckpt, ema)
+    asked = [labels] if isinstance(labels, int) else labels
+    if asked is None and module.num_classes is not None and real and real.labels is not None:
+        asked = real.labels.tolist()
+    module.check_labels(asked, guidance)
+    subject = Evaluated(
+        ckpt=ckpt,
+        module=module,
+        place=data,
+        split=split,
+        labels=asked,
+        ema=weights == "ema",
+        n=10_000 if n is None else n,
+        seed=seed,
+        batch_size=batch_size,
+        bpd="bpd" in names,
+    )
+    plan, trained = None, module.variance
+    if sweep is not None:
+        plan = points(sweep, module.schedule, guidance_interval, guidance_rescale)
+        for point in plan:
+            module.check_labels(asked, point.guidance)
+            if point.variance is not None:
+                set_variance(module, point.variance, point.sampler, ckpt, subject.ema)
+                module.variance = trained
+    else:
         strength = Guidance(guidance, guidance_interval, guidance_rescale)
         sampler = sampler or DDPM()
-        sampler.levels(module.schedule)
-        judge = Judge(real, extractor, names, seed, batch_size, on)
-        score(out, sampler, strength)
+        levels_from_noise(sampler, module.denoiser(subject.ema))
+        if variance is not None:
+            set_variance(module, variance, sampler, ckpt, subject.ema)
+    judge: Judge | None = None
+    if real is not None:
+        assert extractor is not None
+        measures = measures_of(ckpt, module.shape, subject.n)
+        if "accuracy" in names:
+            check_accuracy(extractor, subject.label_source(), subject.asked)
+        judge = Judge(real, extractor, measures, batch_size, on)
+    if plan is None:
+        assert sampler is not None
+        subject.score(out, sampler, strength, judge)
         return
 
-    plan = points(sweep, module.schedule)
-    for point in plan:
-        module.check_labels(given, point.guidance)
-    judge = Judge(real, extractor, names, seed, batch_size, on)
-    trained = module.variance
     rows: list[dict[str, Any]] = []
     for k, point in enumerate(plan, start=1):
         print(f"{k} of {len(plan)}: {point.curve}, {point.evaluations} evaluations")
         module.variance = trained
         if point.variance is not None:
-            set_variance(module, point.variance, point.sampler, ckpt, ema)
-        result = score(out / point.name, point.sampler, point.guidance)
+            set_variance(module, point.variance, point.sampler, ckpt, subject.ema)
+        result = subject.score(out / point.name, point.sampler, point.guidance, judge)
         rows.append({"curve": point.curve, "evaluations": point.evaluations} | result)
-        _write_json(out / "sweep.json", rows)
+        write_json(out / "sweep.json", rows)
     for name in rows[0]["metrics"]:
         write_figure(out / f"sweep_{name}.png", draw_sweep(rows, name))
-    print(_sweep_table(rows))
+    print(sweep_table(rows))
     print(f"{out}/sweep.json holds the numbers, {out}/sweep_*.png the curves")
 
 
@@ -244,7 +263,7 @@ def _real_images(
     return RealImages.of_data(source, split)
 
 
-def _same_shape(what: str, shape: tuple[int, ...], real: RealImages) -> None:
+def _same_shape(what: str, shape: Sequence[int], real: RealImages) -> None:
     if tuple(shape) != tuple(real.shape):
         raise InputError(
             f"{what} has images of shape {list(shape)} (channels, height, width), but the real "
@@ -253,39 +272,36 @@ def _same_shape(what: str, shape: tuple[int, ...], real: RealImages) -> None:
         )
 
 
-def _finish(
-    folder: Path, judge: Judge, scores: dict[str, Score], n: int, samples: dict[str, Any]
-) -> dict[str, Any]:
-    """Write results.json and print the table."""
-    result = {
-        "metrics": {name: asdict(score) for name, score in scores.items()},
-        "n": n,
-        **judge.describe(),
-        "samples": samples,
-        "versions": {name: version(name) for name in ("ddpm_lightning", "torch")},
-    }
-    _write_json(folder / "results.json", result)
-    print(f"{folder}: {n} samples against {judge.real.description['count']} real images")
-    width = max(map(len, scores))
-    for name, score in scores.items():
-        floor = "" if score.floor is None else f"   real images: {score.floor:.4g}"
-        print(f"  {name:{width}}  {with_error(score.value, score.error):<18}{floor}")
-    return result
+def _check_out(out: Path, samples: Path | None, reference: ImageData | Path | None) -> None:
+    """Refuse a folder for the results that cannot be written, or that holds the images."""
+    for flag, images in (("samples", samples), ("reference", reference)):
+        if isinstance(images, Path) and images.resolve() in (
+            out.resolve(),
+            *out.resolve().parents,
+        ):
+            raise InputError(
+                f"--out {out} lies in --{flag} {images}, whose images the results would join; "
+                "choose another --out"
+            )
+    nearest_folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest_folder.is_dir():
+        raise InputError(f"--out {out}: {nearest_folder} is a file; choose another folder")
+    if not os.access(nearest_folder, os.W_OK):
+        raise InputError(f"--out {out}: {nearest_folder} cannot be written to; choose another")
 
 
-def _sweep_table(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0]["metrics"])
-    width = max(len(row["curve"]) for row in rows)
-    lines = [f"{'':{width}}  evaluations" + "".join(f"  {name:>16}" for name in names)]
-    for row in rows:
-        scores = [row["metrics"][name] for name in names]
-        cells = "".join(f"  {with_error(s['value'], s['error']):>16}" for s in scores)
-        lines.append(f"{row['curve']:{width}}  {row['evaluations']:>11}{cells}")
-    return "\n".join(lines)
+def _write_floor(judge: Judge, sizes: list[int], seed: int, out: Path) -> None:
+    found = floors(judge.reference, sizes, seed)
+    numbers = {"floors": [asdict(one) for one in found], "seed": seed}
+    write_json(out / "floor.json", numbers | judge.describe())
+    print(f"{out}: real images against as many others, from {len(judge.real)}")
+    print(floor_table(found, judge.extractor.name))
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
+def _score_folder(judge: Judge, images: ImageFolder, folder: Path, seed: int, out: Path) -> None:
+    scores, digest = judge(images, None, out)
+    source = {"folder": str(folder), "sha256": digest}
+    stated = {"n": len(images), **judge.describe(), "seed": seed, "samples": source}
+    write_results(out, scores, stated)
+    print(f"{out}: {judge.said(len(images))}")
+    print(table(scores))

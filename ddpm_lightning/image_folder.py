@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -72,30 +73,37 @@ class ImageFolder:
         return torch.stack([_pixels(file) for file in files])
 
 
-def _shape(file: Path) -> tuple[int, int, int]:
-    """Channels, height and width from the header alone."""
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image; what is wrong with it is one error."""
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
-            mode, (width, height) = image.mode, image.size
+            yield image
     except UnidentifiedImageError as error:
         raise InputError(f"{file} is not a PNG or JPEG image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} is damaged ({error})") from error
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} is damaged ({error}); make it anew or remove it") from error
+
+
+def _shape(file: Path) -> tuple[int, int, int]:
+    """Channels, height and width from the header alone."""
+    with _opened(file) as image:
+        mode, (width, height) = image.mode, image.size
     for channels, name in MODES.items():
         if mode == name:
             return channels, height, width
-    raise InputError(
-        f"{file} is {mode}, not one of {', '.join(MODES.values())}; convert it in Python: "
-        f"PIL.Image.open({str(file)!r}).convert('RGB').save('new.png')"
-    )
+    fix = "convert it in Python: PIL.Image.open(old).convert(mode).save(new), with mode 'RGB' for "
+    fix += "images in colour and 'L' for grey ones"
+    if mode.startswith(("I", "F")):
+        fix = "it holds more than 8 bits a pixel: scale it to 0…255 and save it as grey"
+    raise InputError(f"{file} is {mode}, not one of {', '.join(MODES.values())}; {fix}")
 
 
 def _pixels(file: Path) -> Tensor:
-    try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
-            array = np.array(image)  # [H, W] or [H, W, C]
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{file} is damaged ({error}); make it anew or remove it") from error
+    with _opened(file) as image:
+        array = np.array(image)  # [H, W] or [H, W, C]
     return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
 
 

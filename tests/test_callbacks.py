@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import subprocess
+import sys
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -18,12 +21,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import GenerativeMetrics, LossByTimestep, SampleGrid, TrainingMonitor
-from ddpm_lightning.callbacks.generative_metrics import append_result
 from ddpm_lightning.callbacks.loss_by_timestep import draw_losses, in_ranges
+from ddpm_lightning.callbacks.results import append_result
 from ddpm_lightning.callbacks.sharing import share
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDIM, Levels
 from ddpm_lightning.diffusion.schedules import Cosine
+from ddpm_lightning.diffusion.variances import FixedLarge
+from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_uint8, write_gif
 from ddpm_lightning.metrics import (
@@ -33,8 +38,10 @@ from ddpm_lightning.metrics import (
     Pixels,
     Statistics,
     frechet_distance,
+    frechet_spread,
     manifold,
 )
+from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.strips import captioned
 from tests.small import tiny_data, tiny_module, trainer
 
@@ -305,13 +312,38 @@ def test_missing_inception_weights_stop_the_run_before_training(tmp_path, monkey
     assert not stepped
 
 
+def appended(folder: Path, *results: dict, **options) -> list[tuple]:
+    for result in results:
+        append_result(folder, {"metric": "fd", "n": 10} | result, **options)
+    kept = json.loads((folder / "metrics.json").read_text())
+    return [(result["metric"], result["step"], result["value"]) for result in kept]
+
+
 def test_results_of_steps_that_a_resumed_run_repeats_are_replaced(tmp_path):
-    path = tmp_path / "metrics.json"
-    for step, value in ((1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5)):
-        append_result(path, {"step": step, "metric": "fd", "value": value, "n": 10})
-    append_result(path, {"step": 1, "metric": "fid", "value": 1.0, "n": 10})
-    kept = [(r["metric"], r["step"], r["value"]) for r in json.loads(path.read_text())]
-    assert kept == [("fd", 1, 5.0), ("fd", 2, 4.5), ("fid", 1, 1.0)]
+    steps = [{"step": step, "value": 6.0 - step} for step in (1, 2, 3)]
+    appended(tmp_path, *steps, fitting=True)
+    kept = appended(
+        tmp_path,
+        {"step": 2, "value": 4.5},
+        {"step": 1, "value": 1.0, "metric": "fid"},
+        {"step": 1, "value": 7.0, "n": 20},
+        fitting=True,
+    )
+    assert kept == [("fd", 1, 5.0), ("fd", 2, 4.5), ("fid", 1, 1.0), ("fd", 1, 7.0)]
+
+
+def test_a_test_replaces_the_result_of_its_own_step_and_no_other(tmp_path):
+    steps = [{"step": step, "value": 6.0 - step} for step in (1, 2, 3)]
+    kept = appended(tmp_path, *steps, {"step": 2, "value": 4.5})
+    assert kept == [("fd", 1, 5.0), ("fd", 3, 3.0), ("fd", 2, 4.5)]
+
+
+def test_what_was_found_is_no_setting_that_keeps_a_result_apart(tmp_path):
+    found = {"floor": 1.0, "floor_n": 5, "floor_reference_n": 7, "standard_error": 0.1}
+    wobbled = {"floor": 1.0000001, "floor_n": 6, "floor_reference_n": 8, "standard_error": 0.2}
+    first, second = ({"step": 2, "value": value} for value in (4.0, 4.1))
+    kept = appended(tmp_path, first | found, second | wobbled, fitting=True)
+    assert kept == [("fd", 2, 4.1)]
 
 
 def test_loss_by_timestep_is_the_mean_over_its_range_of_levels(tmp_path):
@@ -432,9 +464,18 @@ def test_the_monitor_logs_the_gradient_norm_before_clipping(tmp_path):
 
 
 def test_the_monitor_logs_the_decay_that_the_average_moved_by(tmp_path):
-    fit(tmp_path, 3, [TrainingMonitor()], log_every_n_steps=1)
+    applied, update = [], EMA.update
+
+    def recorded(self, net, step):
+        applied.append(self.decay_at(step))
+        update(self, net, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EMA, "update", recorded)
+        fit(tmp_path, 3, [TrainingMonitor()], log_every_n_steps=1)
     logged = [event.value for event in events(tmp_path).Scalars("train/ema_decay")]
-    np.testing.assert_allclose(logged, [(1 + n) / (10 + n) for n in (1, 2, 3)], rtol=1e-6)
+    np.testing.assert_allclose(logged, [0.1, 2 / 11, 3 / 12], rtol=1e-6)
+    np.testing.assert_allclose(logged, applied, rtol=1e-6)
 
 
 def test_the_final_metric_stands_beside_the_hyper_parameters(tmp_path):
@@ -442,6 +483,31 @@ def test_the_final_metric_stands_beside_the_hyper_parameters(tmp_path):
     assert "final/val/loss_ema" in events(tmp_path).Tags()["scalars"]
     plugin = events(tmp_path).summary_metadata["_hparams_/experiment"].plugin_data
     assert plugin.plugin_name == "hparams"
+
+
+class CalledFid(LeNet):
+    """Has the name of Inception's distance."""
+
+    name = alias = "fid"
+
+
+@pytest.mark.parametrize("every", [2, 5])
+@pytest.mark.parametrize(("extractor", "alias"), [(LeNet(), "fd"), (CalledFid(), "fid")])
+def test_the_final_metric_is_the_one_at_the_end_of_training(tmp_path, every, extractor, alias):
+    metric = GenerativeMetrics(extractor, every, 8, DDIM(2))
+    seen = []
+
+    class Look(Callback):
+        def on_fit_end(self, trainer, module):
+            seen.append(float(trainer.callback_metrics[alias]))
+
+    fit(tmp_path, 3, [metric, TrainingMonitor(), Look()])
+    kept = json.loads((tmp_path / "metrics.json").read_text())
+    assert kept[-1]["step"] == 3
+    (final,) = events(tmp_path).Scalars(f"final/{alias}")
+    assert final.value == pytest.approx(kept[-1]["value"])
+    assert seen == pytest.approx([kept[-1]["value"]])
+    assert len({one["value"] for one in kept}) == len(kept)
 
 
 def results(folder: Path) -> dict[tuple[str, str], dict]:
@@ -472,7 +538,8 @@ def test_all_metrics_of_both_weights_come_from_one_pass_each(tmp_path, monkeypat
     found = results(tmp_path)
     assert found.keys() == {(name, weights) for name in names for weights in ("ema", "raw")}
     assert passes == [10] * 6 + [4] + [10, 10, 5] * 2  # 64 real images, 25 samples twice
-    assert found["kd_lenet", "raw"]["spread"] > 0
+    assert found["kd_lenet", "raw"]["spread"] > 0  # of subsets of 20 out of 25
+    assert found["fd_lenet", "raw"]["spread"] is None
     assert found["kd_lenet", "raw"]["resize"] == "bilinear-28"
     assert 1 <= found["is_lenet", "ema"]["value"] <= 10
     assert found["fd_lenet", "ema"]["value"] != found["fd_lenet", "raw"]["value"]
@@ -487,8 +554,125 @@ def test_all_metrics_of_both_weights_come_from_one_pass_each(tmp_path, monkeypat
     expected = frechet_distance(Statistics.of(x), Statistics.of(y))
     assert found["fd_lenet", "raw"]["value"] == pytest.approx(expected, rel=1e-4)
     some = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:25]
-    assert found["recall_lenet", "raw"]["value"] == manifold(x, y[some], k=3)["recall"]
-    assert found["recall_lenet", "raw"]["real_images"] == 25
+    for k, names in ((3, ("precision", "recall")), (5, ("density", "coverage"))):
+        expected = manifold(x, y[some], k)
+        for name in names:
+            one = found[f"{name}_lenet", "raw"]
+            assert one["value"] == pytest.approx(expected[name].value)
+            assert (one["k"], one["real_images"]) == (k, 25)
+
+
+def test_a_result_states_all_that_was_measured(tmp_path, capsys):
+    torch.manual_seed(0)
+    metric = GenerativeMetrics(
+        LeNet(), 2, 45, DDIM(3), guidance=3.0, guidance_rescale=0.5, seed=9, ema=False
+    )
+    module = tiny_module(conditional=True, variance=FixedLarge())
+    for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
+        parameter.data.normal_(std=0.2)
+    data = tiny_data(subset=80)
+    trainer(tmp_path, 2, callbacks=[metric]).fit(module, data)
+    (found,) = json.loads((tmp_path / "metrics.json").read_text())
+    real, labels = data.images("train")
+    samples = module.sample(45, DDIM(3), labels, Guidance(3.0, None, 0.5), seed=9, ema=False)
+    x, y = LeNet()(to_uint8(samples)), LeNet()(real)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    statistics = Statistics.of(y)
+    floor = frechet_distance(Statistics.of(y[order[:40]]), Statistics.of(y[order[40:]]))
+    assert found.pop("value") == pytest.approx(
+        frechet_distance(Statistics.of(x), statistics), rel=1e-3
+    )
+    assert found.pop("standard_error") == pytest.approx(
+        frechet_spread(x, statistics, seed=9), rel=1e-2
+    )
+    assert found.pop("floor") == pytest.approx(floor, rel=1e-4)
+    sampler = found.pop("sampler")
+    assert sampler["class_path"].endswith("DDIM")
+    assert (sampler["init_args"]["steps"], sampler["init_args"]["clip"]) == (3, [-1.0, 1.0])
+    assert found.pop("variance")["class_path"].endswith("FixedLarge")
+    assert found.pop("data") == {
+        "class_path": "ddpm_lightning.data.digits.Digits",
+        "init_args": {
+            "image_size": None,
+            "resize": "pad",
+            "subset": 80,
+            "held_out": None,
+            "seed": None,
+        },
+    }
+    assert found == {
+        "step": 2,
+        "metric": "fd_lenet",
+        "spread": None,
+        "n": 45,
+        "steps": 3,
+        "guidance": 3.0,
+        "guidance_interval": None,
+        "guidance_rescale": 0.5,
+        "weights": "raw",
+        "precision": "32-true",
+        "seed": 9,
+        "reference": "train",
+        "reference_count": 80,
+        "floor_n": 40,
+        "floor_reference_n": 40,
+        "extractor": {"class_path": "ddpm_lightning.metrics.lenet.LeNet", "init_args": {}},
+        "extractor_sha256": LeNet().digest,
+        "resize": "bilinear-28",
+    }
+    printed = capsys.readouterr().out
+    assert "40 against the 40 others (fewer than the 45 samples" in printed
+
+
+def test_the_limit_and_the_accuracy_come_from_the_same_pass(tmp_path):
+    metric = GenerativeMetrics(LeNet(), 1, 130, DDIM(2), metrics=["fd", "fd_inf", "accuracy"])
+    conditional_fit(tmp_path, metric)
+    found = results(tmp_path)
+    assert {name for name, _ in found} == {"fd_lenet", "fd_lenet_inf", "accuracy"}
+    limit = found["fd_lenet_inf", "ema"]
+    assert limit["sizes"] == [130, 65, 43]
+    assert limit["value"] < found["fd_lenet", "ema"]["value"]
+    assert limit["standard_error"] > 0
+    assert limit["floor"] is limit["floor_n"] is None  # of 32 real images against 32
+    share = found["accuracy", "ema"]
+    assert share["standard_error"] == pytest.approx(
+        (share["value"] * (1 - share["value"]) / 130) ** 0.5
+    )
+    assert share["floor"] > 0.8
+    assert events(tmp_path).Scalars("fd_inf")[0].value == pytest.approx(limit["value"])
+
+
+def test_a_sampler_that_does_not_start_from_noise_is_refused_before_training(tmp_path):
+    sampler = DDIM(None, spacing=Levels([500, 200, 0]))
+    started = []
+
+    class Start(Callback):
+        def on_train_start(self, *args):
+            started.append(1)
+
+    with pytest.raises(InputError, match="starts at level 500"):
+        fit(tmp_path, 1, [GenerativeMetrics(LeNet(), 1, 8, sampler), Start()])
+    assert not started
+
+
+def test_noise_is_bit_equal_whatever_the_processes():
+    whole = IndexedNoise(3, torch.arange(12))(0, (1, 4, 4))
+    for world in (2, 3):
+        ranks = [type("T", (), {"world_size": world, "global_rank": k}) for k in range(world)]
+        parts = [IndexedNoise(3, share(12, rank))(0, (1, 4, 4)) for rank in ranks]
+        assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), whole)
+
+
+@pytest.mark.slow
+def test_noise_is_bit_equal_in_another_process():
+    program = (
+        "import torch, hashlib; from ddpm_lightning.randomness import IndexedNoise; "
+        "noise = IndexedNoise(3, torch.arange(1, 12, 2))(0, (1, 4, 4)); "
+        "print(hashlib.sha256(noise.numpy().tobytes()).hexdigest())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    ours = IndexedNoise(3, torch.arange(12))(0, (1, 4, 4))[1::2].contiguous()
+    assert done.stdout.strip() == hashlib.sha256(ours.numpy().tobytes()).hexdigest()
 
 
 def test_a_second_run_finds_the_features_of_the_real_images(tmp_path, monkeypatch):
@@ -507,7 +691,9 @@ def test_a_second_run_finds_the_features_of_the_real_images(tmp_path, monkeypatc
     [
         ({"metrics": ["kid"], "n": 30, "kid_subset_size": 50}, "kid_subset_size: 30"),
         ({"metrics": ["kid"], "n": 70, "kid_subset_size": 65}, "64 real images.*: 64"),
-        ({"metrics": ["is"], "n": 9}, "need 10 or more"),
+        ({"metrics": ["is"], "n": 9}, "is needs 10 or more"),
+        ({"metrics": ["fd_inf"], "n": 119}, "fd_inf needs 120 or more"),
+        ({"metrics": ["accuracy"], "n": 9}, "the model takes no labels"),
         ({"metrics": ["is"], "extractor": Pixels()}, "Pixels gives no logits"),
         ({"metrics": ["pr"], "n": 5}, "need 6 or more"),
         ({"metrics": []}, "one or more"),

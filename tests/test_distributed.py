@@ -104,7 +104,7 @@ def test_two_processes_measure_the_distances_of_one(one_and_two):
     assert len(one) == 6
     assert one.keys() == two.keys()
     for name, values in one.items():
-        assert two[name] == pytest.approx(values, rel=2e-3), name
+        assert two[name] == pytest.approx(values, rel=1e-3), name
 
 
 @pytest.mark.slow
@@ -121,4 +121,4 @@ def test_two_processes_find_the_features_that_one_has_kept(one_and_two, tmp_path
     assert kept.stat().st_mtime_ns == written
     found, before = measured(tmp_path / "run"), measured(one)
     for name, values in before.items():
-        assert found[name] == pytest.approx(values, rel=2e-3), name
+        assert found[name] == pytest.approx(values, rel=1e-3), name

@@ -22,8 +22,11 @@ from ddpm_lightning.metrics import (
     frechet_spread,
     inception_score,
     kid,
+    kid_error,
     manifold,
 )
+from ddpm_lightning.metrics.features import plain_float32
+from ddpm_lightning.metrics.jackknife import shuffled
 
 
 def gaussian(n, d, seed, scale=1.0):
@@ -135,19 +138,33 @@ def test_fid_kid_and_inception_score_are_those_of_torch_fidelitys_command(incept
     a, b = (Features.compute(inception, x, batch_size=7) for x in images)
     ours = frechet_distance(Statistics.of(a.features), Statistics.of(b.features))
     assert ours == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
-    # pytorch-fid's formula wants covariances of full rank: 16 of the 2,048 features of 24 images
-    x, y = (one.features[:, :16].contiguous() for one in (a, b))
-    m, n = (one.double().numpy() for one in (x, y))
-    root = scipy.linalg.sqrtm(np.cov(m.T) @ np.cov(n.T)).real
-    formula = np.square(m.mean(0) - n.mean(0)).sum()
-    formula += np.trace(np.cov(m.T)) + np.trace(np.cov(n.T)) - 2 * np.trace(root)
-    assert frechet_distance(Statistics.of(x), Statistics.of(y)) == pytest.approx(formula, rel=1e-6)
     mean, std = kid(a.features, b.features, subset_size=10, seed=5)
     assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
     assert std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
     mean, std = inception_score(a.logits, splits=3, seed=5)
     assert mean == pytest.approx(expected["inception_score_mean"], rel=1e-5)
     assert std == pytest.approx(expected["inception_score_std"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*not comparable")
+def test_distance_of_all_inception_features_is_pytorch_fids_formula(inception_file):
+    # Its root of a product wants covariances of full rank, so more images than features: the
+    # network's own activations for 48 images, and random mixtures of them for the others.
+    images = torch.randint(256, (2, 48, 3, 16, 16), dtype=torch.uint8)
+    images[1] //= 2
+    inception = Inception(weights=str(inception_file))
+    sets = []
+    for seed, some in enumerate(images):
+        own = Features.compute(inception, some).features
+        noise = gaussian(3000, own.shape[1], seed, scale=0.5)
+        sets.append(gaussian(3000, 48, seed + 5) @ own / 48**0.5 + own.mean(0) + noise)
+    m, n = (one.double().numpy() for one in sets)
+    covs = np.cov(m.T), np.cov(n.T)
+    root = scipy.linalg.sqrtm(covs[0] @ covs[1]).real
+    formula = np.square(m.mean(0) - n.mean(0)).sum() + np.trace(covs[0] + covs[1] - 2 * root)
+    ours = frechet_distance(*map(Statistics.of, sets))
+    assert ours == pytest.approx(formula, rel=1e-6)
 
 
 class _Images(torch.utils.data.Dataset):
@@ -296,6 +313,10 @@ def test_inception_score_is_one_for_equals_and_the_number_of_classes_at_best():
 # Precision, recall, density, coverage
 
 
+def values(found):
+    return {name: estimate.value for name, estimate in found.items()}
+
+
 def plain_manifold(fake, real, k):
     def distances(a, b):
         return np.sqrt(np.square(a[:, None].astype(np.float64) - b[None]).sum(axis=2))
@@ -317,10 +338,12 @@ def plain_manifold(fake, real, k):
 def test_manifold_is_the_plain_one_whatever_the_blocks(monkeypatch, k, offset):
     fake, real = gaussian(61, 4, seed=0, scale=0.7) + offset, gaussian(83, 4, seed=1) + offset
     expected = plain_manifold(fake.numpy(), real.numpy(), k)
-    assert manifold(fake, real, k) == pytest.approx(expected)
+    assert values(manifold(fake, real, k)) == pytest.approx(expected)
     module = sys.modules["ddpm_lightning.metrics.manifold"]  # the function has its name
-    monkeypatch.setattr(module, "DISTANCES", 83 * 9)
-    assert manifold(fake, real, k) == pytest.approx(expected)
+    errors = [one.error for one in manifold(fake, real, k).values()]
+    monkeypatch.setattr(module, "DISTANCES", 83 * 2)
+    assert values(manifold(fake, real, k)) == pytest.approx(expected)
+    assert [one.error for one in manifold(fake, real, k).values()] == pytest.approx(errors)
     assert 0 < expected["recall"] < 1
 
 
@@ -329,18 +352,100 @@ def test_precision_and_recall_are_torch_fidelitys(digits):
 
     a, b = LeNet()(digits[:400]), LeNet()(255 - (255 - digits[400:900]) // 2)
     precision, recall = calculate_precision_recall_part(a.double(), b.double(), neighborhood=3)
-    shares = manifold(a, b, k=3)
+    shares = values(manifold(a, b, k=3))
     assert (shares["precision"], shares["recall"]) == pytest.approx((precision, recall))
 
 
 def test_manifold_tells_dropped_modes_from_bad_samples():
     data = torch.cat([gaussian(200, 3, seed=0), gaussian(200, 3, seed=1) + 20])
-    dropped = manifold(gaussian(200, 3, seed=2), data)
+    dropped = values(manifold(gaussian(200, 3, seed=2), data))
     assert dropped["precision"] > 0.9
     assert dropped["recall"] < 0.55
     assert dropped["coverage"] < 0.55
-    noisy = manifold(gaussian(200, 3, seed=3) + 100, data)
+    noisy = values(manifold(gaussian(200, 3, seed=3) + 100, data))
     assert noisy == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+
+
+# Standard errors
+
+
+def test_manifolds_errors_are_the_plain_jackknife_the_binomial_and_that_of_a_mean():
+    fake, real = gaussian(103, 4, seed=0, scale=0.7), gaussian(83, 4, seed=1)
+    found = manifold(fake, real, k=3, seed=4)
+    rest = []
+    for rows in shuffled(103, 4).tensor_split(20):
+        kept = np.setdiff1d(np.arange(103), rows.numpy())
+        rest.append(plain_manifold(fake.numpy()[kept], real.numpy(), 3))
+    for name in ("recall", "coverage"):
+        left_out = np.array([one[name] for one in rest])
+        expected = np.sqrt(19 / 20 * np.square(left_out - left_out.mean()).sum())
+        assert found[name].error == pytest.approx(expected)
+        assert expected > 0
+    p = found["precision"].value
+    assert found["precision"].error == pytest.approx((p * (1 - p) / 103) ** 0.5)
+    cross = np.sqrt(np.square(fake.numpy()[:, None] - real.numpy()[None]).sum(2))
+    within = np.sqrt(np.square(real.numpy()[:, None] - real.numpy()[None]).sum(2))
+    counts = (cross < np.sort(within, axis=1)[:, 3]).sum(1) / 3
+    assert found["density"].error == pytest.approx(counts.std(ddof=1) / 103**0.5)
+
+
+def test_no_jackknife_without_enough_samples_or_without_being_asked():
+    few = manifold(gaussian(6, 2, seed=0), gaussian(9, 2, seed=1), k=5)
+    assert few["recall"].error is few["coverage"].error is None
+    found = manifold(gaussian(50, 2, seed=0), gaussian(50, 2, seed=1), errors=False)
+    assert found["recall"].error is found["coverage"].error is None
+    limit = extrapolated_frechet(gaussian(200, 3, 0), Statistics.of(gaussian(99, 3, 1)), 0, False)
+    assert limit.spread is None
+
+
+def test_kids_error_is_the_plain_jackknife_and_the_choice_of_subsets():
+    x, y = gaussian(60, 5, seed=0) + 0.3, gaussian(60, 5, seed=1)
+    left_out = []
+    for rows in shuffled(60, 2).tensor_split(20):
+        kept = np.setdiff1d(np.arange(60), rows.numpy())
+        a, b = x[torch.from_numpy(kept)].double().numpy(), y.double().numpy()
+        k = lambda u, v: (u @ v.T / 5 + 1) ** 3  # noqa: E731
+        off = ~np.eye(len(a), dtype=bool)
+        left_out.append(k(a, a)[off].mean() - 2 * k(a, b).mean())
+    left_out = np.array(left_out)
+    expected = np.sqrt(19 / 20 * np.square(left_out - left_out.mean()).sum())
+    assert kid_error(x, y, std=0.0, seed=2) == pytest.approx(expected)
+    both = np.hypot(expected, 3.0 / 5)
+    assert kid_error(x, y, std=3.0, subsets=25, seed=2) == pytest.approx(both)
+
+
+def test_errors_are_the_scatter_over_repeated_draws_whatever_the_subsets():
+    real = gaussian(400, 5, seed=10**6)
+    for subset_size in (50, 200):
+        found = [
+            (x, *kid(x, real, 30, subset_size, seed=i))
+            for i, x in ((i, gaussian(200, 5, seed=i, scale=1.1) + 0.4) for i in range(40))
+        ]
+        scatter = np.std([mean for _, mean, _ in found], ddof=1)
+        errors = [kid_error(x, real, std, subsets=30) for x, _, std in found[:12]]
+        assert np.mean(errors) == pytest.approx(scatter, rel=0.35)
+    scores = [inception_score(gaussian(500, 6, seed=i, scale=3.0)) for i in range(60)]
+    scatter = np.std([mean for mean, _ in scores], ddof=1)
+    assert np.mean([std / 3 for _, std in scores]) == pytest.approx(scatter, rel=0.25)
+    shares = [manifold(gaussian(200, 5, seed=i, scale=0.9), real[:200], k=3) for i in range(40)]
+    for name, most in (("precision", 1.35), ("density", 1.35), ("recall", 2.5), ("coverage", 2.5)):
+        scatter = np.std([one[name].value for one in shares], ddof=1)
+        mean_error = np.mean([one[name].error for one in shares])
+        assert 0.7 * scatter < mean_error < most * scatter, name
+
+
+def test_features_know_no_tf32_and_leave_the_switches_alone():
+    products = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+
+    def precisions():
+        return [one.fp32_precision for one in products]
+
+    before = precisions()
+    assert "tf32" in before  # or the test says nothing
+    with plain_float32(torch.device("cpu")):
+        assert precisions() == ["ieee"] * 3
+    assert precisions() == before
+    assert torch.backends.cudnn.allow_tf32
 
 
 # What cannot be measured
@@ -359,6 +464,7 @@ REFERENCE = Statistics.of(gaussian(50, 4, seed=0))
         (lambda: extrapolated_frechet(gaussian(500, 4, 0), FEW), "needs 120 or more"),
         (lambda: frechet_spread(FEW, REFERENCE), "needs 40 or more"),
         (lambda: frechet_spread(BROKEN, REFERENCE), "not finite"),
+        (lambda: kid_error(FEW, FEW, 0.0), "needs 40 or more"),
         (lambda: kid(gaussian(50, 4, 0), gaussian(60, 4, 0)), "subset size of 50 or less"),
         (lambda: kid(FEW, torch.zeros(3, 5), subset_size=2), "same extractor"),
         (lambda: kid(BROKEN, BROKEN, subset_size=2), "not finite"),

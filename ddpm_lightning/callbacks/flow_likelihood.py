@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ddpm_lightning.callbacks.generative_metrics import append_result
 from ddpm_lightning.callbacks.likelihood import mean_and_error, step_of
+from ddpm_lightning.callbacks.results import append_result
 from ddpm_lightning.diffusion.bound import decoder_of
 from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.diffusion.flow_likelihood import flow_likelihood
@@ -115,7 +115,7 @@ class FlowLikelihood(Callback):
             "weights": "ema" if self.ema else "raw",
             "seed": self.seed,
         }
-        append_result(Path(trainer.default_root_dir) / "metrics.json", result)
+        append_result(Path(trainer.default_root_dir), result)
         unit = "bits" if self._bits(pl_module) else "nats"
         print(
             f"{unit} a dimension of the probability flow: {mean:.4f} ± {standard_error:.4f} on "

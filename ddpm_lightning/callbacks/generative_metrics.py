@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -16,10 +14,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
+from ddpm_lightning.callbacks.results import append_result, log_result
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.data.conditioned import Conditioned, condition_source
+from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
 from ddpm_lightning.diffusion.denoiser import Guidance
@@ -28,10 +28,11 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.metrics import FeatureExtractor, Statistics
 from ddpm_lightning.metrics.cached import Features, cache_path, lookup, store
-from ddpm_lightning.metrics.measure import Measurement, Measures, Metric
+from ddpm_lightning.metrics.floors import measured_floors
+from ddpm_lightning.metrics.measure import Measures, Metric, Score, check_accuracy
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures import draw_neighbours
-from ddpm_lightning.sampling import sampling_tag
+from ddpm_lightning.sampling import labels_of, levels_from_noise, sampling_tag
 
 
 class GenerativeMetrics(Periodic):
@@ -40,10 +41,11 @@ class GenerativeMetrics(Periodic):
     By default the Fréchet distance; more on request, all from one pass of the extractor. Tags name
     what was measured (extractor, number of samples, sampler and its steps, weights, reference
     split); ``fid`` (Inception) or ``fd`` (any other extractor) is the stable alias for
-    ``monitor:``. Beside it stands, for scale, the distance of as many real images to the other
-    images of the reference: samples of that value differ from the data about as much as the data
-    from itself. metrics.json in the run folder keeps every result. The features of the real
-    images are kept on disk, so only the first run on a data set computes them.
+    ``monitor:``. Beside it stand its standard error (which takes a minute for Inception on one
+    core) and, for scale, the distance of n real images (of half the reference, if n is more) to
+    its other images: samples of that value differ from the data about as much as the data from
+    itself. metrics.json in the run folder keeps every result. The features of the real images are
+    kept on disk, so only the first run on a data set computes them.
 
     Args:
         extractor: Whose features are compared: Inception for FID, LeNet for grey images offline.
@@ -60,10 +62,12 @@ class GenerativeMetrics(Periodic):
         ema: Averaged weights (true), the ones in training (false), or both, one after the other;
             then the aliases are those of the averaged ones, and fd_raw and its like of the other.
         reference: Split to compare with: train (as published numbers do), val or test.
-        seed: Seed of the noise.
+        seed: Seed of the noise, and of subsets and cuts in the metrics.
         batch_size: Images at a time on each device.
-        metrics: Any of fd (Fréchet distance), kid (kernel distance), is (Inception score) and pr
-            (precision, recall, density, coverage).
+        metrics: Any of fd (Fréchet distance), fd_inf (extrapolated to endless samples), kid
+            (kernel distance), is (Inception score), pr (precision, recall, density, coverage) and
+            accuracy (share of samples that the extractor's classifier takes for the class asked
+            for).
         kid_subset_size: Images in a subset of the kernel distance.
         neighbours: Samples that are shown with their nearest real images, in which copies would
             show: a PNG in the run folder's samples, and a picture in TensorBoard. 0: none.
@@ -104,7 +108,7 @@ class GenerativeMetrics(Periodic):
         self.reference = reference
         self.seed = seed
         self.batch_size = batch_size
-        self.measures = Measures(tuple(metrics), kid_subset_size)
+        self.measures = Measures(tuple(metrics), kid_subset_size, seed=seed)
         self.neighbours = neighbours
         self.cache = cache
 
@@ -112,7 +116,7 @@ class GenerativeMetrics(Periodic):
         """Find missing weights and impossible settings before training."""
         if stage == "fit":
             assert isinstance(pl_module, DiffusionModule)
-            self.sampler.levels(pl_module.schedule)
+            levels_from_noise(self.sampler, pl_module.denoiser())
             pl_module.check_labels(None, self.guidance)
             self.measures.check(self.extractor, self.n)
             self.extractor.check()
@@ -139,16 +143,22 @@ class GenerativeMetrics(Periodic):
             )
         images, labels = data.images(self.reference)
         self.measures.check(self.extractor, self.n, len(images))
+        self._data = data
         self._shown = images[:0]
         self._labels = labels if pl_module.num_classes is not None else None
+        self._asked = labels_of(torch.arange(self.n), pl_module.num_classes, self._labels)
+        if "accuracy" in self.measures.metrics:
+            check_accuracy(self.extractor, data, self._asked)
         reference = self._features_of(images, trainer, pl_module)
         if not trainer.is_global_zero:  # one process measures, and tells the others
             return
         self._reference = Statistics.of(reference.features)
-        self._floor_count = min(self.n, len(reference) // 2)
-        self._floors = self._measured_floors(reference)
+        self._floors = measured_floors(
+            self.measures, self.extractor, reference, self.n, self._labels
+        )
         self._images = images
-        distances_only = set(self.measures.metrics) <= {"fd", "is"} and not self.neighbours
+        without_pairs = {"fd", "fd_inf", "is", "accuracy"}
+        distances_only = set(self.measures.metrics) <= without_pairs and not self.neighbours
         self._reference_features = reference[:0] if distances_only else reference
 
     def _features_of(self, images: Tensor, trainer: Trainer, module: LightningModule) -> Features:
@@ -158,7 +168,7 @@ class GenerativeMetrics(Periodic):
             path = cache_path(self.extractor, images, self.cache)
             found = lookup(path)
         if trainer.strategy.broadcast(found is not None):
-            return found if found is not None else _nothing(self.extractor)
+            return found if found is not None else _NOTHING
         indices = share(len(images), trainer) % len(images)
         parts = (images[batch] for batch in indices.split(self.batch_size))
         features = self._gathered(parts, len(images), trainer, module)
@@ -172,40 +182,26 @@ class GenerativeMetrics(Periodic):
         """Extract this process's share, and put all shares in the order of the indices."""
         own = Features.compute(self.extractor, batches, module.device, self.batch_size)
         logits = None if own.logits is None else gather(own.logits, n, trainer)
-        return Features.of(self.extractor, gather(own.features, n, trainer), logits)
-
-    def _measured_floors(self, reference: Features) -> dict[str, float]:
-        """Measure real images against the others, by name; what they are too few for is left out.
-
-        The others are fewer than the samples are compared with, so a good model may score a
-        little lower.
-        """
-        order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
-        some, others = order[: self._floor_count], order[self._floor_count :]
-        floors = {}
-        for metric in self.measures.metrics:
-            measures = replace(self.measures, metrics=(metric,))
-            try:
-                measures.check(self.extractor, self._floor_count)
-            except InputError:
-                continue
-            for real in measures(self.extractor, reference[some], reference[others]):
-                floors[real.name] = real.value
-        return floors
+        return Features(gather(own.features, n, trainer), logits)
 
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Sample, measure, log, write metrics.json and print."""
         assert isinstance(module, DiffusionModule)
         for ema in self.averaged:
             samples = self._gathered(self._drawn(trainer, module, ema), self.n, trainer, module)
-            measured: list[Measurement] = []
+            scores: dict[str, Score] = {}
             if trainer.is_global_zero:
                 self._show_neighbours(trainer, module, samples, step, ema)
-                measured = self.measures(
-                    self.extractor, samples, self._reference_features, self._reference
+                scores = self.measures(
+                    self.extractor,
+                    samples,
+                    self._reference_features,
+                    self._reference,
+                    self._asked,
                 )
-            for one in trainer.strategy.broadcast(measured):
-                self._report(trainer, module, step, one, ema)
+                scores = self._floors.beside(scores)
+            for name, score in trainer.strategy.broadcast(scores).items():
+                self._report(trainer, module, step, name, score, ema)
 
     def _drawn(self, trainer: Trainer, module: DiffusionModule, ema: bool) -> Iterator[Tensor]:
         """Generate this process's share, uint8, a batch at a time: the images are not kept."""
@@ -251,72 +247,57 @@ class GenerativeMetrics(Periodic):
         trainer: Trainer,
         module: DiffusionModule,
         step: int,
-        measured: Measurement,
+        name: str,
+        score: Score,
         ema: bool,
     ) -> None:
-        name, value = measured.name, measured.value
-        alias = measured.alias if ema == self.averaged[0] else f"{measured.alias}_raw"
+        alias = score.alias if ema == self.averaged[0] else f"{score.alias}_raw"
         how = sampling_tag(self.sampler, module.schedule, self.guidance, ema)
         tag = f"{name}/n{self.n}_{how}_{self.reference}"
-        if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
-            module.log(alias, value, on_step=True, on_epoch=False, logger=False)
-        for logger in trainer.loggers:
-            logger.log_metrics({tag: value, alias: value}, step)
+        at_the_end = step % self.every_n_steps != 0
+        log_result(trainer, module, tag, alias, score.value, step, at_the_end)
         if not trainer.is_global_zero:
             return
-        floor = self._floors.get(name)
         result = {
             "step": step,
             "metric": name,
-            "value": value,
-            **({} if measured.spread is None else {"spread": measured.spread}),
-            **measured.settings,
+            "value": score.value,
+            "standard_error": score.error,
+            "spread": score.spread,
+            **score.settings,
             "n": self.n,
-            "sampler": self.sampler.describe(),
+            "sampler": self.sampler.clipped(module.data_range).describe(),
             "steps": len(self.sampler.levels(module.schedule)) - 1,
             "guidance": self.guidance.scale,
             "guidance_interval": plain(self.guidance.interval, "guidance_interval"),
             "guidance_rescale": self.guidance.rescale,
+            "variance": module.variance.describe(),
             "weights": "ema" if ema else "raw",
             "precision": str(trainer.precision),
             "seed": self.seed,
+            "data": identity(self._data),
             "reference": self.reference,
             "reference_count": self._reference.n,
-            "floor": floor,
-            "floor_n": self._floor_count,
+            "floor": score.floor,
+            "floor_n": score.floor_n,
+            "floor_reference_n": score.floor_reference_n,
             "extractor": self.extractor.describe(),
             "extractor_sha256": self.extractor.digest,
             "resize": self.extractor.resize,
         }
-        append_result(Path(trainer.default_root_dir) / "metrics.json", result)
-        spread = "" if measured.spread is None else f" ± {_shown(measured.spread)}"
-        real = "too few real images to compare with"
-        if floor is not None:
-            real = f"real against real at n={self._floor_count}: {_shown(floor)}"
-        tqdm.write(f"step {step}: {name} {_shown(value)}{spread} (n={self.n}, {how}; {real})")
+        append_result(Path(trainer.default_root_dir), result, fitting=True)
+        error = "" if score.error is None else f" ± {_shown(score.error)}"
+        spread = "" if score.spread is None else f", spread {_shown(score.spread)}"
+        real = "too few real images for a floor"
+        if score.floor is not None:
+            real = f"real images: {_shown(score.floor)}, {self._floors.said(self.n)}"
+        value = f"{_shown(score.value)}{error}"
+        tqdm.write(f"step {step}: {name} {value} (n={self.n}{spread}, {how}; {real})")
 
 
-def _nothing(extractor: FeatureExtractor) -> Features:
-    """Stand in for the features on a process that does not measure."""
-    return Features.of(extractor, torch.empty(0, 0), None)
+_NOTHING = Features(torch.empty(0, 0))
+"""Stands in for the features on a process that does not measure."""
 
 
 def _shown(value: float) -> str:
     return f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"
-
-
-def append_result(path: Path, result: dict[str, Any]) -> None:
-    """Add a result to metrics.json, replacing those that a resumed run measures anew."""
-    results = json.loads(path.read_text()) if path.exists() else []
-    results_of = ("step", "value", "standard_error", "spread", "parts")
-    settings = [key for key in result if key not in results_of]
-
-    def superseded(old: dict[str, Any]) -> bool:
-        same = all(old.get(key) == result[key] for key in settings)
-        return same and old["step"] >= result["step"]
-
-    results = [old for old in results if not superseded(old)] + [result]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    partial.replace(path)

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpm_lightning.callbacks.generative_metrics import append_result
+from ddpm_lightning.callbacks.results import append_result
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.checkpoints import read_checkpoint
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
@@ -147,6 +147,8 @@ class Likelihood(Callback):
             "value": mean,
             "standard_error": standard_error,
             "parts": parts,
+            "terms": terms,
+            "edges": edges,
             "n": n,
             "split": "test",
             "evaluations": len(edges) - 1,
@@ -157,7 +159,7 @@ class Likelihood(Callback):
             "weights": "ema" if self.ema else "raw",
             "seed": self.seed,
         }
-        append_result(folder / "metrics.json", result)
+        append_result(folder, result)
         print(
             f"{decoder.unit} a dimension ≤ {mean:.4f} ± {standard_error:.4f} on {n} test samples, "
             f"{len(edges) - 1} of {module.schedule.T} levels each: "

@@ -10,17 +10,18 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from tqdm.auto import tqdm
 
-from ddpm_lightning.callbacks.generative_metrics import append_result
 from ddpm_lightning.callbacks.periodic import Periodic
+from ddpm_lightning.callbacks.results import append_result, log_result
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.configurable import plain
+from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.in_memory import InMemoryData, Split
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.points import mmd, sliced_wasserstein
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.sampling import sampling_tag
+from ddpm_lightning.sampling import levels_from_noise, sampling_tag
 
 SETS = 5
 """Distances to average: one set of a few thousand points is off by chance as much as by error."""
@@ -42,9 +43,11 @@ class PointMetrics(Periodic):
         n: Points in a set; the split holds at least two sets. Distances at different n do not
             compare.
         sampler: How to sample; default: DDPM over all levels. Clips to the data's range.
-        guidance: Strength of classifier-free guidance of a conditional model, 1 is none; or
-            Guidance with its scale, interval and rescale. The labels are those of the real
-            points, in their order.
+        guidance: Strength of classifier-free guidance of a conditional model; 1 is none. The
+            labels are those of the real points, in their order.
+        guidance_interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; null: at all.
+        guidance_rescale: Share, 0 to 1, by which guided predictions are brought back to the spread
+            of unguided ones.
         ema: Averaged weights (true) or the ones in training (false).
         reference: Split to compare with: val (as training has not seen it), train or test.
         projections: Random directions of the sliced Wasserstein distance.
@@ -61,7 +64,9 @@ class PointMetrics(Periodic):
         every_n_steps: int = 1000,
         n: int = 2000,
         sampler: Sampler | None = None,
-        guidance: float | Guidance = 1.0,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         ema: bool = True,
         reference: Split = "val",
         projections: int = 256,
@@ -82,7 +87,7 @@ class PointMetrics(Periodic):
             )
         self.n = n
         self.sampler = sampler or DDPM()
-        self.guidance = guidance
+        self.guidance = Guidance(guidance, guidance_interval, guidance_rescale)
         self.ema = ema
         self.reference = reference
         self.seed = seed
@@ -96,7 +101,7 @@ class PointMetrics(Periodic):
         """Find impossible settings before training."""
         if stage == "fit":
             assert isinstance(pl_module, DiffusionModule)
-            self.sampler.levels(pl_module.schedule)
+            levels_from_noise(self.sampler, pl_module.denoiser())
             pl_module.check_labels(None, self.guidance)
             if len(pl_module.shape) != 1:
                 raise InputError(
@@ -118,6 +123,7 @@ class PointMetrics(Periodic):
                 f"PointMetrics(n={self.n}) needs {2 * self.n} points for real against real, and "
                 f"the {self.reference} split has {len(points)}; use fewer, or more data (--data.n)"
             )
+        self._data = data
         self._labels = labels if pl_module.num_classes is not None else None
         self._sets = points.split(self.n)[: min(SETS, len(points) // self.n)]
         self._count = len(self._sets) * self.n
@@ -150,10 +156,8 @@ class PointMetrics(Periodic):
     ) -> None:
         how = sampling_tag(self.sampler, module.schedule, self.guidance, self.ema)
         tag = f"{name}/n{self.n}_{how}_{self.reference}"
-        if step % self.every_n_steps == 0:  # not at the end of training, where logging is over
-            module.log(name, value, on_step=True, on_epoch=False, logger=False)
-        for logger in trainer.loggers:
-            logger.log_metrics({tag: value, name: value}, step)
+        at_the_end = step % self.every_n_steps != 0
+        log_result(trainer, module, tag, name, value, step, at_the_end)
         if not trainer.is_global_zero:
             return
         result = {
@@ -161,19 +165,24 @@ class PointMetrics(Periodic):
             "metric": name,
             "value": value,
             "n": self.n,
-            "sampler": self.sampler.describe(),
+            "sampler": self.sampler.clipped(module.data_range).describe(),
             "steps": len(self.sampler.levels(module.schedule)) - 1,
-            "guidance": plain(self.guidance, "guidance"),
+            "guidance": self.guidance.scale,
+            "guidance_interval": plain(self.guidance.interval, "guidance_interval"),
+            "guidance_rescale": self.guidance.rescale,
+            "variance": module.variance.describe(),
             "weights": "ema" if self.ema else "raw",
             "precision": str(trainer.precision),
             "seed": self.seed,
+            "data": identity(self._data),
             "reference": self.reference,
             "sets": len(self._sets),
             "floor": self._floor[name],
             "floor_n": self.n,
+            "floor_reference_n": self.n,
             **self._distances[name].keywords,
         }
-        append_result(Path(trainer.default_root_dir) / "metrics.json", result)
+        append_result(Path(trainer.default_root_dir), result, fitting=True)
         tqdm.write(
             f"step {step}: {name} {value:.5f} (n={self.n}, {how}; real against real: "
             f"{self._floor[name]:.5f})"

@@ -19,9 +19,9 @@ class TrainingMonitor(Callback):
     """Logs gradient norm, EMA decay and speed; the hyper-parameters with the final metric.
 
     Tags, whenever the trainer logs: train/grad_norm, the 2-norm of all gradients before clipping;
-    train/ema_decay, which rises during the average's warm-up; train/images_per_second, of wall
-    time since the last log, pictures and metrics included. At the end TensorBoard's HPARAMS page
-    gets the last val/loss_ema and fid, fd or swd.
+    train/ema_decay, by which the average just moved and which rises during its warm-up;
+    train/images_per_second, of wall time since the last log, pictures and metrics included. At
+    the end TensorBoard's HPARAMS page gets the last val/loss_ema and fid, fd or swd.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class TrainingMonitor(Callback):
         first, start = self._since
         if not self._logs_after(trainer, step) or step == first:
             return
-        metrics = {"train/ema_decay": pl_module.ema.decay_at(step)}
+        metrics = {"train/ema_decay": pl_module.ema.decay_at(step - 1)}
         size = getattr(getattr(trainer, "datamodule", None), "global_batch_size", None)
         if size is not None:
             metrics["train/images_per_second"] = (step - first) * size / (now - start)

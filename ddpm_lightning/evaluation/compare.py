@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.evaluation.scores import SMALLER_IS_BETTER
-
-COMPARABLE = ("n", "reference", "extractor")
-"""What must agree before two numbers say anything about each other."""
 
 
 def compare_results(first: Path, second: Path) -> str:
     """Say metric by metric whether two results differ by more than the noise.
 
-    A difference counts from two standard errors of itself on, where both results state one.
+    The noise is that of drawing the samples: both were held against the same real images. A
+    difference counts from two standard errors of itself on, where both results state one.
 
     Args:
         first: A results.json of the evaluate command.
@@ -28,22 +25,40 @@ def compare_results(first: Path, second: Path) -> str:
 
     Raises:
         InputError: A file is not such a result, or they were measured in different ways: other
-            numbers of samples, another reference or extractor.
+            numbers of samples, other pixels of the reference, another extractor, or other
+            settings of a metric.
     """
     a, b = _read(first), _read(second)
-    for key in COMPARABLE:
-        if a.get(key) != b.get(key):
-            raise InputError(
-                f"{first} and {second} do not compare: {key} is {_short(a.get(key))} and "
-                f"{_short(b.get(key))}; measure both in the same way"
-            )
     shared = [name for name in a["metrics"] if name in b["metrics"]]
     if not shared:
         raise InputError(f"{first} and {second} have no metric in common")
+    ways = [(_way(a, name), _way(b, name)) for name in shared]
+    for (what, mine), (_, others) in (pair for one in ways for pair in zip(*one, strict=True)):
+        if mine != others:
+            raise InputError(
+                f"{first} and {second} do not compare: {what} is {_short(mine)} and "
+                f"{_short(others)}; measure both in the same way"
+            )
     width = max(map(len, shared))
     lines = [f"{'':{width}}  {'A':>22}  {'B':>22}  B − A"]
     lines += [_line(name, a["metrics"][name], b["metrics"][name], width) for name in shared]
     return "\n".join([f"A: {first}", f"B: {second}", *lines])
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Write a number with its error: 25.34 ± 0.81."""
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+
+
+def _way(result: dict[str, Any], name: str) -> list[tuple[str, Any]]:
+    """What must agree before two numbers say anything about each other."""
+    settings = [(f"the settings of {name}", result["metrics"][name]["settings"])]
+    if name == "bpd":  # of the model itself, without samples
+        return settings
+    reference = result["reference"]
+    # Where the real images come from does not matter, if they are the same.
+    same = [("n", result["n"]), ("reference", reference["sha256"])]
+    return [*same, ("extractor", result["extractor"]), *settings]
 
 
 def _line(name: str, a: dict[str, Any], b: dict[str, Any], width: int) -> str:
@@ -52,16 +67,11 @@ def _line(name: str, a: dict[str, Any], b: dict[str, Any], width: int) -> str:
     verdict = "its noise is not known"
     if a["error"] is not None and b["error"] is not None:
         noise = math.hypot(a["error"], b["error"])
-        better = "A" if (difference > 0) == (name.split("_")[0] in SMALLER_IS_BETTER) else "B"
+        better = "A" if (difference > 0) == a["smaller_is_better"] else "B"
         within = abs(difference) <= 2 * noise
         verdict = "within the noise" if within else f"{better} is better"
         verdict += f" ({abs(difference) / noise:.1f} standard errors)" if noise else ""
     return f"{name:{width}}  {cells}  {difference:+.4g}  {verdict}"
-
-
-def with_error(value: float, error: float | None) -> str:
-    """Write a number with its error: 25.34 ± 0.81."""
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -69,10 +79,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"no file {path}")
     try:
         result = json.loads(path.read_text())
-        for score in result["metrics"].values():
-            float(score["value"]), score["error"]
+        for name, score in result["metrics"].items():
+            float(score["value"]), score["error"], score["smaller_is_better"]
+            _way(result, name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no result of the evaluate command ({error!r})") from error
+        raise InputError(
+            f"{path} is no result of this version's evaluate command ({error!r}); run it again"
+        ) from error
     return dict(result)
 
 

@@ -56,6 +56,7 @@ def floors(real: Features, sizes: Sequence[int], seed: int = 0) -> list[Floor]:
     for n in sizes:
         a, b = (real.features[rows] for rows in (order[:n], order[n : 2 * n]))
         limit = extrapolated_frechet(a, b, seed)
+        assert limit.spread is not None
         found.append(Floor(n, limit.values[0], limit.value, limit.spread))
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.evaluation.real_images import RealImages
-from ddpm_lightning.evaluation.scores import Score, feature_scores
 from ddpm_lightning.image_folder import ImageFolder
 from ddpm_lightning.images import from_uint8, grid, write_png
 from ddpm_lightning.metrics import FeatureExtractor
 from ddpm_lightning.metrics.cached import Features, reference_features
+from ddpm_lightning.metrics.floors import Floors, measured_floors
+from ddpm_lightning.metrics.frechet import Statistics
+from ddpm_lightning.metrics.measure import Measures, Score
 from ddpm_lightning.pictures import draw_neighbours
 
 
@@ -24,8 +27,7 @@ class Judge:
     Args:
         real: The real images; their features are computed here, once, and kept on disk.
         extractor: Whose features are compared.
-        metrics: Which metrics; those without features are left to others.
-        seed: Seed of subsets.
+        measures: Which metrics; None: nothing but the features of the real images.
         batch_size: Images at a time.
         device: Where the extractor works.
     """
@@ -34,43 +36,42 @@ class Judge:
         self,
         real: RealImages,
         extractor: FeatureExtractor,
-        metrics: Sequence[str],
-        seed: int,
+        measures: Measures | None,
         batch_size: int,
         device: torch.device,
     ) -> None:
         self.real = real
         self.extractor = extractor
-        self.metrics = [name for name in metrics if name != "bpd"]
-        self.seed = seed
+        self.measures = measures
         self.batch_size = batch_size
         self.device = device
-        self.reference = self._features_of_real()
+        if isinstance(real.source, ImageFolder):
+            self.reference, digest = self._features(real.source)
+        else:
+            digest = hashlib.sha256(real.source.contiguous().numpy().data).hexdigest()
+            self.reference = reference_features(
+                extractor, real.source, None, device, batch_size, progress=True
+            )
+        self.real_sha256 = digest
+        self._floors: dict[int, Floors] = {}
 
-    def __call__(self, images: ImageFolder, asked: Tensor | None, out: Path) -> dict[str, Score]:
+    def __call__(
+        self, images: ImageFolder, asked: Tensor | None, out: Path
+    ) -> tuple[dict[str, Score], str]:
         """Score images, and draw them into a folder: grid.png and neighbours.png.
 
         Args:
             images: What to score.
             asked: int64 [n] classes that they were asked to be of, or None.
             out: The folder.
+
+        Returns:
+            The scores by name, each with its floor, and the sha256 of all pixels.
         """
-        features = Features.compute(
-            self.extractor,
-            images.batches(self.batch_size),
-            self.device,
-            self.batch_size,
-            progress=True,
-        )
-        scores = feature_scores(
-            self.metrics,
-            self.extractor,
-            features,
-            self.reference,
-            asked,
-            self.real.labels,
-            self.seed,
-        )
+        assert self.measures is not None
+        features, digest = self._features(images)
+        statistics = Statistics.of(self.reference.features)
+        scores = self.measures(self.extractor, features, self.reference, statistics, asked)
         write_png(out / "grid.png", grid(from_uint8(images.read(images.files[:64]))))
         panel = draw_neighbours(
             images.read(images.files[:8]),
@@ -79,25 +80,45 @@ class Judge:
             self.real.take,
         )
         write_png(out / "neighbours.png", panel)
-        return scores
+        return self.floors(len(images)).beside(scores), digest
+
+    def floors(self, n: int) -> Floors:
+        """The floor of each metric for n samples; measured once."""
+        assert self.measures is not None
+        if n not in self._floors:
+            known = self.extractor.knows_classes_of(self.real.data)
+            labels = self.real.labels if known else None
+            self._floors[n] = measured_floors(
+                self.measures, self.extractor, self.reference, n, labels
+            )
+        return self._floors[n]
+
+    def said(self, n: int) -> str:
+        """Say in words what was held against what."""
+        return (
+            f"{n} samples against {len(self.real)} real images; "
+            f"real images: {self.floors(n).said(n)}"
+        )
 
     def describe(self) -> dict[str, Any]:
         """State all that decides about the scores beside the samples, as plain data."""
         extractor = self.extractor
         details = {"sha256": extractor.digest, "resize": extractor.resize}
         return {
-            "reference": self.real.description,
+            "reference": self.real.description | {"sha256": self.real_sha256},
             "extractor": extractor.describe() | details,
-            "seed": self.seed,
         }
 
-    def _features_of_real(self) -> Features:
-        source = self.real.source
-        if isinstance(source, ImageFolder):
-            batches = source.batches(self.batch_size)
-            return Features.compute(
-                self.extractor, batches, self.device, self.batch_size, progress=True
-            )
-        return reference_features(
-            self.extractor, source, None, self.device, self.batch_size, progress=True
+    def _features(self, images: ImageFolder) -> tuple[Features, str]:
+        """Features of all images, and the sha256 of all pixels."""
+        digest = hashlib.sha256()
+
+        def read() -> Iterator[Tensor]:
+            for batch in images.batches(self.batch_size):
+                digest.update(batch.contiguous().numpy().data)
+                yield batch
+
+        features = Features.compute(
+            self.extractor, read(), self.device, self.batch_size, True, len(images)
         )
+        return features, digest.hexdigest()

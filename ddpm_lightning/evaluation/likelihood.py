@@ -9,11 +9,12 @@ from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.likelihood import terms_figure
 from ddpm_lightning.data.conditioned import condition_source
+from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.in_memory import InMemoryData
-from ddpm_lightning.diffusion.bound import variational_bound
+from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
 from ddpm_lightning.diffusion.denoiser import given
-from ddpm_lightning.evaluation.scores import Score
 from ddpm_lightning.figure import write_figure
+from ddpm_lightning.metrics import Score
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.randomness import IndexedNoise, Stream
 
@@ -40,7 +41,8 @@ def bits_per_dimension(
         out: Folder for the picture.
 
     Returns:
-        The mean over images, with its standard error.
+        The mean over images with its standard error; its parts are the terms and their edges, as
+        of :class:`~ddpm_lightning.diffusion.bound.Bound`.
     """
     x0, y = data.finished("test")
     source = condition_source(data, module.condition_channels)
@@ -60,8 +62,21 @@ def bits_per_dimension(
         for index in tqdm(torch.arange(len(x0)).split(batch_size), desc="bound", leave=False)
     ]
     terms = torch.cat([bound.terms.cpu().double() for bound in bounds])
-    unit = f"{bounds[0].unit} a dimension"
-    figure = terms_figure(terms.mean(0).tolist(), bounds[0].edges, unit)
-    write_figure(out / "bound.png", figure)
+    means, edges = terms.mean(0).tolist(), bounds[0].edges
+    write_figure(out / "bound.png", terms_figure(means, edges, f"{bounds[0].unit} a dimension"))
     total = terms.sum(1)
-    return Score(float(total.mean()), float(total.std()) / len(total) ** 0.5)
+    return Score(
+        float(total.mean()),
+        "bpd",
+        smaller_is_better=True,
+        error=float(total.std()) / len(total) ** 0.5,
+        settings={
+            "data": identity(data),
+            "split": "test",
+            "count": len(total),
+            "evaluations": len(edges) - 1,
+            "T": module.schedule.T,
+            "decoder": decoder_of(module.data_range).describe(),
+        },
+        parts={"edges": edges, "terms": means},
+    )

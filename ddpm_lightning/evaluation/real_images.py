@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
 from ddpm_lightning.image_folder import ImageFolder
@@ -21,28 +21,28 @@ class RealImages:
 
     Args:
         source: The images: uint8 [N, C, H, W], or a folder, which is read as needed.
-        labels: int64 [N] classes, or None.
         description: What they are, as plain data: source, split and count.
+        labels: int64 [N] classes, or None.
+        data: The data set that they are of, or None.
     """
 
     source: Tensor | ImageFolder
-    labels: Tensor | None
     description: dict[str, Any]
+    labels: Tensor | None = None
+    data: ImageData | None = None
 
     @classmethod
     def of_data(cls, data: ImageData, split: Split) -> RealImages:
         """Take a whole split of a data set, never mirrored."""
         images, labels = data.images(split)
-        # What only says where the files are or how batches are made does not change the images.
-        passing = ("root", "download", "global_batch_size", "predict_n", "flip")
-        stated = {"class_path": data.class_path(), "init_args": data.plain_arguments(passing)}
-        return cls(images, labels, {"data": stated, "split": split, "count": len(images)})
+        description = {"data": identity(data), "split": split, "count": len(images)}
+        return cls(images, description, labels, data)
 
     @classmethod
     def of_folder(cls, folder: Path) -> RealImages:
         """Take all images of a folder and its subfolders."""
         images = ImageFolder(folder)
-        return cls(images, None, {"folder": str(folder), "count": len(images)})
+        return cls(images, {"folder": str(folder), "count": len(images)})
 
     def __len__(self) -> int:
         return len(self.source)
@@ -53,13 +53,6 @@ class RealImages:
         if isinstance(self.source, ImageFolder):
             return self.source.shape
         return tuple(self.source.shape[1:])
-
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """All images, uint8 [B, C, H, W] at a time."""
-        if isinstance(self.source, ImageFolder):
-            yield from self.source.batches(batch_size)
-        else:
-            yield from self.source.split(batch_size)
 
     def take(self, rows: Tensor) -> Tensor:
         """The images of these rows, uint8 [n, C, H, W]."""

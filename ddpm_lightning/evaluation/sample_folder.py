@@ -17,6 +17,7 @@ from ddpm_lightning.configurable import plain
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import PARTIAL, write_json
 from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.module import DiffusionModule
 
@@ -83,7 +84,7 @@ def draw_into(
     n: int,
     batch_size: int = 256,
     progress: bool = True,
-) -> list[Path]:
+) -> None:
     """Draw samples 0…n−1 as PNG files into a folder, but for those that are there already.
 
     Args:
@@ -93,9 +94,6 @@ def draw_into(
         n: Number of samples.
         batch_size: Samples at a time: the most that a stop loses.
         progress: Show a bar, with the time left.
-
-    Returns:
-        The n files.
 
     Raises:
         InputError: The folder holds something else.
@@ -121,7 +119,6 @@ def draw_into(
             for k, image in zip(batch.tolist(), to_uint8(images), strict=True):
                 write_png(files[k], image)
             bar.update(len(batch))
-    return files
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -138,9 +135,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                 "choose another --out, or remove it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # A stop just here leaves nothing but the file's beginning.
+    others = (file for file in folder.glob("*") if file.name != SETTINGS + PARTIAL)
+    if folder.exists() and (not folder.is_dir() or any(others)):
         raise InputError(f"{folder} holds other files; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    partial.replace(path)
+    write_json(path, settings)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpm_lightning.configurable import build
+from ddpm_lightning.configurable import Configurable, build
 from ddpm_lightning.diffusion.denoiser import Guidance, Prediction, guide
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun, Sampler, Spacing
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.diffusion.variances import FixedSmall, Variance
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.figure import new_figure
+from ddpm_lightning.sampling import levels_from_noise
 
 
 @dataclass(frozen=True)
@@ -74,41 +78,60 @@ class Point:
     @property
     def name(self) -> str:
         """Name of a folder for it."""
-        return f"{self.curve.replace(', ', '_').replace(' ', '')}_{self.budget}"
+        words = self.curve.replace(", ", "_").replace(" ", "")
+        return re.sub(r"[^\w.=-]", "-", f"{words}_{self.budget}")
 
 
-def points(sweep: Sweep, schedule: Schedule) -> list[Point]:
+def points(
+    sweep: Sweep,
+    schedule: Schedule,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+) -> list[Point]:
     """List a sweep's combinations.
 
+    Args:
+        sweep: The axes.
+        schedule: The forward process.
+        interval: Where the strengths of guidance act; see :class:`Guidance`.
+        rescale: By how much their spread is brought back.
+
     Raises:
-        InputError: A sampler does not get by with the evaluations, or two combinations have one
-            name.
+        InputError: A sampler does not get by with the evaluations, does not start from noise, or
+            two combinations are the same.
     """
-    found = list(_points(sweep, schedule))
+    if (interval is not None or rescale) and all(scale == 1 for scale in sweep.guidance):
+        raise InputError(
+            "guidance_interval and guidance_rescale change nothing at strength 1; give "
+            "--sweep.guidance strengths"
+        )
+    found = list(_points(sweep, schedule, interval, rescale))
     for name, count in Counter(point.name for point in found).items():
         if count > 1:
-            raise InputError(
-                f"{count} combinations of the sweep are called {name}: their settings do not "
-                "differ, or in something that a sampler's name does not tell; sweep them apart"
-            )
+            raise InputError(f"{count} combinations of the sweep are the same: {name}")
     return found
 
 
-def _points(sweep: Sweep, schedule: Schedule) -> Iterator[Point]:
-    spacings: Sequence[Spacing | None] = sweep.spacings or [None]
-    for sampler, spacing, strength in product(sweep.samplers, spacings, sweep.guidance):
-        guidance = Guidance(strength)
+def _points(
+    sweep: Sweep, schedule: Schedule, interval: tuple[float, float] | None, rescale: float
+) -> Iterator[Point]:
+    samplers = _named(sweep.samplers)
+    spacings: Sequence[tuple[str, Spacing | None]] = [("", None)]
+    if sweep.spacings is not None:
+        spacings = _named(sweep.spacings)
+    for (name, sampler), (spacing_name, spacing), strength in product(
+        samplers, spacings, sweep.guidance
+    ):
+        guidance = Guidance() if strength == 1 else Guidance(strength, interval, rescale)
         stated = sampler.describe()
         if spacing is not None:
             stated["init_args"]["spacing"] = spacing.describe()
-        variances: Sequence[Variance | None] = [None]
+        variances: Sequence[tuple[str, Variance | None]] = [("", None)]
         if sweep.variances is not None and isinstance(sampler, DDPM):
-            variances = sweep.variances
-        for variance, budget in product(variances, sweep.evaluations):
+            variances = _named(sweep.variances)
+        for (variance_name, variance), budget in product(variances, sweep.evaluations):
             chosen = _fitting(stated, schedule, guidance, budget)
-            parts = [type(sampler).__name__, *sampler.marks()]
-            parts += [type(spacing).__name__] if spacing is not None else []
-            parts += [type(variance).__name__] if variance is not None else []
+            parts = [name, spacing_name, variance_name]
             parts += [f"guidance {strength:g}"] if len(sweep.guidance) > 1 else []
             yield Point(
                 chosen,
@@ -116,13 +139,42 @@ def _points(sweep: Sweep, schedule: Schedule) -> Iterator[Point]:
                 variance,
                 budget,
                 evaluations(chosen, schedule, guidance),
-                ", ".join(parts),
+                ", ".join(filter(None, parts)),
             )
+
+
+Part = TypeVar("Part", bound=Configurable)
+
+
+def _named(axis: Sequence[Part]) -> list[tuple[str, Part]]:
+    """Name the values of an axis by their class, and by what differs within a class."""
+    names: list[tuple[str, Part]] = []
+    for one in axis:
+        marks = one.marks() if isinstance(one, Sampler) else []
+        same = [other.plain_arguments() for other in axis if type(other) is type(one)]
+        differing = [
+            f"{key}={_short(value)}"
+            for key, value in one.plain_arguments().items()
+            if any(other.get(key) != value for other in same)
+            and not any(mark.startswith(key) for mark in marks)
+        ]
+        names.append((", ".join([type(one).__name__, *marks, *differing]), one))
+    return names
+
+
+def _short(value: Any) -> str:
+    """A value in a name; a long one by its digest."""
+    if isinstance(value, dict) and "class_path" in value:
+        settings = ",".join(_short(one) for one in value["init_args"].values())
+        return f"{value['class_path'].rpartition('.')[2]}({settings})"
+    text = json.dumps(value)
+    return text if len(text) < 40 else hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def evaluations(sampler: Sampler, schedule: Schedule, guidance: Guidance) -> int:
     """Count the network evaluations an image, by sampling once without a network."""
     counter = _Counter(schedule)
+    levels_from_noise(sampler, counter)
     for _ in sampler.trajectory(guide(counter, guidance), torch.zeros(1, 1), torch.tensor([0])):
         pass
     return counter.rows
@@ -187,7 +239,9 @@ def draw_sweep(rows: Sequence[dict[str, Any]], metric: str) -> Figure:
         axes.errorbar(x, y, errors, label=curve, fmt="o" + line, color=colour, capsize=2, ms=4)
     floors = [row["metrics"][metric]["floor"] for row in rows]
     if floors and floors[0] is not None:
-        axes.axhline(floors[0], color="0.5", lw=1, label="real images")
+        counts = [rows[0]["metrics"][metric][f"floor_{name}"] for name in ("n", "reference_n")]
+        label = "{} against {} real images".format(*counts)
+        axes.axhline(floors[0], color="0.5", lw=1, label=label)
     values = [row["metrics"][metric]["value"] for row in rows]
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")

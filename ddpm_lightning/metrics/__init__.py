@@ -10,14 +10,16 @@ from ddpm_lightning.metrics.features import Extracted, FeatureExtractor
 from ddpm_lightning.metrics.frechet import Statistics, frechet_distance
 from ddpm_lightning.metrics.inception import Inception
 from ddpm_lightning.metrics.inception_score import inception_score
-from ddpm_lightning.metrics.kernel import kid
+from ddpm_lightning.metrics.jackknife import Estimate
+from ddpm_lightning.metrics.kernel import kid, kid_error
 from ddpm_lightning.metrics.lenet import LeNet
 from ddpm_lightning.metrics.manifold import manifold
-from ddpm_lightning.metrics.measure import Measures
+from ddpm_lightning.metrics.measure import Measures, Score
 from ddpm_lightning.metrics.pixels import Pixels
 from ddpm_lightning.metrics.points import mmd, sliced_wasserstein
 
 __all__ = [
+    "Estimate",
     "Extracted",
     "Extrapolation",
     "FeatureExtractor",
@@ -26,12 +28,14 @@ __all__ = [
     "LeNet",
     "Measures",
     "Pixels",
+    "Score",
     "Statistics",
     "extrapolated_frechet",
     "frechet_distance",
     "frechet_spread",
     "inception_score",
     "kid",
+    "kid_error",
     "manifold",
     "mmd",
     "reference_features",

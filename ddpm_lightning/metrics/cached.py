@@ -9,9 +9,9 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,27 +22,21 @@ from tqdm.auto import tqdm
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.features import FeatureExtractor
 
-VERSION = 1
+VERSION = 2
 """Raised when the same images and the same extractor would give other features than before."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What every metric is computed from, and where it comes from.
+    """What every metric is computed from.
 
     Attributes:
         features: float32 [n, d], on the CPU.
         logits: float32 [n, K] of the extractor's classes, or None.
-        extractor: Description of the extractor, as in config files.
-        digest: sha256 of its weights.
-        resize: How it brings images to its size.
     """
 
     features: Tensor
-    logits: Tensor | None
-    extractor: dict[str, Any]
-    digest: str
-    resize: str
+    logits: Tensor | None = None
 
     @classmethod
     def compute(
@@ -52,6 +46,7 @@ class Features:
         device: torch.device | str = "cpu",
         batch_size: int = 256,
         progress: bool = False,
+        total: int | None = None,
     ) -> Features:
         """Run the extractor once over images; only features and logits are kept.
 
@@ -61,31 +56,34 @@ class Features:
             device: Where to compute.
             batch_size: Images at a time, of a tensor and of longer batches.
             progress: Show a progress bar.
+            total: Number of images, where they are batches, for the time left.
 
         Raises:
             InputError: There are no images, or they do not fit the extractor.
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: at least 1")
-        batches = images.split(batch_size) if isinstance(images, Tensor) else images
-        bar = tqdm(batches, desc=f"{extractor.name} features", leave=False, disable=not progress)
+        batches: Iterable[Tensor] = (images,) if isinstance(images, Tensor) else images
+        total = len(images) if isinstance(images, Tensor) else total
         features: list[Tensor] = []
         logits: list[Tensor] = []
-        for batch in bar:
-            for part in batch.split(batch_size):
-                one = extractor.both(part.to(device))
-                features.append(one.features.float().cpu())
-                if one.logits is not None:
-                    logits.append(one.logits.float().cpu())
+        with tqdm(
+            total=total,
+            desc=f"{extractor.name} features",
+            unit="image",
+            leave=False,
+            disable=not progress,
+        ) as bar:
+            for batch in batches:
+                for part in batch.split(batch_size):
+                    one = extractor.both(part.to(device))
+                    features.append(one.features.float().cpu())
+                    if one.logits is not None:
+                        logits.append(one.logits.float().cpu())
+                    bar.update(len(part))
         if not features:
             raise InputError(f"{type(extractor).__name__} was given no images; give one or more")
-        return cls.of(extractor, torch.cat(features), torch.cat(logits) if logits else None)
-
-    @classmethod
-    def of(cls, extractor: FeatureExtractor, features: Tensor, logits: Tensor | None) -> Features:
-        """Label what this extractor has computed."""
-        origin = (extractor.describe(), extractor.digest, extractor.resize)
-        return cls(features, logits, *origin)
+        return cls(torch.cat(features), torch.cat(logits) if logits else None)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -93,7 +91,7 @@ class Features:
     def __getitem__(self, rows: Tensor | slice) -> Features:
         """Choose some of the images."""
         logits = None if self.logits is None else self.logits[rows]
-        return Features(self.features[rows], logits, self.extractor, self.digest, self.resize)
+        return Features(self.features[rows], logits)
 
     def save(self, path: str | Path) -> None:
         """Write plain tensors (safetensors); a stopped write never leaves half a file.
@@ -105,15 +103,13 @@ class Features:
         tensors = {"features": self.features.contiguous()}
         if self.logits is not None:
             tensors["logits"] = self.logits.contiguous()
-        origin = {"extractor": self.extractor, "digest": self.digest, "resize": self.resize}
-        metadata = {name: json.dumps(value) for name, value in origin.items()}
         partial = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A name of its own, as another process may write the same features.
             with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
                 partial = Path(file.name)
-            safetensors.torch.save_file(tensors, partial, metadata)
+            safetensors.torch.save_file(tensors, partial)
             partial.replace(path)
         except (OSError, SafetensorError) as error:
             raise InputError(
@@ -132,9 +128,7 @@ class Features:
         """
         try:
             with safe_open(str(path), framework="pt") as file:
-                names, metadata = set(file.keys()), file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in names}
-            origin = [json.loads(metadata[name]) for name in ("extractor", "digest", "resize")]
+                tensors = {name: file.get_tensor(name) for name in set(file.keys())}
             features, logits = tensors["features"], tensors.get("logits")
             if features.ndim != 2 or (logits is not None and len(logits) != len(features)):
                 raise ValueError("the tensors are of other shapes")
@@ -143,7 +137,7 @@ class Features:
                 f"{path} is no readable file of features: {type(error).__name__} {error}; delete "
                 "it and compute them again"
             ) from error
-        return cls(features, logits, *origin)
+        return cls(features, logits)
 
 
 def reference_features(
@@ -184,11 +178,20 @@ def default_cache() -> Path:
 
 def cache_path(
     extractor: FeatureExtractor, images: Tensor, cache_dir: str | Path | None = None
-) -> Path:
+) -> Path | None:
     """Name the file after all that decides about the features: the images and the extractor.
 
-    The extractor counts with its description, the sha256 of its weights and its source code.
+    The extractor counts with its description, the sha256 of its weights, the source files of its
+    class and base classes, and the versions of torch and torch-fidelity. Modules of your own
+    that these files import do not count: after a change there, delete the kept features.
+
+    Returns:
+        None for an extractor without a source file (of a notebook, of standard input), whose
+        changes could not be told: its features are not kept.
     """
+    source = _source(type(extractor))
+    if source is None:
+        return None
     key = hashlib.sha256(images.cpu().contiguous().numpy().data)
     origin = {
         "version": VERSION,
@@ -196,16 +199,17 @@ def cache_path(
         "extractor": extractor.describe(),
         "digest": extractor.digest,
         "resize": extractor.resize,
-        "source": _source(type(extractor)),
+        "source": source,
+        "versions": {name: version(name) for name in ("torch", "torch-fidelity")},
     }
     key.update(json.dumps(origin, sort_keys=True).encode())
     folder = Path(cache_dir).expanduser() if cache_dir else default_cache()
     return folder / f"{extractor.name}-{key.hexdigest()[:32]}.safetensors"
 
 
-def lookup(path: Path) -> Features | None:
+def lookup(path: Path | None) -> Features | None:
     """Read kept features; None if there are none, with a warning if they are damaged."""
-    if not path.exists():
+    if path is None or not path.exists():
         return None
     try:
         return Features.load(path)
@@ -214,21 +218,23 @@ def lookup(path: Path) -> Features | None:
         return None
 
 
-def store(features: Features, path: Path) -> None:
-    """Keep features, or warn that they will have to be computed again."""
+def store(features: Features, path: Path | None) -> None:
+    """Keep features, or warn that they will have to be computed again; no path: keep nothing."""
+    if path is None:
+        return
     try:
         features.save(path)
     except InputError as error:
         warnings.warn(f"{error}, or compute them each time", stacklevel=2)
 
 
-def _source(cls: type) -> str:
-    """The sha256 of the files that define an extractor and its base classes."""
+def _source(cls: type) -> str | None:
+    """The sha256 of the files that define an extractor and its base classes, if there are such."""
     digest = hashlib.sha256()
     for base in cls.__mro__:
         if issubclass(base, FeatureExtractor):
             try:
-                digest.update(inspect.getsource(inspect.getmodule(base) or base).encode())
-            except (OSError, TypeError):  # a notebook keeps no file
-                digest.update(base.__qualname__.encode())
+                digest.update(Path(inspect.getfile(base)).read_bytes())
+            except (OSError, TypeError):
+                return None
     return digest.hexdigest()

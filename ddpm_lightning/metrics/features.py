@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class FeatureExtractor(Configurable, ABC):
         channels: The numbers of image channels that are accepted; None: any.
         min_size: The smallest accepted height and width, in pixels.
         classes: Number of classes that the network tells apart; None: it gives no logits.
+        knows: Names of the data sets (classes of ddpm_lightning.data, or of your own) whose labels
+            these classes are, in their order: only of those it can tell the accuracy.
         resize: How images are brought to the network's size, as stated in results.
     """
 
@@ -53,6 +55,7 @@ class FeatureExtractor(Configurable, ABC):
     channels: tuple[int, ...] | None
     min_size: int = 1
     classes: int | None = None
+    knows: tuple[str, ...] = ()
     resize: str = "none"
 
     @abstractmethod
@@ -73,6 +76,10 @@ class FeatureExtractor(Configurable, ABC):
     def features_and_logits(self, images: Tensor) -> Extracted:
         """Do as ``features``, and give the logits of the same pass, float32 [B, classes]."""
         return Extracted(self.features(images))
+
+    def knows_classes_of(self, data: object) -> bool:
+        """Tell whether the labels of a data set are the network's classes."""
+        return type(data).__name__ in self.knows
 
     @property
     def network(self) -> nn.Module:
@@ -152,6 +159,22 @@ class FeatureExtractor(Configurable, ABC):
 
 @contextmanager
 def plain_float32(device: torch.device) -> Iterator[None]:
-    """Suspend gradients and autocast: features do not depend on the trainer's precision."""
+    """Suspend gradients, autocast and TF32: features do not depend on the trainer's precision."""
+    switches = _tf32_switches()
+    before = [getattr(where, name) for where, name, _ in switches]
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
+        for where, name, off in switches:
+            setattr(where, name, off)
+        try:
+            yield
+        finally:
+            for (where, name, _), value in zip(switches, before, strict=True):
+                setattr(where, name, value)
+
+
+def _tf32_switches() -> list[tuple[Any, str, Any]]:
+    """Where TF32 is switched, the switch's name and its value for off."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cudnn, "conv"):  # torch 2.9 and later, which forbid to mix both ways
+        return [(where, "fp32_precision", "ieee") for where in (matmul, cudnn.conv, cudnn.rnn)]
+    return [(where, "allow_tf32", False) for where in (matmul, cudnn)]

@@ -25,7 +25,8 @@ def inception_score(
         seed: Seed of the shuffling.
 
     Returns:
-        Mean and standard deviation over the parts.
+        Mean and standard deviation over the parts. The parts are disjoint, so that the standard
+        error of the mean is std/√(splits − 1); it needs two parts.
 
     Raises:
         InputError: Fewer samples than parts, or logits that are not finite.

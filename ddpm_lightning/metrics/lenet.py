@@ -35,6 +35,7 @@ class LeNet(FeatureExtractor):
     channels = (1,)
     min_size = 8
     classes = 10
+    knows = ("MNIST", "Digits")
     resize = "bilinear-28"
 
     def load(self) -> tuple[LeNetNetwork, str]:

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.checks import check_features
+from ddpm_lightning.metrics.jackknife import BLOCKS, Estimate, binomial, jackknife, shuffled
 
 DISTANCES = 2**24
 """Distances held at a time: 128 MB."""
 
+SPARE = 16
+"""Neighbours kept beyond the k-th: one block of 20 holds so many of them once in 1e20 times."""
 
-def manifold(features: Tensor, reference_features: Tensor, k: int = 5) -> dict[str, float]:
+
+def manifold(
+    features: Tensor,
+    reference_features: Tensor,
+    k: int = 5,
+    errors: bool = True,
+    seed: int = 0,
+) -> dict[str, Estimate]:
     """Compute precision, recall, density and coverage with balls to the k-th neighbour.
 
     Around every vector is a ball that reaches to its k-th nearest neighbour in its own set.
     Precision: share of samples in at least one ball of a real image. Recall: share of real images
     in at least one ball of a sample. Density: number of real balls around a sample, mean, divided
     by k; it may exceed 1. Coverage: share of real balls with a sample inside.
+
+    The standard errors take only the samples to be random, not the reference. The real balls are
+    fixed then, so precision is binomial and density a mean over samples; recall and coverage
+    depend on all samples at once, and have a delete-d jackknife over 20 disjoint random blocks of
+    them (with the balls that the other samples have by themselves), which makes the whole take
+    about twice as long. It needs k + 1 samples without a block.
 
     Distances are float64, in blocks: the memory grows with n + m, the time with their product.
 
@@ -27,6 +45,8 @@ def manifold(features: Tensor, reference_features: Tensor, k: int = 5) -> dict[s
         reference_features: float32 [m, d] of the real images, m > k. Publications take m = n.
         k: Which neighbour; 3 in the paper of precision and recall, 5 in that of density and
             coverage.
+        errors: Compute the standard errors, too.
+        seed: Seed of the blocks.
 
     Returns:
         ``precision``, ``recall``, ``density`` and ``coverage``.
@@ -43,37 +63,80 @@ def manifold(features: Tensor, reference_features: Tensor, k: int = 5) -> dict[s
     )
     centre = reference_features.double().mean(dim=0)  # large norms would cost digits
     fake, real = features.double() - centre, reference_features.double() - centre
-    fake_radius, real_radius = _radii(fake, k), _radii(real, k)
-    precise = dense = 0
-    recalled = torch.zeros(len(real), dtype=torch.bool)
-    nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
-    for rows in _blocks(len(fake), len(real)):
-        distance = _distances(fake[rows], real)
-        precise += int((distance <= real_radius).any(dim=1).sum())
-        dense += int((distance < real_radius).sum())
-        recalled |= (distance <= fake_radius[rows, None]).any(dim=0)
-        nearest = torch.minimum(nearest, distance.amin(dim=0))
+    n, m = len(fake), len(real)
+    blocks = BLOCKS if errors and n - -(-n // BLOCKS) > k else 1
+    parts = shuffled(n, seed).tensor_split(blocks)
+    owner = torch.empty(n, dtype=torch.long)
+    for block, rows in enumerate(parts):
+        owner[rows] = block
+
+    radius, without = _radii(fake, k, owner, blocks)
+    real_radius, _ = _radii(real, k)
+    precise = torch.empty(n, dtype=torch.bool)
+    dense = torch.empty(n, dtype=torch.float64)
+    recalled = torch.zeros(m, dtype=torch.bool)
+    recalled_without = torch.zeros(blocks, m, dtype=torch.bool)
+    nearest = torch.full((blocks, m), torch.inf, dtype=torch.float64)  # by block
+    for block, part in enumerate(parts):
+        for rows in part.split(max(1, DISTANCES // m)):
+            distance = _distances(fake[rows], real)
+            precise[rows] = (distance <= real_radius).any(dim=1)
+            dense[rows] = (distance < real_radius).sum(dim=1).double() / k
+            recalled |= (distance <= radius[rows, None]).any(dim=0)
+            nearest[block] = torch.minimum(nearest[block], distance.amin(dim=0))
+            for other in range(blocks if blocks > 1 else 0):
+                if other != block:
+                    reached = distance <= without[other, rows, None]
+                    recalled_without[other] |= reached.any(dim=0)
+    recall, coverage = _share(recalled), _share(nearest.amin(dim=0) < real_radius)
+    recall_error = coverage_error = None
+    if blocks > 1:
+        recall_error = jackknife([_share(one) for one in recalled_without])
+        others = (nearest[torch.arange(blocks) != block].amin(dim=0) for block in range(blocks))
+        coverage_error = jackknife([_share(distance < real_radius) for distance in others])
+    precision, density = binomial(_share(precise), n), Estimate(float(dense.mean()))
+    if errors:
+        density = Estimate(density.value, float(dense.std()) / n**0.5)
     return {
-        "precision": precise / len(fake),
-        "recall": float(recalled.double().mean()),
-        "density": dense / (k * len(fake)),
-        "coverage": float((nearest < real_radius).double().mean()),
+        "precision": precision,
+        "recall": Estimate(recall, recall_error),
+        "density": density,
+        "coverage": Estimate(coverage, coverage_error),
     }
 
 
-def _radii(x: Tensor, k: int) -> Tensor:
-    """Compute the distance of each vector to its k-th neighbour, itself not counted: [n]."""
+def _radii(
+    x: Tensor, k: int, owner: Tensor | None = None, blocks: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Compute the distance of each vector to its k-th neighbour, itself not counted.
+
+    Returns:
+        [n] among all, and [blocks, n] among those that are not of each block.
+    """
     radii = torch.empty(len(x), dtype=x.dtype)
+    without = torch.empty(blocks, len(x), dtype=x.dtype)
+    kept = min(k + SPARE, len(x) - 1) if blocks > 1 else k
     for rows in _blocks(len(x), len(x)):
         distance = _distances(x[rows], x)
         distance[torch.arange(len(rows)), rows] = torch.inf
-        radii[rows] = distance.kthvalue(k, dim=1).values
-    return radii
+        near, neighbour = distance.topk(kept, dim=1, largest=False)
+        radii[rows] = near[:, k - 1]
+        if owner is None or blocks == 1:
+            continue
+        for block in range(blocks):
+            rank = (owner[neighbour] != block).cumsum(dim=1)
+            place = (rank < k).sum(dim=1, keepdim=True).clamp(max=kept - 1)
+            without[block, rows] = near.gather(1, place)[:, 0]
+    return radii, without
 
 
-def _blocks(n: int, m: int) -> tuple[Tensor, ...]:
-    return torch.arange(n).split(max(1, DISTANCES // m))
+def _blocks(n: int, m: int) -> Iterator[Tensor]:
+    yield from torch.arange(n).split(max(1, DISTANCES // m))
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist")
+
+
+def _share(chosen: Tensor) -> float:
+    return float(chosen.double().mean())

@@ -29,13 +29,13 @@ from ddpm_lightning.callbacks import FlowLikelihood, Likelihood, RunCheckpoint, 
 from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.checkpoints import read_checkpoint
 from ddpm_lightning.checks import check_trainer
-from ddpm_lightning.commands import COMMANDS, PROGRAM, CommandParser, about, run_command
+from ddpm_lightning.commands.run import COMMANDS, PROGRAM, CommandParser, about, run_command
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.mistakes import constructing, hints_of, parsing, users_mistake
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.swaps import with_own_defaults
-from ddpm_lightning.usage import explain
+from ddpm_lightning.terminal.mistakes import constructing, hints_of, parsing, users_mistake
+from ddpm_lightning.terminal.swaps import with_own_defaults
+from ddpm_lightning.terminal.usage import explain
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")

@@ -20,8 +20,8 @@ from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.diffusion.likelihood import Decoder
 from ddpm_lightning.diffusion.samplers import Quadratic, Spacing
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.figure import new_figure, pixels_of, write_figure
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.pictures.figure import new_figure, pixels_of, write_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream
 
 

@@ -18,12 +18,12 @@ from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.networks.network import NULL_LABEL
-from ddpm_lightning.pictures import Scatter, pictures_of
+from ddpm_lightning.pictures.images import write_gif, write_png
+from ddpm_lightning.pictures.samples import Scatter, pictures_of
+from ddpm_lightning.pictures.strips import captioned
 from ddpm_lightning.sampling import levels_from_noise, sampling_tag
-from ddpm_lightning.strips import captioned
 
 
 class SampleGrid(Periodic):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ddpm_lightning.data.in_memory import InMemoryData, RawBatch, Split
 from ddpm_lightning.data.stream import Purpose, permutation
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import from_uint8
+from ddpm_lightning.pictures.images import from_uint8
 
 OfficialSplit = Literal["train", "test"]
 

@@ -13,9 +13,9 @@ from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
 from ddpm_lightning.diffusion.denoiser import given
-from ddpm_lightning.figure import write_figure
 from ddpm_lightning.metrics import Score
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.pictures.figure import write_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream
 
 EVALUATIONS = 32

@@ -9,20 +9,25 @@ from typing import Literal
 import torch
 
 from ddpm_lightning.checks import check_fps, check_new_file, check_seed
+from ddpm_lightning.commands.trained import DataPlace, data_of, device_named, points_behind
 from ddpm_lightning.data.in_memory import InMemoryData
-from ddpm_lightning.didactic import scaling_figure, schedule_figure, variance_figure
 from ddpm_lightning.diffusion.objectives import Hybrid, Plain, Regression, Weighting
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.diffusion.schedules import Linear, Schedule
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.figure import write_figure
-from ddpm_lightning.images import write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures import pictures_of
+from ddpm_lightning.pictures.didactic import scaling_figure, schedule_figure, variance_figure
+from ddpm_lightning.pictures.figure import write_figure
+from ddpm_lightning.pictures.images import write_gif, write_png
+from ddpm_lightning.pictures.samples import pictures_of
+from ddpm_lightning.pictures.strips import (
+    forward_strip,
+    reverse_frames,
+    reverse_states,
+    reverse_strip,
+)
 from ddpm_lightning.sampling import labels_of
-from ddpm_lightning.strips import forward_strip, reverse_frames, reverse_states, reverse_strip
-from ddpm_lightning.trained import DataPlace, data_of, device_named, points_behind
 
 
 def plot_schedule(

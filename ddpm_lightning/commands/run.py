@@ -9,11 +9,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, auto_parser
 
-from ddpm_lightning.analytic_variance import analytic_variance
-from ddpm_lightning.evaluate import evaluate
-from ddpm_lightning.mistakes import constructing, hints_of, parsing
-from ddpm_lightning.plot import PLOTS
-from ddpm_lightning.sample import sample
+from ddpm_lightning.commands.analytic_variance import analytic_variance
+from ddpm_lightning.commands.evaluate import evaluate
+from ddpm_lightning.commands.plot import PLOTS
+from ddpm_lightning.commands.sample import sample
+from ddpm_lightning.terminal.mistakes import constructing, hints_of, parsing
 
 PROGRAM = "python -m ddpm_lightning"
 

@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ddpm_lightning.checks import check_config_files
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.seams import asked_for_choices
-from ddpm_lightning.usage import explain
+from ddpm_lightning.terminal.seams import asked_for_choices
+from ddpm_lightning.terminal.usage import explain
 
 BUILDERS = ("jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect")
 """Packages that make objects from settings and refuse these by TypeError and ValueError."""
 
-OURS = ("ddpm_lightning.cli", "ddpm_lightning.commands", "ddpm_lightning.mistakes")
+OURS = ("ddpm_lightning.cli", "ddpm_lightning.commands.run", "ddpm_lightning.terminal.mistakes")
 """The modules through which they are called."""
 
 WRONG_ARGUMENTS = re.compile(r"__init__\(\) (takes|missing|got) ")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ddpm_lightning.commands.trained import DataPlace, data_of, device_named, set_variance
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
@@ -22,15 +23,14 @@ from ddpm_lightning.evaluation.judge import Judge
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.report import sweep_table, table, write_results
 from ddpm_lightning.evaluation.sweep import Sweep, draw_sweep, points
-from ddpm_lightning.figure import write_figure
 from ddpm_lightning.files import write_json
-from ddpm_lightning.image_folder import ImageFolder
 from ddpm_lightning.metrics import FeatureExtractor, Inception, LeNet, Measures
 from ddpm_lightning.metrics.measure import Metric, check_accuracy
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.pictures.figure import write_figure
+from ddpm_lightning.pictures.image_folder import ImageFolder
 from ddpm_lightning.sampling import levels_from_noise
-from ddpm_lightning.trained import DataPlace, data_of, device_named, set_variance
-from ddpm_lightning.usage import nearest
+from ddpm_lightning.terminal.usage import nearest
 
 METRICS = (*get_args(Metric), "bpd")
 

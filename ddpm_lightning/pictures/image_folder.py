@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import MODES
-from ddpm_lightning.pictures import Images
+from ddpm_lightning.pictures.images import MODES
+from ddpm_lightning.pictures.samples import Images
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.figure import new_figure, pixels_of
-from ddpm_lightning.images import from_uint8, grid, to_uint8, write_png
+from ddpm_lightning.pictures.figure import new_figure, pixels_of
+from ddpm_lightning.pictures.images import from_uint8, grid, to_uint8, write_png
 
 BACKDROP = 2000
 """Points of the data that stand behind the samples."""

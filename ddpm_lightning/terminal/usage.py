@@ -12,7 +12,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ddpm_lightning.seams import ROOTS, bases_of, classes, kind_of, with_article
+from ddpm_lightning.terminal.seams import ROOTS, bases_of, classes, kind_of, with_article
 
 LIST = 'a list is one word in brackets, e.g. "[1,2]"'
 

@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 
 from ddpm_lightning.checkpoints import weights_digest
 from ddpm_lightning.checks import check_folder, check_seed
+from ddpm_lightning.commands.trained import DataPlace, data_of, device_named
 from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.diffusion.denoiser import Denoises, given
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.randomness import IndexedNoise, Stream
-from ddpm_lightning.trained import DataPlace, data_of, device_named
 
 
 def analytic_variance(

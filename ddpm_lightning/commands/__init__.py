@@ -1,0 +1,1 @@
+"""The plain commands, which work on a checkpoint."""

@@ -1,0 +1,1 @@
+"""Pictures: images and their files, grids, strips, figures."""

@@ -1,0 +1,1 @@
+"""What a person at the terminal is told: mistakes, the nearest names, the choices."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ddpm_lightning.configurable import build, configurable_class
 from ddpm_lightning.errors import InputError
 
 KEY = "ddpm_lightning"
@@ -67,6 +69,32 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             "earlier one from the same folder"
         )
     return checkpoint
+
+
+def rebuild(
+    module_class: type, hyper_parameters: dict[str, Any], overrides: dict[str, Any]
+) -> Any:
+    """Make the module that hyper-parameters describe, with fresh weights.
+
+    Args:
+        module_class: The class of the module.
+        hyper_parameters: As the module stores them: descriptions and plain values.
+        overrides: Arguments in place of them.
+
+    Raises:
+        InputError: A part cannot be imported, or no longer takes its arguments.
+    """
+    arguments = dict(hyper_parameters)
+    net = arguments.pop("net")
+    stated = {name: build(value) for name, value in net["init_args"].items()}
+    factory = partial(configurable_class(net["class_path"]), **stated)
+    arguments = {name: build(value) for name, value in arguments.items()}
+    try:
+        return module_class(**{"net": factory} | arguments | overrides)
+    except TypeError as error:
+        raise InputError(
+            f"{net['class_path']} or {module_class.__name__} does not fit its description: {error}"
+        ) from error
 
 
 def weights_digest(net: nn.Module) -> str:

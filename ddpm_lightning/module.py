@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from ddpm_lightning.checkpoints import FORMAT, KEY, read_checkpoint
+from ddpm_lightning.checkpoints import FORMAT, KEY, read_checkpoint, rebuild
 from ddpm_lightning.configurable import Configurable, build, configurable_class
 from ddpm_lightning.diffusion.denoiser import Denoiser, Guidance, as_guidance, given, guide
 from ddpm_lightning.diffusion.objectives import MSE, NoisedBatch, Objective
@@ -27,6 +27,7 @@ from ddpm_lightning.diffusion.timesteps import Timesteps, Uniform, level_of
 from ddpm_lightning.diffusion.variances import FixedSmall, Variance
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.finite import check_finite_loss, check_finite_weights
 from ddpm_lightning.networks.network import NULL_LABEL, Network
 from ddpm_lightning.networks.unet import UNet
 from ddpm_lightning.optimization import (
@@ -35,13 +36,7 @@ from ddpm_lightning.optimization import (
     refuse_fused_clipping,
 )
 from ddpm_lightning.randomness import BatchNoise, IndexedNoise, Stream, step_seed
-from ddpm_lightning.resume import (
-    apply_settings,
-    check_data,
-    check_optimization,
-    check_position,
-    describe_optimization,
-)
+from ddpm_lightning.resume import apply_settings, check_optimization, check_run, describe_run
 from ddpm_lightning.sampling import (
     Samples,
     check_condition,
@@ -170,7 +165,9 @@ class DiffusionModule(Configurable, LightningModule):
         loss = (weight * terms["loss"]).mean()
         means = {f"train/{name}": term.mean() for name, term in terms.items()}
         self.log_dict(means, prog_bar=True)
-        self._check_finite(loss)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0:
+            check_finite_loss(loss, self.net, step)
         if self.timesteps.learns:
             self._losses.append((t, terms["loss"].detach()))
             if micro_batch + 1 == self.trainer.accumulate_grad_batches:
@@ -370,25 +367,12 @@ class DiffusionModule(Configurable, LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a fresh process needs to rebuild the model; refuse to save a broken one."""
-        for name, parameter in self.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise InputError(
-                    f"{name} is no longer finite at step {self.trainer.global_step}; nothing was "
-                    "saved, so the last checkpoint is still good. Use gradient_clip_val: 1.0, a "
-                    "smaller learning rate, or bf16-mixed instead of 16-mixed"
-                )
-        data = getattr(self.trainer, "datamodule", None)
+        check_finite_weights(self, self.trainer.global_step)
         checkpoint[KEY] = {
             "format": FORMAT,
             "class_path": self.class_path(),
-            "data": data.describe() if isinstance(data, Configurable) else None,
             "timesteps": self.timesteps.state_dict(),
-        }
-        if self.trainer.optimizers:
-            configs = self.trainer.lr_scheduler_configs
-            schedule: Any = configs[0].scheduler if configs else None
-            stated = describe_optimization(self.trainer.optimizers[0], schedule)
-            checkpoint[KEY]["optimization"] = stated
+        } | describe_run(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what the timestep distribution has learned; see that a run can go on.
@@ -401,12 +385,7 @@ class DiffusionModule(Configurable, LightningModule):
         self.timesteps.load_state_dict(checkpoint[KEY].get("timesteps", {}))
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            data = getattr(trainer, "datamodule", None)
-            check_position(checkpoint, trainer.accumulate_grad_batches)
-            check_data(
-                checkpoint[KEY]["data"],
-                data.describe() if isinstance(data, Configurable) else None,
-            )
+            check_run(checkpoint, trainer)
             self._resumed = {key: checkpoint[key] for key in (KEY, "lr_schedulers")}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -441,21 +420,8 @@ class DiffusionModule(Configurable, LightningModule):
             raise InputError(
                 f"{checkpoint_path} holds a {module_class.__name__}, not a {cls.__name__}"
             )
-        arguments = dict(checkpoint["hyper_parameters"])
-        net = arguments.pop("net")
-        factory = partial(
-            configurable_class(net["class_path"]),
-            **{name: build(value) for name, value in net["init_args"].items()},
-        )
-        arguments = {name: build(value) for name, value in arguments.items()}
         try:
-            module = module_class(**{"net": factory} | arguments | overrides)
-        except TypeError as error:
-            raise InputError(
-                f"{checkpoint_path}: {net['class_path']} or {module_class.__name__} does not fit "
-                f"its description: {error}"
-            ) from error
-        try:
+            module = rebuild(module_class, checkpoint["hyper_parameters"], overrides)
             module.load_state_dict(checkpoint["state_dict"])
         except InputError as error:
             raise InputError(f"{checkpoint_path}: {error}") from error
@@ -474,17 +440,6 @@ class DiffusionModule(Configurable, LightningModule):
         if self.trainer.world_size > 1:
             return rearrange(gathered, "world micro row -> (micro world row)")
         return gathered.flatten()
-
-    def _check_finite(self, loss: Tensor) -> None:
-        # Where the loss is logged, for looking at it makes the CPU wait for the device.
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self.trainer.global_step % every == 0 and not bool(loss.isfinite()):
-            broken = (n for n, p in self.net.named_parameters() if not bool(p.isfinite().all()))
-            raise InputError(
-                f"the loss is no longer finite at step {self.trainer.global_step} (first weights "
-                f"that are not: {next(broken, 'none')}); go on from the last checkpoint with "
-                "gradient_clip_val: 1.0, a smaller learning rate, or bf16-mixed for 16-mixed"
-            )
 
     def _noised(self, x0: Tensor, y: Tensor, t: Tensor, noise: IndexedNoise) -> NoisedBatch:
         eps = noise(0, tuple(x0.shape[1:]))

@@ -10,10 +10,33 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from ddpm_lightning.checkpoints import KEY
+from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 
 PLACES = ("root", "download", "predict_n")
 """Arguments of data that change no batch of training."""
+
+
+def describe_run(trainer: Trainer) -> dict[str, Any]:
+    """State what a resumed run is held against: the data, and what steps the weights."""
+    stated: dict[str, Any] = {"data": _data(trainer)}
+    if trainer.optimizers:
+        configs = trainer.lr_scheduler_configs
+        schedule: Any = configs[0].scheduler if configs else None
+        stated["optimization"] = describe_optimization(trainer.optimizers[0], schedule)
+    return stated
+
+
+def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Raise InputError if a run cannot go on from a checkpoint; warn where it changes.
+
+    Args:
+        checkpoint: As read from disk.
+        trainer: That of the resumed run.
+    """
+    check_position(checkpoint, trainer.accumulate_grad_batches)
+    check_data(checkpoint[KEY]["data"], _data(trainer))
 
 
 def check_position(checkpoint: dict[str, Any], accumulate: int) -> None:
@@ -123,6 +146,11 @@ def apply_settings(trainer: Trainer) -> None:
                     group[key] = wanted
                 if trainer.is_global_zero:
                     print(f"from here on: optimizer {key} {wanted}, was {held}")
+
+
+def _data(trainer: Trainer) -> dict[str, Any] | None:
+    data = getattr(trainer, "datamodule", None)
+    return data.describe() if isinstance(data, Configurable) else None
 
 
 def _rescale(trainer: Trainer, group: dict[str, Any], factor: float) -> None:

@@ -373,7 +373,11 @@ def test_a_bad_file_of_settings_is_named(form, content, message, capsys, tmp_pat
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("metrics", "[fid]", "GenerativeMetrics.metrics: expected one of 'fd', 'kid', 'is', 'pr'"),
+        (
+            "metrics",
+            "[fid]",
+            "GenerativeMetrics.metrics: expected one of 'fd', 'fd_inf', 'kid', 'is', 'pr', 'accuracy'",
+        ),
         (
             "reference",
             "tst",

@@ -376,7 +376,8 @@ def test_a_bad_file_of_settings_is_named(form, content, message, capsys, tmp_pat
         (
             "metrics",
             "[fid]",
-            "GenerativeMetrics.metrics: expected one of 'fd', 'fd_inf', 'kid', 'is', 'pr', 'accuracy'",
+            "GenerativeMetrics.metrics: expected one of 'fd', 'fd_inf', 'kid', 'is', 'pr', "
+            "'accuracy'",
         ),
         (
             "reference",

@@ -94,8 +94,8 @@ def evaluate(
         seed: Seed of the noise.
         batch_size: Images at a time.
         sweep: Score many settings, e.g. --sweep.evaluations "[10, 20]" --sweep.samplers
-            "[DDIM, Heun]" --sweep.guidance "[1, 2]", or --sweep FILE; sweep.json, sweep_*.png and a
-            table compare them. In place of sampler, guidance and variance.
+            "[DDIM, Heun]" --sweep.guidance "[1, 2]", or --sweep FILE; sweep.json, sweep_*.png and
+            a table compare them. In place of sampler, guidance and variance.
         floor: Numbers of images, e.g. "[1000, 2000, 5000]": the Fréchet distance, and the
             extrapolated one, of so many real images against as many others, into floor.json;
             in place of samples, against --reference or the checkpoint's data.

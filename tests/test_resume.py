@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
-from ddpm_lightning.callbacks import RunCheckpoint, SampleGrid
+from ddpm_lightning.callbacks import GenerativeMetrics, RunCheckpoint, SampleGrid
 from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.checkpoints import KEY, read_checkpoint
 from ddpm_lightning.cli import main
@@ -20,6 +20,7 @@ from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
 from ddpm_lightning.diffusion.timesteps import LossSecondMoment
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics import LeNet
 from tests.small import TinyUNet, tiny_data, tiny_module, trainer
 
 Adam = torch.optim.Adam
@@ -187,6 +188,19 @@ def test_a_grid_that_a_stop_cut_off_is_drawn_after_all(tmp_path):
     )
     drawn = sorted(path.stem[-1] for path in (tmp_path / "samples").glob("*_step_*.png"))
     assert drawn == ["3", "6"]
+
+
+def test_a_metric_that_a_stop_cut_off_is_measured_after_all(tmp_path):
+    def metrics():
+        return GenerativeMetrics(LeNet(), every_n_steps=3, n=8, sampler=DDIM(2), neighbours=0)
+
+    stop = Stop("on_train_batch_end", 3)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path, 6, run={"callbacks": [RunCheckpoint(3), stop, metrics()]})
+    module = fit(tmp_path, 6, True, run={"callbacks": [RunCheckpoint(3), metrics()]})
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert [result["step"] for result in results] == [3, 6]
+    assert float(module.trainer.callback_metrics["fd"]) == pytest.approx(results[-1]["value"])
 
 
 def test_the_weights_do_not_depend_on_what_a_resumed_run_made_up_for(tmp_path):

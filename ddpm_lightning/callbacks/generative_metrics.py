@@ -254,8 +254,7 @@ class GenerativeMetrics(Periodic):
         alias = score.alias if ema == self.averaged[0] else f"{score.alias}_raw"
         how = sampling_tag(self.sampler, module.schedule, self.guidance, ema)
         tag = f"{name}/n{self.n}_{how}_{self.reference}"
-        at_the_end = step % self.every_n_steps != 0
-        log_result(trainer, module, tag, alias, score.value, step, at_the_end)
+        log_result(trainer, tag, alias, score.value, step)
         if not trainer.is_global_zero:
             return
         result = {

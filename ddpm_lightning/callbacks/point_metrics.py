@@ -156,8 +156,7 @@ class PointMetrics(Periodic):
     ) -> None:
         how = sampling_tag(self.sampler, module.schedule, self.guidance, self.ema)
         tag = f"{name}/n{self.n}_{how}_{self.reference}"
-        at_the_end = step % self.every_n_steps != 0
-        log_result(trainer, module, tag, name, value, step, at_the_end)
+        log_result(trainer, tag, name, value, step)
         if not trainer.is_global_zero:
             return
         result = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from ddpm_lightning.files import write_json
 
@@ -18,30 +18,19 @@ RESULTS = (
 """What a measurement found; all else in a result is a setting."""
 
 
-def log_result(
-    trainer: Trainer,
-    module: LightningModule,
-    tag: str,
-    alias: str,
-    value: float,
-    step: int,
-    at_the_end: bool,
-) -> None:
+def log_result(trainer: Trainer, tag: str, alias: str, value: float, step: int) -> None:
     """Hand a number to the loggers, and to ``monitor:`` under its alias. Call on every process.
 
     Args:
         trainer: The trainer.
-        module: The module in training.
         tag: Name that says what was measured.
         alias: Stable name.
         value: The number.
         step: Optimizer steps so far.
-        at_the_end: Whether training is over, where Lightning logs no more.
     """
-    if at_the_end:
-        trainer.callback_metrics[alias] = torch.tensor(value)
-    else:
-        module.log(alias, value, on_step=True, on_epoch=False, logger=False)
+    # Not by module.log, which has hooks where it may not be called: measurements come at the end
+    # of training, and before it where a stop cut one off.
+    trainer.callback_metrics[alias] = torch.tensor(value)
     for logger in trainer.loggers:
         logger.log_metrics({tag: value, alias: value}, step)
 

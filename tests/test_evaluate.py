@@ -845,8 +845,14 @@ def test_a_folder_that_cannot_hold_the_results_is_refused_first(
     args[1] = f"--reference={folder}"
     args[0] = f"--samples={folder_of(Digits().images('train')[0][:20], tmp_path / 'more')}"
     assert "lies in --reference" in fail(capsys, "evaluate", *args, f"--out={folder}")
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert "cannot be written to" in fail(capsys, "evaluate", *args, f"--out={tmp_path / 'x'}")
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    line = fail(capsys, "evaluate", *args, f"--out={tmp_path / 'x'}")
+    assert "nothing can be written into" in line
+    assert "Permission denied" in line
     assert not read
     assert len(list(folder.iterdir())) == 20
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ddpm_lightning.checks import check_folder
 from ddpm_lightning.commands.trained import DataPlace, data_of, device_named, set_variance
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.image_data import ImageData
@@ -141,41 +141,27 @@ def evaluate(
     _check_out(out, samples, reference)
     on = device_named(device)
 
-    real = None
-    if names != ["bpd"] or floor is not None:
-        real = _real_images(ckpt, reference, data, split)
-        extractor = extractor or (LeNet() if real.shape[0] == 1 else Inception())
-        extractor.check()
-    of_samples: Any = [name for name in names if name != "bpd"]
-
-    def measures_of(what: Path, shape: Sequence[int], count: int) -> Measures:
-        """Refuse what cannot be measured, before anything is computed."""
-        assert real is not None
-        assert extractor is not None
-        _same_shape(str(what), shape, real)
-        measures = Measures(of_samples, min(1000, count, len(real)), seed=seed)
-        measures.check(extractor, count, len(real))
-        return measures
-
     if floor is not None:
-        assert real is not None
-        assert extractor is not None
+        real, extractor = _reference(ckpt, reference, data, split, extractor)
         check_floor(floor, len(real))
         _write_floor(Judge(real, extractor, None, batch_size, on), floor, seed, out)
         return
     if samples is not None:
-        assert real is not None
-        assert extractor is not None
+        real, extractor = _reference(ckpt, reference, data, split, extractor)
         images = ImageFolder(samples, n)
-        measures = measures_of(samples, images.shape, len(images))
+        measures = _measures(names, real, extractor, samples, images.shape, len(images), seed)
         _score_folder(Judge(real, extractor, measures, batch_size, on), images, samples, seed, out)
         return
 
     assert ckpt is not None
+    against = None
+    if names != ["bpd"]:
+        against = _reference(ckpt, reference, data, split, extractor)
     module = DiffusionModule.load_from_checkpoint(ckpt).to(on).eval()
     asked = [labels] if isinstance(labels, int) else labels
-    if asked is None and module.num_classes is not None and real and real.labels is not None:
-        asked = real.labels.tolist()
+    if asked is None and module.num_classes is not None and against is not None:
+        real_labels = against[0].labels
+        asked = None if real_labels is None else real_labels.tolist()
     module.check_labels(asked, guidance)
     subject = Evaluated(
         ckpt=ckpt,
@@ -203,13 +189,12 @@ def evaluate(
         levels_from_noise(sampler, module.denoiser(subject.ema))
         if variance is not None:
             set_variance(module, variance, sampler, ckpt, subject.ema)
-    judge: Judge | None = None
-    if real is not None:
-        assert extractor is not None
-        measures = measures_of(ckpt, module.shape, subject.n)
+    judge = None
+    if against is not None:
+        measures = _measures(names, *against, ckpt, module.shape, subject.n, seed)
         if "accuracy" in names:
-            check_accuracy(extractor, subject.label_source(), subject.asked)
-        judge = Judge(real, extractor, measures, batch_size, on)
+            check_accuracy(against[1], subject.label_source(), subject.asked)
+        judge = Judge(*against, measures, batch_size, on)
     if plan is None:
         assert sampler is not None
         subject.score(out, sampler, strength, judge)
@@ -241,6 +226,37 @@ def _metric_names(metrics: str) -> list[str]:
     if not names:
         raise InputError(f"no metrics; choose from {', '.join(METRICS)} (--metrics)")
     return names
+
+
+def _reference(
+    ckpt: Path | None,
+    reference: ImageData | Path | None,
+    data: DataPlace,
+    split: Split,
+    extractor: FeatureExtractor | None,
+) -> tuple[RealImages, FeatureExtractor]:
+    """Find the real images, and whose features are compared."""
+    real = _real_images(ckpt, reference, data, split)
+    extractor = extractor or (LeNet() if real.shape[0] == 1 else Inception())
+    extractor.check()
+    return real, extractor
+
+
+def _measures(
+    names: Sequence[str],
+    real: RealImages,
+    extractor: FeatureExtractor,
+    what: Path,
+    shape: Sequence[int],
+    n: int,
+    seed: int,
+) -> Measures:
+    """Choose how to measure n samples, and refuse what cannot be, before anything is computed."""
+    _same_shape(str(what), shape, real)
+    of_samples: Any = [name for name in names if name != "bpd"]
+    measures = Measures(of_samples, min(1000, n, len(real)), seed=seed)
+    measures.check(extractor, n, len(real))
+    return measures
 
 
 def _real_images(
@@ -283,11 +299,7 @@ def _check_out(out: Path, samples: Path | None, reference: ImageData | Path | No
                 f"--out {out} lies in --{flag} {images}, whose images the results would join; "
                 "choose another --out"
             )
-    nearest_folder = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest_folder.is_dir():
-        raise InputError(f"--out {out}: {nearest_folder} is a file; choose another folder")
-    if not os.access(nearest_folder, os.W_OK):
-        raise InputError(f"--out {out}: {nearest_folder} cannot be written to; choose another")
+    check_folder(out)
 
 
 def _write_floor(judge: Judge, sizes: list[int], seed: int, out: Path) -> None:

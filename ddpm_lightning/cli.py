@@ -28,12 +28,12 @@ import ddpm_lightning.data  # noqa: F401 (known by short name on the command lin
 from ddpm_lightning.callbacks import FlowLikelihood, Likelihood, RunCheckpoint, StepProgressBar
 from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.checkpoints import read_checkpoint
-from ddpm_lightning.checks import check_trainer
 from ddpm_lightning.commands.run import COMMANDS, PROGRAM, CommandParser, about, run_command
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.terminal.mistakes import constructing, hints_of, parsing, users_mistake
+from ddpm_lightning.terminal.settings import check_trainer
 from ddpm_lightning.terminal.swaps import with_own_defaults
 from ddpm_lightning.terminal.usage import explain
 
@@ -154,6 +154,7 @@ class DiffusionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Keep a run from being mixed with another."""
         config = self.config[self.subcommand]
+        check_trainer(config.trainer)
         config.weights_only = True  # Lightning, too, loads no pickles
         if self.subcommand != "fit":
             if not config.ckpt_path:
@@ -174,7 +175,6 @@ class DiffusionCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's to mend."""
-        check_trainer(self.config[self.subcommand].trainer)
         with constructing():
             super().instantiate_classes()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -36,7 +35,13 @@ from ddpm_lightning.optimization import (
     refuse_fused_clipping,
 )
 from ddpm_lightning.randomness import BatchNoise, IndexedNoise, Stream, step_seed
-from ddpm_lightning.resume import apply_settings, check_optimization, check_run, describe_run
+from ddpm_lightning.resume import (
+    apply_settings,
+    check_optimization,
+    check_run,
+    describe_optimization,
+    describe_run,
+)
 from ddpm_lightning.sampling import (
     Samples,
     check_condition,
@@ -134,6 +139,8 @@ class DiffusionModule(Configurable, LightningModule):
         self.compile_net = compile
         self.seed = seed
         self._validated = 0
+        # Of this run's optimizer, and of the one in the checkpoint that it goes on from.
+        self._optimization: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
         self._losses: list[tuple[Tensor, Tensor]] = []  # of the micro-batches of a step
         self._denoisers: dict[bool, Denoiser] = {}
@@ -170,23 +177,22 @@ class DiffusionModule(Configurable, LightningModule):
             check_finite_loss(loss, self.net, step)
         if self.timesteps.learns:
             self._losses.append((t, terms["loss"].detach()))
-            if micro_batch + 1 == self.trainer.accumulate_grad_batches:
-                self._teach_timesteps()
         return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then let the average follow: once per optimizer step."""
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.net, self.trainer.global_step)
+        if self._losses:
+            self._teach_timesteps()
 
     def configure_optimizers(self) -> Any:
         """The optimizer on the network's parameters; warm-up and schedule per optimizer step."""
         optimizer = make_optimizer(self.net, self.optimizer)
         refuse_fused_clipping(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
-        if self._resumed is not None:
-            stored = self._resumed[KEY].get("optimization", {})
-            check_optimization(stored, self._resumed["lr_schedulers"], optimizer, scheduler)
+        self._optimization = describe_optimization(optimizer, scheduler)
+        self._check_optimization()
         if scheduler is None:
             return optimizer
         return {
@@ -196,14 +202,15 @@ class DiffusionModule(Configurable, LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compile in place, which leaves the names of the weights alone."""
-        self._resumed = None
+        self._resumed = self._optimization = None
         if stage == "fit" and self.compile_net:
             self.net.compile()
 
     def on_train_start(self) -> None:
         """Let a resumed run have the optimizer's settings that it states."""
-        if self._resumed is not None:
-            apply_settings(self.trainer)
+        self._losses.clear()
+        if self._resumed is not None and self._optimization is not None:
+            apply_settings(self.trainer, self._resumed, self._optimization)
         self._resumed = None
 
     # ---------------------------------------------------------- validation and test
@@ -372,6 +379,7 @@ class DiffusionModule(Configurable, LightningModule):
             "format": FORMAT,
             "class_path": self.class_path(),
             "timesteps": self.timesteps.state_dict(),
+            "optimization": self._optimization,
         } | describe_run(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -386,7 +394,8 @@ class DiffusionModule(Configurable, LightningModule):
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             check_run(checkpoint, trainer)
-            self._resumed = {key: checkpoint[key] for key in (KEY, "lr_schedulers")}
+            self._resumed = checkpoint[KEY].get("optimization")
+            self._check_optimization()
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Take weights.
@@ -429,17 +438,17 @@ class DiffusionModule(Configurable, LightningModule):
 
     # --------------------------------------------------------------------- helpers
 
+    def _check_optimization(self) -> None:
+        # Strategies differ in what comes first, the optimizer or the checkpoint.
+        if self._resumed is not None and self._optimization is not None:
+            check_optimization(self._resumed, self._optimization)
+
     def _teach_timesteps(self) -> None:
         """Show the losses of an optimizer step, in the order of the rows of the global batch."""
-        t, losses = (torch.stack(parts) for parts in zip(*self._losses, strict=True))
+        parts: Any = [self.all_gather(part) for part in self._losses]  # [world, B] each
         self._losses.clear()
-        self.timesteps.update(self._of_all_processes(t), self._of_all_processes(losses))
-
-    def _of_all_processes(self, rows: Tensor) -> Tensor:
-        gathered: Any = self.all_gather(rows)  # [world, micro-batches, B]; no world if it is 1
-        if self.trainer.world_size > 1:
-            return rearrange(gathered, "world micro row -> (micro world row)")
-        return gathered.flatten()
+        t, losses = (torch.cat([p.flatten() for p in rows]) for rows in zip(*parts, strict=True))
+        self.timesteps.update(t, losses)
 
     def _noised(self, x0: Tensor, y: Tensor, t: Tensor, noise: IndexedNoise) -> NoisedBatch:
         eps = noise(0, tuple(x0.shape[1:]))

@@ -19,13 +19,8 @@ PLACES = ("root", "download", "predict_n")
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:
-    """State what a resumed run is held against: the data, and what steps the weights."""
-    stated: dict[str, Any] = {"data": _data(trainer)}
-    if trainer.optimizers:
-        configs = trainer.lr_scheduler_configs
-        schedule: Any = configs[0].scheduler if configs else None
-        stated["optimization"] = describe_optimization(trainer.optimizers[0], schedule)
-    return stated
+    """State what a resumed run is held against, beside its optimizer: data and accumulation."""
+    return {"data": _data(trainer), "accumulate": trainer.accumulate_grad_batches}
 
 
 def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
@@ -35,8 +30,15 @@ def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
         checkpoint: As read from disk.
         trainer: That of the resumed run.
     """
-    check_position(checkpoint, trainer.accumulate_grad_batches)
-    check_data(checkpoint[KEY]["data"], _data(trainer))
+    if not {"loops", "optimizer_states", "lr_schedulers"} <= checkpoint.keys():
+        raise InputError(
+            "the checkpoint holds weights only, so no run can go on from it; load them by "
+            "DiffusionModule.load_from_checkpoint"
+        )
+    own, accumulate = checkpoint[KEY], trainer.accumulate_grad_batches
+    if own.get("accumulate", accumulate) != accumulate:
+        check_position(checkpoint, accumulate)
+    check_data(own["data"], _data(trainer))
 
 
 def check_position(checkpoint: dict[str, Any], accumulate: int) -> None:
@@ -84,68 +86,91 @@ def check_data(stored: dict[str, Any] | None, data: dict[str, Any] | None) -> No
 
 def describe_optimization(
     optimizer: torch.optim.Optimizer, schedule: LRScheduler | None
-) -> dict[str, str]:
-    """Name the classes whose state a checkpoint holds."""
+) -> dict[str, Any]:
+    """State an optimizer and its schedule as they were made, before any step or restored state.
+
+    Returns:
+        The names of the classes, and the numbers in the parameter groups and in the schedule.
+    """
     return {
         "optimizer": type(optimizer).__name__,
+        "groups": [_numbers(group) for group in optimizer.param_groups],
         "lr_schedule": "none" if schedule is None else _name(schedule),
+        "schedule": {} if schedule is None else _schedule_numbers(schedule.state_dict()),
     }
 
 
-def check_optimization(
-    stored: dict[str, str],
-    states: list[dict[str, Any]],
-    optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler | None,
-) -> None:
+def check_optimization(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse an optimizer or a schedule that cannot take up where the checkpoint stands.
 
     Args:
-        stored: :func:`describe_optimization` of the run that wrote the checkpoint.
-        states: States of its learning rate schedules.
-        optimizer: That of the resumed run.
-        schedule: That of the resumed run.
+        before: :func:`describe_optimization` of the run that wrote the checkpoint.
+        now: That of the resumed run.
 
     Raises:
-        InputError: A class or a setting of the schedule differs.
+        InputError: A class, the number of parameter groups or a setting of the schedule differs.
     """
-    for what, name in describe_optimization(optimizer, schedule).items():
-        if stored.get(what, name) != name:
+    for what in ("optimizer", "lr_schedule"):
+        if before[what] != now[what]:
             raise InputError(
-                f"the checkpoint was trained with {what} {stored[what]}, whose state does not fit "
-                f"{name}; resume with {stored[what]}, or start a new run"
+                f"the checkpoint was trained with {what} {before[what]}, whose state does not fit "
+                f"{now[what]}; resume with {before[what]}, or start a new run"
             )
-    if schedule is None or not states:
-        return
-    before, now = _settings(states[0]), _settings(schedule.state_dict())
-    for key, new in now.items():
-        if key in before and before[key] != new:
+    if len(before["groups"]) != len(now["groups"]):
+        raise InputError(
+            f"the checkpoint's optimizer has {len(before['groups'])} groups of parameters, not "
+            f"{len(now['groups'])}; resume with the configure_optimizers it was trained with"
+        )
+    for key, new in now["schedule"].items():
+        old = before["schedule"].get(key, new)
+        if old != new:
             raise InputError(
-                f"the checkpoint's learning rate schedule has {key} {before[key]}, not {new}; "
-                f"resume with {before[key]}, or start a new run"
+                f"the checkpoint's learning rate schedule has {key} {old}, not {new}; resume with "
+                f"{old}, or start a new run"
             )
 
 
-def apply_settings(trainer: Trainer) -> None:
-    """Let the optimizer's settings hold that this run states, whatever a checkpoint brought.
+def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Let those settings of the optimizer hold that this run states anew.
 
-    A restored optimizer has the checkpoint's learning rate, betas and so on in its state.
+    A restored optimizer has the checkpoint's learning rate, betas and so on in its state. A
+    learning rate that a schedule has changed since keeps its share of the new one.
+
+    Args:
+        trainer: The trainer, restored.
+        before: :func:`describe_optimization` of the run that wrote the checkpoint.
+        now: That of this run.
     """
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            for key, wanted in optimizer.defaults.items():
-                held: Any = group.get(key)
-                if key == "lr":
-                    held = group.get("initial_lr", held)  # before a schedule changed it
-                if not _is_number(wanted) or _same(wanted, held):
-                    continue
-                if key == "lr":
-                    _rescale(trainer, group, float(wanted) / float(held))
-                    group["initial_lr" if "initial_lr" in group else "lr"] = wanted
-                else:
-                    group[key] = wanted
-                if trainer.is_global_zero:
-                    print(f"from here on: optimizer {key} {wanted}, was {held}")
+    for i, (old, new) in enumerate(zip(before["groups"], now["groups"], strict=True)):
+        group = trainer.optimizers[0].param_groups[i]
+        old, new = (
+            stated | {"lr": stated.get("initial_lr", stated["lr"])} for stated in (old, new)
+        )
+        for key, wanted in new.items():
+            if key == "initial_lr" or old.get(key, wanted) == wanted:
+                continue
+            if key == "lr":
+                _rescale(trainer, i, old[key], wanted)
+            else:
+                group[key] = tuple(wanted) if isinstance(wanted, list) else wanted
+            if trainer.is_global_zero:
+                print(f"from here on: optimizer {key} {wanted}, was {old[key]}")
+
+
+def _rescale(trainer: Trainer, i: int, lr: float, wanted: float) -> None:
+    if lr == 0:
+        raise InputError(
+            f"the checkpoint was trained with learning rate 0, of which {wanted} is no multiple; "
+            "start a new run"
+        )
+    group = trainer.optimizers[0].param_groups[i]
+    for key in group.keys() & {"lr", "initial_lr"}:
+        group[key] = group[key] * (wanted / lr)
+    for config in trainer.lr_scheduler_configs:
+        schedule: Any = config.scheduler
+        for part in (schedule, *getattr(schedule, "_schedulers", ())):
+            if hasattr(part, "base_lrs"):
+                part.base_lrs[i] = part.base_lrs[i] * (wanted / lr)
 
 
 def _data(trainer: Trainer) -> dict[str, Any] | None:
@@ -153,25 +178,17 @@ def _data(trainer: Trainer) -> dict[str, Any] | None:
     return data.describe() if isinstance(data, Configurable) else None
 
 
-def _rescale(trainer: Trainer, group: dict[str, Any], factor: float) -> None:
-    group["lr"] = group["lr"] * factor
-    for config in trainer.lr_scheduler_configs:
-        schedule: Any = config.scheduler
-        for part in (schedule, *getattr(schedule, "_schedulers", ())):
-            if hasattr(part, "base_lrs"):
-                part.base_lrs = [lr * factor for lr in part.base_lrs]
-
-
-def _same(wanted: Any, held: Any) -> bool:
-    if isinstance(wanted, tuple):
-        return held is not None and tuple(held) == wanted
-    return held is not None and bool(held == wanted)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_number, value))
-    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that are numbers, or a few of them, as plain data."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[key] = value
+        elif isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value):
+            found[key] = list(value)
+    return found
 
 
 def _name(schedule: LRScheduler) -> str:
@@ -179,16 +196,13 @@ def _name(schedule: LRScheduler) -> str:
     return " then ".join(type(part).__name__ for part in parts)
 
 
-def _settings(state: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a schedule's state that do not change from step to step."""
+def _schedule_numbers(state: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a schedule that do not follow from the learning rate."""
     found: dict[str, Any] = {}
-    for key, value in state.items():
-        if key == "_schedulers":
-            for part in value:
-                found |= _settings(part)
-        elif not key.startswith("_") and key != "last_epoch" and _is_number(value):
-            found[key] = value
-    return found
+    for part in state.get("_schedulers", ()):
+        found |= _schedule_numbers(part)
+    own = {key: value for key, value in state.items() if not key.startswith("_")}
+    return found | {key: v for key, v in _numbers(own).items() if key != "base_lrs"}
 
 
 def _flat(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -515,7 +515,7 @@ def test_a_run_is_one_folder(run):
     names = {path.name for path in run.iterdir()}
     assert {"config.yaml", "checkpoints"} <= names
     assert not any(name.startswith(("version", "lightning_logs")) for name in names)
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "last.done"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "last.txt"}
 
 
 def test_fit_into_a_used_folder_names_both_ways_on(run, capsys):

@@ -22,7 +22,6 @@ from scipy.linalg import sqrtm
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.checkpoints import weights_digest
 from ddpm_lightning.cli import main
-from ddpm_lightning.commands.trained import DataPlace
 from ddpm_lightning.data import CIFAR10, MNIST, Digits, FashionMNIST
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import (
@@ -48,6 +47,7 @@ from ddpm_lightning.metrics.measure import check_accuracy
 from ddpm_lightning.pictures.image_folder import ImageFolder
 from ddpm_lightning.pictures.images import to_uint8
 from ddpm_lightning.pictures.samples import draw_neighbours
+from ddpm_lightning.trained import DataPlace
 from tests.test_cli import fail, randomised, tiny_run
 
 FEW = ["--sampler=DDIM", "--sampler.steps=3"]

@@ -10,8 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    OneCycleLR,
+    StepLR,
+)
+from torch.utils.data import DataLoader, TensorDataset
 
+from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import GenerativeMetrics, RunCheckpoint, SampleGrid
 from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.checkpoints import KEY, read_checkpoint
@@ -79,8 +88,63 @@ def test_other_settings_of_the_optimizer_hold_too_and_are_told(tmp_path, capsys)
     assert tuple(group["betas"]) == (0.8, 0.99)
     assert group["lr"] == 1e-3
     out = capsys.readouterr().out
-    assert "from here on: optimizer betas (0.8, 0.99), was" in out
+    assert "from here on: optimizer betas [0.8, 0.99], was [0.9, 0.999]" in out
     assert "optimizer lr" not in out
+
+
+def test_a_new_learning_rate_holds_under_a_schedule_that_counts_from_the_first(tmp_path):
+    halving = partial(LambdaLR, lr_lambda=halved)
+    fit(tmp_path, 3, optimizer=partial(Adam, lr=1.0), lr_schedule=halving)
+    rates = Rates()
+    run = {"callbacks": [rates, RunCheckpoint(3)]}
+    fit(tmp_path, 6, True, run=run, optimizer=partial(Adam, lr=0.1), lr_schedule=halving)
+    assert rates.seen == pytest.approx([0.1 * 0.5**step for step in (3, 4, 5)])
+
+
+def halved(step: int) -> float:
+    return 0.5**step
+
+
+SCHEDULES = {
+    "one cycle": partial(OneCycleLR, max_lr=1e-2, total_steps=20),
+    "cyclic": partial(CyclicLR, base_lr=1e-4, max_lr=1e-2, step_size_up=3),
+    "warm restarts": partial(CosineAnnealingWarmRestarts, T_0=3, T_mult=2),
+    "cosine": partial(CosineAnnealingLR, T_max=9, eta_min=1e-5),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_goes_on_exactly_where_nothing_changes(tmp_path, name, capsys):
+    rates = {}
+    for folder, stops in (("whole", [8]), ("parts", [3, 6, 8])):
+        seen = []
+        for k, stop in enumerate(stops):
+            callback = Rates()
+            run = {"callbacks": [callback, RunCheckpoint(3)]}
+            optimizer = {"optimizer": partial(Adam, lr=1e-3), "lr_schedule": SCHEDULES[name]}
+            fit(tmp_path / folder, stop, k > 0, run=run, **optimizer)
+            seen += callback.seen
+        rates[folder] = seen
+    assert rates["parts"] == rates["whole"]
+    assert "from here on" not in capsys.readouterr().out
+
+
+def test_groups_of_parameters_keep_their_own_settings(tmp_path):
+    class Grouped(DiffusionModule):
+        def configure_optimizers(self):
+            first, *rest = self.net.parameters()
+            groups = [{"params": [first], "lr": 1e-5}, {"params": rest, "weight_decay": 0.1}]
+            return torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.0)
+
+    def run(steps, **more):
+        module = Grouped([1, 8, 8], net=TinyUNet)
+        trainer(tmp_path, steps).fit(module, tiny_data(), weights_only=True, **more)
+        return module.trainer.optimizers[0].param_groups
+
+    with pytest.warns(UserWarning, match="defined in a script"):
+        before = [(group["lr"], group["weight_decay"]) for group in run(3)]
+        groups = run(6, ckpt_path=last_checkpoint(tmp_path))
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == before
 
 
 STEPS = partial(StepLR, step_size=5)
@@ -117,6 +181,30 @@ def test_a_checkpoint_within_an_accumulated_step_is_refused(tmp_path):
     fit(tmp_path, 3)
     with pytest.raises(InputError, match="3 micro-batches, no whole number of steps"):
         fit(tmp_path, 6, True, run={"accumulate_grad_batches": 2})
+
+
+def test_a_save_after_the_short_last_step_of_an_epoch_is_resumed(tmp_path):
+    # Lightning steps at the end of an epoch, too: 5 micro-batches make 3 steps of 2.
+    loader = DataLoader(TensorDataset(torch.zeros(10, 1, 8, 8), torch.zeros(10).long()), 2)
+    module = tiny_module(timesteps=LossSecondMoment(history=1))
+    seen = []
+    module.timesteps.update = lambda t, losses: seen.append(len(t))
+    run = trainer(tmp_path, 3, accumulate_grad_batches=2)
+    run.fit(module, loader, weights_only=True)
+    run = trainer(tmp_path, 6, accumulate_grad_batches=2)
+    run.fit(tiny_module(), loader, ckpt_path=last_checkpoint(tmp_path), weights_only=True)
+    assert run.global_step == 6
+    assert seen == [4, 4, 2]
+
+
+def test_a_save_of_weights_alone_is_no_run_to_go_on_from(tmp_path):
+    run = trainer(tmp_path, 2)
+    run.fit(tiny_module(), tiny_data())
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    with pytest.raises(InputError, match="weights only"):
+        trainer(tmp_path, 4).fit(
+            tiny_module(), tiny_data(), ckpt_path=tmp_path / "weights.ckpt", weights_only=True
+        )
 
 
 def test_another_batch_size_is_refused_for_it_would_show_the_same_noise_twice(tmp_path):
@@ -203,6 +291,40 @@ def test_a_metric_that_a_stop_cut_off_is_measured_after_all(tmp_path):
     assert float(module.trainer.callback_metrics["fd"]) == pytest.approx(results[-1]["value"])
 
 
+def test_a_run_that_was_not_cut_off_draws_no_grid_again(tmp_path):
+    def grid():
+        return SampleGrid(every_n_steps=2, n=2, sampler=DDIM(2))
+
+    fit(tmp_path, 4, run={"callbacks": [RunCheckpoint(4), grid()]})
+    for path in (tmp_path / "samples").glob("*.png"):
+        path.unlink()
+    fit(tmp_path, 5, True, run={"callbacks": [RunCheckpoint(4), grid()]})
+    drawn = sorted(path.stem[-1] for path in (tmp_path / "samples").glob("*_step_*.png"))
+    assert drawn == ["5"]
+
+
+def test_a_save_that_is_not_the_run_s_last_owes_nothing(tmp_path):
+    stop = Stop("on_train_batch_end", 3)
+    grid = SampleGrid(every_n_steps=3, n=2, sampler=DDIM(2))
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path / "a", 6, run={"callbacks": [RunCheckpoint(3), stop, grid]})
+    again = SampleGrid(every_n_steps=3, n=2, sampler=DDIM(2))
+    module, run = tiny_module(), trainer(tmp_path / "b", 4, callbacks=[again])
+    run.fit(module, tiny_data(), ckpt_path=last_checkpoint(tmp_path / "a"), weights_only=True)
+    drawn = sorted(path.stem[-1] for path in (tmp_path / "b" / "samples").glob("*_step_*.png"))
+    assert drawn == ["4"]
+
+
+def test_a_grid_whose_interval_the_step_is_none_of_is_not_made_up_for(tmp_path):
+    stop = Stop("on_train_batch_end", 3)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path, 6, run={"callbacks": [RunCheckpoint(3), stop]})
+    grid = SampleGrid(every_n_steps=2, n=2, sampler=DDIM(2))
+    fit(tmp_path, 4, True, run={"callbacks": [RunCheckpoint(3), grid]})
+    drawn = sorted(path.stem[-1] for path in (tmp_path / "samples").glob("*_step_*.png"))
+    assert drawn == ["4"]
+
+
 def test_the_weights_do_not_depend_on_what_a_resumed_run_made_up_for(tmp_path):
     whole = fit(tmp_path / "whole", 9, run=VALIDATING)
     stop = Stop("on_validation_batch_start", 3)
@@ -265,7 +387,7 @@ def test_the_command_s_learning_rate_is_the_one_that_trains(tmp_path, capsys):
     command(tmp_path, 2)
     command(tmp_path, 4, "--ckpt_path=last", "--model.optimizer.lr=1e-5")
     state = read_checkpoint(last_checkpoint(tmp_path))["optimizer_states"][0]
-    assert state["param_groups"][0]["initial_lr"] == 1e-5
+    assert state["param_groups"][0]["initial_lr"] == pytest.approx(1e-5)
     assert "optimizer lr 1e-05, was 0.002" in capsys.readouterr().out
 
 

@@ -732,8 +732,7 @@ def test_iterated_inversion_is_the_exact_inverse_of_ddim(steps, spacing):
     np.testing.assert_allclose(DDIM(steps, spacing=spacing)(WIDE, again), x0, atol=1e-7)
 
 
-def test_more_iterations_invert_ddim_better_between_modes():
-    # eps(x_t) is so steep there that plain repetition swings away from the solution.
+def test_more_iterations_invert_ddim_better_but_for_rows_between_modes():
     means = torch.tensor([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]], dtype=torch.float64)
     oracle = Mixture(LINEAR, means, torch.full((3,), 0.01, dtype=torch.float64))
     x0 = DDIM(1000)(oracle, normal(256, 2))
@@ -741,10 +740,9 @@ def test_more_iterations_invert_ddim_better_between_modes():
     for iterations in (1, 5, 20, 100):
         again = DDIM(50)(oracle, encode(oracle, x0, steps=50, iterations=iterations))
         errors.append((again - x0).norm(dim=1))
-    # All but the few rows on the edge between two modes, where the least error changes the mode.
     most = [float(error.quantile(0.95)) for error in errors]
     assert all(a > 10 * b for a, b in pairwise(most)), most
-    assert float((errors[-1] > 0.1).double().mean()) < 0.02
+    assert float((errors[-1] > 0.1).double().mean()) < 0.05
 
 
 def test_inversion_with_one_evaluation_a_step_comes_close_and_closer_with_more_steps():

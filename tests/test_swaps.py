@@ -70,3 +70,12 @@ def test_what_two_classes_inherit_from_one_base_stays(capsys, tmp_path):
     data = configured(capsys, "cifar10", "--data=CIFAR100")["data"]
     assert data["class_path"].endswith("CIFAR100")
     assert (data["init_args"]["flip"], data["init_args"]["held_out"]) == (True, 0)
+
+
+def test_flags_after_a_swapped_class_are_read_as_they_stand(capsys):
+    flags = ("--model.net", "DiT", "--trainer.callbacks+=LossByTimestep")
+    more = ("--trainer.callbacks.bins", "3", "--trainer.default_root_dir", "runs/help")
+    settings = configured(capsys, "digits", *flags, *more)
+    assert settings["trainer"]["callbacks"][-1]["init_args"]["bins"] == 3
+    assert settings["trainer"]["default_root_dir"] == "runs/help"
+    assert settings["model"]["net"]["init_args"]["heads"] == 6

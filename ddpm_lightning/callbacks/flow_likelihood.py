@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ddpm_lightning.callbacks.likelihood import mean_and_error, step_of
 from ddpm_lightning.callbacks.results import append_result
+from ddpm_lightning.checks import check_seed
 from ddpm_lightning.diffusion.bound import decoder_of
 from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.diffusion.flow_likelihood import flow_likelihood
@@ -46,10 +47,11 @@ class FlowLikelihood(Callback):
         ema: bool = True,
         seed: int = 0,
     ) -> None:
-        if min(n, seed) < 0 or (steps or 1) < 1 or (1 if probes is None else probes) < 1:
+        check_seed(seed)
+        if n < 0 or (steps or 1) < 1 or (1 if probes is None else probes) < 1:
             raise InputError(
-                f"FlowLikelihood(n={n}, steps={steps}, probes={probes}, seed={seed}): n and seed "
-                "are not negative, steps and probes at least 1"
+                f"FlowLikelihood(n={n}, steps={steps}, probes={probes}): n is not negative, steps "
+                "and probes at least 1"
             )
         self.n = n
         self.steps = steps

@@ -17,6 +17,7 @@ from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.results import append_result, log_result
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.callbacks.tensorboard import show_picture
+from ddpm_lightning.checks import check_seed
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.data.conditioned import Conditioned, condition_source
 from ddpm_lightning.data.identity import identity
@@ -34,6 +35,9 @@ from ddpm_lightning.pictures.images import to_uint8, write_png
 from ddpm_lightning.pictures.samples import draw_neighbours
 from ddpm_lightning.sampling import labels_of, levels_from_noise, sampling_tag
 
+MOST_WITH_ERRORS = 10_000
+"""Samples up to which standard errors are computed: one process does, and the others wait."""
+
 
 class GenerativeMetrics(Periodic):
     """Logs distances between samples and the un-augmented training images.
@@ -41,11 +45,11 @@ class GenerativeMetrics(Periodic):
     By default the Fréchet distance; more on request, all from one pass of the extractor. Tags name
     what was measured (extractor, number of samples, sampler and its steps, weights, reference
     split); ``fid`` (Inception) or ``fd`` (any other extractor) is the stable alias for
-    ``monitor:``. Beside it stand its standard error (which takes a minute for Inception on one
-    core) and, for scale, the distance of n real images (of half the reference, if n is more) to
-    its other images: samples of that value differ from the data about as much as the data from
-    itself. metrics.json in the run folder keeps every result. The features of the real images are
-    kept on disk, so only the first run on a data set computes them.
+    ``monitor:``. Beside it stand its standard error (up to 10,000 samples; it takes a minute for
+    Inception on one core) and, for scale, the distance of n real images (of half the reference,
+    if n is more) to its other images: samples of that value differ from the data about as much as
+    the data from itself. metrics.json in the run folder keeps every result. The features of the
+    real images are kept on disk, so only the first run on a data set computes them.
 
     Args:
         extractor: Whose features are compared: Inception for FID, LeNet for grey images offline.
@@ -94,11 +98,11 @@ class GenerativeMetrics(Periodic):
         cache: str | None = None,
     ) -> None:
         super().__init__(every_n_steps)
-        if n < 2 or batch_size < 1 or min(seed, neighbours) < 0:
+        check_seed(seed)
+        if n < 2 or batch_size < 1 or neighbours < 0:
             raise InputError(
-                f"GenerativeMetrics(n={n}, batch_size={batch_size}, seed={seed}, "
-                f"neighbours={neighbours}): n is at least 2, batch_size at least 1, the others "
-                "not negative"
+                f"GenerativeMetrics(n={n}, batch_size={batch_size}, neighbours={neighbours}): n "
+                "is at least 2, batch_size at least 1, neighbours not negative"
             )
         self.extractor = extractor
         self.n = n
@@ -198,6 +202,7 @@ class GenerativeMetrics(Periodic):
                     self._reference_features,
                     self._reference,
                     self._asked,
+                    errors=self.n <= MOST_WITH_ERRORS,
                 )
                 scores = self._floors.beside(scores)
             for name, score in trainer.strategy.broadcast(scores).items():

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lightning.callbacks.results import append_result
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.checks import check_seed
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
 from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.diffusion.likelihood import Decoder
 from ddpm_lightning.diffusion.samplers import Quadratic, Spacing
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.figure import new_figure, pixels_of, write_figure
+from ddpm_lightning.pictures.bound import terms_figure
+from ddpm_lightning.pictures.figure import pixels_of, write_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream
 
 
@@ -55,10 +55,11 @@ class Likelihood(Callback):
         ema: bool = True,
         seed: int = 0,
     ) -> None:
-        if evaluations in (1,) or (evaluations or 0) < 0 or seed < 0:
+        check_seed(seed)
+        if evaluations in (1,) or (evaluations or 0) < 0:
             raise InputError(
-                f"Likelihood(evaluations={evaluations}, seed={seed}): evaluations is at least 2, "
-                "null for every level or 0 for none; seed is not negative"
+                f"Likelihood(evaluations={evaluations}): at least 2, null for every level or 0 "
+                "for none"
             )
         self.evaluations = evaluations
         self.spacing = spacing
@@ -175,26 +176,6 @@ def mean_and_error(n: float, total: float, squares: float) -> tuple[float, float
     mean = total / n
     variance = max(0.0, squares / n - mean**2) / (n - 1) if n > 1 else math.nan
     return mean, variance**0.5
-
-
-def terms_figure(terms: list[float], edges: list[int], unit: str) -> Figure:
-    """Draw L_{t−1} over t (improved DDPM, fig. 2).
-
-    Args:
-        terms: K + 1 means of the bound's columns; the last is L_T and is not drawn.
-        edges: K + 1 edges of the strata.
-        unit: Label of the axis.
-    """
-    figure = new_figure(6, 4, dpi=120)
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="t")
-    axes.set_ylabel(f"L_(t−1), {unit}")
-    # The mean over a stratum at its geometric middle.
-    spans = list(pairwise(edges))
-    middles = [((below + 1) * top) ** 0.5 for below, top in spans]
-    heights = [term / (top - below) for term, (below, top) in zip(terms, spans, strict=False)]
-    axes.plot(middles, heights, ".-")
-    axes.grid(alpha=0.3)
-    return figure
 
 
 def step_of(trainer: Trainer) -> int:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.results import append_result, log_result
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
+from ddpm_lightning.checks import check_seed
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.in_memory import InMemoryData, Split
@@ -75,11 +76,11 @@ class PointMetrics(Periodic):
         batch_size: int = 2000,
     ) -> None:
         super().__init__(every_n_steps)
-        if n < 2 or min(projections, batch_size) < 1 or seed < 0:
+        check_seed(seed)
+        if n < 2 or min(projections, batch_size) < 1:
             raise InputError(
-                f"PointMetrics(n={n}, projections={projections}, batch_size={batch_size}, "
-                f"seed={seed}): n is at least 2, projections and batch_size at least 1, seed not "
-                "negative"
+                f"PointMetrics(n={n}, projections={projections}, batch_size={batch_size}): n is "
+                "at least 2, the others at least 1"
             )
         if not bandwidths or min(bandwidths) <= 0:
             raise InputError(

@@ -10,17 +10,23 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
-from ddpm_lightning.callbacks.run_folder import last_checkpoint, mark_done, was_cut_off
+from ddpm_lightning.callbacks.run_folder import last_checkpoint, mark, was_cut_off
+from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import PARTIAL
 
 
 class RunCheckpoint(Periodic, Checkpoint):
     """Saves the run every so many steps, and at its end, as checkpoints/last.ckpt.
 
-    Saved between optimizer steps only, so that resuming continues exactly.
+    Saved between optimizer steps only, so that resuming continues exactly. last.txt beside it
+    says whether validation, grids and metrics of that step are done: where a stop cut them off, a
+    resumed run makes up for them first.
 
     Args:
         every_n_steps: Optimizer steps between saves: the most a stopped run loses.
@@ -30,24 +36,30 @@ class RunCheckpoint(Periodic, Checkpoint):
     def __init__(self, every_n_steps: int = 1000, keep_all: bool = False) -> None:
         super().__init__(every_n_steps)
         self.keep_all = keep_all
-        self._unmarked: int | None = None
+        self._owing: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a save that is not done when it returns: nothing could take its place at once."""
+        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+            raise InputError("RunCheckpoint saves at once; leave out AsyncCheckpointIO")
 
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Save; a stop meanwhile leaves the save before."""
         path = last_checkpoint(trainer.default_root_dir)
-        partial = path.with_name(path.name + ".part")
+        partial = path.with_name(path.name + PARTIAL)
         trainer.save_checkpoint(partial, weights_only=False)
+        mark(trainer, step, owed=True)
         if trainer.is_global_zero:
             partial.replace(path)
             if self.keep_all:
                 _copy(path, path.with_name(f"step_{step:08d}.ckpt"))
-        self._unmarked = step
+        self._owing = step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate where a stop cut validation off, before the other callbacks catch up."""
         self._last_step = trainer.global_step
         if was_cut_off(trainer):
-            self._unmarked = trainer.global_step
+            self._owing = trainer.global_step
             if _validation_is_due(trainer):
                 trainer.validating = True
                 trainer.fit_loop.epoch_loop.val_loop.run()
@@ -62,9 +74,9 @@ class RunCheckpoint(Periodic, Checkpoint):
         self._mark_done(trainer)
 
     def _mark_done(self, trainer: Trainer) -> None:
-        if self._unmarked is not None:
-            mark_done(trainer, self._unmarked)
-            self._unmarked = None
+        if self._owing is not None:
+            mark(trainer, self._owing, owed=False)
+            self._owing = None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -78,8 +90,8 @@ class RunCheckpoint(Periodic, Checkpoint):
             root = trainer.default_root_dir
             way = "nothing is saved yet: start again"
             if last_checkpoint(root).exists():
-                saved = f"step {self._last_step}" if self._last_step else "what was saved before"
-                way = f"{saved} is saved: go on by --ckpt_path last"
+                step = read_checkpoint(last_checkpoint(root))["global_step"]
+                way = f"step {step} is saved: go on by --ckpt_path last"
             tqdm.write(f"\n{root}: stopped after step {trainer.global_step}; {way}")
 
 

@@ -6,32 +6,35 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from ddpm_lightning.files import whole
+
 
 def last_checkpoint(run_folder: str | Path) -> Path:
     """Where a run keeps its latest checkpoint."""
     return Path(run_folder) / "checkpoints" / "last.ckpt"
 
 
-def mark_done(trainer: Trainer, step: int) -> None:
-    """Note that all that follows the save at this step has happened."""
+def mark(trainer: Trainer, step: int, owed: bool) -> None:
+    """Note whether validation, grids and metrics of a saved step are still to come, or done."""
     if trainer.is_global_zero:
-        _mark(trainer).write_text(_note(step))
+        with whole(_note(trainer)) as partial:
+            partial.write_text(_text(step, owed))
 
 
 def was_cut_off(trainer: Trainer) -> bool:
     """Whether this run goes on from its own last save, and a stop cut off what follows it."""
-    own = last_checkpoint(trainer.default_root_dir)
-    path = trainer.ckpt_path
+    own, path = last_checkpoint(trainer.default_root_dir), trainer.ckpt_path
     if path is None or Path(path).resolve() != own.resolve():
         return False
-    mark = _mark(trainer)
-    done = mark.is_file() and mark.read_text() == _note(trainer.global_step)
-    return bool(trainer.strategy.broadcast(not done))
+    note = _note(trainer)
+    owed = note.is_file() and note.read_text() == _text(trainer.global_step, owed=True)
+    return bool(trainer.strategy.broadcast(owed))
 
 
-def _mark(trainer: Trainer) -> Path:
-    return last_checkpoint(trainer.default_root_dir).with_suffix(".done")
+def _note(trainer: Trainer) -> Path:
+    return last_checkpoint(trainer.default_root_dir).with_suffix(".txt")
 
 
-def _note(step: int) -> str:
-    return f"step {step}: validation, grids and metrics are done, too\n"
+def _text(step: int, owed: bool) -> str:
+    state = "still to come" if owed else "done"
+    return f"step {step}: validation, grids and metrics are {state}\n"

@@ -12,12 +12,13 @@ from tqdm.auto import tqdm
 
 from ddpm_lightning.checkpoints import weights_digest
 from ddpm_lightning.checks import check_folder, check_seed
-from ddpm_lightning.commands.trained import DataPlace, data_of, device_named
 from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.diffusion.denoiser import Denoises, given
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import whole
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.randomness import IndexedNoise, Stream
+from ddpm_lightning.trained import DataPlace, data_of, device_named
 
 
 def analytic_variance(
@@ -69,10 +70,9 @@ def analytic_variance(
         device=module.device,
     )
     path = ckpt.with_suffix(".x0_error.npz")
-    partial = path.with_suffix(".part.npz")
     network = weights_digest(denoiser.net)
-    np.savez(partial, x0_error=table.numpy(), n=n, seed=seed, weights=weights, network=network)
-    partial.replace(path)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, x0_error=table.numpy(), n=n, seed=seed, weights=weights, network=network)
     T = module.schedule.T
     levels = sorted({1, *(max(1, round(share * T)) for share in (0.05, 0.25, 0.5, 0.75, 1))})
     print("mean squared error of x0_hat: " + ", ".join(f"t={t}: {table[t]:.4g}" for t in levels))

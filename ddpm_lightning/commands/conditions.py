@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_lightning.commands.trained import DataPlace, data_of
 from ddpm_lightning.data.conditioned import Task, condition_source
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures.image_folder import SUFFIXES
+from ddpm_lightning.trained import DataPlace, data_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ddpm_lightning.checks import check_folder
-from ddpm_lightning.commands.trained import DataPlace, data_of, device_named, set_variance
+from ddpm_lightning.checks import check_folder, check_seed
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
@@ -31,6 +30,7 @@ from ddpm_lightning.pictures.figure import write_figure
 from ddpm_lightning.pictures.image_folder import ImageFolder
 from ddpm_lightning.sampling import levels_from_noise
 from ddpm_lightning.terminal.usage import nearest
+from ddpm_lightning.trained import DataPlace, data_of, device_named, set_variance
 
 METRICS = (*get_args(Metric), "bpd")
 
@@ -113,13 +113,11 @@ def evaluate(
         raise InputError(
             "evaluate what, and where to? Give --ckpt FILE or --samples DIR, and --out"
         )
-    if floor is not None and (samples is not None or sweep is not None):
-        raise InputError("a floor is of real images alone: leave out samples and sweep")
-    if min(2 if n is None else n, batch_size + 1) < 2 or seed < 0:
-        raise InputError(
-            f"n={n}, batch_size={batch_size}, seed={seed}: n is at least 2, batch_size at least "
-            "1, seed not negative"
-        )
+    if floor is not None and samples is not None:
+        raise InputError("a floor is of real images alone: leave out samples")
+    check_seed(seed)
+    if min(2 if n is None else n, batch_size + 1) < 2:
+        raise InputError(f"n={n}, batch_size={batch_size}: n is at least 2, batch_size at least 1")
     given = {
         "sampler": sampler is not None,
         "guidance": guidance != 1,
@@ -131,8 +129,8 @@ def evaluate(
         "sweep": sweep is not None,
     }
     idle = [flag for flag, is_given in given.items() if is_given]
-    if samples is not None and idle:
-        raise InputError(f"images of a folder are drawn already: leave out {', '.join(idle)}")
+    if (samples is not None or floor is not None) and idle:
+        raise InputError(f"nothing is drawn from a model here: leave out {', '.join(idle)}")
     idle = [flag for flag in idle if flag in ("sampler", "guidance", "variance")]
     if sweep is not None and idle:
         raise InputError(f"a sweep sets this itself: leave out {', '.join(idle)}")

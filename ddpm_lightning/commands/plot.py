@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from ddpm_lightning.checks import check_fps, check_new_file, check_seed
-from ddpm_lightning.commands.trained import DataPlace, data_of, device_named, points_behind
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.objectives import Hybrid, Plain, Regression, Weighting
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
@@ -28,6 +27,7 @@ from ddpm_lightning.pictures.strips import (
     reverse_strip,
 )
 from ddpm_lightning.sampling import labels_of
+from ddpm_lightning.trained import DataPlace, data_of, device_named, points_behind
 
 
 def plot_schedule(

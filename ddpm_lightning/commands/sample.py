@@ -12,7 +12,6 @@ from torch import Tensor
 from ddpm_lightning.checks import check_fps, check_frames, check_new_folder, check_seed
 from ddpm_lightning.commands.conditions import conditions_for
 from ddpm_lightning.commands.edits import Edit, edit_images
-from ddpm_lightning.commands.trained import DataPlace, device_named, points_behind, set_variance
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.diffusion.variances import Variance
@@ -20,6 +19,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures.images import write_gif, write_png
 from ddpm_lightning.pictures.samples import pictures_of
+from ddpm_lightning.trained import DataPlace, device_named, points_behind, set_variance
 
 
 def sample(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.checkpoints import read_checkpoint
-from ddpm_lightning.commands.trained import DataPlace, data_of
 from ddpm_lightning.data.conditioned import Conditioned, condition_source
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.in_memory import InMemoryData, Split
@@ -25,6 +24,7 @@ from ddpm_lightning.metrics import Score
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures.image_folder import ImageFolder
 from ddpm_lightning.sampling import labels_of
+from ddpm_lightning.trained import DataPlace, data_of
 
 
 @dataclass

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.compare import with_error
 from ddpm_lightning.metrics.cached import Features
 from ddpm_lightning.metrics.extrapolation import LEAST, extrapolated_frechet
+from ddpm_lightning.metrics.jackknife import shuffled
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def floors(real: Features, sizes: Sequence[int], seed: int = 0) -> list[Floor]:
         sizes: Images in each set.
         seed: Seed of the choice.
     """
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+    order = shuffled(len(real), seed)
     found = []
     for n in sizes:
         a, b = (real.features[rows] for rows in (order[:n], order[n : 2 * n]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,7 @@ class Judge:
         """
         assert self.measures is not None
         features, digest = self._features(images)
-        statistics = Statistics.of(self.reference.features)
-        scores = self.measures(self.extractor, features, self.reference, statistics, asked)
+        scores = self.measures(self.extractor, features, self.reference, self._statistics, asked)
         write_png(out / "grid.png", grid(from_uint8(images.read(images.files[:64]))))
         panel = draw_neighbours(
             images.read(images.files[:8]),
@@ -81,6 +81,10 @@ class Judge:
         )
         write_png(out / "neighbours.png", panel)
         return self.floors(len(images)).beside(scores), digest
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        return Statistics.of(self.reference.features)
 
     def floors(self, n: int) -> Floors:
         """The floor of each metric for n samples; measured once."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ddpm_lightning.callbacks.likelihood import terms_figure
 from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.in_memory import InMemoryData
@@ -15,6 +14,7 @@ from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
 from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.metrics import Score
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.pictures.bound import terms_figure
 from ddpm_lightning.pictures.figure import write_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream
 

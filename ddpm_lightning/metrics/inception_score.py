@@ -38,7 +38,7 @@ def inception_score(
     check_features(logits, least=splits, metric=f"the Inception score in {splits} splits")
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    result = isc_features_to_metric(logits, splits, shuffle, seed)
+    result = isc_features_to_metric(logits, splits, shuffle, seed % 2**32)
     mean, std = result["inception_score_mean"], result["inception_score_std"]
     if not math.isfinite(mean):
         raise InputError(

@@ -64,7 +64,7 @@ def kid(
         reference_features.double(),
         kid_subsets=subsets,
         kid_subset_size=subset_size,
-        rng_seed=seed,
+        rng_seed=seed % 2**32,  # numpy's have 32 bits
         verbose=False,
     )
     return (

@@ -12,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ddpm_lightning.files import whole
+
 
 def new_figure(width: float, height: float, dpi: int = 100) -> Figure:
     """Make an empty figure of that many inches, whose parts do not overlap."""
@@ -30,7 +32,5 @@ def pixels_of(figure: Figure) -> Tensor:
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG; a stopped write never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")

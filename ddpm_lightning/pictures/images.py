@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 
 from ddpm_lightning.checks import check_fps
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import whole
 
 GROUND = 64
 """The dark grey between the images of a grid."""
@@ -201,7 +202,5 @@ def _open(path: Path, shape: tuple[int, ...]) -> Image.Image:
 
 
 def _write(path: Path, image: Image.Image, file_format: str, **options: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    image.save(partial, file_format, **options)
-    partial.replace(path)
+    with whole(path) as partial:
+        image.save(partial, file_format, **options)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import whole
 from ddpm_lightning.pictures.figure import new_figure, pixels_of
 from ddpm_lightning.pictures.images import from_uint8, grid, to_uint8, write_png
 
@@ -153,10 +154,8 @@ class Scatter(Pictures):
 
     def write(self, folder: Path, x: Tensor) -> None:
         """See the base class: samples.npy, float32 [n, 2]."""
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "samples.part.npy"
-        np.save(partial, x.numpy())
-        partial.replace(folder / "samples.npy")
+        with whole(folder / "samples.npy") as partial, partial.open("wb") as file:
+            np.save(file, x.numpy())
 
     def _plot(self, x: Tensor, pixels: int, ticks: bool = True) -> Tensor:
         """Plot [n, 2] as uint8 [3, pixels, pixels], on fixed axes."""

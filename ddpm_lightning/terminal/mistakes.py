@@ -12,9 +12,9 @@ from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ddpm_lightning.checks import check_config_files
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.terminal.seams import asked_for_choices
+from ddpm_lightning.terminal.settings import check_config_files
 from ddpm_lightning.terminal.usage import explain
 
 BUILDERS = ("jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect")

@@ -29,7 +29,7 @@ def with_own_defaults(args: Sequence[str], parse: Callable[[Sequence[str]], Any]
         parse: Parses words to the configuration of their subcommand.
     """
     keys = list(_classes(args))
-    if not keys or any(word.endswith("help") for word in args):
+    if not keys or any(re.fullmatch(r"-h|--\S*help", word) for word in args):
         return list(args)
     words = [word for word in args if not word.startswith("--print_config")]
     config = parse(words)
@@ -94,17 +94,16 @@ def _configurable(part: Any) -> type[Configurable] | None:
 def _without(args: Sequence[str], key: str) -> list[str]:
     """Leave out a flag, those below it, and their values."""
     kept: list[str] = []
-    skipping = False
+    value_follows = False
     for word in args:
-        if match := FLAG.match(word):
-            flag, value = match.groups()
-            own = flag == key or flag.startswith(f"{key}.")
-            skipping = own and value is None
-            if own:
-                continue
-        elif skipping:
+        if value_follows and not word.startswith("-"):
+            value_follows = False
             continue
-        kept.append(word)
+        match = FLAG.match(word)
+        own = match is not None and (match[1] == key or match[1].startswith(f"{key}."))
+        value_follows = own and match is not None and match[2] is None
+        if not own:
+            kept.append(word)
     return kept
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch
@@ -28,9 +27,9 @@ def encode(
     x_t = alpha_t/alpha_s·x_s + (sigma_t − alpha_t/alpha_s·sigma_s)·eps(x_t) is DDIM's step solved
     for x_t. It holds x_t on both sides: starting from the eps of the level below, each iteration
     is one evaluation at the current x_t. One iteration follows the ODE as closely as DDIM itself
-    does; more approach the x_t from which the way back is exact on these very levels. Between
-    modes of the data eps(x_t) is too steep for a full step, so a row whose two sides come no
-    nearer goes back and takes half of it.
+    does; more approach the x_t from which the way back is exact on these very levels, sooner where
+    the steps are short. Where eps(x_t) is steep, between modes of the data, a few rows of a few
+    steps have no such x_t nearby and end elsewhere.
 
     Args:
         denoiser: The model; under guidance other than 1 the way back is inexact.
@@ -56,25 +55,14 @@ def encode(
             "in x_T; take more steps"
         )
     x, eps = x0, torch.zeros_like(x0)
-    rows = (len(x0),) + (1,) * (x0.ndim - 1)
     with evaluation_mode(denoiser.net):
         for s, t in pairwise(reversed(levels)):
             (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.at(s, x0), schedule.at(t, x0)
             kept = alpha_t / alpha_s
-            added = sigma_t - kept * sigma_s
-            x_s, x = x, kept * x + added * eps
-            best, step = x, torch.zeros_like(x)
-            gap, share = x.new_full(rows, math.inf), x.new_ones(rows)
+            x_s, x = x, kept * x + (sigma_t - kept * sigma_s) * eps
             for _ in range(iterations):
                 prediction = denoiser(x, t, y)
                 # At alpha_t = 0 x_t is all noise, and eps(x_t) would only give x_t back.
                 eps = prediction.eps if alpha_t > 0 else (x_s - alpha_s * prediction.x0) / sigma_s
-                apart = kept * x_s + added * eps - x
-                new_gap = apart.flatten(1).norm(dim=1).view(rows)
-                nearer = new_gap < gap
-                best, step = torch.where(nearer, x, best), torch.where(nearer, apart, step)
-                share = torch.where(nearer, share, share / 2)
-                gap = torch.minimum(gap, new_gap)
-                x = best + share * step
-            eps = (x - kept * x_s) / added
+                x = kept * x_s + (sigma_t - kept * sigma_s) * eps
     return x

@@ -94,7 +94,7 @@ def describe_optimization(
     """
     return {
         "optimizer": type(optimizer).__name__,
-        "groups": [_numbers(group) for group in optimizer.param_groups],
+        "groups": [_group_numbers(group) for group in optimizer.param_groups],
         "lr_schedule": "none" if schedule is None else _name(schedule),
         "schedule": {} if schedule is None else _schedule_numbers(schedule.state_dict()),
     }
@@ -143,11 +143,8 @@ def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]
     """
     for i, (old, new) in enumerate(zip(before["groups"], now["groups"], strict=True)):
         group = trainer.optimizers[0].param_groups[i]
-        old, new = (
-            stated | {"lr": stated.get("initial_lr", stated["lr"])} for stated in (old, new)
-        )
         for key, wanted in new.items():
-            if key == "initial_lr" or old.get(key, wanted) == wanted:
+            if old.get(key, wanted) == wanted:
                 continue
             if key == "lr":
                 _rescale(trainer, i, old[key], wanted)
@@ -176,6 +173,13 @@ def _rescale(trainer: Trainer, i: int, lr: float, wanted: float) -> None:
 def _data(trainer: Trainer) -> dict[str, Any] | None:
     data = getattr(trainer, "datamodule", None)
     return data.describe() if isinstance(data, Configurable) else None
+
+
+def _group_numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a parameter group, with the learning rate that its schedule starts from."""
+    found = _numbers(group)
+    found["lr"] = found.pop("initial_lr", found["lr"])
+    return found
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:

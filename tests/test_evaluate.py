@@ -619,6 +619,24 @@ def test_too_few_evaluations_for_a_step_are_an_error():
         points(Sweep([1], [DDIM()], [2.0]), Cosine(T=100))
 
 
+def test_each_point_of_a_sweep_has_its_own_variance_or_the_checkpoint_s(checkpoint, tmp_path):
+    flags = ["--metrics=bpd", "--batch_size=300"]
+    plain = evaluated(checkpoint, tmp_path / "plain", *flags)["metrics"]["bpd"]["value"]
+    ddpm = ["--sampler=DDPM", "--sampler.steps=3", "--variance=FixedLarge"]
+    large = evaluated(checkpoint, tmp_path / "large", *flags, *ddpm)
+    sweep = ["--sweep.samplers=[DDPM, DDIM]", "--sweep.variances=[FixedLarge]"]
+    main(
+        [
+            *("evaluate", f"--ckpt={checkpoint}", f"--out={tmp_path / 'sweep'}", "--n=8"),
+            *(*flags, *sweep, "--sweep.evaluations=[2]"),
+        ]
+    )
+    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    values = [row["metrics"]["bpd"]["value"] for row in rows]
+    assert values == pytest.approx([large["metrics"]["bpd"]["value"], plain])
+    assert values[0] != pytest.approx(plain, rel=1e-3)
+
+
 def test_a_sweep_leaves_a_table_its_numbers_and_curves(checkpoint, tmp_path, capsys):
     flags = [f"--ckpt={checkpoint}", f"--out={tmp_path}", "--n=60", "--metrics=fd,accuracy"]
     axes = ["--sweep.evaluations=[2, 4]", "--sweep.samplers=[DDIM, Heun]"]

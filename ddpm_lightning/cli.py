@@ -256,10 +256,15 @@ class DiffusionCLI(LightningCLI):
                 f"above {step}, or measure it: {PROGRAM} evaluate --ckpt {path} --out FOLDER"
             )
         for key, (ours, theirs) in _differences(asked, stated).items():
-            warnings.warn(
-                f"ignored: model.{key}={ours}; the checkpoint says {theirs}, and a checkpoint "
-                "describes its model itself",
-                stacklevel=2,
+            if self.config.subcommand == "fit":
+                raise InputError(
+                    f"model.{key} is {theirs} in {path}, not {ours}, and a run goes on with what "
+                    "it began with; leave that out, or start a new run"
+                )
+            print(
+                f"ignored: model.{key}={ours}; {path} says {theirs}, and a checkpoint describes "
+                "its model itself",
+                file=sys.stderr,
             )
         update = {self.config.subcommand: {"model": stated}}
         try:

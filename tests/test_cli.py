@@ -617,22 +617,27 @@ def test_resume_goes_on_with_step_optimizer_ema_and_logger(tmp_path):
     assert len(list((tmp_path / "parts").glob("events.out.tfevents.*"))) == 2
 
 
-def test_a_checkpoint_overrides_the_command_line_loudly(run, tmp_path):
-    with pytest.warns(UserWarning, match=r"ignored: model.ema_decay=0.5; the checkpoint says"):
-        main(
-            [
-                "validate",
-                *tiny_run(tmp_path / "else", "--model.ema_decay=0.5"),
-                f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}",
-            ]
-        )
+def test_a_checkpoint_overrides_the_command_line_loudly(run, tmp_path, capsys):
+    main(
+        [
+            "validate",
+            *tiny_run(tmp_path / "else", "--model.ema_decay=0.5"),
+            f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}",
+        ]
+    )
+    assert "ignored: model.ema_decay=0.5;" in capsys.readouterr().err
 
 
-def test_an_unchanged_command_line_is_not_warned_about(run):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        main(["validate", *tiny_run(run, "--ckpt_path=last")])
-    assert not [w for w in caught if "ignored:" in str(w.message)]
+def test_an_unchanged_command_line_is_not_warned_about(run, capsys):
+    main(["validate", *tiny_run(run, "--ckpt_path=last")])
+    assert "ignored:" not in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_another_model(run, capsys):
+    more = ["--ckpt_path=last", "--trainer.max_steps=9", "--model.net.init_args.channels=16"]
+    line = fail(capsys, "fit", *tiny_run(run, *more))
+    assert "model.net.init_args.channels is 8 in" in line
+    assert "start a new run" in line
 
 
 def test_data_of_another_shape_than_the_checkpoint_is_refused(run, capsys, tmp_path):

@@ -32,7 +32,8 @@ from ddpm_lightning.metrics.floors import measured_floors
 from ddpm_lightning.metrics.measure import Measures, Metric, Score, check_accuracy
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.pictures.images import to_uint8, write_png
-from ddpm_lightning.pictures.samples import draw_neighbours
+from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.pictures.strips import captioned
 from ddpm_lightning.sampling import labels_of, levels_from_noise, sampling_tag
 
 MOST_WITH_ERRORS = 10_000
@@ -242,6 +243,7 @@ class GenerativeMetrics(Periodic):
         panel = draw_neighbours(
             shown[: len(own)], own, self._reference_features.features, self._images.__getitem__
         )
+        panel = captioned(panel, title=NEIGHBOURS)
         name = f"neighbours_{sampling_tag(self.sampler, module.schedule, self.guidance, ema)}"
         folder = Path(trainer.default_root_dir) / "samples"
         write_png(folder / f"{name}_step_{step:08d}.png", panel)

@@ -75,10 +75,16 @@ def _line(name: str, a: dict[str, Any], b: dict[str, Any], width: int) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        path = path / "results.json"
     if not path.is_file():
         raise InputError(f"no file {path}")
     try:
         result = json.loads(path.read_text())
+        if isinstance(result, list):
+            raise InputError(
+                f"{path} holds a whole sweep; compare results.json of two of its folders"
+            )
         for name, score in result["metrics"].items():
             float(score["value"]), score["error"], score["smaller_is_better"]
             _way(result, name)

@@ -19,7 +19,8 @@ from ddpm_lightning.metrics.frechet import Statistics
 from ddpm_lightning.metrics.measure import Measures, Score
 from ddpm_lightning.pictures.image_folder import ImageFolder
 from ddpm_lightning.pictures.images import from_uint8, grid, write_png
-from ddpm_lightning.pictures.samples import draw_neighbours
+from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.pictures.strips import captioned
 
 
 class Judge:
@@ -79,7 +80,7 @@ class Judge:
             self.reference.features,
             self.real.take,
         )
-        write_png(out / "neighbours.png", panel)
+        write_png(out / "neighbours.png", captioned(panel, title=NEIGHBOURS))
         return self.floors(len(images)).beside(scores), digest
 
     @cached_property

@@ -173,6 +173,10 @@ class Scatter(Pictures):
         return pixels_of(figure)
 
 
+NEIGHBOURS = "left: samples; beside each: the nearest real images"
+"""Caption of :func:`draw_neighbours`."""
+
+
 def draw_neighbours(
     samples: Tensor,
     features: Tensor,

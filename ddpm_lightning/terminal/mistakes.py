@@ -27,6 +27,9 @@ WRONG_ARGUMENTS = re.compile(r"__init__\(\) (takes|missing|got) ")
 
 
 LIGHTNING = {
+    r"Connection closed by peer|Connection reset by peer|Broken pipe": (
+        "another process of this run has ended; its own message says why"
+    ),
     r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)": (
         "trainer.val_check_interval {0} is more than the {1} batches of an epoch; give less, or "
         "--trainer.check_val_every_n_epoch null, which counts batches through the whole run"

@@ -50,6 +50,11 @@ def _answers(hints: Mapping[str, Any], commands: list[str]) -> dict[str, Callabl
             return f"{target} comes from the data; leave it out"
         return f"{target} follows --{source}; give that instead"
 
+    def no_command(name: str) -> str:
+        return f"no command '{name}'" + nearest(
+            name, commands, otherwise=f"; choose one of {', '.join(commands)}"
+        )
+
     def before_command(*_: str) -> str:
         return f"which command? One of {', '.join(commands)} comes first, its flags after it"
 
@@ -57,7 +62,7 @@ def _answers(hints: Mapping[str, Any], commands: list[str]) -> dict[str, Callabl
         return f"{flag}: {no_class(name, bases_of(hints.get(flag)), flag)}"
 
     return {
-        r"invalid choice: '([^']*)'": lambda c: f"no command '{c}'{nearest(c, commands)}",
+        r"invalid choice: '([^']*)'": no_command,
         r'expected "subcommand"': lambda: (
             f"which command? One of {', '.join(commands)}; --help tells more"
         ),

@@ -26,6 +26,6 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON."""
+    """Write plain data as JSON, in which every number is finite."""
     with whole(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

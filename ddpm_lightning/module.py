@@ -34,7 +34,7 @@ from ddpm_lightning.optimization import (
     make_optimizer,
     refuse_fused_clipping,
 )
-from ddpm_lightning.randomness import BatchNoise, IndexedNoise, Stream, step_seed
+from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
 from ddpm_lightning.resume import (
     apply_settings,
     check_optimization,
@@ -166,7 +166,7 @@ class DiffusionModule(Configurable, LightningModule):
         torch.manual_seed(step_seed(self.seed, step, micro_batch, self.global_rank))
         t, weight = self.timesteps(self.schedule, noise)
         if self.num_classes is not None:
-            y = y.masked_fill(noise.uniform(2) < self.label_dropout, NULL_LABEL)
+            y = y.masked_fill(noise.uniform(Draw.LABEL_DROPOUT) < self.label_dropout, NULL_LABEL)
         noised = self._noised(x0, y, t, noise)
         terms = self.objective(given(self.denoiser(ema=False), condition), noised)
         loss = (weight * terms["loss"]).mean()
@@ -451,7 +451,7 @@ class DiffusionModule(Configurable, LightningModule):
         self.timesteps.update(t, losses)
 
     def _noised(self, x0: Tensor, y: Tensor, t: Tensor, noise: IndexedNoise) -> NoisedBatch:
-        eps = noise(0, tuple(x0.shape[1:]))
+        eps = noise(Draw.EPS, tuple(x0.shape[1:]))
         x_t = self.schedule.add_noise(x0, t, eps)
         return NoisedBatch(x0, eps, t, x_t, y if self.num_classes is not None else None)
 

@@ -27,6 +27,19 @@ class Stream(IntEnum):
     LIKELIHOOD = 5
 
 
+class Draw(IntEnum):
+    """Numbers of the draws that a training or evaluation step makes for itself.
+
+    Reserved ones lie far above those that a sampler or a timestep distribution counts up from 1,
+    so that no part of a user's own can share its numbers with them.
+    """
+
+    EPS = 0
+    """The noise added to the data."""
+    LABEL_DROPOUT = 2**32
+    """Which rows forget their label."""
+
+
 NORMAL, UNIFORM = 0, 1
 
 

@@ -59,8 +59,8 @@ class Timesteps(Configurable, ABC):
 
         Args:
             schedule: The forward process.
-            noise: Source of randomness, bound to the rows of the global batch; draws from 1 on
-                are free, 0 is the training noise eps.
+            noise: Source of randomness, bound to the rows of the global batch; draws 1,
+                2, 3, … are free, all others are reserved (randomness.Draw).
         """
 
     def update(self, t: Tensor, losses: Tensor) -> None:

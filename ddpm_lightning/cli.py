@@ -27,7 +27,7 @@ import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
 from ddpm_lightning.callbacks import FlowLikelihood, Likelihood, RunCheckpoint, StepProgressBar
 from ddpm_lightning.callbacks.run_folder import last_checkpoint
-from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.commands.run import COMMANDS, PROGRAM, CommandParser, about, run_command
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ddpm_lightning.checkpoints import KEY
+from ddpm_lightning.checkpoint import KEY
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 

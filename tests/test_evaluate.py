@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.checkpoints import weights_digest
+from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.cli import main
 from ddpm_lightning.data import CIFAR10, MNIST, Digits, FashionMNIST
 from ddpm_lightning.diffusion.denoiser import Guidance

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.data.conditioned import Conditioned, condition_source
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.in_memory import InMemoryData, Split

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lightning.checkpoints import weights_digest
+from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import Sampler

@@ -11,9 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ddpm_lightning.checks import check_fps
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import whole
+from ddpm_lightning.files import atomic_write
 
 GROUND = 64
 """The dark grey between the images of a grid."""
@@ -202,5 +201,11 @@ def _open(path: Path, shape: tuple[int, ...]) -> Image.Image:
 
 
 def _write(path: Path, image: Image.Image, file_format: str, **options: object) -> None:
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         image.save(partial, file_format, **options)
+
+
+def check_fps(fps: float) -> None:
+    """Raise InputError unless a GIF, which counts hundredths of a second, can be so fast."""
+    if not 0.002 <= fps <= 50:
+        raise InputError(f"fps={fps:g}: a GIF shows 0.002 to 50 frames a second")

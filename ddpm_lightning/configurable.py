@@ -89,21 +89,21 @@ class Configurable:
         """
         for name in changes:
             if name not in self._arguments:
-                raise InputError(f"{self.class_path()} takes no argument {name}")
+                raise InputError(f"{self.class_path()} takes no argument {name!r}")
         self._refuse_positional()
         return type(self)(**self._arguments | changes)
 
     def changed(self) -> dict[str, Any]:
         """The arguments that differ from their defaults, in the order of the signature."""
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(type(self)).parameters.items()
-        }
-        return {
-            name: value
-            for name, value in self._arguments.items()
-            if plain(value, name) != plain(defaults.get(name), name)
-        }
+        parameters = inspect.signature(type(self)).parameters
+
+        def differs(name: str, value: Any) -> bool:
+            parameter = parameters.get(name)  # None: one of **kwargs
+            if parameter is None or parameter.default is parameter.empty:
+                return True
+            return plain(value, name) != plain(parameter.default, name)
+
+        return {name: value for name, value in self._arguments.items() if differs(name, value)}
 
     @classmethod
     def class_path(cls) -> str:

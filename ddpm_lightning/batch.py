@@ -88,7 +88,7 @@ class Batch(NamedTuple):
 
     x0: Tensor
     condition: Condition
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     row: Tensor | None = None
 
 

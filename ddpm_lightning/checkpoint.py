@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,12 @@ FORMAT = 2
 label_dropout as a number stand by themselves; label dropout took draw 2 of the training noise.
 """
 
-RENAMED: dict[str, str] = {}
-"""Class paths of earlier versions, and what they are now."""
+_SAMPLERS = "ddpm_lightning.diffusion.samplers"
+RENAMED = {
+    f"{_SAMPLERS}.spacings.{name}": f"{_SAMPLERS}.{name}Spacing"
+    for name in ("Uniform", "Quadratic", "Karras", "LogSNR")
+}
+"""Class paths of earlier versions that have another name now."""
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -120,8 +126,25 @@ def _renamed(value: Any) -> Any:
         return value
     found = {key: _renamed(item) for key, item in value.items()}
     if isinstance(path := found.get("class_path"), str):
-        found["class_path"] = RENAMED.get(path, path)
+        found["class_path"] = current_path(path)
     return found
+
+
+def current_path(path: str) -> str:
+    """What a class of the library is called now: by the outermost package that shows it.
+
+    Earlier versions named files inside the packages, which have moved since.
+    """
+    *packages, name = RENAMED.get(path, path).split(".")
+    if packages[:1] != ["ddpm_lightning"]:
+        return path
+    for depth in range(1, len(packages) + 1):
+        package = ".".join(packages[:depth])
+        if find_spec(package) is None:
+            break
+        if hasattr(import_module(package), name):
+            return f"{package}.{name}"
+    return path  # which is said where the class is needed
 
 
 def rebuild(

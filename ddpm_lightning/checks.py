@@ -2,7 +2,11 @@
 
 from ddpm_lightning.files import (
     check_folder as check_folder,
+)
+from ddpm_lightning.files import (
     check_new_file as check_new_file,
+)
+from ddpm_lightning.files import (
     check_new_folder as check_new_folder,
 )
 from ddpm_lightning.pictures.images import check_fps as check_fps

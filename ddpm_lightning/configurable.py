@@ -44,8 +44,11 @@ class Configurable:
         object.__setattr__(self, "_arguments", _bind(cls, args, kwargs))
         return self
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         """State the class and the arguments this object was built with, as plain data.
+
+        Args:
+            skip: Arguments to leave out.
 
         Returns:
             ``{"class_path": str, "init_args": dict}``, defaults included.
@@ -60,7 +63,7 @@ class Configurable:
                 "it load nowhere else; move it to a module of its own",
                 stacklevel=2,
             )
-        return {"class_path": class_path, "init_args": self.plain_arguments()}
+        return {"class_path": class_path, "init_args": self.plain_arguments(skip)}
 
     def plain_arguments(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         """State the arguments this object was built with as plain data, but for those to skip."""
@@ -86,21 +89,21 @@ class Configurable:
         """
         for name in changes:
             if name not in self._arguments:
-                raise InputError(f"{self.class_path()} takes no argument {name}")
+                raise InputError(f"{self.class_path()} takes no argument {name!r}")
         self._refuse_positional()
         return type(self)(**self._arguments | changes)
 
     def changed(self) -> dict[str, Any]:
         """The arguments that differ from their defaults, in the order of the signature."""
-        defaults = {
-            name: parameter.default
-            for name, parameter in inspect.signature(type(self)).parameters.items()
-        }
-        return {
-            name: value
-            for name, value in self._arguments.items()
-            if plain(value, name) != plain(defaults.get(name), name)
-        }
+        parameters = inspect.signature(type(self)).parameters
+
+        def differs(name: str, value: Any) -> bool:
+            parameter = parameters.get(name)  # None: one of **kwargs
+            if parameter is None or parameter.default is parameter.empty:
+                return True
+            return plain(value, name) != plain(parameter.default, name)
+
+        return {name: value for name, value in self._arguments.items() if differs(name, value)}
 
     @classmethod
     def class_path(cls) -> str:

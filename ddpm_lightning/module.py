@@ -414,9 +414,7 @@ class DiffusionModule(Configurable, LightningModule):
         self.timesteps.update(t, losses)
 
     def _hyper_parameters(self, data: DataSpec) -> dict[str, Any]:
-        net = self.net.describe()
-        for name in ("data", "out_channels"):  # which the factory is called with
-            net["init_args"].pop(name)
+        net = self.net.describe(skip=("data", "out_channels"))  # which the factory is called with
         # The optimizer is how it is trained, not what it is.
         others = self.plain_arguments(skip=("data", "net", "optimizer", "lr_schedule"))
         return {"data": data.plain(), "net": net} | others

@@ -20,7 +20,7 @@ from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.guidance import Guidance, as_guidance, guide
 from ddpm_lightning.diffusion.prediction import Variance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler, State
-from ddpm_lightning.diffusion.variances import InsteadOfLearned
+from ddpm_lightning.diffusion.variances import replacing
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise, check_seed
 
@@ -32,7 +32,10 @@ class Model(Protocol):
     """What samples are drawn from; a DiffusionModule."""
 
     data: DataSpec
-    knows_null: bool
+
+    @property
+    def knows_null(self) -> bool:
+        """Whether the model has learned what "no class" is."""
 
     @property
     def device(self) -> torch.device:
@@ -139,15 +142,8 @@ class Request(Configurable):
                 "of this checkpoint; estimate it for these: python -m ddpm_lightning "
                 f"analytic_variance --ckpt CHECKPOINT --weights {self.weights}"
             )
-        asked, trained, channels = self.variance, denoiser.variance, model.data.shape[0]
-        if asked.extra_channels(channels) and type(asked) is not type(trained):
-            raise InputError(
-                f"{type(asked).__name__} is learned, but the checkpoint was trained with "
-                f"{type(trained).__name__}; use FixedSmall, FixedLarge or AnalyticVariance"
-            )
-        if trained.extra_channels(channels) and not asked.extra_channels(channels):
-            asked = InsteadOfLearned(asked, trained)
-        return replace(denoiser, variance=asked)
+        variance = replacing(denoiser.variance, self.variance, model.data.shape[0])
+        return replace(denoiser, variance=variance)
 
     def tag(self, model: Model) -> str:
         """Name how samples come about, for tags and files: ddim50_guidance1.5_ema."""

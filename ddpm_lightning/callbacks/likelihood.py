@@ -17,8 +17,8 @@ from ddpm_lightning.callbacks.results import append_result
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
-from ddpm_lightning.diffusion.flow_likelihood import flow_likelihood
-from ddpm_lightning.diffusion.likelihood import Decoder
+from ddpm_lightning.diffusion.decoders import Decoder
+from ddpm_lightning.diffusion.flow import flow_likelihood
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
@@ -218,6 +218,7 @@ class Moments(torchmetrics.Metric):
     """
 
     full_state_update = False
+    sums: Tensor
 
     def __init__(self, columns: int) -> None:
         super().__init__()

@@ -77,7 +77,8 @@ class SampleGrid(Periodic):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        data, spec = getattr(trainer, "datamodule", None), pl_module.data
+        data: Any = getattr(trainer, "datamodule", None)
+        spec = pl_module.data
         try:
             self._pictures = pictures_of(spec.shape, data)
         except InputError as error:
@@ -86,7 +87,8 @@ class SampleGrid(Periodic):
         grids = [grid for grid in trainer.callbacks if isinstance(grid, SampleGrid)]  # type: ignore[attr-defined]
         if [grid.name for grid in grids].count(self.name) > 1:
             raise InputError(f"two SampleGrids are called {self.name!r}; give each a name")
-        self._condition, self._bands, self._asked = Condition(), {}, self.request
+        self._condition, self._asked = Condition(), self.request
+        self._bands: dict[str, Tensor] = {}
         if spec.image_channels and stage == "fit":
             self._look_at(data.finished("val", self.n), data)
         elif spec.num_classes is not None and self.request.labels is None and len(spec.shape) > 1:

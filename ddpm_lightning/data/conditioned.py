@@ -123,8 +123,9 @@ class Colourisation(Task):
             )
         return 1
 
+    @override
     def __call__(self, x0: Tensor, index: Tensor) -> Tensor:
-        # the weights of ITU-R BT.601
+        # The weights of ITU-R BT.601.
         red, green, blue = x0.unbind(1)
         return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 

@@ -34,7 +34,7 @@ class RawBatch(NamedTuple):
 
     samples: Tensor
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     flip: Tensor | None = None
     row: Tensor | None = None
 
@@ -223,4 +223,3 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
             assert index is not None
             raw = RawBatch(samples, labels, index, flip, row)
             yield self.finish(raw) if trainer is None else raw
-

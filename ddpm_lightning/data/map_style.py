@@ -37,7 +37,7 @@ class MapStyle:
         return iter(
             DataLoader(
                 self.dataset,
-                batch_sampler=_Once(lists),  # type: ignore[arg-type]
+                batch_sampler=_Once(lists),
                 num_workers=self.workers,
                 collate_fn=_stacked,
             )

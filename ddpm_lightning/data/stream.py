@@ -79,7 +79,7 @@ class Places(NamedTuple):
         row: int64 [B] places in the global batch of the optimizer step; None outside training.
     """
 
-    index: Indices
+    index: Indices  # type: ignore[assignment]  # hides tuple.index
     flip: Flips | None = None
     row: Indices | None = None
 

@@ -9,7 +9,7 @@ from ddpm_lightning.randomness import BatchNoise, Draw
 
 
 class LabelDropout(Configurable):
-    """Forget the label (and the tokens) of a random share of the rows (Ho & Salimans 2022, alg. 1).
+    """Forget label and tokens of a random share of the rows (Ho & Salimans 2022, alg. 1).
 
     Another rule is a subclass with its own ``__call__``.
 

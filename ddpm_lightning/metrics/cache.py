@@ -52,6 +52,11 @@ def reference_features(
     return found
 
 
+def pixels_digest(images: Tensor) -> str:
+    """The sha256 of the pixels of images uint8 [n, C, H, W], as 64 hexadecimal digits."""
+    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
+
+
 def default_cache() -> Path:
     """Find the folder of kept features: ddpm_lightning in $XDG_CACHE_HOME, else in ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME")
@@ -74,9 +79,9 @@ def cache_path(
     source = _source(type(extractor))
     if source is None:
         return None
-    key = hashlib.sha256(images.cpu().contiguous().numpy().data)
     origin = {
         "version": VERSION,
+        "pixels": pixels_digest(images),
         "shape": list(images.shape),
         "extractor": extractor.describe(),
         "digest": extractor.digest,
@@ -84,9 +89,9 @@ def cache_path(
         "source": source,
         "versions": {name: version(name) for name in ("torch", "torch-fidelity")},
     }
-    key.update(json.dumps(origin, sort_keys=True).encode())
+    key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_dir).expanduser() if cache_dir else default_cache()
-    return folder / f"{extractor.name}-{key.hexdigest()[:32]}.safetensors"
+    return folder / f"{extractor.name}-{key[:32]}.safetensors"
 
 
 def lookup(path: Path | None) -> Features | None:

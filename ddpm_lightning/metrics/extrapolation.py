@@ -73,9 +73,9 @@ def extrapolated_frechet(
     published FIDs do, and b/m stays; given as features it is cut alike, so that the limit is
     that of both ends.
 
-    ``standard_error`` is a jackknife that leaves out one of ten disjoint groups at a time and repeats the
-    whole extrapolation. A bootstrap would not do: a resample with replacement repeats about a
-    third of its vectors, so it has the distance of fewer samples, and a slope of its own.
+    ``standard_error`` is a jackknife that leaves out one of ten disjoint groups at a time and
+    repeats the whole extrapolation. A bootstrap would not do: a resample with replacement repeats
+    about a third of its vectors, so it has the distance of fewer samples, and a slope of its own.
 
     Costs 6 distances, and 60 more for the error, each the eigenvalues of a matrix [d, d] (for a
     reference of features an eigendecomposition more each).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -18,6 +20,17 @@ class FrechetDistance(Metric):
 
     name = "fd"
     needs_pairs = False
+
+    @override
+    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
+        super().check(extractor, n, real_n)
+        dim = None if extractor is None else extractor.dim
+        if dim is not None and n <= dim and real_n is None:  # said once, of the settings alone
+            warnings.warn(
+                f"{self.name} of {n} samples in {dim} dimensions is mostly bias; compare it at "
+                "the same n only, or use more",
+                stacklevel=2,
+            )
 
     @override
     def __call__(self, sets: Comparison) -> dict[str, Score]:

@@ -42,9 +42,7 @@ class KID(Metric):
         self.subsets = subsets
 
     @override
-    def check(
-        self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None
-    ) -> None:
+    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
         super().check(extractor, n, real_n)
         smallest = n if real_n is None else min(n, real_n)
         if self.subset_size is not None and smallest < self.subset_size:

@@ -35,6 +35,11 @@ class Measures:
         """Whether a metric reads the features of real data one by one."""
         return any(metric.needs_pairs for metric in self.metrics)
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a metric reads the classes that samples were asked to be of."""
+        return any(metric.needs_labels for metric in self.metrics)
+
     def check(self, n: int, real_n: int | None = None) -> None:
         """Raise InputError where n samples, or real_n real data, are too few for a metric."""
         for metric in self.metrics:

@@ -1,4 +1,4 @@
-"""Metric: numbers that say how close samples are to real data, computed from the features of both."""
+"""Metric: how close samples are to real data, computed from the features of both."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ class Metric(Configurable, ABC):
             InputError: Too few features, or features that are not finite.
         """
 
-    def check(
-        self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None
-    ) -> None:
+    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
         """Refuse what cannot be measured, before anything is computed.
 
         Args:
@@ -185,7 +183,7 @@ def as_metrics(metrics: str | Sequence[Metric | str]) -> list[Metric]:
 
 
 def _named(name: str) -> Metric:
-    known = _known(Metric)
+    known = _known()
     classes = {cls.__name__: cls for cls in known.values()} | known
     cls: Any = configurable_class(name) if "." in name else classes.get(name)
     if cls is None:
@@ -200,12 +198,17 @@ def _named(name: str) -> Metric:
     try:
         return cls()
     except TypeError as error:
-        raise InputError(f"{name} needs its settings, {{class_path: …, init_args: …}}: {error}") from error
+        raise InputError(
+            f"{name} needs settings, {{class_path: {name}, init_args: …}}: {error}"
+        ) from error
 
 
-def _known(base: type[Metric]) -> dict[str, type[Metric]]:
-    """The metrics that were imported, by short name, in the order of their definition."""
-    found = {} if isabstract(base) else {base.name: base}
-    for cls in base.__subclasses__():
-        found |= _known(cls)
+def _known() -> dict[str, type[Metric]]:
+    """The metrics that were imported, by short name."""
+    found: dict[str, type[Metric]] = {}
+    remaining: list[Any] = [Metric]
+    for cls in remaining:
+        remaining += cls.__subclasses__()
+        if not isabstract(cls):
+            found[cls.name] = cls
     return found

@@ -31,9 +31,7 @@ class SlicedWasserstein(Metric):
         self.projections = projections
 
     @override
-    def check(
-        self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None
-    ) -> None:
+    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
         super().check(extractor, n, real_n)
         if real_n is not None and n != real_n:
             raise InputError(f"swd compares equally many, not {n} samples with {real_n} real ones")

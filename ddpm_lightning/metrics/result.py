@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import write_json
+from ddpm_lightning.files import json_value, write_json
 from ddpm_lightning.metrics.metric import Score
 
 FORMAT = 1
@@ -48,6 +48,8 @@ class Result:
         """State it as plain data; a number that is not known or not finite is null."""
         score = asdict(self.score)
         score.pop("alias")
+        for name in ("value", "standard_error", "spread"):
+            score[name] = _known(score[name])
         record = {
             "format": FORMAT,
             "step": self.step,
@@ -58,7 +60,7 @@ class Result:
             "extractor": self.extractor,
             "versions": {name: version(name) for name in ("ddpm_lightning", "torch")},
         }
-        return dict(_finite(record))
+        return dict(json_value(record))
 
 
 def write_results(path: Path, results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -127,10 +129,5 @@ def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any
     return found
 
 
-def _finite(value: Any) -> Any:
-    """Put null in place of NaN and infinities, and lists in place of tuples."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _known(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None

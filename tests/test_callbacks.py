@@ -40,7 +40,7 @@ from ddpm_lightning.metrics import (
     frechet_spread,
     manifold,
 )
-from ddpm_lightning.pictures.images import to_uint8, write_gif
+from ddpm_lightning.images import to_uint8, write_gif
 from ddpm_lightning.pictures.strips import captioned
 from ddpm_lightning.randomness import IndexedNoise
 from tests.small import tiny_data, tiny_module, trainer

@@ -35,7 +35,7 @@ from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import LeNet
 from ddpm_lightning.networks.network import Network
-from ddpm_lightning.pictures.images import from_uint8, grid, to_uint8
+from ddpm_lightning.images import from_uint8, grid, to_uint8
 from tests.make_data import write_cifar10, write_mnist
 from tests.small import randomized, tiny_module, trainer
 

@@ -44,8 +44,8 @@ from ddpm_lightning.evaluation.sweep import Sweep, evaluations, points
 from ddpm_lightning.metrics import Inception, LeNet, inception_score, kid, kid_error, manifold
 from ddpm_lightning.metrics.jackknife import shuffled
 from ddpm_lightning.metrics.measure import check_accuracy
-from ddpm_lightning.pictures.image_folder import ImageFolder
-from ddpm_lightning.pictures.images import to_uint8
+from ddpm_lightning.images import ImageFolder
+from ddpm_lightning.images import to_uint8
 from ddpm_lightning.pictures.samples import draw_neighbours
 from ddpm_lightning.trained import DataPlace
 from tests.test_cli import fail, randomised, tiny_run

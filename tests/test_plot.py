@@ -22,7 +22,7 @@ from ddpm_lightning.pictures.didactic import (
     schedule_figure,
     walk_variance,
 )
-from ddpm_lightning.pictures.images import to_uint8
+from ddpm_lightning.images import to_uint8
 from ddpm_lightning.pictures.samples import Images
 from ddpm_lightning.pictures.strips import forward_strip, reverse_states
 from tests.make_data import write_mnist

@@ -32,8 +32,8 @@ from ddpm_lightning.metrics.cached import Features, cache_path, lookup, store
 from ddpm_lightning.metrics.floors import measured_floors
 from ddpm_lightning.metrics.measure import Measures, Metric, Score, check_accuracy
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.sampling import labels_of, levels_from_noise, sampling_tag
 
 MOST_WITH_ERRORS = 10_000

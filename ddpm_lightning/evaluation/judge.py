@@ -18,8 +18,8 @@ from ddpm_lightning.metrics.cached import Features, reference_features
 from ddpm_lightning.metrics.floors import Floors, measured_floors
 from ddpm_lightning.metrics.frechet import Statistics
 from ddpm_lightning.metrics.measure import Measures, Score
-from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.plots.strips import captioned
 
 
 class Judge:

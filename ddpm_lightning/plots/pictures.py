@@ -15,7 +15,7 @@ from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write
 from ddpm_lightning.images import OVERVIEW, from_uint8, grid, to_uint8, write_png
-from ddpm_lightning.pictures.figure import new_figure, pixels_of
+from ddpm_lightning.plots.figure import new_figure, pixels_of
 
 BACKDROP = 2000
 """Points of the data that stand behind the samples."""

@@ -21,6 +21,7 @@ from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.sample_set import SampleSet
+from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.metrics import (
     FeatureExtractor,
     Features,
@@ -32,9 +33,8 @@ from ddpm_lightning.metrics import (
 )
 from ddpm_lightning.metrics.cache import cache_path, lookup, pixels_digest, store
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.images import to_uint8, write_png
-from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.sampling import Weights
 
 MOST_WITH_ERRORS = 10_000

@@ -25,8 +25,8 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.metric import Score
 from ddpm_lightning.metrics.result import Result, append_result
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.bound import terms_figure
-from ddpm_lightning.pictures.figure import pixels_of, write_figure
+from ddpm_lightning.plots.figure import pixels_of, write_figure
+from ddpm_lightning.plots.terms import terms_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
 from ddpm_lightning.sampling import Weights
 

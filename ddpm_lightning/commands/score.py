@@ -9,9 +9,9 @@ from typing import Any
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.judge import Judge, check_out
 from ddpm_lightning.evaluation.report import table
+from ddpm_lightning.images import ImageFolder
 from ddpm_lightning.metrics import Metric, as_metrics
 from ddpm_lightning.metrics.result import write_results
-from ddpm_lightning.pictures.image_folder import ImageFolder
 
 
 def score(

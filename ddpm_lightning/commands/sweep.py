@@ -14,7 +14,7 @@ from ddpm_lightning.evaluation.sweep import Sweep, draw_sweep
 from ddpm_lightning.files import write_json
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Metric
-from ddpm_lightning.pictures.figure import write_figure
+from ddpm_lightning.plots.figure import write_figure
 
 
 def sweep(

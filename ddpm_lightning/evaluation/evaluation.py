@@ -16,10 +16,10 @@ from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.report import table
 from ddpm_lightning.evaluation.sample_set import SampleSet, draw_into
+from ddpm_lightning.images import ImageFolder
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Metric, Result, as_metrics
 from ddpm_lightning.metrics.result import write_results
-from ddpm_lightning.pictures.image_folder import ImageFolder
 
 BOUND = "bpd"
 """Name of the bound on the likelihood among the metrics: of the model, without samples."""

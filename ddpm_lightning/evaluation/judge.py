@@ -13,6 +13,7 @@ from torch import Tensor
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.files import check_folder
+from ddpm_lightning.images import ImageFolder, from_uint8, grid, write_png
 from ddpm_lightning.loaded import device_named
 from ddpm_lightning.metrics import (
     FeatureExtractor,
@@ -26,10 +27,8 @@ from ddpm_lightning.metrics import (
     reference_features,
 )
 from ddpm_lightning.metrics.cache import pixels_digest
-from ddpm_lightning.pictures.image_folder import ImageFolder
-from ddpm_lightning.pictures.images import from_uint8, grid, write_png
-from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.plots.strips import captioned
 
 
 class Judge:

@@ -12,8 +12,8 @@ from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import Result, Score
-from ddpm_lightning.pictures.bound import terms_figure
-from ddpm_lightning.pictures.figure import write_figure
+from ddpm_lightning.plots.figure import write_figure
+from ddpm_lightning.plots.terms import terms_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream
 from ddpm_lightning.sampling import Request
 

@@ -15,7 +15,7 @@ from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.image_folder import ImageFolder
+from ddpm_lightning.images import ImageFolder
 
 
 @dataclass(frozen=True, eq=False)

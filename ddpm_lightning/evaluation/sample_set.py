@@ -17,8 +17,8 @@ from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL, json_value, write_json
+from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.images import to_uint8, write_png
 from ddpm_lightning.sampling import Request
 
 SETTINGS = "samples.json"

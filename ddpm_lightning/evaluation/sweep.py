@@ -23,7 +23,7 @@ from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun, Sampler, Spacing
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.sample_set import SampleSet
-from ddpm_lightning.pictures.figure import new_figure
+from ddpm_lightning.plots.figure import new_figure
 from ddpm_lightning.sampling import levels_from_noise
 
 

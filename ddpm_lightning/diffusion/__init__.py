@@ -3,6 +3,7 @@
 from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.guidance import Guidance, guide
+from ddpm_lightning.diffusion.levels import Level, Schedule
 from ddpm_lightning.diffusion.losses import (
     L1,
     MSE,
@@ -25,11 +26,11 @@ from ddpm_lightning.diffusion.parameterizations import (
 )
 from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.schedules import (
+    BetaSchedule,
     Cosine,
     Karras,
     Linear,
     Quadratic,
-    Schedule,
     Sigmoid,
     SigmoidBetas,
     SohlDickstein,
@@ -56,6 +57,7 @@ __all__ = [
     "VLB",
     "X0",
     "AnalyticVariance",
+    "BetaSchedule",
     "Cosine",
     "Decoder",
     "Denoiser",
@@ -73,6 +75,7 @@ __all__ = [
     "Karras",
     "LearnedDiagonal",
     "LearnedRange",
+    "Level",
     "Linear",
     "LogNormal",
     "LogitNormal",

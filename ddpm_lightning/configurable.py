@@ -44,8 +44,11 @@ class Configurable:
         object.__setattr__(self, "_arguments", _bind(cls, args, kwargs))
         return self
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         """State the class and the arguments this object was built with, as plain data.
+
+        Args:
+            skip: Arguments to leave out.
 
         Returns:
             ``{"class_path": str, "init_args": dict}``, defaults included.
@@ -60,7 +63,7 @@ class Configurable:
                 "it load nowhere else; move it to a module of its own",
                 stacklevel=2,
             )
-        return {"class_path": class_path, "init_args": self.plain_arguments()}
+        return {"class_path": class_path, "init_args": self.plain_arguments(skip)}
 
     def plain_arguments(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         """State the arguments this object was built with as plain data, but for those to skip."""

@@ -3,6 +3,7 @@
 from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.guidance import Guidance, guide
+from ddpm_lightning.diffusion.label_dropout import LabelDropout
 from ddpm_lightning.diffusion.levels import Level, Schedule
 from ddpm_lightning.diffusion.losses import (
     L1,
@@ -73,6 +74,7 @@ __all__ = [
     "Huber",
     "Hybrid",
     "Karras",
+    "LabelDropout",
     "LearnedDiagonal",
     "LearnedRange",
     "Level",

@@ -35,7 +35,7 @@ class NoisedBatch:
     eps: Tensor
     t: Tensor
     x_t: Tensor
-    condition: Condition = Condition()  # noqa: RUF009 (a value without state)
+    condition: Condition = Condition()
 
 
 class Objective(Configurable, ABC):

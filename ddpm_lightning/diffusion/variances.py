@@ -134,6 +134,27 @@ class AnalyticVariance(Variance):
         return variance.clamp(min=floor) if isinstance(variance, Tensor) else max(variance, floor)
 
 
+def replacing(trained: Variance, asked: Variance, channels: int) -> Variance:
+    """Make a variance fit a network that was trained with another.
+
+    Args:
+        trained: What the network was built for.
+        asked: What its samples shall have.
+        channels: Channels of the data.
+
+    Raises:
+        InputError: The one that is asked for would have to be learned.
+    """
+    if asked.extra_channels(channels) and type(asked) is not type(trained):
+        raise InputError(
+            f"{type(asked).__name__} is learned, but the checkpoint was trained with "
+            f"{type(trained).__name__}; use FixedSmall, FixedLarge or AnalyticVariance"
+        )
+    if trained.extra_channels(channels) and not asked.extra_channels(channels):
+        return _InsteadOfLearned(asked, trained)
+    return asked
+
+
 class _InsteadOfLearned(Variance):
     """Another variance for a network that has learned one, whose extra channels are ignored.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import subprocess
 import sys
@@ -20,27 +19,15 @@ from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.callbacks import GenerativeMetrics, LossByTimestep, SampleGrid, TrainingMonitor
+from ddpm_lightning.callbacks import LossByTimestep, SampleGrid, TrainingMonitor
 from ddpm_lightning.callbacks.loss_by_timestep import draw_losses, in_ranges
-from ddpm_lightning.callbacks.results import append_result
 from ddpm_lightning.callbacks.sharing import share
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDIM, Levels
 from ddpm_lightning.diffusion.schedules import Cosine
-from ddpm_lightning.diffusion.variances import FixedLarge
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics import (
-    Features,
-    Inception,
-    LeNet,
-    Pixels,
-    Statistics,
-    frechet_distance,
-    frechet_spread,
-    manifold,
-)
-from ddpm_lightning.pictures.images import to_uint8, write_gif
+from ddpm_lightning.pictures.images import write_gif
 from ddpm_lightning.pictures.strips import captioned
 from ddpm_lightning.randomness import IndexedNoise
 from tests.small import tiny_data, tiny_module, trainer

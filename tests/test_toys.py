@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -10,26 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from scipy.stats import kstest, wasserstein_distance
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.callbacks import PointMetrics, SampleGrid, TrainingMonitor
+from ddpm_lightning.callbacks import SampleGrid
 from ddpm_lightning.cli import main
 from ddpm_lightning.configurable import build
 from ddpm_lightning.data import Toy2D
-from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.parameterizations import V
-from ddpm_lightning.diffusion.samplers import DDIM, Levels
+from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import mmd, sliced_wasserstein
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.pictures.samples import Scatter, pictures_of
-from tests.small import tiny_data, tiny_module, trainer
+from tests.small import trainer
 
 KINDS = ("swiss_roll", "moons", "mixture", "checkerboard")
 

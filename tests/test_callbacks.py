@@ -27,8 +27,8 @@ from ddpm_lightning.diffusion.samplers import DDIM, Levels
 from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import write_gif
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.images import write_gif
+from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.randomness import IndexedNoise
 from tests.small import tiny_data, tiny_module, trainer
 

@@ -33,7 +33,7 @@ from ddpm_lightning.diffusion.samplers import (
 )
 from ddpm_lightning.diffusion.schedules import Linear, SohlDickstein
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import read_image, read_mask
+from ddpm_lightning.images import read_image, read_mask
 from ddpm_lightning.randomness import IndexedNoise
 from tests.small import tiny_data, tiny_module, trainer
 

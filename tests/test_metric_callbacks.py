@@ -31,6 +31,7 @@ from ddpm_lightning.diffusion.samplers import DDIM, Levels
 from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.diffusion.variances import FixedLarge
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import to_uint8
 from ddpm_lightning.metrics import (
     Features,
     Inception,
@@ -43,7 +44,6 @@ from ddpm_lightning.metrics import (
     sliced_wasserstein,
 )
 from ddpm_lightning.networks import MLP
-from ddpm_lightning.pictures.images import to_uint8
 from tests.small import tiny_data, tiny_module, trainer
 
 

@@ -22,8 +22,8 @@ from ddpm_lightning.diffusion.flow import flow_likelihood
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.bound import terms_figure
-from ddpm_lightning.pictures.figure import pixels_of, write_figure
+from ddpm_lightning.plots.figure import pixels_of, write_figure
+from ddpm_lightning.plots.terms import terms_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
 from ddpm_lightning.sampling import Weights
 

@@ -12,9 +12,9 @@ from ddpm_lightning.commands.edits import Edit, edit_images
 from ddpm_lightning.commands.given_images import GivenImages, given_images
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import check_new_folder
+from ddpm_lightning.images import check_fps, write_gif, write_png
 from ddpm_lightning.loaded import DataPlace, Loaded
-from ddpm_lightning.pictures.images import check_fps, write_gif, write_png
-from ddpm_lightning.pictures.samples import pictures_of
+from ddpm_lightning.plots.pictures import pictures_of
 from ddpm_lightning.sampling import Request, Samples, check_frames
 
 

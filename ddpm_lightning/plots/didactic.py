@@ -17,7 +17,7 @@ from ddpm_lightning.diffusion.samplers import DDPM
 from ddpm_lightning.diffusion.schedules import Linear, Scalar, Schedule
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.figure import new_figure
+from ddpm_lightning.plots.figure import new_figure
 from ddpm_lightning.randomness import IndexedNoise
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a name has the same one everywhere.

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from ddpm_lightning import DiffusionModule
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.callbacks import RunCheckpoint
 from ddpm_lightning.data import Digits
 from ddpm_lightning.networks import UNet
@@ -59,3 +60,11 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tenso
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(shape, generator=generator, dtype=dtype)
     return x, torch.linspace(0, 999, shape[0], dtype=dtype)
+
+
+def image_spec(channels: int = 1, size: int = 8, **facts: Any) -> DataSpec:
+    return DataSpec((channels, size, size), **facts)
+
+
+def labels(*values: int) -> Condition:
+    return Condition(label=torch.tensor(values))

@@ -7,17 +7,17 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from ddpm_lightning.diffusion.objectives import Hybrid
+from ddpm_lightning.trained import DataPlace, data_of
 
 from ddpm_lightning.cli import main
 from ddpm_lightning.commands.analytic_variance import x0_errors
 from ddpm_lightning.data import MNIST
-from ddpm_lightning.diffusion.objectives import Hybrid
 from ddpm_lightning.diffusion.oracles import Gaussian
 from ddpm_lightning.diffusion.schedules import SohlDickstein
 from ddpm_lightning.diffusion.variances import LearnedRange
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.trained import DataPlace, data_of
 from tests.make_data import write_mnist
 from tests.small import tiny_data, tiny_module, trainer
 

@@ -30,6 +30,7 @@ from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.diffusion.variances import FixedLarge
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import to_uint8, write_gif
 from ddpm_lightning.metrics import (
     Features,
     Inception,
@@ -40,8 +41,7 @@ from ddpm_lightning.metrics import (
     frechet_spread,
     manifold,
 )
-from ddpm_lightning.pictures.images import to_uint8, write_gif
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.randomness import IndexedNoise
 from tests.small import tiny_data, tiny_module, trainer
 

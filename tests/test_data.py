@@ -19,7 +19,7 @@ from ddpm_lightning.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, 
 from ddpm_lightning.data.in_memory import RawBatch
 from ddpm_lightning.data.stream import EvaluationLoader, Layout, TrainingStream, coin_flips
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import to_uint8
+from ddpm_lightning.images import to_uint8
 from tests.make_data import write_cifar10, write_cifar100, write_mnist
 
 

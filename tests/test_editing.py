@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.cli import main
 from ddpm_lightning.diffusion.editing import (
     interpolate,
@@ -21,10 +22,18 @@ from ddpm_lightning.diffusion.editing import (
     slerp,
 )
 from ddpm_lightning.diffusion.oracles import Gaussian, Mixture
-from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Heun, Karras, Levels, LogSNR, UniPC
+from ddpm_lightning.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    Heun,
+    KarrasSpacing,
+    Levels,
+    LogSNRSpacing,
+    UniPC,
+)
 from ddpm_lightning.diffusion.schedules import Linear, SohlDickstein
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import read_image, read_mask
+from ddpm_lightning.images import read_image, read_mask
 from ddpm_lightning.randomness import IndexedNoise
 from tests.small import tiny_data, tiny_module, trainer
 
@@ -170,7 +179,7 @@ def test_resampling_brings_the_mean_towards_the_conditional_one():
             oracle(),
             torch.tensor(X0_KNOWN)[None],
             torch.tensor(PAINTED),
-            sampler=DDPM(100, spacing=LogSNR()),
+            sampler=DDPM(100, spacing=LogSNRSpacing()),
             resamplings=resamplings,
             jump=1,
             noise=lambda draw, shape: torch.zeros(1, *shape),
@@ -232,7 +241,13 @@ def test_settings_without_sense_are_refused(resamplings, jump):
 
 # SDEdit
 
-SAMPLERS = [DDPM(20), DDIM(20), Heun(20, spacing=Karras()), UniPC(20), DDIM(20, 0.5, LogSNR())]
+SAMPLERS = [
+    DDPM(20),
+    DDIM(20),
+    Heun(20, spacing=KarrasSpacing()),
+    UniPC(20),
+    DDIM(20, 0.5, LogSNRSpacing()),
+]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
@@ -323,7 +338,9 @@ def test_an_interpolation_takes_a_label():
     means = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
     mixture = Mixture(LINEAR, means, torch.tensor([0.1, 0.1]), labels=torch.tensor([0, 1]))
     middles = [
-        interpolate(mixture, *means, [0.5], None if y is None else torch.tensor([y]), steps=10)
+        interpolate(
+            mixture, *means, [0.5], Condition(None if y is None else torch.tensor([y])), steps=10
+        )
         for y in (None, 0, 1)
     ]
     assert not torch.allclose(middles[0], middles[1])

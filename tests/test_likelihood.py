@@ -10,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from ddpm_lightning.diffusion.denoiser import Prediction
-from ddpm_lightning.diffusion.likelihood import (
-    DiscretizedGaussian,
-    GaussianDecoder,
-    bound_term,
-    gaussian_kl,
-    prior_term,
-)
+from ddpm_lightning.diffusion.bound import bound_term, gaussian_kl, prior_term
+from ddpm_lightning.diffusion.decoders import DiscretizedGaussian, GaussianDecoder
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction
 from ddpm_lightning.diffusion.schedules import (
     Cosine,
     Karras,
@@ -26,13 +21,7 @@ from ddpm_lightning.diffusion.schedules import (
     Straight,
     ZeroTerminalSNR,
 )
-from ddpm_lightning.diffusion.variances import (
-    AnalyticVariance,
-    FixedLarge,
-    FixedSmall,
-    LearnedDiagonal,
-    LearnedRange,
-)
+from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
 from ddpm_lightning.errors import InputError
 
 GREYS = 2 * torch.arange(256, dtype=torch.float64) / 255 - 1

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ddpm_lightning.diffusion.objectives import Hybrid, NoisedBatch
+from ddpm_lightning.run_folder import last_checkpoint
 from lightning.pytorch import Callback
 from torch import nn
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.callbacks.run_folder import last_checkpoint
-from ddpm_lightning.diffusion.objectives import Hybrid, NoisedBatch
 from ddpm_lightning.diffusion.parameterizations import V
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Cosine, Linear

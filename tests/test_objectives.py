@@ -9,23 +9,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.configurable import build
+from ddpm_lightning.diffusion.bound import bound_term
+from ddpm_lightning.diffusion.decoders import DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.likelihood import DiscretizedGaussian, GaussianDecoder, bound_term
-from ddpm_lightning.diffusion.objectives import (
-    EDM,
-    L1,
-    MSE,
-    P2,
-    VLB,
-    EpsMSE,
-    Huber,
-    Hybrid,
-    MinSNR,
-    NoisedBatch,
-    Plain,
-    VariationalBound,
-)
+from ddpm_lightning.diffusion.losses import L1, MSE, Huber, Hybrid, NoisedBatch, VariationalBound
 from ddpm_lightning.diffusion.parameterizations import (
     X0,
     EDMPreconditioning,
@@ -35,6 +24,7 @@ from ddpm_lightning.diffusion.parameterizations import (
     V,
     Velocity,
 )
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall
 from ddpm_lightning.diffusion.schedules import (
     Cosine,
     Karras,
@@ -44,12 +34,8 @@ from ddpm_lightning.diffusion.schedules import (
     Table,
     ZeroTerminalSNR,
 )
-from ddpm_lightning.diffusion.variances import (
-    FixedLarge,
-    FixedSmall,
-    LearnedDiagonal,
-    LearnedRange,
-)
+from ddpm_lightning.diffusion.variances import LearnedDiagonal, LearnedRange
+from ddpm_lightning.diffusion.weightings import EDM, P2, VLB, EpsMSE, MinSNR, Plain
 from ddpm_lightning.errors import InputError
 
 PARAMETERIZATIONS = [
@@ -71,7 +57,7 @@ class Says(nn.Module):
         super().__init__()
         self.output = nn.Parameter(output)
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         return self.output
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.objectives import MSE, EpsMSE, MinSNR, NoisedBatch, Plain
+from ddpm_lightning.diffusion.losses import MSE, NoisedBatch
 from ddpm_lightning.diffusion.parameterizations import (
     X0,
     EDMPreconditioning,
@@ -27,6 +28,7 @@ from ddpm_lightning.diffusion.schedules import (
     Table,
     ZeroTerminalSNR,
 )
+from ddpm_lightning.diffusion.weightings import EpsMSE, MinSNR, Plain
 from ddpm_lightning.errors import InputError
 
 
@@ -37,7 +39,7 @@ class Says(nn.Module):
         super().__init__()
         self.output = output
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         return self.output
 
 

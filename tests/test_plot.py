@@ -5,26 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ddpm_lightning.diffusion.objectives import EpsMSE, MinSNR, Plain
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ddpm_lightning.cli import main
 from ddpm_lightning.data import MNIST, Digits
-from ddpm_lightning.diffusion.objectives import EpsMSE, MinSNR, Plain
 from ddpm_lightning.diffusion.oracles import Gaussian
 from ddpm_lightning.diffusion.parameterizations import V
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
-from ddpm_lightning.pictures.didactic import (
+from ddpm_lightning.images import to_uint8
+from ddpm_lightning.plots.didactic import (
     forward_walks,
     reverse_walks,
     schedule_curves,
     schedule_figure,
     walk_variance,
 )
-from ddpm_lightning.pictures.images import to_uint8
-from ddpm_lightning.pictures.samples import Images
-from ddpm_lightning.pictures.strips import forward_strip, reverse_states
+from ddpm_lightning.plots.pictures import Images
+from ddpm_lightning.plots.strips import forward_strip, reverse_states
 from tests.make_data import write_mnist
 from tests.small import tiny_data, tiny_module, trainer
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lightning.randomness import IndexedNoise, Stream, step_seed
+from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
 
 INDICES = torch.arange(20)
 
@@ -163,3 +163,11 @@ def test_noise_shares_no_number_with_the_order_of_the_data():
             assert (
                 tuple(np.random.Philox(key=[5, index], counter=counter).random_raw(4)) not in taken
             )
+
+
+def test_what_a_timestep_distribution_draws_does_not_decide_which_labels_are_dropped():
+    noise = BatchNoise(0, 5, torch.arange(20_000), 20_000)
+    dropped = noise.uniform(Draw.LABEL_DROPOUT) < 0.1
+    assert abs(float(dropped.float().mean()) - 0.1) < 5 * (0.09 / 20_000) ** 0.5
+    for draw in range(1, 10):
+        assert abs(correlation(noise.uniform(draw), dropped.float())) < 5 / 20_000**0.5

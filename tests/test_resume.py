@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ddpm_lightning.run_folder import last_checkpoint
 from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -22,8 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import GenerativeMetrics, RunCheckpoint, SampleGrid
-from ddpm_lightning.callbacks.run_folder import last_checkpoint
-from ddpm_lightning.checkpoints import KEY, read_checkpoint
+from ddpm_lightning.checkpoint import KEY, read_checkpoint
 from ddpm_lightning.cli import main
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear

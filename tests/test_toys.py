@@ -28,7 +28,7 @@ from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import mmd, sliced_wasserstein
 from ddpm_lightning.networks import MLP
-from ddpm_lightning.pictures.samples import Scatter, pictures_of
+from ddpm_lightning.plots.pictures import Scatter, pictures_of
 from tests.small import tiny_data, tiny_module, trainer
 
 KINDS = ("swiss_roll", "moons", "mixture", "checkerboard")

@@ -7,16 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_lightning.configurable import build
-from ddpm_lightning.diffusion.denoiser import Prediction
 from ddpm_lightning.diffusion.posterior import posterior, transition_variance
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction
 from ddpm_lightning.diffusion.schedules import Cosine, Linear, SohlDickstein, Straight
-from ddpm_lightning.diffusion.variances import (
-    AnalyticVariance,
-    FixedLarge,
-    FixedSmall,
-    LearnedDiagonal,
-    LearnedRange,
-)
+from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
 from ddpm_lightning.errors import InputError
 
 LIKE = torch.zeros(1, 1, dtype=torch.float64)

@@ -26,14 +26,14 @@ from ddpm_lightning.data.in_memory import Split
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.metrics import FeatureExtractor, Statistics
 from ddpm_lightning.metrics.cached import Features, cache_path, lookup, store
 from ddpm_lightning.metrics.floors import measured_floors
 from ddpm_lightning.metrics.measure import Measures, Metric, Score, check_accuracy
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.images import to_uint8, write_png
-from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.sampling import labels_of, levels_from_noise, sampling_tag
 
 MOST_WITH_ERRORS = 10_000

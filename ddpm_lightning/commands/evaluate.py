@@ -23,11 +23,11 @@ from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.report import sweep_table, table, write_results
 from ddpm_lightning.evaluation.sweep import Sweep, draw_sweep, points
 from ddpm_lightning.files import write_json
+from ddpm_lightning.images import ImageFolder
 from ddpm_lightning.metrics import FeatureExtractor, Inception, LeNet, Measures
 from ddpm_lightning.metrics.measure import Metric, check_accuracy
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.figure import write_figure
-from ddpm_lightning.pictures.image_folder import ImageFolder
+from ddpm_lightning.plots.figure import write_figure
 from ddpm_lightning.sampling import levels_from_noise
 from ddpm_lightning.terminal.usage import nearest
 from ddpm_lightning.trained import DataPlace, data_of, device_named, set_variance

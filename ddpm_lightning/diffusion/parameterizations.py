@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.diffusion.levels import Scalar, Schedule
 from ddpm_lightning.diffusion.posterior import posterior
-from ddpm_lightning.diffusion.schedules import Scalar, Schedule
 from ddpm_lightning.errors import InputError
 
 
@@ -82,8 +83,8 @@ def discrete_time(t: int | Tensor, like: Tensor) -> Scalar:
 class Eps(Parameterization):
     """F predicts the noise: x0_hat = (x_t − sigma·F) / alpha (DDPM eq. 15)."""
 
+    @override
     def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
         alpha, sigma = schedule.at(t, like)
         return Coefficients(1 / alpha, -sigma / alpha, 1.0, discrete_time(t, like))
 
@@ -91,8 +92,8 @@ class Eps(Parameterization):
 class X0(Parameterization):
     """F predicts the data: x0_hat = F (DDPM sec. 3.2)."""
 
+    @override
     def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
         return Coefficients(0.0, 1.0, 1.0, discrete_time(t, like))
 
 
@@ -103,8 +104,8 @@ class V(Parameterization):
     preserves variance. Safe at zero terminal SNR.
     """
 
+    @override
     def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
         alpha, sigma = schedule.at(t, like)
         norm = alpha**2 + sigma**2
         return Coefficients(alpha / norm, -sigma / norm, 1.0, discrete_time(t, like))
@@ -117,8 +118,8 @@ class PosteriorMean(Parameterization):
     x0_hat = (F − B·x_t) / A.
     """
 
+    @override
     def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
         q = posterior(schedule, t - 1, t, like)
         return Coefficients(-q.x_t / q.x0, 1 / q.x0, 1.0, discrete_time(t, like))
 
@@ -133,8 +134,8 @@ class MeanShift(Parameterization):
     x0_hat = (alpha·x_t + sigma²/(sqrt(beta_t)·alpha_{t−1})·F) / (alpha² + sigma²).
     """
 
+    @override
     def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
         (alpha_s, _), (alpha, sigma) = schedule.at(t - 1, like), schedule.at(t, like)
         norm = alpha**2 + sigma**2
         std = sigma * schedule.new_noise(t - 1, t, like) ** 0.5  # sqrt(beta_t)
@@ -150,12 +151,13 @@ class Velocity(Parameterization):
     on any schedule. Safe at zero terminal SNR.
     """
 
+    @override
     def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
         alpha, sigma = schedule.at(t, like)
         total = alpha + sigma
         return Coefficients(1 / total, -sigma / total, 1.0, discrete_time(t, like))
 
+    @override
     def target(self, schedule: Schedule, t: int | Tensor, x0: Tensor, eps: Tensor) -> Tensor:
         """See the base class: the same, without its cancellation at small sigma."""
         return eps - x0
@@ -184,8 +186,8 @@ class EDMPreconditioning(Parameterization):
             )
         self.sigma_data = sigma_data
 
+    @override
     def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
         alpha, sigma = schedule.at(t, like)
         total = sigma**2 + (alpha * self.sigma_data) ** 2
         c_noise = -schedule.log_snr_at(t, like) / 8
@@ -196,6 +198,7 @@ class EDMPreconditioning(Parameterization):
             c_noise=c_noise.flatten() if isinstance(c_noise, Tensor) else c_noise,
         )
 
+    @override
     def target(self, schedule: Schedule, t: int | Tensor, x0: Tensor, eps: Tensor) -> Tensor:
         """See the base class: (sigma/sigma_data·x0 − alpha·sigma_data·eps) / D.
 

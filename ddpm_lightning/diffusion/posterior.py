@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ddpm_lightning.diffusion.schedules import Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Scalar, Schedule
 
 
 class Posterior(NamedTuple):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm_lightning.diffusion.schedule import Scalar, Schedule, tables_from_betas
+from ddpm_lightning.diffusion.levels import Scalar, Schedule, tables_from_betas
 from ddpm_lightning.errors import InputError
 
 __all__ = [

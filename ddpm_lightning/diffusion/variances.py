@@ -1,66 +1,18 @@
-"""Variance of the reverse step p(x_s | x_t), for any pair of levels s < t."""
+"""Learned and measured variances of the reverse step p(x_s | x_t), for any levels s < t."""
 
 from __future__ import annotations
 
 import zipfile
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.diffusion.levels import Scalar
 from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
-from ddpm_lightning.diffusion.schedules import Scalar
+from ddpm_lightning.diffusion.prediction import Prediction, Variance
 from ddpm_lightning.errors import InputError
-
-if TYPE_CHECKING:
-    from ddpm_lightning.diffusion.denoiser import Prediction
-
-
-class Variance(Configurable, ABC):
-    """Variance of the reverse step. A learned one asks the network for extra output channels."""
-
-    def extra_channels(self, channels: int) -> int:
-        """How many output channels it needs beside the prediction's, for data of C channels."""
-        return 0
-
-    @abstractmethod
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """Variance of p(x_s | x_t) for a prediction at level t.
-
-        Args:
-            prediction: What the denoiser said at x_t, with the extra channels if there are any.
-            s: The level to step to, s < t; int64 [B] where the prediction's t is.
-        """
-
-    def decoder(self, prediction: Prediction) -> Scalar:
-        """Variance of p(x_0 | x_1) as a density of the data, in the variational bound.
-
-        beta_tilde_2 unless a class knows better: the step to level 0 itself adds no noise, and a
-        density without variance is infinite (improved DDPM's code does the same).
-
-        Args:
-            prediction: What the denoiser said at x_1.
-        """
-        return first_variance(prediction.schedule)
-
-
-class FixedSmall(Variance):
-    """The posterior's beta_tilde: optimal where data is a single point (DDPM sec. 3.2)."""
-
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
-        return posterior(prediction.schedule, s, prediction.t, prediction.x_t).variance
-
-
-class FixedLarge(Variance):
-    """The forward process's beta: optimal where data is standard normal (DDPM sec. 3.2)."""
-
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
-        return transition_variance(prediction.schedule, s, prediction.t, prediction.x_t)
 
 
 class LearnedRange(Variance):
@@ -72,12 +24,13 @@ class LearnedRange(Variance):
     it: use the objective Hybrid or VariationalBound.
     """
 
+    @override
     def extra_channels(self, channels: int) -> int:
         """See the base class: one for each."""
         return channels
 
+    @override
     def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
         extra = _extra(self, prediction)
         schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
         large = _tensor(transition_variance(schedule, s, t, like), extra)
@@ -86,6 +39,7 @@ class LearnedRange(Variance):
         v = (extra + 1) / 2
         return torch.exp(v * large.log() + (1 - v) * small.log())
 
+    @override
     def decoder(self, prediction: Prediction) -> Scalar:
         """See the base class: what was learned."""
         return self(prediction, 0)
@@ -101,12 +55,13 @@ class LearnedDiagonal(Variance):
     it: use the objective VariationalBound or Hybrid.
     """
 
+    @override
     def extra_channels(self, channels: int) -> int:
         """See the base class: one for each."""
         return channels
 
+    @override
     def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
         extra = _extra(self, prediction)
         schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
         learned = transition_variance(schedule, t - 1, t, like) * extra.exp()
@@ -117,6 +72,7 @@ class LearnedDiagonal(Variance):
         implied = any_.variance + (any_.x0 / one.x0) ** 2 * excess
         return torch.where(_rows(s, extra) == _rows(t, extra) - 1, learned, implied)
 
+    @override
     def decoder(self, prediction: Prediction) -> Scalar:
         """See the base class: what was learned."""
         return self(prediction, 0)
@@ -158,8 +114,8 @@ class AnalyticVariance(Variance):
         self.errors = torch.from_numpy(errors)
         self._errors32 = self.errors.float()
 
+    @override
     def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
         schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
         if len(self.errors) != schedule.T + 1:
             raise InputError(
@@ -176,6 +132,7 @@ class AnalyticVariance(Variance):
         q = posterior(schedule, s, t, like)
         return q.variance + q.x0**2 * error
 
+    @override
     def decoder(self, prediction: Prediction) -> Scalar:
         """See the base class: the formula at s = 0, or beta_tilde_2 where that is larger."""
         floor = first_variance(prediction.schedule)
@@ -183,7 +140,28 @@ class AnalyticVariance(Variance):
         return variance.clamp(min=floor) if isinstance(variance, Tensor) else max(variance, floor)
 
 
-class InsteadOfLearned(Variance):
+def replacing(trained: Variance, asked: Variance, channels: int) -> Variance:
+    """Make a variance fit a network that was trained with another.
+
+    Args:
+        trained: What the network was built for.
+        asked: What its samples shall have.
+        channels: Channels of the data.
+
+    Raises:
+        InputError: The one that is asked for would have to be learned.
+    """
+    if asked.extra_channels(channels) and type(asked) is not type(trained):
+        raise InputError(
+            f"{type(asked).__name__} is learned, but the checkpoint was trained with "
+            f"{type(trained).__name__}; use FixedSmall, FixedLarge or AnalyticVariance"
+        )
+    if trained.extra_channels(channels) and not asked.extra_channels(channels):
+        return _InsteadOfLearned(asked, trained)
+    return asked
+
+
+class _InsteadOfLearned(Variance):
     """Another variance for a network that has learned one, whose extra channels are ignored.
 
     Args:
@@ -195,16 +173,17 @@ class InsteadOfLearned(Variance):
         self.variance = variance
         self.learned = learned
 
+    @override
     def extra_channels(self, channels: int) -> int:
         """See the base class: those of the learned one."""
         return self.learned.extra_channels(channels)
 
+    @override
     def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
         return self.variance(prediction, s)
 
+    @override
     def decoder(self, prediction: Prediction) -> Scalar:
-        """See the base class."""
         return self.variance.decoder(prediction)
 
 

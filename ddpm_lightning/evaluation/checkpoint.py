@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.data.conditioned import Conditioned, condition_source
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.in_memory import InMemoryData, Split
@@ -20,9 +20,9 @@ from ddpm_lightning.evaluation.judge import Judge
 from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.report import table, write_results
 from ddpm_lightning.evaluation.sample_folder import SETTINGS, Drawing, draw_into
+from ddpm_lightning.images import ImageFolder
 from ddpm_lightning.metrics import Score
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.image_folder import ImageFolder
 from ddpm_lightning.sampling import labels_of
 from ddpm_lightning.trained import DataPlace, data_of
 

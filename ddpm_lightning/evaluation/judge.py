@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from ddpm_lightning.evaluation.real_images import RealImages
+from ddpm_lightning.images import ImageFolder, from_uint8, grid, write_png
 from ddpm_lightning.metrics import FeatureExtractor
 from ddpm_lightning.metrics.cached import Features, reference_features
 from ddpm_lightning.metrics.floors import Floors, measured_floors
 from ddpm_lightning.metrics.frechet import Statistics
 from ddpm_lightning.metrics.measure import Measures, Score
-from ddpm_lightning.pictures.image_folder import ImageFolder
-from ddpm_lightning.pictures.images import from_uint8, grid, write_png
-from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.plots.strips import captioned
 
 
 class Judge:

@@ -14,8 +14,8 @@ from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
 from ddpm_lightning.diffusion.denoiser import given
 from ddpm_lightning.metrics import Score
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.bound import terms_figure
-from ddpm_lightning.pictures.figure import write_figure
+from ddpm_lightning.plots.figure import write_figure
+from ddpm_lightning.plots.terms import terms_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream
 
 EVALUATIONS = 32

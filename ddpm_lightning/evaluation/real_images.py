@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import Split
-from ddpm_lightning.pictures.image_folder import ImageFolder
+from ddpm_lightning.images import ImageFolder
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lightning.checkpoints import weights_digest
+from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL, write_json
+from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.images import to_uint8, write_png
 
 SETTINGS = "samples.json"
 """Name of the file beside the images that says how they were drawn."""

@@ -21,7 +21,7 @@ from ddpm_lightning.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun, Sam
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.diffusion.variances import FixedSmall, Variance
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.figure import new_figure
+from ddpm_lightning.plots.figure import new_figure
 from ddpm_lightning.sampling import levels_from_noise
 
 

@@ -142,7 +142,7 @@ class FeatureExtractor(Configurable, ABC):
         if images.dtype != torch.uint8:
             raise InputError(
                 f"{kind} reads 8-bit images, got {images.dtype}; convert images in [−1, 1] with "
-                "ddpm_lightning.pictures.images.to_uint8"
+                "ddpm_lightning.images.to_uint8"
             )
         if images.ndim != 4 or (self.channels and images.shape[1] not in self.channels):
             accepted = " or ".join(map(str, self.channels or ("any number of",)))

@@ -1,4 +1,4 @@
-"""What learns: networks F(x, c_noise, y) to put inside a denoiser."""
+"""Networks F(x, c_noise, condition), which a denoiser wraps."""
 
 from ddpm_lightning.networks.dit import DiT
 from ddpm_lightning.networks.mlp import MLP

@@ -1,8 +1,9 @@
-"""Settings and image shapes that a network refuses, with the fix in the message."""
+"""Checks of network settings and image shapes, with the fix in the message."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from ddpm_lightning.errors import InputError
 
@@ -14,17 +15,35 @@ def check_counts(network: str, **counts: int) -> None:
             raise InputError(f"{network}({name}={count}): must be at least 1")
 
 
-def check_image(network: str, shape: tuple[int, ...], in_channels: int) -> None:
-    """Raise InputError unless ``shape`` is that of images [in_channels, height, width]."""
+def check_image(
+    network: str,
+    shape: tuple[int, ...],
+    channels: int,
+    factor: int,
+    fix: Callable[[int], str] | None = None,
+) -> None:
+    """Raise InputError unless a shape is that of images which a network can take.
+
+    Args:
+        network: Name of the network.
+        shape: To be [channels, height, width], with multiples of factor as height and width.
+        channels: Channels that the network was built for.
+        factor: What the network divides height and width by.
+        fix: Names another remedy, given the greatest common divisor of height and width.
+    """
     if len(shape) != 3:
         raise InputError(
             f"{network} takes images [channels, height, width], not data of shape "
             f"{list(shape)}; choose another network, e.g. MLP for points (--model.net MLP)"
         )
-    if shape[0] != in_channels:
+    if shape[0] != channels:
+        raise InputError(f"{network} was built for {channels} image channels, not {shape[0]}")
+    height, width = shape[1:]
+    if height % factor or width % factor:
+        other = f", or {fix(math.gcd(height, width))}" if fix else ""
         raise InputError(
-            f"{network} was built for {in_channels} image channels, the data has {shape[0]}; "
-            f"build it with in_channels={shape[0]} or change the data"
+            f"{network}: height and width must be multiples of {factor}, not {height}×{width}; "
+            f"set the data's image_size to {sizes_that_fit(height, width, factor)}{other}"
         )
 
 

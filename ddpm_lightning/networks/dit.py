@@ -12,14 +12,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from typing_extensions import override
 
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks.checks import (
-    check_counts,
-    check_image,
-    largest_divisor,
-    sizes_that_fit,
-)
+from ddpm_lightning.networks.checks import check_counts, check_image, largest_divisor
 from ddpm_lightning.networks.layers import ConditionEmbedding, Linear
 from ddpm_lightning.networks.network import Network
 
@@ -33,9 +30,8 @@ class DiT(Network):
     384, depth 12, heads 6, the default here; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16.
 
     Args:
-        in_channels: Channels of the noisy image.
+        data: Images [C, H, W] with sides that the patch divides.
         out_channels: Channels of the output.
-        num_classes: Number of classes; None ignores labels.
         patch: Height and width of a patch, which becomes one token. Halving it makes four times
             as many tokens and at least four times the work.
         width: Features of a token, a multiple of 4 and of heads.
@@ -44,14 +40,13 @@ class DiT(Network):
         mlp_ratio: Hidden features of the MLP in a block, in multiples of width.
 
     Raises:
-        InputError: The settings do not fit each other; the message names some that do.
+        InputError: The settings do not fit each other or the data; the message names some that do.
     """
 
     def __init__(
         self,
-        in_channels: int,
+        data: DataSpec,
         out_channels: int,
-        num_classes: int | None = None,
         patch: int = 2,
         width: int = 384,
         depth: int = 12,
@@ -59,66 +54,39 @@ class DiT(Network):
         mlp_ratio: int = 4,
     ):
         super().__init__()
-        check_counts(
-            "DiT",
-            in_channels=in_channels,
-            out_channels=out_channels,
-            num_classes=1 if num_classes is None else num_classes,
-            patch=patch,
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_ratio=mlp_ratio,
-        )
+        counts = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+        check_counts("DiT", **counts, mlp_ratio=mlp_ratio)
         _check_width(width, heads)
-        self.in_channels = in_channels
+        self.data = data
         self.patch = patch
-        self.embed = ConditionEmbedding(FREQUENCIES, width, num_classes)
-        self.stem = Linear(in_channels * patch**2, width)
+        self.check_shape(data.shape)
+        self.embed = ConditionEmbedding(FREQUENCIES, width, data.num_classes)
+        self.stem = Linear(self.in_channels * patch**2, width)
         self.blocks = nn.ModuleList([DiTBlock(width, heads, mlp_ratio) for _ in range(depth)])
         self.modulation = Linear(width, 2 * width, gain=0.0)
         self.norm = layer_norm(width)
         self.out = Linear(width, out_channels * patch**2, gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """Evaluate the network in the dtype of its weights.
-
-        Args:
-            x: [B, in_channels, H, W] scaled noisy images.
-            c_noise: [B] float noise coordinate; t − 1 for the discrete-time parameterizations.
-            y: [B] int64 labels in 0…num_classes − 1, or −1 for the null label; None means the
-                null label for every row. Ignored without num_classes.
-
-        Returns:
-            [B, out_channels, H, W]
-
-        Raises:
-            InputError: The patch does not divide H and W; the message names sizes that fit.
-        """
-        self.check_shape(tuple(x.shape[1:]))
-        p = self.patch
+    @override
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
+        x, p = self.stack_image(x, condition), self.patch
         rows, columns = x.shape[2] // p, x.shape[3] // p
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
         tokens = self.stem(patches.to(self.stem.weight.dtype))  # [B, rows·columns, width]
         tokens = tokens + position_embedding(rows, columns, tokens)
-        condition = F.silu(self.embed(c_noise, y))  # [B, width]
+        embedding = F.silu(self.embed(c_noise, condition.label))  # [B, width]
         for block in self.blocks:
-            tokens = block(tokens, condition)
-        shift, scale = split(self.modulation(condition), 2)
+            tokens = block(tokens, embedding)
+        shift, scale = split(self.modulation(embedding), 2)
         patches = self.out(modulate(self.norm(tokens), shift, scale))
         return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=p, q=p)
 
+    @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError, with the fix, if images of this shape [C, H, W] do not fit."""
-        check_image("DiT", shape, self.in_channels)
-        height, width = shape[1:]
-        if height % self.patch or width % self.patch:
-            sizes = sizes_that_fit(height, width, self.patch)
-            patch = largest_divisor(math.gcd(height, width), self.patch)
-            raise InputError(
-                f"DiT(patch={self.patch}): height and width must be multiples of the patch, not "
-                f"{height}×{width}; set patch={patch} or the data's image_size to {sizes}"
-            )
+        def fix(side: int) -> str:
+            return f"patch to {largest_divisor(side, self.patch)}"
+
+        check_image("DiT", shape, self.data.shape[0], self.patch, fix)
 
 
 class DiTBlock(nn.Module):
@@ -163,7 +131,7 @@ class DiTBlock(nn.Module):
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """Layer normalization without parameters of its own: the condition gives them."""
+    """Layer normalization without scale and shift, which the condition gives."""
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 

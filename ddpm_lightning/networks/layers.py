@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from typing_extensions import override
 
-from ddpm_lightning.networks.network import NULL_LABEL
+from ddpm_lightning.batch import NULL_LABEL
 
 
 class Conv(nn.Conv2d):
@@ -30,8 +31,8 @@ class Conv(nn.Conv2d):
         self.gain = gain
         super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups)
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw the initial weights."""
         _glorot(self, self.gain)
 
 
@@ -42,8 +43,8 @@ class Linear(nn.Linear):
         self.gain = gain
         super().__init__(in_features, out_features)
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw the initial weights."""
         _glorot(self, self.gain)
 
 
@@ -53,10 +54,26 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def shortcut(in_channels: int, out_channels: int) -> nn.Module:
-    """What carries x past a block: nothing, or a 1×1 convolution where the channels change."""
+    """The skip connection of a block: identity, or a 1×1 convolution where the channels change."""
     if in_channels == out_channels:
         return nn.Identity()
     return Conv(in_channels, out_channels, kernel=1, padding=0)
+
+
+def modulate(h: Tensor, condition: Tensor, norm: nn.Module = nn.Identity()) -> Tensor:
+    """Apply a condition to features and normalize them.
+
+    Args:
+        h: [B, C, H, W] features.
+        condition: [B, C], added before the norm: norm(h + condition); or scale and shift [B, 2C],
+            applied after it: norm(h)·(1 + scale) + shift (Nichol & Dhariwal 2021, appendix A).
+        norm: The normalization.
+    """
+    condition = rearrange(condition, "b c -> b c 1 1")
+    if condition.shape[1] == h.shape[1]:
+        return norm(h + condition)
+    scale, shift = condition.chunk(2, dim=1)
+    return norm(h) * (1 + scale) + shift
 
 
 def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
@@ -79,10 +96,10 @@ def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
 
 
 class ConditionEmbedding(nn.Module):
-    """The noise level and the label as one vector: MLP(sinusoidal(c_noise)) + row y of a table.
+    """Embedding of noise level and label: MLP(sinusoidal(c_noise)) + a row of the label table.
 
-    Row ``num_classes``, the last, is the null label's: learned like the others, it stands for "no
-    label" (classifier-free guidance, Ho & Salimans 2022, section 3.2). Rows start as N(0, 1).
+    The last row, ``num_classes``, is the null label's, learned like the others (classifier-free
+    guidance, Ho & Salimans 2022, section 3.2). Rows start as N(0, 1).
 
     Args:
         channels: Length of the sinusoidal embedding.
@@ -99,18 +116,18 @@ class ConditionEmbedding(nn.Module):
         if num_classes is not None:
             self.label = nn.Embedding(num_classes + 1, dim)
 
-    def forward(self, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """Map c_noise [B] and labels y [B] (−1 or None: the null label) to [B, dim]."""
+    def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map c_noise [B] and labels [B] (−1 or None: the null label) to [B, dim]."""
         dtype = self.linear1.weight.dtype
-        # Sines of large angles need float32 even where the weights are half precision.
+        # Because sines of large angles need float32 even where the weights are half precision.
         c_noise = c_noise.to(torch.promote_types(dtype, torch.float32))
         time = sinusoidal(c_noise, self.channels).to(dtype)  # [B, channels]
         embedding = self.linear2(F.silu(self.linear1(time)))  # [B, dim]
         if self.num_classes is None:
             return embedding
-        if y is None:
-            y = torch.full_like(c_noise, NULL_LABEL, dtype=torch.int64)
-        return embedding + self.label(torch.where(y == NULL_LABEL, self.num_classes, y))
+        if label is None:
+            label = torch.full_like(c_noise, NULL_LABEL, dtype=torch.int64)
+        return embedding + self.label(torch.where(label == NULL_LABEL, self.num_classes, label))
 
 
 class ResidualBlock(nn.Module):
@@ -122,8 +139,8 @@ class ResidualBlock(nn.Module):
         embedding: Length of the condition vector.
         groups: Groups of the normalization.
         dropout: Probability of zeroing a feature in training.
-        scale_shift: The condition scales and shifts the second norm's output, h·(1 + scale) +
-            shift, instead of being added before it (Nichol & Dhariwal 2021, appendix A).
+        scale_shift: The condition scales and shifts the second norm's output instead of being
+            added before it (Nichol & Dhariwal 2021, appendix A).
     """
 
     def __init__(
@@ -136,7 +153,6 @@ class ResidualBlock(nn.Module):
         scale_shift: bool = False,
     ):
         super().__init__()
-        self.scale_shift = scale_shift
         self.norm1 = group_norm(in_channels, groups)
         self.conv1 = Conv(in_channels, out_channels)
         self.condition = Linear(embedding, out_channels * (2 if scale_shift else 1))
@@ -148,12 +164,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map x [B, in_channels, H, W], under a condition [B, embedding], to out_channels."""
         h = self.conv1(F.silu(self.norm1(x)))  # [B, out_channels, H, W]
-        condition = rearrange(self.condition(F.silu(embedding)), "b c -> b c 1 1")
-        if self.scale_shift:
-            scale, shift = condition.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + condition)
+        h = modulate(h, self.condition(F.silu(embedding)), self.norm2)
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
 
 
@@ -196,15 +207,10 @@ class LinearAttention(Attention):
 
     softmax(q)·(softmax(k)ᵀ·v), with the softmax of q over features and that of k over pixels, so
     that every pixel still gets an average of all values (Shen et al. 2018, section 3.2).
-
-    Args:
-        channels: Channels of x.
-        heads: Number of heads, each of channels/heads features.
-        groups: Groups of the normalization.
     """
 
+    @override
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Mix the values, [B, heads, N, d], without a matrix of N×N weights."""
         context = k.softmax(dim=-2).transpose(-2, -1) @ v  # [B, heads, d, d]
         return q.softmax(dim=-1) @ context
 
@@ -235,5 +241,4 @@ class Upsample(nn.Module):
 
 def _glorot(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
     nn.init.xavier_uniform_(layer.weight, gain)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # all layers here have one

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.layers import ConditionEmbedding, Linear
 from ddpm_lightning.networks.network import Network
 
 
 class MLP(Network):
-    """A residual multilayer perceptron for points, such as the 2-D toys.
+    """Residual multilayer perceptron for points, such as the 2-D toys.
 
-    Noise level and label scale and shift the features of every block. Nothing is normalized: of
-    a few coordinates a norm would keep little more than their direction.
+    Noise level and label scale and shift the features of every block. Nothing is normalized,
+    because a norm of a few coordinates keeps little more than their direction.
 
     Args:
-        in_channels: Coordinates of the noisy point.
+        data: Points [C], with or without classes.
         out_channels: Coordinates of the output.
-        num_classes: Number of classes; None ignores labels.
         width: Features, even.
         depth: Residual blocks, of two layers each.
         dropout: Probability of zeroing a feature in training.
 
     Raises:
-        InputError: A setting is out of range.
+        InputError: A setting is out of range, or the data are no points.
     """
 
     def __init__(
         self,
-        in_channels: int,
+        data: DataSpec,
         out_channels: int,
-        num_classes: int | None = None,
         width: int = 128,
         depth: int = 3,
         dropout: float = 0.0,
@@ -43,50 +43,36 @@ class MLP(Network):
                 f"MLP(width={width}, depth={depth}, dropout={dropout}): width is even and at "
                 "least 4, depth at least 1, dropout in [0, 1)"
             )
-        self.in_channels = in_channels
-        self.embed = ConditionEmbedding(width, width, num_classes)
-        self.stem = Linear(in_channels, width)
+        self.data = data
+        self.check_shape(data.shape)
+        self.embed = ConditionEmbedding(width, width, data.num_classes)
+        self.stem = Linear(self.in_channels, width)
         self.blocks = nn.ModuleList([ResidualLayers(width, dropout) for _ in range(depth)])
         self.out = Linear(width, out_channels, gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """Evaluate the network in the dtype of its weights.
-
-        Args:
-            x: [B, in_channels] scaled noisy points.
-            c_noise: [B] float noise coordinate; t − 1 for the discrete-time parameterizations.
-            y: [B] int64 labels in 0…num_classes − 1, or −1 for the null label; None means the
-                null label for every row. Ignored without num_classes.
-
-        Returns:
-            [B, out_channels]
-
-        Raises:
-            InputError: x is not made of points of in_channels coordinates.
-        """
-        self.check_shape(tuple(x.shape[1:]))
-        embedding = F.silu(self.embed(c_noise, y))  # [B, width]
+    @override
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
+        x = self.stack_image(x, condition)
+        embedding = F.silu(self.embed(c_noise, condition.label))  # [B, width]
         h = self.stem(x.to(self.stem.weight.dtype))  # [B, width]
         for block in self.blocks:
             h = block(h, embedding)
         return self.out(h)
 
+    @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError, with the fix, if points of this shape [C] do not fit."""
         if len(shape) != 1:
             raise InputError(
                 f"MLP takes points [coordinates], not data of shape {list(shape)}; choose another "
                 "network, e.g. UNet for images (--model.net UNet)"
             )
-        if shape[0] != self.in_channels:
-            raise InputError(
-                f"MLP was built for {self.in_channels} coordinates, the data has {shape[0]}; "
-                f"build it with in_channels={shape[0]} or change the data"
-            )
+        if shape != self.data.shape:
+            built = self.data.shape[0]
+            raise InputError(f"MLP was built for {built} coordinates, not {shape[0]}")
 
 
 class ResidualLayers(nn.Module):
-    """h + linear2(dropout(SiLU(linear1(h)·(1 + scale) + shift))), conditioned.
+    """h + linear2(dropout(SiLU(linear1(h)·(1 + scale) + shift))).
 
     Args:
         width: Features of h and of the condition, which gives scale and shift.

@@ -1,38 +1,71 @@
-"""The seam between the diffusion mathematics and what learns."""
+"""The base class of the networks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.configurable import Configurable
-
-NULL_LABEL = -1
-"""The label that says "no class": rows that carry it are denoised unconditionally."""
+from ddpm_lightning.errors import InputError
 
 
 class Network(Configurable, nn.Module, ABC):
-    """The learned function F(x, c_noise, y) inside a denoiser.
+    """The learned function F(x, c_noise, condition) inside a denoiser.
 
-    The first three arguments of every network are ``in_channels``, ``out_channels`` and
-    ``num_classes`` (None: unconditional); the trainer fills them in from the data.
+    The first two arguments of every network are ``data``, which it keeps as an attribute, and
+    ``out_channels``; both follow from the data module and the variance.
     """
 
+    data: DataSpec
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of x and of the image stacked onto it."""
+        return self.data.shape[0] + self.data.image_channels
+
     @abstractmethod
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """Evaluate the network.
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
+        """Evaluate the network in the dtype of its weights.
 
         Args:
-            x: [B, in_channels, ...] scaled noisy input.
+            x: [B, C, ...] scaled noisy samples, c_in·x_t.
             c_noise: [B] float noise coordinate; t − 1 for the discrete-time parameterizations.
-            y: [B] int64 class labels in 0…num_classes − 1, or −1 for the null label (a learned
-                row of its own); None means the null label for every row. Ignored by an
-                unconditional network.
+            condition: Its labels are in 0…num_classes − 1, or −1 for the null label (a learned
+                row of its own), which is also what missing labels mean; without classes they are
+                ignored. Its image is stacked onto x unscaled.
 
         Returns:
             [B, out_channels, ...]
+
+        Raises:
+            InputError: The shape of x or of the condition's image does not fit.
         """
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError, with the fix, if data of this shape [C, ...] does not fit."""
+        """Raise InputError, with the fix, if samples of this shape [C, ...] do not fit."""
+
+    def stack_image(self, x: Tensor, condition: Condition) -> Tensor:
+        """Check the shapes of x [B, C, ...] and the condition's image; stack them as channels.
+
+        Returns:
+            [B, in_channels, ...] in the dtype of x.
+        """
+        self.check_shape(tuple(x.shape[1:]))
+        image, channels = condition.image, self.data.image_channels
+        if image is None:
+            if channels:
+                raise InputError(
+                    f"{type(self).__name__} was built for an image of {channels} channels beside "
+                    "x_t, and got none; pass condition=Condition(image=...)"
+                )
+            return x
+        if image.shape != (len(x), channels, *x.shape[2:]):
+            raise InputError(
+                f"{type(self).__name__} was built for an image of {channels} channels beside "
+                f"x_t: for x of shape {list(x.shape)}, it is {[len(x), channels, *x.shape[2:]]}, "
+                f"not {list(image.shape)}"
+            )
+        return torch.cat([x, image.to(x.dtype)], dim=1)

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from typing_extensions import override
 
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks.checks import check_counts, check_image, sizes_that_fit
+from ddpm_lightning.networks.checks import check_counts, check_image
 from ddpm_lightning.networks.layers import (
     ConditionEmbedding,
     Conv,
@@ -23,38 +25,30 @@ GROUPS = 8
 
 
 class SmallUNet(Network):
-    """A convolutional U-Net of three levels, as in many notebooks: no attention, 0.3 M parameters.
+    """Convolutional U-Net of three levels, as in many notebooks: no attention, 0.3 M parameters.
 
     Args:
-        in_channels: Channels of the noisy image.
+        data: Images [C, H, W] with sides divisible by 4.
         out_channels: Channels of the output.
-        num_classes: Number of classes; None ignores labels.
         channels: Features at full resolution, a multiple of 8; twice as many further down.
 
     Raises:
-        InputError: channels does not fit; the message names a number that does.
+        InputError: channels or the data's shape does not fit; the message names one that does.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        num_classes: int | None = None,
-        channels: int = 32,
-    ):
+    def __init__(self, data: DataSpec, out_channels: int, channels: int = 32):
         super().__init__()
-        classes = 1 if num_classes is None else num_classes
-        counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels}
-        check_counts("SmallUNet", **counts, num_classes=classes)
+        check_counts("SmallUNet", channels=channels)
         if channels % GROUPS:
             fitting = (channels // GROUPS + 1) * GROUPS
             raise InputError(
-                f"SmallUNet(channels={channels}): give a multiple of 8, e.g. {fitting}"
+                f"SmallUNet(channels={channels}): give a multiple of {GROUPS}, e.g. {fitting}"
             )
-        self.in_channels = in_channels
+        self.data = data
+        self.check_shape(data.shape)
         fine, coarse = channels, 2 * channels
-        self.embed = ConditionEmbedding(channels, coarse, num_classes)
-        self.down0 = Stage(in_channels, fine, coarse)
+        self.embed = ConditionEmbedding(channels, coarse, data.num_classes)
+        self.down0 = Stage(self.in_channels, fine, coarse)
         self.halve0 = Downsample(fine)
         self.down1 = Stage(fine, coarse, coarse)
         self.halve1 = Downsample(coarse)
@@ -65,31 +59,24 @@ class SmallUNet(Network):
         self.up0 = Stage(coarse + fine, fine, coarse)
         self.out = Conv(fine, out_channels, gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """Map x [B, in_channels, H, W] to [B, out_channels, H, W]; see :class:`Network`."""
-        self.check_shape(tuple(x.shape[1:]))
-        condition = self.embed(c_noise, y)  # [B, 2·channels]
-        fine = self.down0(x.to(self.out.weight.dtype), condition)  # [B, channels, H, W]
-        middle = self.down1(self.halve0(fine), condition)  # [B, 2·channels, H/2, W/2]
-        h = self.bottom(self.halve1(middle), condition)  # [B, 2·channels, H/4, W/4]
-        h = self.up1(torch.cat([self.double1(h), middle], dim=1), condition)
-        h = self.up0(torch.cat([self.double0(h), fine], dim=1), condition)
+    @override
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
+        x = self.stack_image(x, condition)
+        embedding = self.embed(c_noise, condition.label)  # [B, 2·channels]
+        fine = self.down0(x.to(self.out.weight.dtype), embedding)  # [B, channels, H, W]
+        middle = self.down1(self.halve0(fine), embedding)  # [B, 2·channels, H/2, W/2]
+        h = self.bottom(self.halve1(middle), embedding)  # [B, 2·channels, H/4, W/4]
+        h = self.up1(torch.cat([self.double1(h), middle], dim=1), embedding)
+        h = self.up0(torch.cat([self.double0(h), fine], dim=1), embedding)
         return self.out(h)
 
+    @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError, with the fix, if images of this shape [C, H, W] do not fit."""
-        check_image("SmallUNet", shape, self.in_channels)
-        height, width = shape[1:]
-        if height % 4 or width % 4:
-            raise InputError(
-                f"SmallUNet halves images twice: height and width must be multiples of 4, not "
-                f"{height}×{width}; set the data's image_size to "
-                f"{sizes_that_fit(height, width, 4)}"
-            )
+        check_image("SmallUNet", shape, self.data.shape[0], factor=4)
 
 
 class Stage(nn.Module):
-    """SiLU(norm(conv(x)) + condition): one convolution that knows noise level and label."""
+    """SiLU(norm(conv(x)) + condition): a convolution conditioned on noise level and label."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int):
         super().__init__()

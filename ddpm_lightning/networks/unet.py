@@ -14,15 +14,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.blocks import ConvNeXtBlock, WeightStandardizedBlock
-from ddpm_lightning.networks.checks import (
-    check_counts,
-    check_image,
-    largest_divisor,
-    sizes_that_fit,
-)
+from ddpm_lightning.networks.checks import check_counts, check_image, largest_divisor
 from ddpm_lightning.networks.layers import (
     Attention,
     ConditionEmbedding,
@@ -46,37 +43,36 @@ class UNet(Network):
     """The U-Net of DDPM, for images of any size that its levels can halve.
 
     Ho et al. 2020, appendix B. Level 0 is the full resolution, level i works at size / 2^i; there
-    are as many levels as multipliers. Attention also stands at the bottom, between down and up.
+    are as many levels as multipliers.
 
     Args:
-        in_channels: Channels of the noisy image.
+        data: Images [C, H, W] with sides divisible by 2^(levels − 1).
         out_channels: Channels of the output.
-        num_classes: Number of classes; None ignores labels.
         channels: Width of the network, even and a multiple of groups.
-        multipliers: One per level: level i has channels × multipliers[i] features. n levels take
-            heights and widths divisible by 2^(n−1).
+        multipliers: One per level: level i has channels × multipliers[i] features.
         blocks: Blocks per level on the way down; one more per level on the way up.
         attention_levels: Levels with self-attention. Level 1 of 32×32 images is the paper's 16×16.
-        heads: Attention heads; must divide the features wherever there is attention.
+        heads: Attention heads; must divide the features of all layers with attention.
         dropout: Probability of zeroing a feature in training. 0.1 is the paper's for CIFAR-10,
             0 its choice elsewhere.
         groups: Groups of every GroupNorm; must divide channels.
         scale_shift: Let noise level and label scale and shift the normalized features, as in
             Improved DDPM, instead of adding them.
-        block: What the levels are made of: the paper's residual block, a ConvNeXt block (Liu et
+        block: The kind of block: the paper's residual block, a ConvNeXt block (Liu et
             al. 2022), or a residual block with weight standardization (Qiao et al. 2019).
         linear_attention_levels: Further levels with attention, whose cost grows with the number
             of pixels instead of its square (Shen et al. 2018).
+        mid_attention: Self-attention at the lowest resolution, between down and up. false, with
+            attention_levels: [], leaves no attention.
 
     Raises:
-        InputError: The settings do not fit each other; the message names some that do.
+        InputError: The settings do not fit each other or the data; the message names some that do.
     """
 
     def __init__(
         self,
-        in_channels: int,
+        data: DataSpec,
         out_channels: int,
-        num_classes: int | None = None,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 2,
@@ -87,6 +83,7 @@ class UNet(Network):
         scale_shift: bool = False,
         block: Literal["residual", "convnext", "weight_standardized"] = "residual",
         linear_attention_levels: Sequence[int] = (),
+        mid_attention: bool = True,
     ):
         super().__init__()
         if not multipliers:
@@ -97,38 +94,30 @@ class UNet(Network):
             **dict.fromkeys(linear_attention_levels, LinearAttention),
             **dict.fromkeys(attention_levels, Attention),
         }
-        check_counts(
-            "UNet",
-            in_channels=in_channels,
-            out_channels=out_channels,
-            num_classes=1 if num_classes is None else num_classes,
-            channels=channels,
-            blocks=blocks,
-            heads=heads,
-            groups=groups,
-            **{"min(multipliers)": min(multipliers)},
-        )
+        counts = {"channels": channels, "blocks": blocks, "heads": heads, "groups": groups}
+        check_counts("UNet", **counts, **{"min(multipliers)": min(multipliers)})
         _check_channels(channels, groups)
         _check_levels(bottom, attention_levels, linear_attention_levels)
-        attended = [widths[level] for level in attention]
-        _check_heads([*attended, widths[bottom]], heads)
+        attended = [*attention, bottom] if mid_attention else [*attention]
+        _check_heads([widths[level] for level in attended], heads)
         if not 0 <= dropout < 1:
             raise InputError(f"UNet(dropout={dropout}): must be in [0, 1); 0 turns it off")
         if block not in BLOCKS:
             raise InputError(f"UNet(block={block!r}): give one of {', '.join(BLOCKS)}")
 
-        self.in_channels = in_channels
+        self.data = data
         self.multipliers = list(multipliers)
         self.features_per_group = min([channels, *widths][-2:]) // groups  # at the bottom
+        self.check_shape(data.shape)
 
         embedding = 4 * channels
-        self.embed = ConditionEmbedding(channels, embedding, num_classes)
+        self.embed = ConditionEmbedding(channels, embedding, data.num_classes)
 
         def make(width: int, out: int, kind: type[Attention] | None = None) -> Block:
             residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)
             return Block(residual, kind(out, heads, groups) if kind else None)
 
-        self.stem = Conv(in_channels, channels)
+        self.stem = Conv(self.in_channels, channels)
         width, skips = channels, [channels]
 
         self.down = nn.ModuleList()
@@ -142,7 +131,8 @@ class UNet(Network):
                 skips.append(out)
             self.down.append(Down(row, Downsample(out) if level < bottom else None))
 
-        self.mid = nn.ModuleList([make(width, width, Attention), make(width, width)])
+        middle = make(width, width, Attention if mid_attention else None)
+        self.mid = nn.ModuleList([middle, make(width, width)])
 
         self.up = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
@@ -155,23 +145,10 @@ class UNet(Network):
         self.norm = group_norm(width, groups)
         self.out = Conv(width, out_channels, gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """Evaluate the network in the dtype of its weights.
-
-        Args:
-            x: [B, in_channels, H, W] scaled noisy images.
-            c_noise: [B] float noise coordinate; t − 1 for the discrete-time parameterizations.
-            y: [B] int64 labels in 0…num_classes − 1, or −1 for the null label; None means the
-                null label for every row. Ignored without num_classes.
-
-        Returns:
-            [B, out_channels, H, W]
-
-        Raises:
-            InputError: The levels cannot halve H and W; the message names sizes that fit.
-        """
-        self.check_shape(tuple(x.shape[1:]))
-        embedding = self.embed(c_noise, y)  # [B, 4·channels]
+    @override
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
+        x = self.stack_image(x, condition)
+        embedding = self.embed(c_noise, condition.label)  # [B, 4·channels]
         features = [self.stem(x.to(self.stem.weight.dtype))]  # skips, finest first
         for level in self.down:
             features += level(features[-1], embedding)
@@ -182,13 +159,11 @@ class UNet(Network):
             h = level(h, features, embedding)
         return self.out(F.silu(self.norm(h)))
 
+    @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError, with the fix, if images of this shape [C, H, W] do not fit."""
-        check_image("UNet", shape, self.in_channels)
         factor = 2 ** (len(self.multipliers) - 1)
+        check_image("UNet", shape, self.data.shape[0], factor, _fewer_multipliers)
         height, width = shape[1:]
-        if height % factor or width % factor:
-            raise InputError(_misfit(height, width, factor, self.multipliers))
         if height * width * self.features_per_group == factor**2:
             raise InputError(
                 f"UNet(multipliers={self.multipliers}) shrinks {height}×{width} images to 1×1, "
@@ -198,7 +173,7 @@ class UNet(Network):
 
 
 class Block(nn.Module):
-    """A residual block of one kind or another, then self-attention if asked for."""
+    """A residual block of any kind, then attention or nothing."""
 
     def __init__(self, residual: nn.Module, attention: Attention | None = None):
         super().__init__()
@@ -219,7 +194,7 @@ class Down(nn.Module):
         self.resize = resize
 
     def forward(self, h: Tensor, embedding: Tensor) -> list[Tensor]:
-        """Return what every layer gives: all of them are skips, the last one goes on."""
+        """Return the output of every layer; the up path takes them as skips."""
         features = []
         for block in self.blocks:
             h = block(h, embedding)
@@ -285,12 +260,6 @@ def _check_heads(widths: list[int], heads: int) -> None:
         )
 
 
-def _misfit(height: int, width: int, factor: int, multipliers: list[int]) -> str:
-    side = math.gcd(height, width)
-    levels = (side & -side).bit_length()  # 1 + how often both sides can be halved
-    return (
-        f"UNet(multipliers={multipliers}) halves images {len(multipliers) - 1} times: height and "
-        f"width must be multiples of {factor}, not {height}×{width}; set the data's image_size to "
-        f"{sizes_that_fit(height, width, factor)}, or give at most {levels} "
-        f"multiplier{'s' if levels > 1 else ''}"
-    )
+def _fewer_multipliers(side: int) -> str:
+    levels = (side & -side).bit_length()  # 1 + how often the side can be halved
+    return f"give at most {levels} multiplier{'s' if levels > 1 else ''}"

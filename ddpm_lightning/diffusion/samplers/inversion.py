@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm_lightning.diffusion.denoiser import Denoises
-from ddpm_lightning.diffusion.samplers.sampler import evaluation_mode
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
@@ -17,9 +17,9 @@ from ddpm_lightning.errors import InputError
 def encode(
     denoiser: Denoises,
     x0: Tensor,
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     steps: int | None = None,
-    spacing: Spacing = Uniform(),
+    spacing: Spacing = UniformSpacing(),
     iterations: int = 1,
 ) -> Tensor:
     """Find x_T from which DDIM(steps, eta=0) on the same levels gives x0 (DDIM sec. 4.3 and 5.4).
@@ -34,7 +34,7 @@ def encode(
     Args:
         denoiser: The model; under guidance other than 1 the way back is inexact.
         x0: [B, ...] data.
-        y: int64 [B] class labels, or None.
+        condition: What the denoiser is told beside x_t, B rows.
         steps: Number of steps; None visits every level.
         spacing: Which levels are visited.
         iterations: Network evaluations a step.
@@ -61,7 +61,7 @@ def encode(
             kept = alpha_t / alpha_s
             x_s, x = x, kept * x + (sigma_t - kept * sigma_s) * eps
             for _ in range(iterations):
-                prediction = denoiser(x, t, y)
+                prediction = denoiser(x, t, condition)
                 # At alpha_t = 0 x_t is all noise, and eps(x_t) would only give x_t back.
                 eps = prediction.eps if alpha_t > 0 else (x_s - alpha_s * prediction.x0) / sigma_s
                 x = kept * x_s + (sigma_t - kept * sigma_s) * eps

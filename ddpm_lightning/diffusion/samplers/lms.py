@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
+from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step, with_eps
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
@@ -40,7 +41,7 @@ class LMS(Sampler):
         self,
         steps: int | None = 50,
         order: int = 4,
-        spacing: Spacing = Uniform(),
+        spacing: Spacing = UniformSpacing(),
         clip: tuple[float, float] | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -49,14 +50,10 @@ class LMS(Sampler):
             raise InputError(f"LMS(order={order}): the order is 1, 2, 3 or 4")
         self.order = order
 
-    def marks(self) -> list[str]:
-        """See the base class."""
-        return [f"order{self.order}"] if self.order != 4 else []
-
+    @override
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
     ) -> Generator[State, None, Tensor]:
-        """See the base class."""
         history: list[Prediction] = []  # newest first
         for t, s in pairwise(self.levels(schedule)):
             prediction = predict(x, t)

@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm_lightning.diffusion.denoiser import Denoises
-from ddpm_lightning.diffusion.samplers.sampler import evaluation_mode
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise
 
@@ -20,7 +20,7 @@ EXACT_DIMENSIONS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class FlowLikelihood:
+class FlowResult:
     """−log p(x_0) of the probability flow, sample by sample.
 
     Args:
@@ -39,12 +39,12 @@ def flow_likelihood(
     denoiser: Denoises,
     x0: Tensor,
     noise: IndexedNoise,
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     bins: int | None = None,
     probes: int | None = None,
     steps: int | None = None,
-    spacing: Spacing = Uniform(),
-) -> FlowLikelihood:
+    spacing: Spacing = UniformSpacing(),
+) -> FlowResult:
     """Follow data to noise along the ODE, and add up its divergence (Song et al. 2021, eq. 39).
 
     With the angle phi = arctan(sigma/alpha) and z = x_t/√(alpha² + sigma²) the ODE is
@@ -60,7 +60,7 @@ def flow_likelihood(
         denoiser: The model, differentiable; never clipped, which would make the flow another.
         x0: [B, ...] data.
         noise: Bound to the samples' indices; draw 0 dequantises, draw 1… are the probes.
-        y: int64 [B] class labels, or None.
+        condition: What the denoiser is told beside x_t, B rows.
         bins: Grey levels of images in [−1, 1], 256 for 8 bits: uniform noise fills each level's
             bin, and the result bounds the discrete likelihood from above (Theis et al. 2016,
             sec. 3.1), in bits. None: continuous data, in nats.
@@ -88,7 +88,7 @@ def flow_likelihood(
     # Lightning tests in inference mode, which knows no gradients.
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(denoiser.net):
         z = x0.to(torch.promote_types(x0.dtype, torch.float32)).clone()
-        labels = None if y is None else y.clone()
+        condition = Condition(*(None if part is None else part.clone() for part in condition))
         if bins is not None:
             u = torch.special.ndtr(noise(0, shape).to(z))
             z = z + (2 * u - 1) / (bins - 1)
@@ -96,8 +96,8 @@ def flow_likelihood(
         divergence = z.new_zeros(len(vectors), len(z))  # [P, B]
         for s, t in pairwise(levels):
             step = _angle(denoiser, t) - _angle(denoiser, s)
-            v_s, div_s = _velocity(denoiser, z, s, labels, vectors)
-            v_t, div_t = _velocity(denoiser, z + step * v_s, t, labels, vectors)
+            v_s, div_s = _velocity(denoiser, z, s, condition, vectors)
+            v_t, div_t = _velocity(denoiser, z + step * v_s, t, condition, vectors)
             z = z + step / 2 * (v_s + v_t)
             divergence += step / 2 * (div_s + div_t)
         log_prior = -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
@@ -111,10 +111,10 @@ def flow_likelihood(
             spread = (spread / math.sqrt(probes)).expand_as(total)
         nll = -(log_prior + total) / dimensions
     if bins is None:
-        return FlowLikelihood(nll, spread / dimensions, "nats")
+        return FlowResult(nll, spread / dimensions, "nats")
     bits = math.log(2)
     nll = (nll - math.log(2 / (bins - 1))) / bits  # density → mass of a bin
-    return FlowLikelihood(nll, spread / dimensions / bits, "bits")
+    return FlowResult(nll, spread / dimensions / bits, "bits")
 
 
 def _angle(denoiser: Denoises, t: int) -> float:
@@ -133,7 +133,7 @@ def _probes(z: Tensor, noise: IndexedNoise, probes: int | None) -> Tensor:
 
 
 def _velocity(
-    denoiser: Denoises, z: Tensor, t: int, y: Tensor | None, vectors: Tensor
+    denoiser: Denoises, z: Tensor, t: int, condition: Condition, vectors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """V at z and level t, [B, ...], and e·(∂v/∂z)·e of each vector e, [P, B]."""
     if t == 0:
@@ -144,7 +144,7 @@ def _velocity(
     length = math.hypot(alpha, sigma)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        prediction = denoiser(length * z, t, y)
+        prediction = denoiser(length * z, t, condition)
         v = (alpha * prediction.eps - sigma * prediction.x0) / length
         last = len(vectors) - 1
         products = [

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
+from typing_extensions import override
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.denoiser import Denoiser, Prediction
-from ddpm_lightning.diffusion.likelihood import Decoder, DiscretizedGaussian, bound_term
-from ddpm_lightning.diffusion.posterior import first_variance
-from ddpm_lightning.diffusion.schedules import Scalar, Schedule
+from ddpm_lightning.diffusion.bound import bound_term
+from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.prediction import Prediction
+from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError
 
 
@@ -26,120 +28,14 @@ class NoisedBatch:
         eps: [B, ...] standard normal noise.
         t: int64 [B] levels in 1…T.
         x_t: [B, ...] alpha_t·x0 + sigma_t·eps.
-        y: int64 [B] labels (−1: dropped), or None.
+        condition: What the network is told beside x_t, B rows.
     """
 
     x0: Tensor
     eps: Tensor
     t: Tensor
     x_t: Tensor
-    y: Tensor | None = None
-
-
-class Weighting(Configurable, ABC):
-    """Weight over noise levels, stated on the squared error of x0 under any parameterization."""
-
-    @abstractmethod
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        """Weight of ‖x_0 − x0_hat‖² at level t.
-
-        Args:
-            schedule: The forward process.
-            t: int64 [B] levels in 1…T.
-            c_out: The parameterization's output coefficient at t.
-            like: [B, ...] tensor that fixes dtype, device and rank.
-        """
-
-
-class Plain(Weighting):
-    """1/c_out²: the unweighted error of the network's output, whatever it predicts."""
-
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        """See the base class."""
-        return 1 / c_out**2
-
-
-class EpsMSE(Weighting):
-    """SNR: the paper's L_simple (DDPM eq. 14), an unweighted error of eps, for any prediction."""
-
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        """See the base class."""
-        return _snr(schedule, t, like)
-
-
-class MinSNR(Weighting):
-    """min(SNR, gamma): levels with little noise stop dominating (Hang et al. 2023, sec. 3.4).
-
-    Args:
-        gamma: The cap; the paper's 5.
-    """
-
-    def __init__(self, gamma: float = 5.0) -> None:
-        self.gamma = gamma
-
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        """See the base class."""
-        snr = _snr(schedule, t, like)
-        return snr.clamp(max=self.gamma)
-
-
-class P2(Weighting):
-    """SNR/(k + SNR)^gamma: less for the levels of fine detail (Choi et al. 2022).
-
-    L_simple's weight divided by (k + SNR)^gamma; gamma = 0 is EpsMSE.
-
-    Args:
-        k: Keeps the divisor away from 0; the paper's 1.
-        gamma: Strength; the paper's 0.5 or 1.
-    """
-
-    def __init__(self, k: float = 1.0, gamma: float = 1.0) -> None:
-        self.k = k
-        self.gamma = gamma
-
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        """See the base class."""
-        snr = _snr(schedule, t, like)
-        return snr / (self.k + snr) ** self.gamma
-
-
-class EDM(Weighting):
-    """SNR + 1/sigma_data²: EDM's lambda(sigma) = (sigma² + sigma_data²)/(sigma·sigma_data)².
-
-    EDM table 1 at the noise level sigma/alpha. Under EDMPreconditioning with the same sigma_data
-    it is Plain.
-
-    Args:
-        sigma_data: Standard deviation of the data.
-
-    Raises:
-        InputError: sigma_data is not above 0.
-    """
-
-    def __init__(self, sigma_data: float = 0.5) -> None:
-        if not sigma_data > 0:
-            raise InputError(
-                f"EDM(sigma_data={sigma_data}): give the data's standard deviation, above 0"
-            )
-        self.sigma_data = sigma_data
-
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        """See the base class."""
-        return _snr(schedule, t, like) + self.sigma_data**-2
-
-
-class VLB(Weighting):
-    """½·(SNR_{t−1} − SNR_t): the variational bound with FixedSmall, in nats (VDM eq. 13).
-
-    The KL terms of DDPM eq. 12 for any prediction, up to the factor T of their number. At t = 1,
-    where SNR_0 is infinite, it is 1/(2·beta_tilde_2), the Gaussian decoder of VariationalBound.
-    """
-
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        """See the base class."""
-        before = _snr(schedule, t - 1, like)
-        term = 0.5 * before * schedule.new_noise(t - 1, t, like)
-        return torch.where(before.isinf(), 0.5 / first_variance(schedule), term)
+    condition: Condition = Condition()
 
 
 class Objective(Configurable, ABC):
@@ -172,6 +68,7 @@ class Regression(Objective):
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         """Error of the output F, element by element."""
 
+    @override
     def check(self, denoiser: Denoiser) -> None:
         """See the base class: it trains no variance."""
         if denoiser.variance.extra_channels(1) > 0:
@@ -195,9 +92,9 @@ class Regression(Objective):
         weight = self.weighting(schedule, batch.t, c_out, like=batch.x_t) * c_out**2
         return (weight * self.error(prediction.output, target)).flatten(1).mean(1)
 
+    @override
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> dict[str, Tensor]:
-        """See the base class."""
-        prediction = denoiser(batch.x_t, batch.t, batch.y)
+        prediction = denoiser(batch.x_t, batch.t, batch.condition)
         return {"loss": self.score(denoiser, prediction, batch)}
 
 
@@ -208,8 +105,8 @@ class MSE(Regression):
         weighting: Weight over noise levels; Plain weighs the output's error equally.
     """
 
+    @override
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """See the base class."""
         return (output - target).square()
 
 
@@ -220,8 +117,8 @@ class L1(Regression):
         weighting: Weight over noise levels; Plain weighs the output's error equally.
     """
 
+    @override
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """See the base class."""
         return (output - target).abs()
 
 
@@ -244,8 +141,8 @@ class Huber(Regression):
             raise InputError(f"Huber(delta={delta}): delta must be above 0")
         self.delta = delta
 
+    @override
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """See the base class."""
         return huber_loss(output, target, reduction="none", delta=self.delta)
 
 
@@ -263,9 +160,9 @@ class VariationalBound(Objective):
     def __init__(self, decoder: Decoder = DiscretizedGaussian()) -> None:
         self.decoder = decoder
 
+    @override
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> dict[str, Tensor]:
-        """See the base class."""
-        prediction = denoiser(batch.x_t, batch.t, batch.y)
+        prediction = denoiser(batch.x_t, batch.t, batch.condition)
         return {"loss": denoiser.schedule.T * bound_term(prediction, batch.x0, self.decoder)}
 
 
@@ -291,25 +188,19 @@ class Hybrid(Objective):
         self.weight = weight
         self.decoder = decoder
 
+    @override
     def check(self, denoiser: Denoiser) -> None:
-        """See the base class."""
         if denoiser.variance.extra_channels(1) == 0:
             raise InputError(
                 f"Hybrid trains a variance, but {type(denoiser.variance).__name__} learns "
                 "nothing; use variance LearnedRange, or the objective MSE"
             )
 
+    @override
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> dict[str, Tensor]:
-        """See the base class."""
         self.check(denoiser)
-        prediction = denoiser(batch.x_t, batch.t, batch.y)
+        prediction = denoiser(batch.x_t, batch.t, batch.condition)
         simple = self.simple.score(denoiser, prediction, batch)
-        mean_detached = replace(prediction, x0=prediction.x0.detach())
+        mean_detached = prediction.with_x0(prediction.x0.detach())
         vlb = denoiser.schedule.T * bound_term(mean_detached, batch.x0, self.decoder)
         return {"loss": simple + self.weight * vlb, "simple": simple, "vlb": vlb}
-
-
-def _snr(schedule: Schedule, t: Tensor, like: Tensor) -> Tensor:
-    alpha, sigma = schedule.at(t, like)
-    assert isinstance(alpha, Tensor)
-    return (alpha / sigma) ** 2

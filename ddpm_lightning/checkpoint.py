@@ -1,24 +1,45 @@
-"""Reading checkpoints: without executing pickles, with errors that say what to do."""
+"""Reading checkpoints of every format: without executing pickles, with errors that say what to do.
+
+A checkpoint is Lightning's, with one entry more (KEY) and the model's description as its
+hyper-parameters. FORMAT counts up when either changes in a way that older code could not read;
+:func:`upgraded` turns what any earlier format said into what today's says, so that every
+checkpoint ever written stays readable. Classes are named by the outermost package that shows
+them; RENAMED holds the paths that were in use before.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ddpm_lightning.batch import DataSpec
 from ddpm_lightning.configurable import build, configurable_class
 from ddpm_lightning.errors import InputError
 
 KEY = "ddpm_lightning"
 """The checkpoint entry that holds what is ours beside Lightning's own."""
 
-FORMAT = 1
-"""Version of that entry."""
+FORMAT = 2
+"""Version of that entry and of the hyper-parameters.
+
+1: shape, num_classes, data_range and condition_channels, ema_decay, ema_warmup and ema_start, and
+label_dropout as a number stand by themselves; label dropout took draw 2 of the training noise.
+"""
+
+_SAMPLERS = "ddpm_lightning.diffusion.samplers"
+RENAMED = {
+    f"{_SAMPLERS}.spacings.{name}": f"{_SAMPLERS}.{name}Spacing"
+    for name in ("Uniform", "Quadratic", "Karras", "LogSNR")
+}
+"""Class paths of earlier versions that have another name now."""
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -68,7 +89,62 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"{path} is no whole checkpoint: it lacks {', '.join(missing or ['net'])}; use an "
             "earlier one from the same folder"
         )
-    return checkpoint
+    return upgraded(checkpoint)
+
+
+def upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Say in today's format what a checkpoint of an earlier one says; the tensors stay."""
+    own = dict(checkpoint[KEY])
+    stated = dict(checkpoint["hyper_parameters"])
+    if own["format"] == 1:
+        data = {
+            "shape": stated.pop("shape"),
+            "data_range": stated.pop("data_range"),
+            "num_classes": stated.pop("num_classes"),
+            "image_channels": stated.pop("condition_channels", 0),
+            "token_width": 0,
+        }
+        average = {name: stated.pop(f"ema_{name}") for name in ("decay", "warmup", "start")}
+        share = {"share": stated.pop("label_dropout")}
+        stated |= {
+            "data": data,
+            "ema": {"class_path": "ddpm_lightning.EMA", "init_args": average},
+            "label_dropout": {
+                "class_path": "ddpm_lightning.diffusion.LabelDropout",
+                "init_args": share,
+            },
+        }
+    own["format"] = FORMAT
+    return {**checkpoint, KEY: _renamed(own), "hyper_parameters": _renamed(stated)}
+
+
+def _renamed(value: Any) -> Any:
+    """Name classes by their paths of today, in whatever a description holds."""
+    if isinstance(value, list):
+        return [_renamed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _renamed(item) for key, item in value.items()}
+    if isinstance(path := found.get("class_path"), str):
+        found["class_path"] = current_path(path)
+    return found
+
+
+def current_path(path: str) -> str:
+    """What a class of the library is called now: by the outermost package that shows it.
+
+    Earlier versions named files inside the packages, which have moved since.
+    """
+    *packages, name = RENAMED.get(path, path).split(".")
+    if packages[:1] != ["ddpm_lightning"]:
+        return path
+    for depth in range(1, len(packages) + 1):
+        package = ".".join(packages[:depth])
+        if find_spec(package) is None:
+            break
+        if hasattr(import_module(package), name):
+            return f"{package}.{name}"
+    return path  # which is said where the class is needed
 
 
 def rebuild(
@@ -86,6 +162,7 @@ def rebuild(
     """
     arguments = dict(hyper_parameters)
     net = arguments.pop("net")
+    arguments["data"] = DataSpec(**arguments["data"])
     stated = {name: build(value) for name, value in net["init_args"].items()}
     factory = partial(configurable_class(net["class_path"]), **stated)
     arguments = {name: build(value) for name, value in arguments.items()}

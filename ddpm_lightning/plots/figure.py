@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpm_lightning.files import whole
+from ddpm_lightning.files import atomic_write
 
 
 def new_figure(width: float, height: float, dpi: int = 100) -> Figure:
@@ -32,5 +32,5 @@ def pixels_of(figure: Figure) -> Tensor:
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG; a stopped write never leaves half a file."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png")

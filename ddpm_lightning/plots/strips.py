@@ -11,15 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpm_lightning.diffusion.denoiser import Denoises
-from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.figure import pixels_of
-from ddpm_lightning.pictures.images import grid
-from ddpm_lightning.pictures.samples import Pictures, Scatter
+from ddpm_lightning.images import grid
+from ddpm_lightning.plots.figure import pixels_of
+from ddpm_lightning.plots.pictures import Pictures, Scatter
 from ddpm_lightning.randomness import IndexedNoise
-from ddpm_lightning.sampling import levels_from_noise
+from ddpm_lightning.sampling import Frames
 
 TILE = 48
 """Images are enlarged to about this many pixels, so that a caption fits above."""
@@ -51,18 +49,17 @@ def forward_strip(
     return captioned(_rows(pictures, frames), [f"t={t}" for t in levels])
 
 
-def reverse_strip(pictures: Pictures, x_t: Tensor, x0: Tensor, levels: Sequence[int]) -> Tensor:
+def reverse_strip(pictures: Pictures, frames: Frames) -> Tensor:
     """Show noise becoming data: above x_t, below it the prediction x0_hat made there.
 
     Args:
         pictures: How such data is drawn.
-        x_t: [F, n, ...] noise first.
-        x0: [F, n, ...] the predictions.
-        levels: The F levels.
+        frames: How the samples came about.
 
     Returns:
         uint8 [3 or 4, H, W]
     """
+    x_t, x0, levels = frames.x_t, frames.x0, frames.levels
     if isinstance(pictures, Scatter):
         picture = torch.cat([_rows(pictures, x_t), _rows(pictures, x0)], dim=1)
         names = [r"$x_t$", r"$\hat{x}_0$"]
@@ -73,63 +70,19 @@ def reverse_strip(pictures: Pictures, x_t: Tensor, x0: Tensor, levels: Sequence[
     return captioned(picture, [f"t={t}" for t in levels], names)
 
 
-def reverse_frames(
-    pictures: Pictures, x_t: Tensor, x0: Tensor, levels: Sequence[int]
-) -> list[Tensor]:
-    """The same as frames of an animation: x_t in the upper row, x0_hat in the lower."""
-    n = x_t.shape[1]
-    frames = []
-    for t, noisy, predicted in zip(levels, x_t, x0, strict=True):
+def reverse_frames(pictures: Pictures, frames: Frames) -> list[Tensor]:
+    """The same as pictures of an animation: x_t in the upper row, x0_hat in the lower."""
+    n = frames.x_t.shape[1]
+    drawn = []
+    for t, noisy, predicted in zip(frames.levels, frames.x_t, frames.x0, strict=True):
         if isinstance(pictures, Scatter):
             parts = [pictures.together(noisy), pictures.together(predicted)]
-            frames.append(captioned(torch.cat(parts, dim=1), [f"t={t}"]))
+            drawn.append(captioned(torch.cat(parts, dim=1), [f"t={t}"]))
         else:
             picture = grid(torch.cat([noisy, predicted]), columns=n, tile=TILE)
             names = [r"$x_t$", r"$\hat{x}_0$"]
-            frames.append(captioned(picture, [f"t={t}"] + [""] * (n - 1), names))
-    return frames
-
-
-@torch.no_grad()
-def reverse_states(
-    denoiser: Denoises,
-    sampler: Sampler,
-    shape: tuple[int, ...],
-    n: int,
-    *,
-    y: Tensor | None = None,
-    seed: int = 0,
-    frames: int = 10,
-    device: torch.device | str = "cpu",
-) -> tuple[Tensor, Tensor, list[int]]:
-    """Sample, keeping x_t and x0_hat at evenly spread steps.
-
-    Args:
-        denoiser: The model.
-        sampler: How to go from noise to data.
-        shape: Of one sample.
-        n: Number of samples; the k-th is the sample command's.
-        y: int64 [n] labels, or None.
-        seed: Seed of the noise.
-        frames: How many are kept, at most one a step; the first is noise, the last the sample.
-        device: Where the denoiser is.
-
-    Returns:
-        x_t and x0_hat [F, n, ...] on the CPU, and their levels.
-    """
-    if frames < 2:
-        raise InputError(f"{frames} frames; the way has 2 or more, noise and sample")
-    steps = len(levels_from_noise(sampler, denoiser)) - 1
-    kept = {round(i * steps / (frames - 1)) for i in range(frames)}
-    noise = IndexedNoise(seed, torch.arange(n), device=device)
-    x_T = noise(0, shape) * denoiser.schedule.prior_std
-    states = sampler.trajectory(denoiser, x_T, None if y is None else y.to(device), noise)
-    shown = [state for k, state in enumerate(states) if k in kept]
-    x_t, x0 = (
-        torch.stack([getattr(state, name).float().cpu() for state in shown])
-        for name in ("x_t", "x0")
-    )
-    return x_t, x0, [state.t for state in shown]
+            drawn.append(captioned(picture, [f"t={t}"] + [""] * (n - 1), names))
+    return drawn
 
 
 def captioned(

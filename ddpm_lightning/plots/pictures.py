@@ -11,11 +11,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ddpm_lightning.data.in_memory import InMemoryData
+from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import whole
-from ddpm_lightning.pictures.figure import new_figure, pixels_of
-from ddpm_lightning.pictures.images import from_uint8, grid, to_uint8, write_png
+from ddpm_lightning.files import atomic_write
+from ddpm_lightning.images import OVERVIEW, from_uint8, grid, to_uint8, write_png
+from ddpm_lightning.plots.figure import new_figure, pixels_of
 
 BACKDROP = 2000
 """Points of the data that stand behind the samples."""
@@ -70,7 +70,7 @@ def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
 
     Args:
         shape: Shape of one sample.
-        data: Where they come from; points of an InMemoryData are drawn behind the samples and fix
+        data: Where they come from; points of a DiffusionData are drawn behind the samples and fix
             the axes. Anything else is left alone.
 
     Raises:
@@ -79,8 +79,8 @@ def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
     if len(shape) == 3 and shape[0] in (1, 3, 4):
         return Images()
     if tuple(shape) == (2,):
-        if isinstance(data, InMemoryData) and data.shape == (2,):
-            return Scatter(data.finished("train", BACKDROP)[0])
+        if isinstance(data, DiffusionData) and data.shape == (2,):
+            return Scatter(data.finished("train", BACKDROP).x0)
         return Scatter()
     raise InputError(
         f"data of shape {list(shape)} cannot be drawn, only images of 1, 3 or 4 channels and "
@@ -91,7 +91,7 @@ def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
 class Images(Pictures):
     """Images in [−1, 1]: a grid, and a PNG each at its own size."""
 
-    overview = "grid.png"
+    overview = OVERVIEW
 
     def together(
         self,
@@ -154,7 +154,7 @@ class Scatter(Pictures):
 
     def write(self, folder: Path, x: Tensor) -> None:
         """See the base class: samples.npy, float32 [n, 2]."""
-        with whole(folder / "samples.npy") as partial, partial.open("wb") as file:
+        with atomic_write(folder / "samples.npy") as partial, partial.open("wb") as file:
             np.save(file, x.numpy())
 
     def _plot(self, x: Tensor, pixels: int, ticks: bool = True) -> Tensor:

@@ -9,16 +9,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpm_lightning.diffusion.denoiser import Prediction
-from ddpm_lightning.diffusion.objectives import Plain, Weighting
 from ddpm_lightning.diffusion.oracles import Mixture, Oracle
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.posterior import posterior, transition_variance
+from ddpm_lightning.diffusion.prediction import FixedLarge, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDPM
 from ddpm_lightning.diffusion.schedules import Linear, Scalar, Schedule
-from ddpm_lightning.diffusion.variances import FixedLarge, Variance
+from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.figure import new_figure
+from ddpm_lightning.plots.figure import new_figure
 from ddpm_lightning.randomness import IndexedNoise
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a name has the same one everywhere.
@@ -175,7 +174,7 @@ def scaling_figure(schedule: Schedule | None = None, n: int = 4000, seed: int = 
     return figure
 
 
-class Scaled(Variance):
+class _Scaled(Variance):
     """Another variance times a factor: 1 leaves it right, anything else is an experiment.
 
     Args:
@@ -216,7 +215,7 @@ def reverse_walks(oracle: Oracle, factor: float, n: int = 4000, seed: int = 0) -
         float32 [T + 1, n, *shape], from x_T to x_0.
     """
     variance = oracle.variance
-    oracle.variance = Scaled(FixedLarge(), factor)
+    oracle.variance = _Scaled(FixedLarge(), factor)
     noise = IndexedNoise(seed, torch.arange(n))
     x_T = noise(0, oracle.shape) * oracle.schedule.prior_std
     try:

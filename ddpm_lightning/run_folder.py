@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from ddpm_lightning.files import whole
+from ddpm_lightning.files import atomic_write
 
 
 def last_checkpoint(run_folder: str | Path) -> Path:
@@ -17,7 +17,7 @@ def last_checkpoint(run_folder: str | Path) -> Path:
 def mark(trainer: Trainer, step: int, owed: bool) -> None:
     """Note whether validation, grids and metrics of a saved step are still to come, or done."""
     if trainer.is_global_zero:
-        with whole(_note(trainer)) as partial:
+        with atomic_write(_note(trainer)) as partial:
             partial.write_text(_text(step, owed))
 
 

@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.denoiser import Prediction
-from ddpm_lightning.diffusion.posterior import posterior
-from ddpm_lightning.diffusion.schedules import Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Scalar
 from ddpm_lightning.errors import InputError
 
 
@@ -55,8 +54,8 @@ class DiscretizedGaussian(Decoder):
             raise InputError(f"DiscretizedGaussian(bins={bins}): at least two, 256 for 8 bits")
         self.bins = bins
 
+    @override
     def __call__(self, x0: Tensor, mean: Tensor, variance: Scalar) -> Tensor:
-        """See the base class."""
         half = 1 / (self.bins - 1)
         std = variance**0.5
         lower, upper = (x0 - mean - half) / std, (x0 - mean + half) / std
@@ -77,67 +76,10 @@ class GaussianDecoder(Decoder):
     unit = "nats"
     nats = 1.0
 
+    @override
     def __call__(self, x0: Tensor, mean: Tensor, variance: Scalar) -> Tensor:
-        """See the base class."""
         variance = _tensor(variance, x0)
         return 0.5 * ((x0 - mean).square() / variance + (2 * math.pi * variance).log())
-
-
-def gaussian_kl(difference: Tensor, variance_q: Scalar, variance_p: Scalar) -> Tensor:
-    """KL(q‖p) [B, ...] of two Gaussians, dimension by dimension, in nats.
-
-    ½·(r − 1 − ln r + difference²/variance_p) with r = variance_q/variance_p.
-
-    Args:
-        difference: [B, ...] of the means.
-        variance_q: Variance of q.
-        variance_p: Variance of p.
-    """
-    log_ratio = _tensor(variance_q, difference).log() - _tensor(variance_p, difference).log()
-    return 0.5 * (torch.expm1(log_ratio) - log_ratio + difference.square() / variance_p)
-
-
-def bound_term(prediction: Prediction, x0: Tensor, decoder: Decoder) -> Tensor:
-    """L_{t−1} of the bound (DDPM eq. 5): KL for t > 1, the decoder's −log p(x_0 | x_1) at t = 1.
-
-    Args:
-        prediction: Of the model at x_t, each row at a level of its own or all at one.
-        x0: [B, ...] the data under x_t.
-        decoder: p(x_0 | x_1).
-
-    Returns:
-        [B], averaged over dimensions, in the decoder's unit.
-    """
-    schedule, x_t, variance = prediction.schedule, prediction.x_t, prediction.reverse_variance
-    t = prediction.t
-    if isinstance(t, int):
-        t = torch.full((len(x_t),), t, device=x_t.device)
-    first = (t == 1).view((-1,) + (1,) * (x_t.ndim - 1))
-    # Both are computed for every row, each at a level where it is finite, as its gradient is.
-    s = t - 1
-    q = posterior(schedule, s, t, like=x_t)
-    variance_q = torch.where(first, 1.0, _tensor(q.variance, x_t))
-    variance_p = torch.where(first, 1.0, _tensor(variance(prediction, s), x_t))
-    kl = gaussian_kl(q.x0 * (x0 - prediction.x0), variance_q, variance_p)
-    variance_0 = torch.where(first, _tensor(variance.decoder(prediction), x_t), 1.0)
-    nll = decoder(x0, prediction.x0, variance_0)
-    return torch.where(first, nll, kl).flatten(1).mean(1) / decoder.nats
-
-
-def prior_term(schedule: Schedule, x0: Tensor, decoder: Decoder) -> Tensor:
-    """L_T of the bound (DDPM eq. 5): KL(q(x_T | x_0) ‖ N(0, prior_std²)); nothing to learn in it.
-
-    Args:
-        schedule: The forward process.
-        x0: [B, ...] data.
-        decoder: Gives the unit.
-
-    Returns:
-        [B], averaged over dimensions, in the decoder's unit.
-    """
-    alpha, sigma = schedule.at(schedule.T, like=x0)
-    kl = gaussian_kl(alpha * x0, sigma**2, schedule.prior_std**2)
-    return kl.flatten(1).mean(1) / decoder.nats
 
 
 def _log_cdf(z: Tensor) -> Tensor:

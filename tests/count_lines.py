@@ -71,7 +71,9 @@ def main(root: Path) -> None:
 
 def _row(name: str, files: int, lines: Counter[str]) -> str:
     numbers = [lines[kind] for kind in KINDS]
-    return f"{name:<16}{files:>7}" + "".join(f"{number:>11}" for number in [*numbers, sum(numbers)])
+    return f"{name:<16}{files:>7}" + "".join(
+        f"{number:>11}" for number in [*numbers, sum(numbers)]
+    )
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ LAYERS = (
     ("images",),
     ("data",),
     ("metrics",),
-    ("ema", "optimization", "sampling", "checkpoint", "resume", "run_folder", "module"),
+    ("ema", "optimization", "sampling", "checkpoint", "resume", "finite", "run_folder", "module"),
     ("loaded",),
     ("plots",),
     ("evaluation",),
     ("callbacks",),
-    ("commands",),
     ("terminal",),
+    ("commands",),
     ("cli", "__main__", "__init__"),
 )
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from ddpm_lightning import DiffusionModule
@@ -23,7 +25,7 @@ TinyUNet = partial(
 
 
 def tiny_module(**arguments: Any) -> DiffusionModule:
-    arguments = {"shape": [1, 8, 8], "num_classes": 10, "net": TinyUNet} | arguments
+    arguments = {"data": image_spec(num_classes=10), "net": TinyUNet} | arguments
     return DiffusionModule(**arguments)
 
 
@@ -68,3 +70,24 @@ def image_spec(channels: int = 1, size: int = 8, **facts: Any) -> DataSpec:
 
 def labels(*values: int) -> Condition:
     return Condition(label=torch.tensor(values))
+
+
+def lively(module: DiffusionModule, std: float = 0.2) -> DiffusionModule:
+    """Weights and their average drawn anew, and kept: labels and guidance matter from step 0."""
+    torch.manual_seed(0)
+    for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
+        parameter.data.normal_(std=std)
+    module.optimizer = partial(torch.optim.SGD, lr=0.0)
+    return module
+
+
+def logging_trainer(folder: Path, max_steps: int, callbacks: list, **arguments: Any) -> Trainer:
+    """The same, with these callbacks alone, logging to TensorBoard."""
+    logger = TensorBoardLogger(folder, name="", version="")
+    return trainer(folder, max_steps, callbacks=callbacks, logger=logger, **arguments)
+
+
+def events(folder: Path) -> EventAccumulator:
+    """What a run has logged to TensorBoard."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    return accumulator.Reload()

@@ -37,8 +37,8 @@ def count_lines(path: Path) -> Counter[str]:
     kinds = ["blank"] * len(text.splitlines())
     documented: set[int] = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
                 documented |= set(range(node.lineno, (node.end_lineno or 0) + 1))
     with path.open("rb") as file:
         for token in tokenize.tokenize(file.readline):
@@ -71,7 +71,9 @@ def main(root: Path) -> None:
 
 def _row(name: str, files: int, lines: Counter[str]) -> str:
     numbers = [lines[kind] for kind in KINDS]
-    return f"{name:<16}{files:>7}" + "".join(f"{number:>11}" for number in [*numbers, sum(numbers)])
+    return f"{name:<16}{files:>7}" + "".join(
+        f"{number:>11}" for number in [*numbers, sum(numbers)]
+    )
 
 
 if __name__ == "__main__":

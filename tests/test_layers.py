@@ -18,7 +18,7 @@ LAYERS = (
     ("images",),
     ("data",),
     ("metrics",),
-    ("checkpoint", "ema", "finite", "optimization", "resume", "run_folder", "sampling", "module"),
+    ("ema", "optimization", "sampling", "checkpoint", "resume", "finite", "run_folder", "module"),
     ("loaded",),
     ("plots",),
     ("evaluation",),

@@ -76,7 +76,15 @@ def test_a_resumed_run_equals_one_that_never_stopped(run):
     "words",
     [
         ["sample", "--n", "2", "--sampler", "my_idea.sampler.Renoise", "--sampler.steps", "3"],
-        ["evaluate", "--n", "8", "--extractor", "Pixels", "--metrics", "fd,my_idea.parts.Brightness"]
+        [
+            "evaluate",
+            "--n",
+            "8",
+            "--extractor",
+            "Pixels",
+            "--metrics",
+            "fd,my_idea.parts.Brightness",
+        ]
         + ["--sampler", "DDIM", "--sampler.steps", "3"]
         + ["--sampler.spacing", "my_idea.parts.Middle"],
     ],

@@ -179,7 +179,8 @@ class _Counter:
         self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
     ) -> Prediction:
         self.rows += len(x_t)
-        return Prediction(torch.zeros_like(x_t), x_t, t, self.schedule, FixedSmall())
+        level = self.schedule.level(t, like=x_t)
+        return Prediction(torch.zeros_like(x_t), x_t, level, FixedSmall())
 
 
 def _fitted(sampler: Sampler, schedule: Schedule, guidance: Guidance, budget: int) -> Sampler:

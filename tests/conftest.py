@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm_lightning.diffusion import SohlDickstein
+from tests.small import lively, tiny_data, tiny_module, trainer
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
@@ -36,3 +39,12 @@ def inception_file(tmp_path_factory):
     weights = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
     torch.save(weights, path, _use_new_zipfile_serialization=False)  # a file of 2020
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A conditional model of 40 levels on 8×8 digits, to which labels and averaging matter."""
+    root = tmp_path_factory.mktemp("tiny")
+    module = lively(tiny_module(schedule=SohlDickstein(), conditional=True))
+    trainer(root, 2).fit(module, tiny_data())
+    return root / "checkpoints" / "last.ckpt"

@@ -42,9 +42,9 @@ def inception_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory):
+def lively_checkpoint(tmp_path_factory):
     """A conditional model of 40 levels on 8×8 digits, to which labels and averaging matter."""
-    root = tmp_path_factory.mktemp("tiny")
+    root = tmp_path_factory.mktemp("lively")
     module = lively(tiny_module(schedule=SohlDickstein(), conditional=True))
     trainer(root, 2).fit(module, tiny_data())
     return root / "checkpoints" / "last.ckpt"

@@ -390,11 +390,11 @@ def files(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def edit(files, tiny_checkpoint):
+def edit(files, lively_checkpoint):
     """Runs sample --edit for three images, and gives them as numpy arrays."""
 
     def run(*flags: str) -> list[np.ndarray]:
-        main(["sample", f"--ckpt={tiny_checkpoint}", "--out=out", "--n=3", "--edit", *flags])
+        main(["sample", f"--ckpt={lively_checkpoint}", "--out=out", "--n=3", "--edit", *flags])
         return [np.array(Image.open(f"out/{k:06d}.png")).astype(int) for k in range(3)]
 
     return run
@@ -461,9 +461,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(edit, flags, message, c
 
 
 @pytest.mark.usefixtures("files")
-def test_arguments_of_no_edit_ask_which(tiny_checkpoint, capsys):
+def test_arguments_of_no_edit_ask_which(lively_checkpoint, capsys):
     with pytest.raises(SystemExit):
-        main(["sample", f"--ckpt={tiny_checkpoint}", "--out=out", "--edit.image=a.png"])
+        main(["sample", f"--ckpt={lively_checkpoint}", "--out=out", "--edit.image=a.png"])
     assert "Give --edit CLASS before its arguments" in capsys.readouterr().err
 
 

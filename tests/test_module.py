@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from ddpm_lightning.diffusion.objectives import Hybrid, NoisedBatch
-from ddpm_lightning.run_folder import last_checkpoint
 from lightning.pytorch import Callback
 from torch import nn
 
@@ -22,6 +21,7 @@ from ddpm_lightning.diffusion.timesteps import LossSecondMoment, Stratified
 from ddpm_lightning.diffusion.variances import FixedLarge
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
+from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import TinyUNet, tiny_data, tiny_module, trainer
 
 

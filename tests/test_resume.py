@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddpm_lightning.run_folder import last_checkpoint
 from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -30,6 +29,7 @@ from ddpm_lightning.diffusion.schedules import Linear
 from ddpm_lightning.diffusion.timesteps import LossSecondMoment
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import LeNet
+from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import TinyUNet, tiny_data, tiny_module, trainer
 
 Adam = torch.optim.Adam

@@ -72,11 +72,11 @@ def labels(*values: int) -> Condition:
     return Condition(label=torch.tensor(values))
 
 
-def lively(module: DiffusionModule, std: float = 0.2) -> DiffusionModule:
+def lively(module: DiffusionModule) -> DiffusionModule:
     """Weights and their average drawn anew, and kept: labels and guidance matter from step 0."""
     torch.manual_seed(0)
     for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
-        parameter.data.normal_(std=std)
+        parameter.data.normal_(std=0.15)
     module.optimizer = partial(torch.optim.SGD, lr=0.0)
     return module
 

@@ -110,3 +110,14 @@ def lively_checkpoint(tmp_path_factory):
     module = lively(tiny_module(schedule=SohlDickstein(), conditional=True))
     trainer(root, 2).fit(module, tiny_data())
     return root / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """The checkpoint of a tiny run after three optimizer steps; not to be written to."""
+    from ddpm_lightning.run_folder import last_checkpoint
+    from tests.small import fit
+
+    folder = tmp_path_factory.mktemp("tiny")
+    fit(folder, 3)
+    return last_checkpoint(folder)

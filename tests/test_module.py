@@ -11,7 +11,6 @@ from functools import partial
 
 import pytest
 import torch
-from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader
@@ -34,6 +33,7 @@ from ddpm_lightning.diffusion.losses import NoisedBatch
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import MLP, Network
+from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import (
     Rates,
     TinyUNet,

@@ -90,7 +90,7 @@ def test_learned_range_is_the_papers_interpolation_between_the_fixed_ones(s, t):
     small, large = (
         prediction_at(Linear(), t, fixed).variance(s) for fixed in (FixedSmall(), FixedLarge())
     )
-    ours = LearnedRange()(prediction_at(Linear(), t, LearnedRange(), says(*(2 * v - 1))), s)
+    ours = prediction_at(Linear(), t, LearnedRange(), says(*(2 * v - 1))).variance(s)
     expected = np.exp(v * np.log(large) + (1 - v) * np.log(small))
     np.testing.assert_allclose(ours.flatten(), expected, rtol=1e-12)
 

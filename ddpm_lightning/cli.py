@@ -26,12 +26,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
 from ddpm_lightning.callbacks import Likelihood, RunCheckpoint, StepProgressBar
-from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.commands.run import COMMANDS, PROGRAM, CommandParser, about, run_command
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.mistakes import constructing, hints_of, parsing, users_mistake
 from ddpm_lightning.terminal.settings import check_trainer
 from ddpm_lightning.terminal.swaps import with_own_defaults

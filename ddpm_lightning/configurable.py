@@ -101,7 +101,10 @@ class Configurable:
             parameter = parameters.get(name)  # None: one of **kwargs
             if parameter is None or parameter.default is parameter.empty:
                 return True
-            return plain(value, name) != plain(parameter.default, name)
+            try:
+                return plain(value, name) != plain(parameter.default, name)
+            except InputError:  # which a dataclass is, but it can be compared
+                return bool(value != parameter.default)
 
         return {name: value for name, value in self._arguments.items() if differs(name, value)}
 

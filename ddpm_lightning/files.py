@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,10 +29,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial.replace(path)
 
 
+def json_value(value: Any) -> Any:
+    """Put null in place of NaN, a word in place of infinities, and lists in place of tuples."""
+    if isinstance(value, dict):
+        return {key: json_value(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON."""
+    """Write plain data as JSON, in which every number is finite."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def check_folder(folder: Path) -> None:

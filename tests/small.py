@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from ddpm_lightning import EMA, DiffusionModule
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.callbacks import RunCheckpoint
-from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.data import Digits
 from ddpm_lightning.networks import UNet
+from ddpm_lightning.run_folder import last_checkpoint
 
 TinyUNet = partial(
     UNet, channels=8, multipliers=[1, 2], blocks=1, attention_levels=[1], groups=4, dropout=0.1
@@ -130,3 +132,24 @@ def image_spec(channels: int = 1, size: int = 8, **facts: Any) -> DataSpec:
 
 def labels(*values: int) -> Condition:
     return Condition(label=torch.tensor(values))
+
+
+def lively(module: DiffusionModule) -> DiffusionModule:
+    """Weights and their average drawn anew, and kept: labels and guidance matter from step 0."""
+    torch.manual_seed(0)
+    for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
+        parameter.data.normal_(std=0.15)
+    module.optimizer = partial(torch.optim.SGD, lr=0.0)
+    return module
+
+
+def logging_trainer(folder: Path, max_steps: int, callbacks: list, **arguments: Any) -> Trainer:
+    """The same, with these callbacks alone, logging to TensorBoard."""
+    logger = TensorBoardLogger(folder, name="", version="")
+    return trainer(folder, max_steps, callbacks=callbacks, logger=logger, **arguments)
+
+
+def events(folder: Path) -> EventAccumulator:
+    """What a run has logged to TensorBoard."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    return accumulator.Reload()

@@ -31,7 +31,7 @@ from ddpm_lightning.data import (
 from ddpm_lightning.data.data_module import RawBatch
 from ddpm_lightning.data.stream import EvaluationLoader, Layout, TrainingStream, coin_flips
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import to_uint8
+from ddpm_lightning.images import to_uint8
 from tests.make_data import write_cifar10, write_cifar100, write_mnist
 
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,7 +19,6 @@ from torch.utils.data import DataLoader
 from ddpm_lightning import EMA, DiffusionModule
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.callbacks import Likelihood, SampleGrid
-from ddpm_lightning.callbacks.run_folder import last_checkpoint
 from ddpm_lightning.data import Toy2D
 from ddpm_lightning.diffusion import (
     Cosine,

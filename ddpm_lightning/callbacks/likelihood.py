@@ -13,17 +13,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Batch
-from ddpm_lightning.callbacks.results import append_result
+from ddpm_lightning.callbacks.results import metrics_file
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.checkpoint import read_checkpoint
+from ddpm_lightning.data.identity import identity
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
 from ddpm_lightning.diffusion.decoders import Decoder
 from ddpm_lightning.diffusion.flow import flow_likelihood
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.metric import Score
+from ddpm_lightning.metrics.result import Result, append_result
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.bound import terms_figure
-from ddpm_lightning.pictures.figure import pixels_of, write_figure
+from ddpm_lightning.plots.figure import pixels_of, write_figure
+from ddpm_lightning.plots.terms import terms_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
 from ddpm_lightning.sampling import Weights
 
@@ -150,18 +153,19 @@ class Likelihood(Callback):
         n, mean, error, terms = self._bound.compute()
         parts = {"L0": terms[0], "L1_to_LT-1": sum(terms[1:-1]), "LT": terms[-1]}
         settings = {
-            "edges": edges,
+            "data": identity(getattr(trainer, "datamodule", None)),
+            "split": "test",
+            "count": n,
             "evaluations": len(edges) - 1,
             "T": module.schedule.T,
             "spacing": self.spacing.describe(),
             "decoder": decoder.describe(),
-            "variance": module.variance.describe(),
         }
         name = "bpd" if decoder.unit == "bits" else "npd"
-        logged = {f"test/{name}_{part}": value for part, value in parts.items()}
-        module.log_dict(logged)
-        found = {"parts": parts, "terms": terms} | settings
-        if not self._report(trainer, module, name, (n, mean, error), found):
+        module.log_dict({f"test/{name}_{part}": value for part, value in parts.items()})
+        details = {"edges": edges, "terms": terms}
+        score = Score(mean, error, settings=settings, parts=parts | details)
+        if not self._report(trainer, module, name, score):
             return
         figure = terms_figure(terms, edges, f"{decoder.unit} a dimension")
         write_figure(Path(trainer.default_root_dir) / "bound_test.png", figure)
@@ -176,37 +180,31 @@ class Likelihood(Callback):
         unit = decoder_of(module.data.data_range).unit
         n, mean, error, _ = self._flow.compute()
         name = "bpd_flow" if unit == "bits" else "npd_flow"
-        settings = {"steps": self.flow_steps, "probes": self.flow_probes}
-        if self._report(trainer, module, name, (n, mean, error), settings):
+        settings = {
+            "data": identity(getattr(trainer, "datamodule", None)),
+            "split": "test",
+            "count": n,
+            "steps": self.flow_steps,
+            "probes": self.flow_probes,
+        }
+        if self._report(trainer, module, name, Score(mean, error, settings=settings)):
             print(
                 f"{unit} a dimension of the probability flow: {mean:.4f} ± {error:.4f} on {n} "
                 "test samples"
             )
 
-    def _report(
-        self,
-        trainer: Trainer,
-        module: DiffusionModule,
-        name: str,
-        found: tuple[int, float, float],
-        details: dict[str, Any],
-    ) -> bool:
+    def _report(self, trainer: Trainer, module: DiffusionModule, name: str, score: Score) -> bool:
         """Log a likelihood and keep it in metrics.json; whether it is to be printed, too."""
-        n, mean, error = found
-        module.log_dict({f"test/{name}": mean, f"test/{name}_stderr": error})
+        error = math.nan if score.standard_error is None else score.standard_error
+        module.log_dict({f"test/{name}": score.value, f"test/{name}_stderr": error})
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
-        result = {
-            "step": step_of(trainer),
-            "metric": name,
-            "value": mean,
-            "standard_error": None if math.isnan(error) else error,
-            "n": n,
-            "split": "test",
+        samples = {
+            "variance": module.variance.describe(),
             "weights": self.weights,
             "seed": self.seed,
         }
-        append_result(Path(trainer.default_root_dir), result | details)
+        append_result(metrics_file(trainer), Result(name, score, samples, step=step_of(trainer)))
         return True
 
 

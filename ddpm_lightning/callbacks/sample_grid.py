@@ -18,10 +18,10 @@ from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.callbacks.tensorboard import show_animation, show_picture
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import check_fps, write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.images import check_fps, write_gif, write_png
-from ddpm_lightning.pictures.samples import Scatter, pictures_of
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.plots.pictures import Scatter, pictures_of
+from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.sampling import Request, check_frames
 
 

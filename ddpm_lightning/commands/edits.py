@@ -25,8 +25,8 @@ from ddpm_lightning.diffusion.guidance import guide
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import read_image, read_mask
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.images import read_image, read_mask
 from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import Procedure, Request, Samples, levels_from_noise, run
 

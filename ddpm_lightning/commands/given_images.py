@@ -11,8 +11,8 @@ from torch import Tensor
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import SUFFIXES
 from ddpm_lightning.loaded import Loaded
-from ddpm_lightning.pictures.image_folder import SUFFIXES
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,13 +15,13 @@ from ddpm_lightning.diffusion.schedules import Linear, Schedule
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import check_new_file
+from ddpm_lightning.images import check_fps, write_gif, write_png
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.didactic import scaling_figure, schedule_figure, variance_figure
-from ddpm_lightning.pictures.figure import write_figure
-from ddpm_lightning.pictures.images import check_fps, write_gif, write_png
-from ddpm_lightning.pictures.samples import pictures_of
-from ddpm_lightning.pictures.strips import forward_strip, reverse_frames, reverse_strip
+from ddpm_lightning.plots.didactic import scaling_figure, schedule_figure, variance_figure
+from ddpm_lightning.plots.figure import write_figure
+from ddpm_lightning.plots.pictures import pictures_of
+from ddpm_lightning.plots.strips import forward_strip, reverse_frames, reverse_strip
 from ddpm_lightning.randomness import check_seed
 from ddpm_lightning.sampling import Request
 

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddpm_lightning.commands.edits import Edit, edit_images
 from ddpm_lightning.commands.given_images import GivenImages, given_images
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import check_new_folder
+from ddpm_lightning.images import check_fps, write_gif, write_png
 from ddpm_lightning.loaded import DataPlace, Loaded
-from ddpm_lightning.pictures.images import check_fps, write_gif, write_png
-from ddpm_lightning.pictures.samples import pictures_of
-from ddpm_lightning.sampling import Request, Samples, check_frames
+from ddpm_lightning.plots.pictures import pictures_of
+from ddpm_lightning.sampling import Request, check_frames
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def sample(
     data: DataPlace = DataPlace(),
     grid: Overview = Overview(),
     device: str = "auto",
-    **request: Any,
+    **sampling: Any,
 ) -> None:
     """Draw samples from a checkpoint: a PNG an image at native size, and grid.png.
 
@@ -70,48 +71,38 @@ def sample(
         data: Where that data is now, if it has moved.
         grid: The picture of all samples.
         device: cpu, cuda, cuda:1, mps, or auto.
-        **request: How the samples are asked for, see Request.
+        **sampling: How to sample, see Request.
 
     Raises:
         InputError: The checkpoint, the folder or a setting does not work.
     """
     if n < 1:
         raise InputError(f"n={n}: at least 1")
-    asked = Request(**request)
+    request = Request(**sampling)
     check_new_folder(out)
     loaded = Loaded.read(ckpt, data, device)
-    if edit is not None:
-        if condition is not None:
-            raise InputError("--edit starts from its own images; leave out --condition")
-        samples = edit_images(loaded.module, edit, n, asked, grid.frames, progress=True)
-        _write(loaded, samples, out, grid)
-        return
-    files = [condition] if isinstance(condition, Path) else condition
-    given = given_images(loaded, files, n)
-    samples = loaded.module.generate(
-        torch.arange(n), asked, given.condition, grid.frames, progress=True
-    )
-    _write(loaded, samples, out, grid, given)
-
-
-def _write(
-    loaded: Loaded,
-    samples: Samples,
-    out: Path,
-    grid: Overview,
-    given: GivenImages = GivenImages(),
-) -> None:
-    """Write the samples themselves, the picture of all, and the animation."""
-    pictures = pictures_of(loaded.module.data.shape, loaded.background)
-    pictures.write(out, samples.x)
-    n, overview = len(samples.x), out / pictures.overview
+    module = loaded.module
+    pictures = pictures_of(module.data.shape, loaded.background)
+    given = GivenImages()
+    if edit is None:
+        files = [condition] if isinstance(condition, Path) else condition
+        given = given_images(loaded, files, n)
+        indices = torch.arange(n)
+        samples = module.generate(indices, request, given.condition, grid.frames, progress=True)
+    elif condition is None:
+        samples = edit_images(module, edit, n, request, grid.frames, progress=True)
+    else:
+        raise InputError("--edit starts from its own images; leave out --condition")
     bands = given.bands(n)
-    write_png(overview, pictures.together(samples.x, grid.columns, samples.inputs, **bands))
+
+    def overview(x: Tensor) -> Tensor:
+        return pictures.together(x, grid.columns, samples.inputs, **bands)
+
+    pictures.write(out, samples.x)
+    write_png(out / pictures.overview, overview(samples.x))
     if samples.frames is not None:
-        frames = [
-            pictures.together(x, grid.columns, samples.inputs, **bands) for x in samples.frames.x_t
-        ]
+        frames = [overview(x) for x in samples.frames.x_t]
         write_gif(out / "trajectory.gif", frames, grid.fps)
-    print(f"{n} samples in {out}, all of them in {overview}")
+    print(f"{n} samples in {out}, all of them in {out / pictures.overview}")
     if agreement := given.agreement(samples.x):
         print(agreement)

@@ -20,7 +20,7 @@ from ddpm_lightning.data.data_module import RawBatch, Split
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import read_image, read_transparent
+from ddpm_lightning.images import read_image, read_transparent
 
 Shape = tuple[int, ...]
 

@@ -15,7 +15,7 @@ from ddpm_lightning.data.data_module import RawBatch, Split
 from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.data.stream import Purpose, permutation
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import from_uint8
+from ddpm_lightning.images import from_uint8
 
 OfficialSplit = Literal["train", "test"]
 

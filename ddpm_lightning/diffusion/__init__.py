@@ -4,6 +4,7 @@ from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, Gaus
 from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.guidance import Guidance, guide
 from ddpm_lightning.diffusion.label_dropout import LabelDropout
+from ddpm_lightning.diffusion.levels import Level, Schedule
 from ddpm_lightning.diffusion.losses import (
     L1,
     MSE,
@@ -26,11 +27,11 @@ from ddpm_lightning.diffusion.parameterizations import (
 )
 from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.schedules import (
+    BetaSchedule,
     Cosine,
     Karras,
     Linear,
     Quadratic,
-    Schedule,
     Sigmoid,
     SigmoidBetas,
     SohlDickstein,
@@ -57,6 +58,7 @@ __all__ = [
     "VLB",
     "X0",
     "AnalyticVariance",
+    "BetaSchedule",
     "Cosine",
     "Decoder",
     "Denoiser",
@@ -75,6 +77,7 @@ __all__ = [
     "LabelDropout",
     "LearnedDiagonal",
     "LearnedRange",
+    "Level",
     "Linear",
     "LogNormal",
     "LogitNormal",

@@ -155,16 +155,16 @@ def bound_term(prediction: Prediction, x0: Tensor, decoder: Decoder) -> Tensor:
     Returns:
         [B], averaged over dimensions, in the decoder's unit.
     """
-    schedule, x_t, variance = prediction.schedule, prediction.x_t, prediction.reverse_variance
-    t = prediction.t
-    if isinstance(t, int):
-        t = torch.full((len(x_t),), t, device=x_t.device)
-    first = (t == 1).view((-1,) + (1,) * (x_t.ndim - 1))
+    x_t, variance, level = prediction.x_t, prediction.reverse_variance, prediction.level
+    if isinstance(level.t, int):
+        t = torch.full((len(x_t),), level.t, device=x_t.device)
+        level = level.schedule.level(t, like=x_t)
+    before = level.at(level.t - 1)
+    first = torch.as_tensor(before.sigma == 0)
     # Both are computed for every row, each at a level where it is finite, as its gradient is.
-    s = t - 1
-    q = posterior(schedule, s, t, like=x_t)
+    q = posterior(before, level)
     variance_q = torch.where(first, 1.0, _tensor(q.variance, x_t))
-    variance_p = torch.where(first, 1.0, _tensor(variance(prediction, s), x_t))
+    variance_p = torch.where(first, 1.0, _tensor(variance(prediction, before), x_t))
     kl = gaussian_kl(q.x0 * (x0 - prediction.x0), variance_q, variance_p)
     variance_0 = torch.where(first, _tensor(variance.decoder(prediction), x_t), 1.0)
     nll = decoder(x0, prediction.x0, variance_0)
@@ -182,8 +182,8 @@ def prior_term(schedule: Schedule, x0: Tensor, decoder: Decoder) -> Tensor:
     Returns:
         [B], averaged over dimensions, in the decoder's unit.
     """
-    alpha, sigma = schedule.at(schedule.T, like=x0)
-    kl = gaussian_kl(alpha * x0, sigma**2, schedule.prior_std**2)
+    last = schedule.level(schedule.T)
+    kl = gaussian_kl(last.alpha * x0, last.sigma**2, schedule.prior_std**2)
     return kl.flatten(1).mean(1) / decoder.nats
 
 

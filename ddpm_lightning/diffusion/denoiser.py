@@ -80,7 +80,8 @@ class Denoiser:
                     f"a condition with {len(part)} rows ({name}) for a batch of {len(x_t)}"
                 )
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        c = self.parameterization.coefficients(self.schedule, t, like=x_t)
+        level = self.schedule.level(t, like=x_t)
+        c = self.parameterization.coefficients(level)
         c_noise = c.c_noise
         if not isinstance(c_noise, Tensor):
             c_noise = x_t.new_full((len(x_t),), c_noise)
@@ -98,10 +99,10 @@ class Denoiser:
         return Prediction(
             x0=c.c_skip * x_t + c.c_out * output,
             x_t=x_t,
-            t=t,
-            schedule=self.schedule,
+            level=level,
             reverse_variance=self.variance,
             output=output,
+            coefficients=c,
             extra=extra if extra.shape[1] else None,
         )
 

@@ -78,9 +78,8 @@ def repaint_trajectory(
         for i, (t, s) in enumerate(pairwise(visits), start=1):
             if s > t:
                 yield State(t, x, guess)
-                (alpha_t, _), (alpha_s, _) = schedule.at(t, x), schedule.at(s, x)
-                std = transition_variance(schedule, t, s, x) ** 0.5
-                x = alpha_s / alpha_t * x + std * draw(i)
+                low, high = schedule.level(t), schedule.level(s)
+                x = high.alpha / low.alpha * x + transition_variance(low, high) ** 0.5 * draw(i)
                 continue
             prediction = denoiser(x, t, condition).clip(sampler.clip, sampler.threshold)
             guess = prediction.x0

@@ -118,8 +118,8 @@ def flow_likelihood(
 
 
 def _angle(denoiser: Denoises, t: int) -> float:
-    schedule = denoiser.schedule
-    return math.atan2(float(schedule.sigma[t]), float(schedule.alpha[t]))
+    level = denoiser.schedule.level(t)
+    return math.atan2(float(level.sigma), float(level.alpha))
 
 
 def _probes(z: Tensor, noise: IndexedNoise, probes: int | None) -> Tensor:
@@ -138,9 +138,8 @@ def _velocity(
     """V at z and level t, [B, ...], and e·(∂v/∂z)·e of each vector e, [P, B]."""
     if t == 0:
         return torch.zeros_like(z), z.new_zeros(vectors.shape[:2])
-    alpha, sigma = denoiser.schedule.at(t, like=z)
-    assert isinstance(alpha, float)
-    assert isinstance(sigma, float)
+    level = denoiser.schedule.level(t)
+    alpha, sigma = float(level.alpha), float(level.sigma)
     length = math.hypot(alpha, sigma)
     with torch.enable_grad():
         z = z.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""What a noise schedule is: T+1 levels with x_t = alpha_t·x_0 + sigma_t·eps."""
+"""Noise levels: T+1 of them make a schedule, with x_t = alpha_t·x_0 + sigma_t·eps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import warnings
 from abc import ABC
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,49 @@ from ddpm_lightning.errors import InputError
 
 Scalar = float | Tensor
 """A Python float (one level for the whole batch) or a tensor [B, 1, …] (a level per row)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Level t of a schedule: how much data and how much noise x_t holds.
+
+    Args:
+        schedule: The schedule that it belongs to.
+        t: An int, one level for the whole batch, or int64 [B], one for each row.
+        alpha: Factor of the data, a float for an int t, else [B, 1, …].
+        sigma: Standard deviation of the noise, likewise.
+        log_snr: ln(alpha²/sigma²), likewise; inf at t = 0, −inf where alpha = 0.
+        log_snr_rest: What float32 leaves out of log_snr: one number alone keeps two or three
+            digits of the difference between neighbours.
+    """
+
+    schedule: Schedule
+    t: int | Tensor
+    alpha: Scalar
+    sigma: Scalar
+    log_snr: Scalar
+    log_snr_rest: Scalar = 0.0
+
+    @property
+    def snr(self) -> Scalar:
+        """Signal-to-noise ratio, alpha²/sigma²."""
+        return (self.alpha / self.sigma) ** 2
+
+    def at(self, t: int | Tensor) -> Level:
+        """Another level of the same schedule, in the same dtype and rank."""
+        return self.schedule.level(t, self.alpha if isinstance(self.alpha, Tensor) else None)
+
+    def matching(self, other: Level) -> Level:
+        """This level, stated row by row where the other is."""
+        if isinstance(self.t, int) and isinstance(other.t, Tensor):
+            return other.at(torch.full_like(other.t, self.t))
+        return self
+
+    def entry(self, table: Tensor) -> Scalar:
+        """Look up this level in a table [T+1]; a float or [B, 1, …], like alpha."""
+        if isinstance(self.alpha, Tensor):
+            return table.to(self.alpha)[self.t].view(self.alpha.shape)
+        return float(table[self.t])
 
 
 class Schedule(Configurable, nn.Module, ABC):
@@ -36,10 +80,8 @@ class Schedule(Configurable, nn.Module, ABC):
     alpha: Tensor
     sigma: Tensor
     log_snr: Tensor
-    _alpha32: Tensor
-    _sigma32: Tensor
-    _log_snr32: Tensor
-    _log_snr32_rest: Tensor
+    _float64: Tensor
+    _float32: Tensor
 
     def __init__(self, alpha: Tensor, sigma: Tensor) -> None:
         super().__init__()
@@ -52,15 +94,12 @@ class Schedule(Configurable, nn.Module, ABC):
         # alpha_s·sigma_t > alpha_t·sigma_s says SNR_t < SNR_s without dividing by alpha_T = 0.
         if not (alpha[:-1] * sigma[1:] > alpha[1:] * sigma[:-1]).all():
             raise InputError(f"{name}: sigma_t/alpha_t must increase strictly with t")
-        self.alpha, self.sigma = alpha, sigma
-        self.register_buffer("_alpha32", alpha.float(), persistent=False)
-        self.register_buffer("_sigma32", sigma.float(), persistent=False)
-        self.log_snr = 2 * (alpha.log() - sigma.log())
-        # Two float32 numbers a level: between neighbours one alone keeps two or three digits.
-        log_snr32 = self.log_snr.float()
-        rest = (self.log_snr - log_snr32).nan_to_num()  # infinity minus itself
-        self.register_buffer("_log_snr32", log_snr32, persistent=False)
-        self.register_buffer("_log_snr32_rest", rest.float(), persistent=False)
+        log_snr = 2 * (alpha.log() - sigma.log())
+        rest = (log_snr - log_snr.float()).nan_to_num()  # infinity minus itself
+        self.alpha, self.sigma, self.log_snr = alpha, sigma, log_snr
+        self._float64 = torch.stack([alpha, sigma, log_snr, torch.zeros_like(rest)])
+        float32 = torch.stack([alpha, sigma, log_snr, rest]).float()
+        self.register_buffer("_float32", float32, persistent=False)
         if alpha[-1] > 0.1 * sigma[-1]:
             warnings.warn(
                 f"{name}: x_T is not noise, alpha_T/sigma_T = {float(alpha[-1] / sigma[-1]):.3g} "
@@ -79,55 +118,23 @@ class Schedule(Configurable, nn.Module, ABC):
         """Standard deviation of x_T for data of unit variance: 1 when variance is preserved."""
         return math.hypot(float(self.alpha[-1]), float(self.sigma[-1]))
 
-    def at(self, t: int | Tensor, like: Tensor) -> tuple[Scalar, Scalar]:
-        """Look up alpha_t and sigma_t.
+    def level(self, t: int | Tensor, like: Tensor | None = None) -> Level:
+        """Look up a level.
 
         Args:
-            t: A level in 0…T for the whole batch, or int64 [B].
-            like: [B, ...] tensor whose dtype (at least float32), device and rank the result suits.
+            t: 0…T for the whole batch, or int64 [B].
+            like: [B, ...] tensor whose rank the values suit, and its dtype, at least float32; a
+                single level needs none.
 
         Returns:
-            Two floats for an int, two tensors [B, 1, …] for a tensor.
+            Floats for an int, tensors [B, 1, …] for a tensor.
         """
         if isinstance(t, int):
-            return float(self.alpha[t]), float(self.sigma[t])
-        if like.dtype == torch.float64:
-            alpha, sigma = self.alpha.to(like.device), self.sigma.to(like.device)
-        else:
-            alpha, sigma = self._alpha32, self._sigma32
-        rows = (-1,) + (1,) * (like.ndim - 1)
-        return alpha[t].view(rows), sigma[t].view(rows)
-
-    def log_snr_at(self, t: int | Tensor, like: Tensor) -> Scalar:
-        """Look up ln(alpha_t²/sigma_t²); arguments and result as for :meth:`at`."""
-        if isinstance(t, int):
-            return float(self.log_snr[t])
-        table = self.log_snr.to(like.device) if like.dtype == torch.float64 else self._log_snr32
-        return table[t].view((-1,) + (1,) * (like.ndim - 1))
-
-    def new_noise(self, s: int | Tensor, t: int | Tensor, like: Tensor) -> Scalar:
-        """Share of x_t's noise variance that came since level s: 1 − SNR_t/SNR_s (VDM, app. A).
-
-        By expm1 of the difference in log SNR, which keeps the digits that sigma_t² −
-        (alpha_t/alpha_s)²·sigma_s² loses between neighbours. 1 at s = 0 and where alpha_t = 0.
-
-        Args:
-            s: Lower level(s), an int or int64 [B]; s < t.
-            t: Upper level(s), of the same kind.
-            like: [B, ...] tensor that fixes dtype, device and rank.
-
-        Returns:
-            A float for ints, a tensor [B, 1, …] for tensors.
-        """
-        if isinstance(s, int) and isinstance(t, int):
-            return -math.expm1(float(self.log_snr[t]) - float(self.log_snr[s]))
-        if like.dtype == torch.float64:
-            log_snr = self.log_snr.to(like.device)
-            difference = log_snr[t] - log_snr[s]
-        else:
-            log_snr, rest = self._log_snr32, self._log_snr32_rest
-            difference = (log_snr[t] - log_snr[s]) + (rest[t] - rest[s])
-        return -torch.expm1(difference).view((-1,) + (1,) * (like.ndim - 1))
+            return Level(self, t, *(float(v[t]) for v in (self.alpha, self.sigma, self.log_snr)))
+        double = like is not None and like.dtype == torch.float64
+        values = (self._float64 if double else self._float32).to(t.device)[:, t]
+        rank = 1 if like is None else like.ndim
+        return Level(self, t, *values.view(4, -1, *[1] * (rank - 1)))
 
     def add_noise(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
         """Noise data: x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4).
@@ -138,30 +145,9 @@ class Schedule(Configurable, nn.Module, ABC):
             eps: [B, ...] standard normal noise.
         """
         x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
-        alpha, sigma = self.at(t, like=x0)
-        return alpha * x0 + sigma * eps
+        level = self.level(t, like=x0)
+        return level.alpha * x0 + level.sigma * eps
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Move with the module, but keep float32 whatever bf16-true or half ask for.
         return super()._apply(lambda table: table.to(fn(table).device), recurse)
-
-
-def tables_from_betas(betas: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn beta_1…beta_T into alpha and sigma of the levels 0…T.
-
-    alpha_t² = prod_{i≤t} (1 − beta_i) (DDPM, above eq. 4); sigma_t² = 1 − alpha_t² by expm1, which
-    keeps every digit where alpha_t² is close to 1.
-
-    Args:
-        betas: float64 [T], in (0, 1].
-
-    Raises:
-        InputError: A beta is outside (0, 1].
-    """
-    if not bool(((betas > 0) & (betas <= 1)).all()):
-        raise InputError(
-            f"betas must lie in (0, 1], but here they span {float(betas.min()):.4g} to "
-            f"{float(betas.max()):.4g}"
-        )
-    log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
-    return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))

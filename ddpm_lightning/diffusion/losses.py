@@ -70,7 +70,6 @@ class Regression(Objective):
 
     @override
     def check(self, denoiser: Denoiser) -> None:
-        """See the base class: it trains no variance."""
         if denoiser.variance.extra_channels(1) > 0:
             raise InputError(
                 f"{type(self).__name__} leaves what {type(denoiser.variance).__name__} learns "
@@ -82,14 +81,14 @@ class Regression(Objective):
 
         Args:
             denoiser: The denoiser in training.
-            prediction: What it said about the batch.
+            prediction: Of the noised batch.
             batch: The noised batch.
         """
-        schedule, parameterization = denoiser.schedule, denoiser.parameterization
+        level, c = prediction.level, prediction.coefficients
         assert prediction.output is not None
-        target = parameterization.target(schedule, batch.t, batch.x0, batch.eps)
-        c_out = parameterization.coefficients(schedule, batch.t, like=batch.x_t).c_out
-        weight = self.weighting(schedule, batch.t, c_out, like=batch.x_t) * c_out**2
+        assert c is not None
+        target = denoiser.parameterization.target(level, c, batch.x0, batch.eps)
+        weight = self.weighting(level, c.c_out) * c.c_out**2
         return (weight * self.error(prediction.output, target)).flatten(1).mean(1)
 
     @override

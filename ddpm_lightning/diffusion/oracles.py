@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition
-from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.levels import Level, Schedule
 from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.errors import InputError
 
@@ -41,11 +41,11 @@ class Oracle(ABC):
         self.variance = variance or FixedSmall()
 
     @abstractmethod
-    def expectation(self, x: Tensor, t: int, condition: Condition) -> Tensor:
+    def expectation(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """E[x0 | x_t] [B, d] for flat x_t [B, d] of one level."""
 
     @abstractmethod
-    def flat_log_density(self, x: Tensor, t: int, condition: Condition) -> Tensor:
+    def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """Log q(x_t | label) [B] for flat x_t [B, d] of one level."""
 
     def __call__(
@@ -60,7 +60,7 @@ class Oracle(ABC):
         """
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         x0 = self._by_level(self.expectation, x_t, t, condition).view(x_t.shape)
-        return Prediction(x0, x_t, t, self.schedule, self.variance)
+        return Prediction(x0, x_t, self.schedule.level(t, like=x_t), self.variance)
 
     def log_density(
         self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
@@ -73,8 +73,8 @@ class Oracle(ABC):
 
     def score(self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()) -> Tensor:
         """Gradient of log q(x_t | label) by x_t: (alpha·E[x0 | x_t] − x_t) / sigma² (Tweedie)."""
-        alpha, sigma = self.schedule.at(t, like=x_t)
-        return (alpha * self(x_t, t, condition).x0 - x_t) / sigma**2
+        level = self.schedule.level(t, like=x_t)
+        return (level.alpha * self(x_t, t, condition).x0 - x_t) / level.sigma**2
 
     def _by_level(
         self, function: Any, x_t: Tensor, t: int | Tensor, condition: Condition
@@ -86,11 +86,11 @@ class Oracle(ABC):
             )
         x = x_t.flatten(1)
         if isinstance(t, int):
-            return function(x, t, condition)
+            return function(x, self.schedule.level(t), condition)
         out: Tensor | None = None
-        for level in t.unique().tolist():
-            rows = t == level
-            part = function(x[rows], level, condition.rows(rows))
+        for each in t.unique().tolist():
+            rows = t == each
+            part = function(x[rows], self.schedule.level(each), condition.rows(rows))
             out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
             out[rows] = part
         assert out is not None
@@ -131,15 +131,15 @@ class Gaussian(Oracle):
         self._eigenvalues = self._eigenvalues.clamp(min=0)
 
     @override
-    def expectation(self, x: Tensor, t: int, condition: Condition) -> Tensor:
-        alpha, sigma = self.schedule.at(t, like=x)
+    def expectation(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        alpha, sigma = level.alpha, level.sigma
         mean, basis, spread = (v.to(x) for v in (self.mean, self._basis, self._eigenvalues))
         gain = alpha * spread / (alpha**2 * spread + sigma**2)  # [d]
         return mean + ((x - alpha * mean) @ basis * gain) @ basis.T
 
     @override
-    def flat_log_density(self, x: Tensor, t: int, condition: Condition) -> Tensor:
-        alpha, sigma = self.schedule.at(t, like=x)
+    def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        alpha, sigma = level.alpha, level.sigma
         mean, basis, spread = (v.to(x) for v in (self.mean, self._basis, self._eigenvalues))
         variances = alpha**2 * spread + sigma**2
         distances = ((x - alpha * mean) @ basis) ** 2 / variances
@@ -194,21 +194,21 @@ class Mixture(Oracle):
         self.labels = labels
 
     @override
-    def expectation(self, x: Tensor, t: int, condition: Condition) -> Tensor:
-        alpha, sigma = self.schedule.at(t, like=x)
+    def expectation(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        alpha, sigma = level.alpha, level.sigma
         means, variances = self.means.to(x), self.variances.to(x)
-        share = self._log_joint(x, t, condition).softmax(dim=1)  # [B, K]
+        share = self._log_joint(x, level, condition).softmax(dim=1)  # [B, K]
         gain = alpha * variances / (alpha**2 * variances + sigma**2)  # [K]
         centre = means * (1 - alpha * gain)[:, None]  # [K, d]
         return share @ centre + (share @ gain)[:, None] * x
 
     @override
-    def flat_log_density(self, x: Tensor, t: int, condition: Condition) -> Tensor:
-        return self._log_joint(x, t, condition).logsumexp(dim=1)
+    def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        return self._log_joint(x, level, condition).logsumexp(dim=1)
 
-    def _log_joint(self, x: Tensor, t: int, condition: Condition) -> Tensor:
+    def _log_joint(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """Log of weight_k·N(x; alpha·m_k, alpha²·v_k + sigma²), [B, K]."""
-        alpha, sigma = self.schedule.at(t, like=x)
+        alpha, sigma = level.alpha, level.sigma
         variances = alpha**2 * self.variances.to(x) + sigma**2
         # Differences first: with the inner product, small sigma would lose every digit.
         mode = "donot_use_mm_for_euclid_dist"

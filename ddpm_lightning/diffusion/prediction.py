@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.levels import Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule
+from ddpm_lightning.diffusion.parameterizations import Coefficients
 from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
 
 
@@ -21,45 +22,59 @@ class Prediction:
     Args:
         x0: [B, ...] expectation of the data given x_t.
         x_t: [B, ...] the noisy input.
-        t: Its level(s), an int or int64 [B].
-        schedule: The forward process.
+        level: Its level(s).
         reverse_variance: The rule behind :meth:`variance`.
         output: [B, ...] the network's raw output F; None where x0 was changed since.
+        coefficients: By which x0 was read off the output; None without one.
         extra: [B, ...] the network's extra channels for a learned variance, or None.
     """
 
     x0: Tensor
     x_t: Tensor
-    t: int | Tensor
-    schedule: Schedule
+    level: Level
     reverse_variance: Variance
     output: Tensor | None = None
+    coefficients: Coefficients | None = None
     extra: Tensor | None = None
+
+    @property
+    def t(self) -> int | Tensor:
+        """Number of the level(s)."""
+        return self.level.t
+
+    @property
+    def schedule(self) -> Schedule:
+        """The forward process."""
+        return self.level.schedule
 
     @property
     def eps(self) -> Tensor:
         """[B, ...] the noise that belongs to x0: (x_t − alpha·x0) / sigma, whatever changed x0."""
-        alpha, sigma = self.schedule.at(self.t, like=self.x_t)
-        return (self.x_t - alpha * self.x0) / sigma
+        return (self.x_t - self.level.alpha * self.x0) / self.level.sigma
 
     def variance(self, s: int | Tensor) -> Scalar:
         """Variance of the reverse step p(x_s | x_t), for any s < t."""
-        return self.reverse_variance(self, s)
+        return self.reverse_variance(self, self.level.at(s))
 
     def rows(self, index: slice) -> Prediction:
-        """Some rows of the batch."""
+        """Choose rows of a prediction; its output is dropped."""
         return replace(
             self,
             x0=self.x0[index],
             x_t=self.x_t[index],
-            t=self.t if isinstance(self.t, int) else self.t[index],
-            output=None if self.output is None else self.output[index],
+            level=self.level if isinstance(self.t, int) else self.level.at(self.t[index]),
+            output=None,
+            coefficients=None,
             extra=None if self.extra is None else self.extra[index],
         )
 
     def with_x0(self, x0: Tensor) -> Prediction:
-        """The same with another x0; eps follows, and the output is dropped."""
-        return replace(self, x0=x0, output=None)
+        """Change x0: eps follows, and the output is dropped."""
+        return replace(self, x0=x0, output=None, coefficients=None)
+
+    def with_eps(self, eps: Tensor) -> Prediction:
+        """Change eps: x0 = (x_t − sigma·eps) / alpha. Needs alpha > 0."""
+        return self.with_x0((self.x_t - self.level.sigma * eps) / self.level.alpha)
 
     def clip(
         self, data_range: tuple[float, float] | None, threshold: float | None = None
@@ -96,12 +111,12 @@ class Variance(Configurable, ABC):
         return 0
 
     @abstractmethod
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """Variance of p(x_s | x_t) for a prediction at level t.
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
+        """Variance of p(x_s | x_t).
 
         Args:
-            prediction: What the denoiser said at x_t, with the extra channels if there are any.
-            s: The level to step to, s < t; int64 [B] where the prediction's t is.
+            prediction: At x_t, with the extra channels if there are any.
+            s: The level to step to, below the prediction's; one a row where that is.
         """
 
     def decoder(self, prediction: Prediction) -> Scalar:
@@ -111,7 +126,7 @@ class Variance(Configurable, ABC):
         density without variance is infinite (improved DDPM's code does the same).
 
         Args:
-            prediction: What the denoiser said at x_1.
+            prediction: At x_1.
         """
         return first_variance(prediction.schedule)
 
@@ -120,13 +135,13 @@ class FixedSmall(Variance):
     """The posterior's beta_tilde: optimal where data is a single point (DDPM sec. 3.2)."""
 
     @override
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        return posterior(prediction.schedule, s, prediction.t, prediction.x_t).variance
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
+        return posterior(s, prediction.level).variance
 
 
 class FixedLarge(Variance):
     """The forward process's beta: optimal where data is standard normal (DDPM sec. 3.2)."""
 
     @override
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        return transition_variance(prediction.schedule, s, prediction.t, prediction.x_t)
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
+        return transition_variance(s, prediction.level)

@@ -117,8 +117,7 @@ class LogNormal(Timesteps):
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
         u = noise.uniform(1)
         levels = torch.arange(1, schedule.T + 1, device=u.device)
-        log_snr = schedule.log_snr_at(levels, like=u)
-        assert isinstance(log_snr, Tensor)
+        log_snr = torch.as_tensor(schedule.level(levels, like=u).log_snr)
         midpoints = -(log_snr[1:] + log_snr[:-1]) / 4  # of ln(sigma/alpha)
         t = 1 + torch.searchsorted(midpoints, self.mean + self.std * torch.special.ndtri(u))
         return Drawn(t, torch.ones_like(u))

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import zipfile
+from abc import abstractmethod
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_lightning.diffusion.levels import Scalar
+from ddpm_lightning.diffusion.levels import Level, Scalar
 from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
 from ddpm_lightning.diffusion.prediction import Prediction, Variance
 from ddpm_lightning.errors import InputError
 
 
-class LearnedRange(Variance):
+class _Learned(Variance):
+    """A variance from one extra output channel for each of the data's."""
+
+    @override
+    def extra_channels(self, channels: int) -> int:
+        return channels
+
+    @override
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
+        if prediction.extra is None:
+            raise InputError(
+                f"{type(self).__name__} reads the network's extra channels, which this prediction "
+                "does not have; take FixedSmall or FixedLarge with it"
+            )
+        return self.learned(prediction.extra, s, prediction.level)
+
+    @override
+    def decoder(self, prediction: Prediction) -> Scalar:
+        return self(prediction, prediction.level.at(0))
+
+    @abstractmethod
+    def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
+        """Variance of p(x_s | x_t) from the extra channels [B, ...]."""
+
+
+class LearnedRange(_Learned):
     """Learned between beta_tilde and beta, on a log scale (improved DDPM eq. 15).
 
     exp(v·ln beta + (1 − v)·ln beta_tilde) with v = (extra + 1)/2 from one extra output channel for
@@ -25,27 +51,15 @@ class LearnedRange(Variance):
     """
 
     @override
-    def extra_channels(self, channels: int) -> int:
-        """See the base class: one for each."""
-        return channels
-
-    @override
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        extra = _extra(self, prediction)
-        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
-        large = _tensor(transition_variance(schedule, s, t, like), extra)
-        small = _tensor(posterior(schedule, s, t, like).variance, extra)
-        small = torch.where(_rows(s, extra) == 0, first_variance(schedule), small)
+    def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
+        large = _tensor(transition_variance(s, t), extra)
+        small = _tensor(posterior(s, t).variance, extra)
+        small = torch.where(small == 0, first_variance(t.schedule), small)
         v = (extra + 1) / 2
         return torch.exp(v * large.log() + (1 - v) * small.log())
 
-    @override
-    def decoder(self, prediction: Prediction) -> Scalar:
-        """See the base class: what was learned."""
-        return self(prediction, 0)
 
-
-class LearnedDiagonal(Variance):
+class LearnedDiagonal(_Learned):
     """Any variance, learned for each dimension (Sohl-Dickstein et al. 2015, table App.1).
 
     The step t → t − 1 has beta_t·exp(extra), from one extra output channel for each of the data's:
@@ -56,26 +70,14 @@ class LearnedDiagonal(Variance):
     """
 
     @override
-    def extra_channels(self, channels: int) -> int:
-        """See the base class: one for each."""
-        return channels
-
-    @override
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        extra = _extra(self, prediction)
-        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
-        learned = transition_variance(schedule, t - 1, t, like) * extra.exp()
-        if isinstance(s, int) and isinstance(t, int) and s == t - 1:
-            return learned
-        one, any_ = posterior(schedule, t - 1, t, like), posterior(schedule, s, t, like)
+    def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
+        before = t.at(t.t - 1)
+        learned = transition_variance(before, t) * extra.exp()
+        one, any_ = posterior(before, t), posterior(s, t)
         excess = (learned - one.variance).clamp(min=0)
         implied = any_.variance + (any_.x0 / one.x0) ** 2 * excess
-        return torch.where(_rows(s, extra) == _rows(t, extra) - 1, learned, implied)
-
-    @override
-    def decoder(self, prediction: Prediction) -> Scalar:
-        """See the base class: what was learned."""
-        return self(prediction, 0)
+        is_before = torch.as_tensor(s.t == before.t, device=extra.device)
+        return torch.where(is_before.view(-1, *[1] * (extra.ndim - 1)), learned, implied)
 
 
 class AnalyticVariance(Variance):
@@ -112,31 +114,23 @@ class AnalyticVariance(Variance):
                 "and 0 or larger"
             )
         self.errors = torch.from_numpy(errors)
-        self._errors32 = self.errors.float()
 
     @override
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
+        schedule = prediction.schedule
         if len(self.errors) != schedule.T + 1:
             raise InputError(
                 f"AnalyticVariance: the table has {len(self.errors)} entries, but "
                 f"{type(schedule).__name__} has the levels 0…{schedule.T}; estimate it anew for "
                 "this schedule"
             )
-        error: Scalar
-        if isinstance(t, int):
-            error = float(self.errors[t])
-        else:
-            errors = self.errors if like.dtype == torch.float64 else self._errors32
-            error = errors.to(like.device)[t].view((-1,) + (1,) * (like.ndim - 1))
-        q = posterior(schedule, s, t, like)
-        return q.variance + q.x0**2 * error
+        q = posterior(s, prediction.level)
+        return q.variance + q.x0**2 * prediction.level.entry(self.errors)
 
     @override
     def decoder(self, prediction: Prediction) -> Scalar:
-        """See the base class: the formula at s = 0, or beta_tilde_2 where that is larger."""
         floor = first_variance(prediction.schedule)
-        variance = self(prediction, 0)
+        variance = self(prediction, prediction.level.at(0))
         return variance.clamp(min=floor) if isinstance(variance, Tensor) else max(variance, floor)
 
 
@@ -175,11 +169,10 @@ class _InsteadOfLearned(Variance):
 
     @override
     def extra_channels(self, channels: int) -> int:
-        """See the base class: those of the learned one."""
         return self.learned.extra_channels(channels)
 
     @override
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
         return self.variance(prediction, s)
 
     @override
@@ -187,22 +180,8 @@ class _InsteadOfLearned(Variance):
         return self.variance.decoder(prediction)
 
 
-def _extra(variance: Variance, prediction: Prediction) -> Tensor:
-    if prediction.extra is None:
-        raise InputError(
-            f"{type(variance).__name__} reads the network's extra channels, which this prediction "
-            "does not have; take FixedSmall or FixedLarge with it"
-        )
-    return prediction.extra
-
-
 def _tensor(scalar: Scalar, like: Tensor) -> Tensor:
     return torch.as_tensor(scalar, dtype=like.dtype, device=like.device)
-
-
-def _rows(level: int | Tensor, like: Tensor) -> Tensor:
-    """A level, or one a row, as a tensor that broadcasts over the data."""
-    return torch.as_tensor(level, device=like.device).view((-1,) + (1,) * (like.ndim - 1))
 
 
 def _read_table(path: str) -> tuple[np.ndarray, str | None]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.levels import Scalar, Schedule
-from ddpm_lightning.diffusion.posterior import first_variance
+from ddpm_lightning.diffusion.levels import Level, Scalar
+from ddpm_lightning.diffusion.posterior import first_variance, new_noise
 from ddpm_lightning.errors import InputError
 
 
@@ -18,14 +17,12 @@ class Weighting(Configurable, ABC):
     """Weight over noise levels, stated on the squared error of x0 under any parameterization."""
 
     @abstractmethod
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        """Weight of ‖x_0 − x0_hat‖² at level t.
+    def __call__(self, level: Level, c_out: Scalar) -> Scalar:
+        """Weight of ‖x_0 − x0_hat‖².
 
         Args:
-            schedule: The forward process.
-            t: int64 [B] levels in 1…T.
-            c_out: The parameterization's output coefficient at t.
-            like: [B, ...] tensor that fixes dtype, device and rank.
+            level: Level(s) in 1…T.
+            c_out: The parameterization's output coefficient there.
         """
 
 
@@ -33,7 +30,7 @@ class Plain(Weighting):
     """1/c_out²: the unweighted error of the network's output, whatever it predicts."""
 
     @override
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
+    def __call__(self, level: Level, c_out: Scalar) -> Scalar:
         return 1 / c_out**2
 
 
@@ -41,8 +38,8 @@ class EpsMSE(Weighting):
     """SNR: the paper's L_simple (DDPM eq. 14), an unweighted error of eps, for any prediction."""
 
     @override
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        return _snr(schedule, t, like)
+    def __call__(self, level: Level, c_out: Scalar) -> Scalar:
+        return level.snr
 
 
 class MinSNR(Weighting):
@@ -56,9 +53,8 @@ class MinSNR(Weighting):
         self.gamma = gamma
 
     @override
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        snr = _snr(schedule, t, like)
-        return snr.clamp(max=self.gamma)
+    def __call__(self, level: Level, c_out: Scalar) -> Scalar:
+        return torch.as_tensor(level.snr).clamp(max=self.gamma)
 
 
 class P2(Weighting):
@@ -76,9 +72,8 @@ class P2(Weighting):
         self.gamma = gamma
 
     @override
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        snr = _snr(schedule, t, like)
-        return snr / (self.k + snr) ** self.gamma
+    def __call__(self, level: Level, c_out: Scalar) -> Scalar:
+        return level.snr / (self.k + level.snr) ** self.gamma
 
 
 class EDM(Weighting):
@@ -102,8 +97,8 @@ class EDM(Weighting):
         self.sigma_data = sigma_data
 
     @override
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        return _snr(schedule, t, like) + self.sigma_data**-2
+    def __call__(self, level: Level, c_out: Scalar) -> Scalar:
+        return level.snr + self.sigma_data**-2
 
 
 class VLB(Weighting):
@@ -114,13 +109,8 @@ class VLB(Weighting):
     """
 
     @override
-    def __call__(self, schedule: Schedule, t: Tensor, c_out: Scalar, like: Tensor) -> Scalar:
-        before = _snr(schedule, t - 1, like)
-        term = 0.5 * before * schedule.new_noise(t - 1, t, like)
-        return torch.where(before.isinf(), 0.5 / first_variance(schedule), term)
-
-
-def _snr(schedule: Schedule, t: Tensor, like: Tensor) -> Tensor:
-    alpha, sigma = schedule.at(t, like)
-    assert isinstance(alpha, Tensor)
-    return (alpha / sigma) ** 2
+    def __call__(self, level: Level, c_out: Scalar) -> Scalar:
+        before = level.at(level.t - 1)
+        snr = torch.as_tensor(before.snr)
+        term = 0.5 * snr * new_noise(before, level)
+        return torch.where(snr.isinf(), 0.5 / first_variance(level.schedule), term)

@@ -68,14 +68,7 @@ def ddim_step(
         eta: Share of the posterior's noise.
         noise: Gives standard normal noise of x_t's shape; not asked where eta or sigma_s is 0.
     """
-    alpha_s, sigma_s = prediction.schedule.at(s, like=prediction.x_t)
-    q = posterior(prediction.schedule, s, prediction.t, like=prediction.x_t)
-    variance = eta**2 * q.variance
-    x_s = alpha_s * prediction.x0 + (sigma_s**2 - variance) ** 0.5 * prediction.eps
+    level = prediction.level.at(s)
+    variance = eta**2 * posterior(level, prediction.level).variance
+    x_s = level.alpha * prediction.x0 + (level.sigma**2 - variance) ** 0.5 * prediction.eps
     return x_s + variance**0.5 * noise() if noise is not None and variance > 0 else x_s
-
-
-def with_eps(prediction: Prediction, eps: Tensor) -> Prediction:
-    """The prediction whose noise is eps: x0 = (x_t − sigma·eps) / alpha. Needs alpha_t > 0."""
-    alpha, sigma = prediction.schedule.at(prediction.t, like=prediction.x_t)
-    return prediction.with_x0((prediction.x_t - sigma * eps) / alpha)

@@ -20,6 +20,6 @@ class DDPM(SingleStep):
 
     @override
     def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
-        q = posterior(prediction.schedule, s, prediction.t, like=prediction.x_t)
+        q = posterior(prediction.level.at(s), prediction.level)
         mean = q.x0 * prediction.x0 + q.x_t * prediction.x_t
         return mean if s == 0 else mean + prediction.variance(s) ** 0.5 * noise()

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.levels import Level, Schedule
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
@@ -85,14 +85,13 @@ def extrapolated(prediction: Prediction, previous: Prediction | None, s: int) ->
     """
     if previous is None or s == 0:
         return prediction
-    above, here, below = (
-        half_log_snr(prediction.schedule, t) for t in (previous.t, prediction.t, s)
-    )
+    levels = previous.level, prediction.level, prediction.level.at(s)
+    above, here, below = (half_log_snr(level) for level in levels)
     r = (here - above) / (below - here)  # infinite from alpha_T = 0: no extrapolation either
     x0 = prediction.x0 + (prediction.x0 - previous.x0) / (2 * r)
     return prediction.with_x0(x0)
 
 
-def half_log_snr(schedule: Schedule, t: int | Tensor) -> float:
-    """lambda_t = log(alpha_t / sigma_t): −inf where alpha_t = 0, inf at t = 0."""
-    return float(schedule.log_snr[t]) / 2
+def half_log_snr(level: Level) -> float:
+    """Lambda = log(alpha/sigma): −inf where alpha = 0, inf at level 0."""
+    return float(level.log_snr) / 2

@@ -69,9 +69,9 @@ class Euler(Sampler):
         for i, (t, s) in enumerate(pairwise(levels), start=1):
             raised, x_raised = self.raised(schedule, t, len(levels) - 1), x
             if raised > t:
-                (alpha_t, _), (alpha, _) = schedule.at(t, x), schedule.at(raised, x)
-                std = self.churn_noise * transition_variance(schedule, t, raised, x) ** 0.5
-                x_raised = alpha / alpha_t * x + std * draw(i)
+                low, high = schedule.level(t), schedule.level(raised)
+                std = self.churn_noise * transition_variance(low, high) ** 0.5
+                x_raised = high.alpha / low.alpha * x + std * draw(i)
             prediction = predict(x_raised, raised)
             yield State(t, x, prediction.x0)
             x = self.advance(predict, prediction, s)

@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.diffusion.prediction import Prediction
-from ddpm_lightning.diffusion.samplers.ddim import ddim_step, with_eps
+from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.euler import Euler
 from ddpm_lightning.diffusion.samplers.sampler import Predict
 
@@ -39,11 +39,8 @@ class Heun(Euler):
     @override
     def advance(self, predict: Predict, prediction: Prediction, s: int) -> Tensor:
         x_s = ddim_step(prediction, s)
-        schedule = prediction.schedule
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
-            schedule.at(level, prediction.x_t) for level in (prediction.t, s)
-        )
-        if s == 0 or sigma_t * alpha_s > LONG_STEP * sigma_s * alpha_t:
+        start, end = prediction.level, prediction.level.at(s)
+        if s == 0 or start.sigma * end.alpha > LONG_STEP * end.sigma * start.alpha:
             return x_s
         eps = (prediction.eps + predict(x_s, s).eps) / 2
-        return ddim_step(with_eps(prediction, eps), s)
+        return ddim_step(prediction.with_eps(eps), s)

@@ -48,21 +48,21 @@ def encode(
     if iterations < 1:
         raise InputError(f"encode(iterations={iterations}): at least one evaluation a step")
     schedule = denoiser.schedule
-    levels = spacing(schedule, steps)
-    if len(levels) == 2 and float(schedule.alpha[levels[0]]) == 0:
+    levels = [schedule.level(t) for t in spacing(schedule, steps)]
+    if len(levels) == 2 and levels[0].alpha == 0:
         raise InputError(
-            f"encode in one step up to level {levels[0]}, where alpha = 0: nothing of x0 is left "
-            "in x_T; take more steps"
+            f"encode in one step up to level {levels[0].t}, where alpha = 0: nothing of x0 "
+            "is left in x_T; take more steps"
         )
     x, eps = x0, torch.zeros_like(x0)
     with evaluation_mode(denoiser.net):
         for s, t in pairwise(reversed(levels)):
-            (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.at(s, x0), schedule.at(t, x0)
-            kept = alpha_t / alpha_s
-            x_s, x = x, kept * x + (sigma_t - kept * sigma_s) * eps
+            kept = t.alpha / s.alpha
+            added = t.sigma - kept * s.sigma
+            x_s, x = x, kept * x + added * eps
             for _ in range(iterations):
-                prediction = denoiser(x, t, condition)
+                prediction = denoiser(x, t.t, condition)
                 # At alpha_t = 0 x_t is all noise, and eps(x_t) would only give x_t back.
-                eps = prediction.eps if alpha_t > 0 else (x_s - alpha_s * prediction.x0) / sigma_s
-                x = kept * x_s + (sigma_t - kept * sigma_s) * eps
+                eps = prediction.eps if t.alpha > 0 else (x_s - s.alpha * prediction.x0) / s.sigma
+                x = kept * x_s + added * eps
     return x

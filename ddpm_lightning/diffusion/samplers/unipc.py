@@ -51,7 +51,7 @@ class UniPC(Sampler):
         older: Prediction | None = None
         for t, s in pairwise(self.levels(schedule)):
             prediction = predict(x, t)
-            if previous is not None and float(schedule.alpha[previous.t]) > 0:
+            if previous is not None and previous.level.alpha > 0:
                 x = ddim_step(corrected(previous, older, prediction), t)
                 prediction = replace(prediction, x_t=x)
             yield State(t, x, prediction.x0)
@@ -72,12 +72,11 @@ def corrected(previous: Prediction, older: Prediction | None, new: Prediction) -
         older: The one before, or None.
         new: Where the step ended.
     """
-    schedule, x0 = previous.schedule, previous.x0
-    start = half_log_snr(schedule, previous.t)
-    h = half_log_snr(schedule, new.t) - start
-    if older is None or float(schedule.alpha[older.t]) == 0:
+    x0, start = previous.x0, half_log_snr(previous.level)
+    h = half_log_snr(new.level) - start
+    if older is None or older.level.alpha == 0:
         return previous.with_x0(x0 + 0.5 * (new.x0 - x0))
-    r = (half_log_snr(schedule, older.t) - start) / h
+    r = (half_log_snr(older.level) - start) / h
     # b_n = n!·z·phi_{n+1}(z) / B at z = −h, B = e^z − 1 = z·phi_1, z·phi_{n+1} = phi_n − 1/n!.
     z = -h
     B = math.expm1(z)

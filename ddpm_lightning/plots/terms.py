@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure
 
-from ddpm_lightning.pictures.figure import new_figure
+from ddpm_lightning.plots.figure import new_figure
 
 
 def terms_figure(terms: list[float], edges: list[int], unit: str) -> Figure:

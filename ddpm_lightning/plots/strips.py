@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.figure import pixels_of
-from ddpm_lightning.pictures.images import grid
-from ddpm_lightning.pictures.samples import Pictures, Scatter
+from ddpm_lightning.images import grid
+from ddpm_lightning.plots.figure import pixels_of
+from ddpm_lightning.plots.pictures import Pictures, Scatter
 from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import Frames
 

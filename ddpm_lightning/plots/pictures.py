@@ -14,8 +14,8 @@ from torch import Tensor
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write
-from ddpm_lightning.pictures.figure import new_figure, pixels_of
-from ddpm_lightning.pictures.images import from_uint8, grid, to_uint8, write_png
+from ddpm_lightning.images import OVERVIEW, from_uint8, grid, to_uint8, write_png
+from ddpm_lightning.plots.figure import new_figure, pixels_of
 
 BACKDROP = 2000
 """Points of the data that stand behind the samples."""
@@ -91,7 +91,7 @@ def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
 class Images(Pictures):
     """Images in [−1, 1]: a grid, and a PNG each at its own size."""
 
-    overview = "grid.png"
+    overview = OVERVIEW
 
     def together(
         self,

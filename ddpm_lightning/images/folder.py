@@ -12,10 +12,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import MODES
-from ddpm_lightning.pictures.samples import Images
+from ddpm_lightning.images.reading import MODES
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+
+OVERVIEW = "grid.png"
+"""The file that shows all images of a folder, and is none of them."""
 
 
 class ImageFolder:
@@ -41,7 +43,7 @@ class ImageFolder:
         if not folder.is_dir():
             raise InputError(f"no folder {folder}")
         found = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-        files = sorted(f for f in found if f.name != Images.overview)  # which shows the others
+        files = sorted(f for f in found if f.name != OVERVIEW)
         if not files:
             raise InputError(f"{folder} holds no PNG or JPEG image")
         if n is not None and n > len(files):

@@ -14,10 +14,10 @@ from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.posterior import posterior, transition_variance
 from ddpm_lightning.diffusion.prediction import FixedLarge, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDPM
-from ddpm_lightning.diffusion.schedules import Linear, Scalar, Schedule
+from ddpm_lightning.diffusion.schedules import Level, Linear, Scalar, Schedule
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.figure import new_figure
+from ddpm_lightning.plots.figure import new_figure
 from ddpm_lightning.randomness import IndexedNoise
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a name has the same one everywhere.
@@ -51,14 +51,14 @@ def schedule_curves(
         weight, of ‖x_0 − x0_hat‖² in the loss.
     """
     t = torch.arange(1, schedule.T + 1)
-    like = torch.ones(1, dtype=torch.float64)
-    c_out = parameterization.coefficients(schedule, t, like).c_out
-    weight = weighting(schedule, t, _table(c_out, t), like)
+    level = schedule.level(t, like=schedule.alpha)
+    before = level.at(t - 1)
+    weight = weighting(level, _table(parameterization.coefficients(level).c_out, t))
     return {
-        "beta": _table(transition_variance(schedule, t - 1, t, like), t),
+        "beta": _table(transition_variance(before, level), t),
         "alpha_bar": schedule.alpha[1:] ** 2,
         "snr": schedule.log_snr[1:].exp(),
-        "posterior_std": _table(posterior(schedule, t - 1, t, like).variance, t).sqrt(),
+        "posterior_std": _table(posterior(before, level).variance, t).sqrt(),
         "weight": _table(weight, t),
     }
 
@@ -191,7 +191,7 @@ class _Scaled(Variance):
         self.variance = variance
         self.factor = factor
 
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
         """See the base class."""
         return self.factor * self.variance(prediction, s)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class Batch(NamedTuple):
 
     x0: Tensor
     condition: Condition
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     row: Tensor | None = None
 
 
@@ -115,6 +115,11 @@ class DataSpec:
         if self.data_range is not None:
             low, high = self.data_range
             object.__setattr__(self, "data_range", (float(low), float(high)))
+
+    def plain(self) -> dict[str, Any]:
+        """State it as plain data, for a checkpoint."""
+        stated = asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in stated.items()}
 
 
 def _beside(rows: Tensor, part: Tensor) -> Tensor:

@@ -25,13 +25,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
-from ddpm_lightning.callbacks import FlowLikelihood, Likelihood, RunCheckpoint, StepProgressBar
-from ddpm_lightning.callbacks.run_folder import last_checkpoint
-from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.callbacks import Likelihood, RunCheckpoint, StepProgressBar
+from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.commands.run import COMMANDS, PROGRAM, CommandParser, about, run_command
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.mistakes import constructing, hints_of, parsing, users_mistake
 from ddpm_lightning.terminal.settings import check_trainer
 from ddpm_lightning.terminal.swaps import with_own_defaults
@@ -128,18 +128,10 @@ class DiffusionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data to the module; give every run its checkpoints and every test its bound."""
-        for name in ("shape", "num_classes", "data_range"):
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-        parser.link_arguments(
-            "data",
-            "model.condition_channels",
-            compute_fn=_condition_channels,
-            apply_on="instantiate",
-        )
+        parser.link_arguments("data.spec", "model.data", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Likelihood, "likelihood")
-        parser.add_lightning_class_args(FlowLikelihood, "flow")
         parser.set_defaults(_stated_defaults(self._module_class))
         parser.set_defaults({"trainer.default_root_dir": "runs/default"})
 
@@ -291,10 +283,6 @@ def _seed(seed: bool | int) -> int:
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise InputError(f"seed_everything {seed}: give a number from 0 to 4294967295")
     return seed
-
-
-def _condition_channels(data: LightningDataModule) -> int:
-    return getattr(data, "condition_channels", 0)
 
 
 def _stated_defaults(module_class: type) -> dict[str, Any]:

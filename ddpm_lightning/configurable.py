@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import Self
 
 from ddpm_lightning.errors import InputError
 
@@ -41,8 +44,11 @@ class Configurable:
         object.__setattr__(self, "_arguments", _bind(cls, args, kwargs))
         return self
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         """State the class and the arguments this object was built with, as plain data.
+
+        Args:
+            skip: Arguments to leave out.
 
         Returns:
             ``{"class_path": str, "init_args": dict}``, defaults included.
@@ -57,22 +63,62 @@ class Configurable:
                 "it load nowhere else; move it to a module of its own",
                 stacklevel=2,
             )
-        return {"class_path": class_path, "init_args": self.plain_arguments()}
+        return {"class_path": class_path, "init_args": self.plain_arguments(skip)}
 
     def plain_arguments(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         """State the arguments this object was built with as plain data, but for those to skip."""
         where = self.class_path()
-        if any(name.startswith("*") for name in self._arguments):
-            raise InputError(f"{where}: pass the arguments by keyword, so that they can be stated")
+        self._refuse_positional()
         return {
             name: plain(value, f"{where}({name}=...)")
             for name, value in self._arguments.items()
             if name not in skip
         }
 
+    def _refuse_positional(self) -> None:
+        if any(name.startswith("*") for name in self._arguments):
+            raise InputError(
+                f"{self.class_path()}: pass the arguments by keyword, so that they can be stated"
+            )
+
+    def replace(self, **changes: Any) -> Self:
+        """Build the same object anew with some arguments changed.
+
+        Raises:
+            InputError: The class takes no such argument, or its arguments cannot be stated.
+        """
+        for name in changes:
+            if name not in self._arguments:
+                raise InputError(f"{self.class_path()} takes no argument {name!r}")
+        self._refuse_positional()
+        return type(self)(**self._arguments | changes)
+
+    def changed(self) -> dict[str, Any]:
+        """The arguments that differ from their defaults, in the order of the signature."""
+        parameters = inspect.signature(type(self)).parameters
+
+        def differs(name: str, value: Any) -> bool:
+            parameter = parameters.get(name)  # None: one of **kwargs
+            if parameter is None or parameter.default is parameter.empty:
+                return True
+            try:
+                return plain(value, name) != plain(parameter.default, name)
+            except InputError:  # which a dataclass is, but it can be compared
+                return bool(value != parameter.default)
+
+        return {name: value for name, value in self._arguments.items() if differs(name, value)}
+
     @classmethod
     def class_path(cls) -> str:
-        """Where the class is imported from, e.g. ``ddpm_lightning.networks.unet.UNet``."""
+        """The shortest path to import the class by: the outermost package that shows it.
+
+        E.g. ``ddpm_lightning.networks.UNet``, so that a stored path outlives a move of the file.
+        """
+        parts = cls.__module__.split(".")
+        for n in range(1, len(parts)):
+            package = ".".join(parts[:n])
+            if getattr(sys.modules.get(package), cls.__qualname__, None) is cls:
+                return f"{package}.{cls.__qualname__}"
         return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -99,7 +145,7 @@ def build(description: Any) -> Any:
 
 
 def configurable_class(class_path: str) -> type[Configurable]:
-    """Import the configurable class of that path, e.g. ``ddpm_lightning.networks.unet.UNet``."""
+    """Import the configurable class of that path, e.g. ``ddpm_lightning.networks.UNet``."""
     module_name, _, name = str(class_path).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)

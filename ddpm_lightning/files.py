@@ -1,19 +1,23 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and folders that can be written into."""
 
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ddpm_lightning.errors import InputError
 
 PARTIAL = ".part"
 """Ending of a file that is being written; a killed process may leave it behind."""
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a path to write to that becomes the file at the end; a stop leaves the file as it was.
 
     Args:
@@ -25,7 +29,59 @@ def whole(path: Path) -> Iterator[Path]:
     partial.replace(path)
 
 
+def json_value(value: Any) -> Any:
+    """Put null in place of NaN, a word in place of infinities, and lists in place of tuples."""
+    if isinstance(value, dict):
+        return {key: json_value(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON."""
-    with whole(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+    """Write plain data as JSON, in which every number is finite."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError unless files can be written into a folder, which may be missing yet.
+
+    Tried for real, for permissions do not tell all; nothing stays behind.
+    """
+    missing = []
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        files = [path for path in (folder, *folder.parents) if path.is_file()]
+        reason = f"{files[0]} is a file" if files else error.strerror
+        raise InputError(
+            f"nothing can be written into {folder}: {reason}; choose another folder"
+        ) from error
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise InputError unless files can be written into a folder that is new or empty."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} is not an empty folder; images of two runs would mix, choose another"
+        )
+    check_folder(folder)
+
+
+def check_new_file(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise InputError unless this is a new file of such a kind that can be written."""
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{path}: name a file that ends in {' or '.join(suffixes)}")
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another name, or remove it")
+    check_folder(path.parent)

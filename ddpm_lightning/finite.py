@@ -1,4 +1,4 @@
-"""Numbers that are no longer finite, found before they spread into the average or a save."""
+"""Checks for NaN and infinities in the loss and the weights, before they are averaged or saved."""
 
 from __future__ import annotations
 

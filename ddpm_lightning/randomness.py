@@ -13,6 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_lightning.errors import InputError
+
+LARGEST_SEED = 2**64 - 1
+"""The key of the noise has 64 bits."""
+
 
 class Stream(IntEnum):
     """What the noise is for; streams are independent of each other.
@@ -132,3 +137,9 @@ class BatchNoise(IndexedNoise):
 def step_seed(seed: int, *key: int) -> int:
     """Mix a seed with a key (step, rank, …) into a seed for torch's global generator."""
     return int(np.random.SeedSequence((seed, *key)).generate_state(1, np.uint64)[0]) >> 1
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError unless noise can be drawn with this seed."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"seed={seed}: it is not negative and below 2**64")

@@ -1,4 +1,13 @@
-"""What a resumed run may change, and what it may not."""
+"""Going on with a run: what it may change, and what must be as it was.
+
+The order of events: (1) the command line reads the checkpoint's description and holds the config
+against it; (2) Lightning builds the optimizer, which describes itself (describe_optimization), and
+restores module, optimizer, schedule and loops, in an order that depends on the strategy;
+(3) on_load_checkpoint compares data and accumulation (check_run) and, once both descriptions are
+there, optimizer and schedule (check_optimization); (4) on_train_start lets settings of the
+optimizer hold that this run states anew (apply_settings); (5) RunCheckpoint makes up for a
+validation, and the other callbacks for what they do at this step, where a stop cut it off.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +19,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ddpm_lightning.checkpoints import KEY
+from ddpm_lightning.checkpoint import KEY
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 
@@ -19,7 +28,7 @@ PLACES = ("root", "download", "predict_n")
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:
-    """State what a resumed run is held against, beside its optimizer: data and accumulation."""
+    """Describe what must be equal for a run to resume, besides the optimizer."""
     return {"data": _data(trainer), "accumulate": trainer.accumulate_grad_batches}
 
 
@@ -60,7 +69,8 @@ def check_position(checkpoint: dict[str, Any], accumulate: int) -> None:
 def check_data(stored: dict[str, Any] | None, data: dict[str, Any] | None) -> None:
     """Refuse another batch size, and warn of other data than the run began with.
 
-    Noise and data order count images, so steps of another size would see both twice.
+    Noise and data order are keyed by the image's position in the run: steps of another size would
+    repeat positions.
 
     Args:
         stored: Description of the data in the checkpoint, or None.
@@ -87,7 +97,7 @@ def check_data(stored: dict[str, Any] | None, data: dict[str, Any] | None) -> No
 def describe_optimization(
     optimizer: torch.optim.Optimizer, schedule: LRScheduler | None
 ) -> dict[str, Any]:
-    """State an optimizer and its schedule as they were made, before any step or restored state.
+    """Describe an optimizer and its schedule as they were made, before any step.
 
     Returns:
         The names of the classes, and the numbers in the parameter groups and in the schedule.
@@ -131,10 +141,10 @@ def check_optimization(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Let those settings of the optimizer hold that this run states anew.
+    """Apply settings of the optimizer that this run changes, e.g. the learning rate.
 
-    A restored optimizer has the checkpoint's learning rate, betas and so on in its state. A
-    learning rate that a schedule has changed since keeps its share of the new one.
+    A restored optimizer has the checkpoint's settings in its state. A learning rate that a
+    schedule has changed since keeps its share of the new one.
 
     Args:
         trainer: The trainer, restored.
@@ -152,6 +162,18 @@ def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]
                 group[key] = tuple(wanted) if isinstance(wanted, list) else wanted
             if trainer.is_global_zero:
                 print(f"from here on: optimizer {key} {wanted}, was {old[key]}")
+
+
+def begin_next_epoch(trainer: Trainer) -> None:
+    """Leave an epoch behind that was finished when the checkpoint was saved.
+
+    Lightning does so where epochs limit the run; where steps do, it would draw one more
+    micro-batch in the finished epoch and step at once, because an epoch's last batch always steps.
+    """
+    epochs, epoch = trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_loop
+    finished = epoch.batch_progress.current.ready >= trainer.num_training_batches
+    if epoch.restarting and finished and epochs.completed == epochs.ready:
+        epoch.restarting = False
 
 
 def _rescale(trainer: Trainer, i: int, lr: float, wanted: float) -> None:
@@ -183,7 +205,7 @@ def _group_numbers(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Those that are numbers, or a few of them, as plain data."""
+    """Numbers and lists of numbers among these values, as plain data."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Tensor) and value.numel() == 1:

@@ -1,10 +1,72 @@
-"""Fixtures of several test files."""
+"""Options, markers and fixtures of the test suite."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
+
+# Quick tests of numbers, without the command line and without training: `pytest -m core`.
+CORE = (
+    "bound",
+    "configurable",
+    "denoiser",
+    "devices",
+    "ema",
+    "flow_likelihood",
+    "guidance",
+    "likelihood",
+    "networks",
+    "objectives",
+    "oracles",
+    "parameterizations",
+    "posterior",
+    "randomness",
+    "sampler_parity",
+    "samplers",
+    "schedules",
+    "timesteps",
+    "unet",
+    "variances",
+)
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where the numeric tests run, e.g. cuda")
+    parser.addoption("--dtype", default="float32", choices=DTYPES, help="in what precision")
+
+
+def pytest_configure(config):
+    name = config.getoption("--device")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise pytest.UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    # The numbers are compared with the CPU's, which has no TF32.
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def pytest_collection_modifyitems(config, items):
+    no_gpu = pytest.mark.skip(reason="needs a GPU: pytest --device cuda")
+    core = {f"test_{name}.py" for name in CORE}
+    for item in items:
+        if item.path.name in core and "slow" not in item.keywords:
+            item.add_marker("core")
+        if "gpu" in item.keywords and config.getoption("--device") == "cpu":
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """The device of ``--device``."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def dtype(request):
+    """The precision of ``--dtype``."""
+    return DTYPES[request.config.getoption("--dtype")]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,3 +98,26 @@ def inception_file(tmp_path_factory):
     weights = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
     torch.save(weights, path, _use_new_zipfile_serialization=False)  # a file of 2020
     return path
+
+
+@pytest.fixture(scope="session")
+def lively_checkpoint(tmp_path_factory):
+    """A conditional model of 40 levels on 8×8 digits, to which labels and averaging matter."""
+    from ddpm_lightning.diffusion import SohlDickstein
+    from tests.small import lively, tiny_data, tiny_module, trainer
+
+    root = tmp_path_factory.mktemp("lively")
+    module = lively(tiny_module(schedule=SohlDickstein(), conditional=True))
+    trainer(root, 2).fit(module, tiny_data())
+    return root / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """The checkpoint of a tiny run after three optimizer steps; not to be written to."""
+    from ddpm_lightning.run_folder import last_checkpoint
+    from tests.small import fit
+
+    folder = tmp_path_factory.mktemp("tiny")
+    fit(folder, 3)
+    return last_checkpoint(folder)

@@ -11,9 +11,10 @@ import torch
 from scipy import stats
 from torch import nn
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
+from ddpm_lightning.diffusion.decoders import DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.likelihood import DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.oracles import Gaussian
 from ddpm_lightning.diffusion.parameterizations import (
     X0,
@@ -22,22 +23,17 @@ from ddpm_lightning.diffusion.parameterizations import (
     PosteriorMean,
     V,
 )
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall
 from ddpm_lightning.diffusion.samplers import (
     DDIMQuadratic,
-    Karras,
+    KarrasSpacing,
     Levels,
-    LogSNR,
-    Quadratic,
-    Uniform,
+    LogSNRSpacing,
+    QuadraticSpacing,
+    UniformSpacing,
 )
 from ddpm_lightning.diffusion.schedules import Cosine, Linear, SohlDickstein, ZeroTerminalSNR
-from ddpm_lightning.diffusion.variances import (
-    AnalyticVariance,
-    FixedLarge,
-    FixedSmall,
-    LearnedDiagonal,
-    LearnedRange,
-)
+from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
 from ddpm_lightning.randomness import IndexedNoise, Stream
@@ -160,7 +156,7 @@ class Wave(Network):
         self.extra = extra
         self.anchor = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
-    def forward(self, x, c_noise, y):
+    def forward(self, x, c_noise, condition=Condition()):
         c = c_noise.view(-1, 1, 1, 1)
         out = torch.sin(1.3 * x + 0.01 * c) + 0.2 * x.flip(-1)
         return torch.cat([out, torch.cos(x + 0.02 * c)], 1) if self.extra else out
@@ -265,9 +261,9 @@ def test_the_bound_of_a_sample_does_not_depend_on_the_batch(evaluations):
 
 def test_the_network_is_in_evaluation_mode_and_back_in_training_mode_after():
     class Witness(Wave):
-        def forward(self, x, c_noise, y):
+        def forward(self, x, c_noise, condition=Condition()):
             modes.append((self.training, torch.is_grad_enabled()))
-            return super().forward(x, c_noise, y)
+            return super().forward(x, c_noise, condition)
 
     modes = []
     net = Witness(False).train()
@@ -286,7 +282,9 @@ def test_images_are_counted_in_bits_and_everything_else_in_nats():
 # The estimate
 
 
-@pytest.mark.parametrize("spacing", [Uniform(), Quadratic(), LogSNR(), Karras()], ids=named)
+@pytest.mark.parametrize(
+    "spacing", [UniformSpacing(), QuadraticSpacing(), LogSNRSpacing(), KarrasSpacing()], ids=named
+)
 @pytest.mark.parametrize("T", [21, 1000, 4000])
 @pytest.mark.parametrize("evaluations", [2, 3, 20])
 def test_strata_cover_the_levels_in_as_many_evaluations_with_level_1_alone(
@@ -331,8 +329,8 @@ def test_every_column_estimates_the_sum_of_its_terms():
 @pytest.mark.parametrize(
     ("evaluations", "spacing", "message"),
     [
-        (1, Quadratic(), "at least 2"),
-        (0, Quadratic(), "at least 2"),
+        (1, QuadraticSpacing(), "at least 2"),
+        (0, QuadraticSpacing(), "at least 2"),
         (10, DDIMQuadratic(), "leaves out the levels above"),
         (3, Levels([50, 20, 1, 0]), "leaves out the levels above 50"),
     ],

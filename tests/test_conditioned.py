@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ddpm_lightning.commands.conditions import psnr
 from PIL import Image
 from torch import nn
 
@@ -15,7 +16,6 @@ from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import GenerativeMetrics, Likelihood, SampleGrid
 from ddpm_lightning.cli import main
 from ddpm_lightning.commands.analytic_variance import x0_errors
-from ddpm_lightning.commands.conditions import psnr
 from ddpm_lightning.configurable import build
 from ddpm_lightning.data import (
     CIFAR10,
@@ -33,9 +33,9 @@ from ddpm_lightning.diffusion.parameterizations import EDMPreconditioning, V
 from ddpm_lightning.diffusion.samplers import DDIM, DPMSolverPP
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import from_uint8, grid, to_uint8
 from ddpm_lightning.metrics import LeNet
 from ddpm_lightning.networks.network import Network
-from ddpm_lightning.pictures.images import from_uint8, grid, to_uint8
 from tests.make_data import write_cifar10, write_mnist
 from tests.small import randomized, tiny_module, trainer
 

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from ddpm_lightning.configurable import Configurable, build
-from ddpm_lightning.diffusion.objectives import MSE, EpsMSE, MinSNR, Plain
+from ddpm_lightning.diffusion.losses import MSE
 from ddpm_lightning.diffusion.parameterizations import Eps, V
-from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Levels, Quadratic, Uniform
+from ddpm_lightning.diffusion.prediction import FixedLarge
+from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Levels, QuadraticSpacing, UniformSpacing
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
-from ddpm_lightning.diffusion.variances import FixedLarge
+from ddpm_lightning.diffusion.weightings import EpsMSE, MinSNR, Plain
 from ddpm_lightning.errors import InputError
 
 
@@ -82,7 +83,7 @@ def arguments(value):
 
 def test_a_description_names_the_class_and_its_arguments():
     assert Linear(300, beta_end=0.03).describe() == {
-        "class_path": "ddpm_lightning.diffusion.schedules.Linear",
+        "class_path": "ddpm_lightning.diffusion.Linear",
         "init_args": {"T": 300, "beta_start": 1e-4, "beta_end": 0.03, "rescale": True},
     }
 
@@ -106,7 +107,7 @@ def test_objects_inside_arguments_are_described_too():
     described = arguments(MSE(MinSNR(3.0)))
     assert described == {
         "weighting": {
-            "class_path": "ddpm_lightning.diffusion.objectives.MinSNR",
+            "class_path": "ddpm_lightning.diffusion.MinSNR",
             "init_args": {"gamma": 3.0},
         }
     }
@@ -156,8 +157,8 @@ def test_a_description_survives_a_checkpoint_that_admits_nothing_but_plain_data(
         MSE(),
         MSE(EpsMSE()),
         MSE(MinSNR(3.0)),
-        DDPM(10, Quadratic(), clip=(-1.0, 1.0)),
-        DDIM(eta=0.5, spacing=Uniform()),
+        DDPM(10, QuadraticSpacing(), clip=(-1.0, 1.0)),
+        DDIM(eta=0.5, spacing=UniformSpacing()),
         DDIM(None, spacing=Levels([9, 3, 0])),
     ],
     ids=lambda value: type(value).__name__,
@@ -202,14 +203,40 @@ def test_a_class_that_cannot_be_imported_is_an_error_with_the_fix(path):
 
 def test_arguments_that_do_not_fit_the_class_are_an_error_that_names_it():
     with pytest.raises(InputError, match=r"Linear does not fit its description: .*'bogus'"):
-        build(
-            {"class_path": "ddpm_lightning.diffusion.schedules.Linear", "init_args": {"bogus": 1}}
-        )
+        build({"class_path": "ddpm_lightning.diffusion.Linear", "init_args": {"bogus": 1}})
 
 
 def test_a_class_that_refuses_its_argument_is_heard():
     with pytest.raises(InputError, match="n=7 is no good"):
         build({"class_path": f"{HERE}.Picky", "init_args": {"n": 7}})
+
+
+# Copies with changed arguments
+
+
+def test_a_class_path_names_the_outermost_package_that_shows_the_class():
+    assert DDIM.class_path() == "ddpm_lightning.diffusion.samplers.DDIM"
+    assert Cosine.class_path() == "ddpm_lightning.diffusion.Cosine"
+    assert Bare.class_path() == f"{HERE}.Bare"
+
+
+def test_replace_builds_the_object_anew_with_changed_arguments():
+    value = Named(1, "x", c=2.0, d=[1])
+    again = value.replace(b="y", d=3)
+    assert again.got == (1, "y", 2.0, {"d": 3})
+    assert value.got == (1, "x", 2.0, {"d": [1]})
+    assert arguments(DDIM(7, eta=0.5).replace(steps=3)) == arguments(DDIM(3, eta=0.5))
+    with pytest.raises(InputError, match=r"Linear takes no argument 'bogus'"):
+        Linear().replace(bogus=1)
+    with pytest.raises(InputError, match="eta lies between 0"):
+        DDIM().replace(eta=2.0)
+
+
+def test_changed_gives_the_arguments_that_differ_from_the_defaults():
+    assert Linear().changed() == {}
+    assert Linear(T=1000, beta_end=0.03).changed() == {"beta_end": 0.03}
+    assert Named(1, c=0.5, d=4).changed() == {"a": 1, "d": 4}  # a has no default
+    assert DDIM(spacing=UniformSpacing(), clip=(-1, 1)).changed() == {"clip": (-1, 1)}
 
 
 # Python's own view of a configurable class

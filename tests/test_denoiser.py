@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddpm_lightning.diffusion.denoiser import Denoiser, Guidance, Guided, Prediction
-from ddpm_lightning.diffusion.objectives import MSE, EpsMSE, MinSNR, NoisedBatch, Plain
+from ddpm_lightning.batch import Condition, DataSpec
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.guidance import Guidance, Guided, guide
+from ddpm_lightning.diffusion.losses import MSE, NoisedBatch
 from ddpm_lightning.diffusion.parameterizations import X0, Eps, V
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -20,11 +23,11 @@ from ddpm_lightning.diffusion.samplers import (
     DPMSolverPPSDE,
     Euler,
     Heun,
-    Karras,
+    KarrasSpacing,
     UniPC,
 )
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
-from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall, Variance
+from ddpm_lightning.diffusion.weightings import EpsMSE, MinSNR, Plain
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network, UNet
 from ddpm_lightning.randomness import IndexedNoise
@@ -39,10 +42,10 @@ class Recorder(Network):
         self.extra_channels = extra_channels
         self.calls: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
-    def forward(self, x, c_noise, y=None):
-        self.calls.append((x, c_noise, y))
+    def forward(self, x, c_noise, condition=Condition()):
+        self.calls.append((x, c_noise, condition.label))
         rows = (-1,) + (1,) * (x.ndim - 1)
-        label = torch.full_like(c_noise, -1) if y is None else y
+        label = torch.full_like(c_noise, -1) if condition.label is None else condition.label
         out = self.weight * torch.tanh(x + (label + c_noise / 1000).to(x.dtype).view(rows))
         extra = [out[:, :1] * (i + 2) for i in range(self.extra_channels)]
         return torch.cat([out, *extra], dim=1)
@@ -77,9 +80,9 @@ class SeenDtypes(TorchDispatchMode):
 
 
 def tiny_unet() -> UNet:
-    return UNet(
-        1, 1, 3, channels=8, multipliers=[1, 2], blocks=1, attention_levels=[1], groups=4
-    ).eval()
+    data = DataSpec((1, 8, 8), num_classes=3)
+    sizes = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention_levels": [1]}
+    return UNet(data, 1, **sizes, groups=4).eval()
 
 
 def images(*shape, dtype=torch.float32, seed=0):
@@ -123,7 +126,7 @@ def test_the_network_is_given_one_noise_coordinate_a_row_counted_from_0():
 def test_labels_reach_the_network():
     net, y = Recorder(), torch.tensor([2, -1])
     denoiser = Denoiser(net, Linear(), Eps())
-    denoiser(images(2, 1, 2), 5, y)
+    denoiser(images(2, 1, 2), 5, Condition(y))
     denoiser(images(2, 1, 2), 5)
     assert net.calls[0][2] is y
     assert net.calls[1][2] is None
@@ -188,7 +191,9 @@ def test_only_the_network_itself_runs_in_bf16(data, t):
 @pytest.mark.parametrize("data", [torch.bfloat16, torch.float32, torch.float64])
 def test_the_unet_takes_every_pairing_of_network_and_data_precision(network, data):
     denoiser = Denoiser(tiny_unet().to(network), Linear(), Eps())
-    x0 = denoiser(images(2, 1, 8, 8).to(data), torch.tensor([1, 1000]), torch.tensor([0, -1])).x0
+    x0 = denoiser(
+        images(2, 1, 8, 8).to(data), torch.tensor([1, 1000]), Condition(torch.tensor([0, -1]))
+    ).x0
     assert x0.dtype == torch.promote_types(data, torch.float32)
     assert x0.isfinite().all()
 
@@ -203,7 +208,7 @@ def test_no_float64_tensor_appears_in_a_float32_training_step(parameterization, 
     x0, eps = images(2, 4, 1, 8, 8).unbind()
     t, y = torch.tensor([1, 2, 500, 1000]), torch.tensor([0, 1, 2, -1])
     with SeenDtypes() as seen:
-        batch = NoisedBatch(x0, eps, t, schedule.add_noise(x0, t, eps), y)
+        batch = NoisedBatch(x0, eps, t, schedule.add_noise(x0, t, eps), Condition(y))
         MSE(weighting)(denoiser, batch)["loss"].mean().backward()
     assert seen.operations > 100
     assert seen.float64 == set()
@@ -214,7 +219,7 @@ def test_no_float64_tensor_appears_in_a_float32_training_step(parameterization, 
     [
         DDPM(3),
         DDIM(3, eta=0.5),
-        DDIM(3, spacing=Karras()),
+        DDIM(3, spacing=KarrasSpacing()),
         DPMSolverPP(4),
         DPMSolverPPSDE(4),
         Euler(4, churn=1.0),
@@ -227,10 +232,10 @@ def test_no_float64_tensor_appears_in_a_float32_training_step(parameterization, 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
 def test_no_float64_tensor_appears_in_float32_sampling(sampler, variance):
     denoiser = Denoiser(tiny_unet(), Cosine(), V(), variance)
-    denoiser = Guided(denoiser, Guidance(2.0, interval=(0.1, 0.9), rescale=0.7))
+    denoiser = guide(denoiser, Guidance(2.0, interval=(0.1, 0.9), rescale=0.7))
     x_T, y = images(2, 1, 8, 8), torch.tensor([0, 1])
     with SeenDtypes() as seen:
-        sampler.clipped((-1, 1))(denoiser, x_T, y, IndexedNoise(0, torch.arange(2)))
+        sampler.clipped((-1, 1))(denoiser, x_T, Condition(y), IndexedNoise(0, torch.arange(2)))
     assert seen.operations > 100
     assert seen.float64 == set()
 
@@ -249,7 +254,7 @@ def test_the_raw_output_is_gone_once_x0_was_changed():
     assert prediction.output is not None
     assert prediction.clip((-1, 1)).output is None
     assert prediction.clip((-1, 1), threshold=0.9).output is None
-    assert guided(images(2, 1, 4), 900, torch.tensor([0, 1])).output is None
+    assert guided(images(2, 1, 4), 900, Condition(torch.tensor([0, 1]))).output is None
 
 
 # Learned variance
@@ -274,8 +279,8 @@ def test_a_learned_variance_survives_clipping():
 def test_under_guidance_the_learned_variance_is_the_conditional_one():
     denoiser = Denoiser(Recorder(extra_channels=1), Linear(), Eps(), LearnedVariance())
     x_t, y = images(2, 1, 4), torch.tensor([0, 2])
-    guided = Guided(denoiser, 3.0)(x_t, 5, y)
-    torch.testing.assert_close(guided.variance(3), denoiser(x_t, 5, y).variance(3))
+    guided = Guided(denoiser, 3.0)(x_t, 5, Condition(y))
+    torch.testing.assert_close(guided.variance(3), denoiser(x_t, 5, Condition(y)).variance(3))
 
 
 def test_ancestral_sampling_uses_the_learned_variance():
@@ -294,16 +299,18 @@ def test_ancestral_sampling_uses_the_learned_variance():
 def test_guidance_extrapolates_from_unconditional_to_conditional(parameterization, guidance, t):
     denoiser = Denoiser(Recorder(), Linear(), parameterization)
     x_t, y = images(3, 2, 4, dtype=torch.float64), torch.tensor([0, 1, 2])
-    conditional = denoiser(x_t, t, y).x0
-    unconditional = denoiser(x_t, t, torch.full_like(y, -1)).x0
-    guided = Guided(denoiser, guidance)(x_t, t, y).x0
+    conditional = denoiser(x_t, t, Condition(y)).x0
+    unconditional = denoiser(x_t, t, Condition(torch.full_like(y, -1))).x0
+    guided = Guided(denoiser, guidance)(x_t, t, Condition(y)).x0
     expected = (1 - guidance) * unconditional + guidance * conditional
     torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_guidance_calls_the_network_once_with_a_doubled_batch():
     net, y = Recorder(), torch.tensor([0, 2, 1])
-    Guided(Denoiser(net, Linear(), Eps()), 2.0)(images(3, 1, 4), torch.tensor([1, 2, 3]), y)
+    Guided(Denoiser(net, Linear(), Eps()), 2.0)(
+        images(3, 1, 4), torch.tensor([1, 2, 3]), Condition(y)
+    )
     assert len(net.calls) == 1
     x, c_noise, labels = net.calls[0]
     assert torch.equal(x[:3], x[3:])
@@ -313,7 +320,11 @@ def test_guidance_calls_the_network_once_with_a_doubled_batch():
 
 def test_guidance_costs_one_network_call_a_sampling_step():
     net = Recorder()
-    DDIM(4)(Guided(Denoiser(net, Linear(), Eps()), 2.0), images(3, 1, 4), torch.tensor([0, 1, 2]))
+    DDIM(4)(
+        Guided(Denoiser(net, Linear(), Eps()), 2.0),
+        images(3, 1, 4),
+        Condition(torch.tensor([0, 1, 2])),
+    )
     assert [len(x) for x, _, _ in net.calls] == [6] * 4
 
 
@@ -325,6 +336,6 @@ def test_guidance_without_labels_is_an_error():
 def test_clipping_comes_after_guidance():
     denoiser = Denoiser(Recorder(), Linear(), X0())
     x_t, y = images(2, 1, 4), torch.tensor([0, 2])
-    state = next(DDIM(1, clip=(-0.1, 0.1)).trajectory(Guided(denoiser, 8.0), x_t, y))
-    expected = Guided(denoiser, 8.0)(x_t, 1000, y).x0.clamp(-0.1, 0.1)
+    state = next(DDIM(1, clip=(-0.1, 0.1)).trajectory(Guided(denoiser, 8.0), x_t, Condition(y)))
+    expected = Guided(denoiser, 8.0)(x_t, 1000, Condition(y)).x0.clamp(-0.1, 0.1)
     assert torch.equal(state.x0, expected)

@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ddpm_lightning.evaluation.checkpoint import Evaluated
+from ddpm_lightning.metrics.measure import check_accuracy
+from ddpm_lightning.trained import DataPlace
 from PIL import Image
 from scipy.linalg import sqrtm
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.checkpoints import weights_digest
+from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.cli import main
 from ddpm_lightning.data import CIFAR10, MNIST, Digits, FashionMNIST
 from ddpm_lightning.diffusion.denoiser import Guidance
@@ -38,16 +41,12 @@ from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.diffusion.variances import AnalyticVariance, FixedLarge, FixedSmall
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation import sample_folder
-from ddpm_lightning.evaluation.checkpoint import Evaluated
 from ddpm_lightning.evaluation.compare import compare_results
 from ddpm_lightning.evaluation.sweep import Sweep, evaluations, points
+from ddpm_lightning.images import ImageFolder, to_uint8
 from ddpm_lightning.metrics import Inception, LeNet, inception_score, kid, kid_error, manifold
 from ddpm_lightning.metrics.jackknife import shuffled
-from ddpm_lightning.metrics.measure import check_accuracy
-from ddpm_lightning.pictures.image_folder import ImageFolder
-from ddpm_lightning.pictures.images import to_uint8
-from ddpm_lightning.pictures.samples import draw_neighbours
-from ddpm_lightning.trained import DataPlace
+from ddpm_lightning.plots.pictures import draw_neighbours
 from tests.test_cli import fail, randomised, tiny_run
 
 FEW = ["--sampler=DDIM", "--sampler.steps=3"]

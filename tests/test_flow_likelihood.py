@@ -9,12 +9,13 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.diffusion.bound import variational_bound
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.flow_likelihood import flow_likelihood
+from ddpm_lightning.diffusion.flow import flow_likelihood
 from ddpm_lightning.diffusion.oracles import Gaussian, Mixture
 from ddpm_lightning.diffusion.parameterizations import V
-from ddpm_lightning.diffusion.samplers import DDIMQuadratic, Quadratic
+from ddpm_lightning.diffusion.samplers import DDIMQuadratic, QuadraticSpacing
 from ddpm_lightning.diffusion.schedules import Cosine, Karras, Linear, Straight, ZeroTerminalSNR
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise, Stream
@@ -95,7 +96,7 @@ def test_labels_choose_the_density():
     x, labels = points(), torch.arange(3)
     oracle = Mixture(Cosine(300), MEANS, SPREADS, labels=labels)
     y = torch.arange(len(x)) % 3
-    flow = flow_likelihood(oracle, x, noise_of(len(x)), y)
+    flow = flow_likelihood(oracle, x, noise_of(len(x)), Condition(y))
     expected = -stats.norm.logpdf(x, MEANS[y], SPREADS[y, None].sqrt()).mean(1)
     np.testing.assert_allclose(flow.nll, expected, rtol=2e-3, atol=2e-3)
 
@@ -173,9 +174,9 @@ class Spy:
         self.oracle, self.schedule = Gaussian(schedule, torch.zeros(d), torch.eye(d)), schedule
         self.seen = []
 
-    def __call__(self, x_t, t, y=None):
+    def __call__(self, x_t, t, condition=Condition()):
         self.seen.append(x_t.detach())
-        return self.oracle(x_t, t, y)
+        return self.oracle(x_t, t, condition)
 
 
 def test_the_noise_fills_the_whole_bin_of_a_grey_level_uniformly():
@@ -194,7 +195,7 @@ def test_the_noise_fills_the_whole_bin_of_a_grey_level_uniformly():
 @pytest.fixture(scope="module")
 def denoiser():
     torch.manual_seed(0)
-    net = TinyUNet(1, 1, 3).train()  # with dropout
+    net = TinyUNet(DataSpec((1, 8, 8), num_classes=3), 1).train()  # with dropout
     for parameter in net.parameters():
         parameter.data.normal_(std=0.1)
     return Denoiser(net, Linear(40), V())
@@ -202,11 +203,13 @@ def denoiser():
 
 def test_the_flow_of_a_network_does_not_depend_on_the_batch(denoiser):
     x, y = torch.rand(5, 1, 8, 8) * 2 - 1, torch.tensor([0, 1, 2, 0, 1])
-    together = flow_likelihood(denoiser, x, noise_of(5), y, bins=256, probes=2, steps=4)
+    together = flow_likelihood(denoiser, x, noise_of(5), Condition(y), bins=256, probes=2, steps=4)
     assert together.nll.dtype == torch.float32
     for rows in torch.arange(5).split(3):
         noise = IndexedNoise(0, rows, Stream.LIKELIHOOD)
-        apart = flow_likelihood(denoiser, x[rows], noise, y[rows], bins=256, probes=2, steps=4)
+        apart = flow_likelihood(
+            denoiser, x[rows], noise, Condition(y[rows]), bins=256, probes=2, steps=4
+        )
         torch.testing.assert_close(apart.nll, together.nll[rows], rtol=1e-4, atol=1e-5)
     assert denoiser.net.training
     assert all(parameter.grad is None for parameter in denoiser.net.parameters())
@@ -215,7 +218,7 @@ def test_the_flow_of_a_network_does_not_depend_on_the_batch(denoiser):
 def test_the_divergence_of_a_network_is_that_of_finite_differences():
     # One Heun step from level 0, where nothing moves, to T: half of the divergence at the top.
     torch.manual_seed(1)
-    net = TinyUNet(1, 1, None).double()
+    net = TinyUNet(DataSpec((1, 8, 8)), 1).double()
     for parameter in net.parameters():
         parameter.data.normal_(std=0.1)
     model = Denoiser(net.eval(), ZeroTerminalSNR(Linear(40)), V())
@@ -254,7 +257,7 @@ def test_it_works_in_lightnings_inference_mode(denoiser):
         ({"probes": 0}, "at least"),
         ({"probes": 1, "bins": 1}, "at least"),
         ({"probes": 1, "spacing": DDIMQuadratic()}, "must end in noise"),
-        ({"probes": 1, "spacing": Quadratic(), "steps": 41}, "steps"),
+        ({"probes": 1, "spacing": QuadraticSpacing(), "steps": 41}, "steps"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(arguments, message):

@@ -5,20 +5,20 @@ import pytest
 import torch
 from torch import distributions as dist
 
-from ddpm_lightning.diffusion.denoiser import Guidance, Guided, Prediction, guide
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.guidance import Guidance, Guided, guide
 from ddpm_lightning.diffusion.oracles import Mixture
+from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
-from ddpm_lightning.diffusion.variances import FixedSmall
 from ddpm_lightning.errors import InputError
-from tests.small import tiny_module
 
 LINEAR = Linear()
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.5, -1.0]], dtype=torch.float64)
 VARIANCES = torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 1])
-Y = torch.tensor([0, 1, 1, 0])
+Y = Condition(torch.tensor([0, 1, 1, 0]))
 
 
 def normal(*shape, seed=0):
@@ -36,9 +36,9 @@ class Counting:
         self.schedule = LINEAR
         self.rows = []
 
-    def __call__(self, x_t, t, y=None):
+    def __call__(self, x_t, t, condition=Condition()):
         self.rows.append(len(x_t))
-        return self.oracle(x_t, t, y)
+        return self.oracle(x_t, t, condition)
 
 
 class SaysLabel:
@@ -49,8 +49,8 @@ class SaysLabel:
     def __init__(self, schedule):
         self.schedule = schedule
 
-    def __call__(self, x_t, t, y=None):
-        return Prediction(y.to(x_t).view(-1, 1), x_t, t, self.schedule, FixedSmall())
+    def __call__(self, x_t, t, condition=Condition()):
+        return Prediction(condition.label.to(x_t).view(-1, 1), x_t, t, self.schedule, FixedSmall())
 
 
 def log_density(x, t, chosen):
@@ -72,14 +72,14 @@ def test_guidance_follows_the_score_of_the_tilted_distribution(t, guidance, labe
     tilted = unconditional + guidance * (conditional - unconditional)
     (score,) = torch.autograd.grad(tilted.sum(), x)
     oracle = Mixture(LINEAR, MEANS, VARIANCES, WEIGHTS, LABELS)
-    prediction = Guided(oracle, guidance)(x.detach(), t, torch.full((6,), label))
+    prediction = guide(oracle, guidance)(x.detach(), t, Condition(torch.full((6,), label)))
     torch.testing.assert_close(-prediction.eps / LINEAR.sigma[t], score)
 
 
 def test_samples_under_strong_guidance_are_of_the_class():
     oracle = Mixture(LINEAR, MEANS, VARIANCES, WEIGHTS, LABELS)
     y = torch.arange(1000) % 2
-    samples = DDIM(100)(Guided(oracle, 3.0), normal(1000, 2), y)
+    samples = DDIM(100)(guide(oracle, 3.0), normal(1000, 2), Condition(y))
     nearest = torch.cdist(samples, MEANS).argmin(1)
     assert (LABELS[nearest] == y).double().mean() > 0.995
 
@@ -92,31 +92,31 @@ def test_samples_under_strong_guidance_are_of_the_class():
 def test_guidance_acts_inside_its_interval_and_is_conditional_outside(t, guided, per_row):
     denoiser, x_t = Counting(), normal(4, 2)
     level = torch.full((4,), t) if per_row else t
-    ours = Guided(denoiser, Guidance(3.0, interval=(0.2, 0.8)))(x_t, level, Y).x0
-    expected = Guided(denoiser, 3.0 if guided else 1.0)(x_t, t, Y).x0
+    ours = guide(denoiser, Guidance(3.0, interval=(0.2, 0.8)))(x_t, level, Y).x0
+    expected = guide(denoiser, 3.0 if guided else 1.0)(x_t, t, Y).x0
     torch.testing.assert_close(ours, expected)
 
 
 def test_rows_of_one_batch_may_lie_in_and_outside_the_interval():
     denoiser, x_t, t = Counting(), normal(4, 2), torch.tensor([100, 500, 900, 700])
-    ours = Guided(denoiser, Guidance(3.0, interval=(0.2, 0.8)))(x_t, t, Y).x0
+    ours = guide(denoiser, Guidance(3.0, interval=(0.2, 0.8)))(x_t, t, Y).x0
     for k, guidance in enumerate([1.0, 3.0, 1.0, 3.0]):
         row = slice(k, k + 1)
-        alone = Guided(denoiser, guidance)(x_t[row], int(t[k]), Y[row]).x0
+        alone = guide(denoiser, guidance)(x_t[row], int(t[k]), Y.rows(row)).x0
         torch.testing.assert_close(ours[row], alone)
 
 
 def test_outside_the_interval_a_step_costs_half():
     denoiser = Counting()
-    DDIM(10)(Guided(denoiser, Guidance(3.0, interval=(0.25, 0.75))), normal(4, 2), Y)
+    DDIM(10)(guide(denoiser, Guidance(3.0, interval=(0.25, 0.75))), normal(4, 2), Y)
     assert denoiser.rows == [4, 4, 4, 8, 8, 8, 8, 8, 4, 4]
 
 
 def test_the_interval_of_all_levels_is_plain_guidance():
     denoiser, x_t = Counting(), normal(4, 2)
     for t in (1, 1000):
-        everywhere = Guided(denoiser, Guidance(3.0, interval=(0.0, 1.0)))(x_t, t, Y).x0
-        assert torch.equal(everywhere, Guided(denoiser, 3.0)(x_t, t, Y).x0)
+        everywhere = guide(denoiser, Guidance(3.0, interval=(0.0, 1.0)))(x_t, t, Y).x0
+        assert torch.equal(everywhere, guide(denoiser, 3.0)(x_t, t, Y).x0)
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.5, 1.1)])
@@ -136,10 +136,12 @@ class Two:
     def __init__(self, conditional, unconditional):
         self.values = conditional, unconditional
 
-    def __call__(self, x_t, t, y=None):
+    def __call__(self, x_t, t, condition=Condition()):
         oracle = Mixture(LINEAR, torch.zeros(1, *x_t.shape[1:]), torch.ones(1))
         prediction = oracle(x_t, t)
-        x0 = torch.where((y >= 0).view(-1, 1, 1, 1), *(v.repeat(2, 1, 1, 1) for v in self.values))
+        x0 = torch.where(
+            (condition.label >= 0).view(-1, 1, 1, 1), *(v.repeat(2, 1, 1, 1) for v in self.values)
+        )
         return type(prediction)(x0, x_t, t, LINEAR, prediction.reverse_variance)
 
 
@@ -147,8 +149,8 @@ class Two:
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
 def test_rescaling_is_the_papers(phi, t):
     conditional, unconditional = normal(3, 2, 4, 4), normal(3, 2, 4, 4, seed=1)
-    ours = Guided(Two(conditional, unconditional), Guidance(4.0, rescale=phi))(
-        normal(3, 2, 4, 4, seed=2), t, torch.tensor([0, 1, 0])
+    ours = guide(Two(conditional, unconditional), Guidance(4.0, rescale=phi))(
+        normal(3, 2, 4, 4, seed=2), t, Condition(torch.tensor([0, 1, 0]))
     )
     for k in range(3):
         cond, null = conditional[k].numpy(), unconditional[k].numpy()
@@ -159,7 +161,9 @@ def test_rescaling_is_the_papers(phi, t):
 
 def test_rescaling_leaves_a_constant_prediction_alone():
     flat = torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    ours = Guided(Two(2 * flat, flat), Guidance(3.0, rescale=1.0))(flat, 5, torch.tensor([0]))
+    ours = guide(Two(2 * flat, flat), Guidance(3.0, rescale=1.0))(
+        flat, 5, Condition(torch.tensor([0]))
+    )
     assert torch.equal(ours.x0, 4 * flat)
 
 
@@ -171,23 +175,25 @@ def test_rescaling_by_another_share_is_an_error(rescale):
 
 def test_strength_0_is_the_unlabelled_prediction_at_the_cost_of_one():
     denoiser, x_t = Counting(), normal(4, 2)
-    ours = Guided(denoiser, 0.0)(x_t, 500, Y)
+    ours = guide(denoiser, 0.0)(x_t, 500, Y)
     assert denoiser.rows == [4]
     assert torch.equal(ours.x0, denoiser.oracle(x_t, 500).x0)
 
 
-@pytest.mark.parametrize(("t", "labels"), [(200, Y), (201, None), (800, None), (801, Y)])
+@pytest.mark.parametrize(
+    ("t", "labels"), [(200, Y), (201, Condition()), (800, Condition()), (801, Y)]
+)
 def test_strength_0_leaves_the_labels_out_inside_its_interval_only(t, labels):
     denoiser, x_t = Counting(), normal(4, 2)
-    ours = Guided(denoiser, Guidance(0.0, interval=(0.2, 0.8)))(x_t, t, Y)
+    ours = guide(denoiser, Guidance(0.0, interval=(0.2, 0.8)))(x_t, t, Y)
     assert denoiser.rows == [4]
     assert torch.equal(ours.x0, denoiser.oracle(x_t, t, labels).x0)
 
 
 def test_strength_0_with_a_rescale_still_looks_at_the_labelled_prediction():
     labelled, unlabelled = normal(3, 2, 4, 4), 5 * normal(3, 2, 4, 4, seed=1)
-    ours = Guided(Two(labelled, unlabelled), Guidance(0.0, rescale=1.0))(
-        normal(3, 2, 4, 4, seed=2), 500, torch.tensor([0, 1, 0])
+    ours = guide(Two(labelled, unlabelled), Guidance(0.0, rescale=1.0))(
+        normal(3, 2, 4, 4, seed=2), 500, Condition(torch.tensor([0, 1, 0]))
     )
     spread = labelled.std((1, 2, 3), correction=0)
     torch.testing.assert_close(ours.x0.std((1, 2, 3), correction=0), spread)
@@ -197,7 +203,7 @@ def test_strength_1_leaves_the_denoiser_as_it_is():
     denoiser = Counting()
     assert guide(denoiser, 1.0) is denoiser
     assert guide(denoiser, Guidance(1.0)) is denoiser
-    assert isinstance(guide(denoiser, 0.0), Guided)
+    assert isinstance(guide(denoiser, 2.0), Guided)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +220,7 @@ def test_the_tag_names_what_differs_from_no_guidance(guidance, tag):
 
 @pytest.mark.parametrize("settings", [{"interval": (0.2, 0.8)}, {"rescale": 0.7}])
 def test_settings_of_a_guidance_that_does_nothing_are_an_error(settings):
-    with pytest.raises(InputError, match="give a strength"):
+    with pytest.raises(InputError, match="another scale"):
         Guidance(1.0, **settings)
 
 
@@ -222,18 +228,18 @@ def test_settings_of_a_guidance_that_does_nothing_are_an_error(settings):
 def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
     # In floating point 0.29·100 is less than 29, and 0.07·100 is more than 7.
     denoiser, levels = SaysLabel(Linear(T)), torch.arange(1, T + 1)
-    x, y = torch.zeros(T, 1), torch.ones(T, dtype=torch.int64)
+    x, y = torch.zeros(T, 1), Condition(torch.ones(T, dtype=torch.int64))
     for hundredths in range(100):
         above = 100 * levels > hundredths * T
         edge = hundredths * T // 100
         for low, high, guided in [(hundredths, 100, above), (0, hundredths, ~above)]:
             if low == high:
                 continue
-            ours = Guided(denoiser, Guidance(2.0, interval=(low / 100, high / 100)))
+            ours = guide(denoiser, Guidance(2.0, interval=(low / 100, high / 100)))
             rows = ours(x, levels, y).x0[:, 0]
             assert torch.equal(rows == 3, guided)  # −1 + 2·(1 + 1), elsewhere 1
             for t in {max(edge, 1), edge + 1}:
-                assert ours(x[:1], t, y[:1]).x0 == rows[t - 1]
+                assert ours(x[:1], t, y.rows(slice(1))).x0 == rows[t - 1]
 
 
 def test_a_scale_that_is_no_number_is_an_error():
@@ -243,6 +249,8 @@ def test_a_scale_that_is_no_number_is_an_error():
 
 @pytest.mark.parametrize(("labels", "guidance"), [(None, 2.0), ([3], 0.0), ([-1], 1.0)])
 def test_a_model_that_never_dropped_labels_knows_no_null_label(labels, guidance):
+    from tests.small import tiny_module
+
     module = tiny_module(conditional=True, label_dropout=0.0)
     module.check_labels([3], 1.0)
     with pytest.raises(InputError, match="label_dropout 0"):

@@ -1,6 +1,6 @@
 import torch
 
-from ddpm_lightning.pictures.images import from_uint8, to_uint8
+from ddpm_lightning.images import from_uint8, to_uint8
 
 
 def test_all_256_values_survive_the_round_trip():

@@ -16,10 +16,13 @@ import torch
 from scipy import stats
 from torch import nn
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion import schedules, timesteps
-from ddpm_lightning.diffusion.denoiser import Denoiser, Guided
-from ddpm_lightning.diffusion.likelihood import GaussianDecoder, prior_term
-from ddpm_lightning.diffusion.objectives import MSE, MinSNR, NoisedBatch, VariationalBound
+from ddpm_lightning.diffusion.bound import prior_term
+from ddpm_lightning.diffusion.decoders import GaussianDecoder
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.guidance import Guided
+from ddpm_lightning.diffusion.losses import MSE, NoisedBatch, VariationalBound
 from ddpm_lightning.diffusion.parameterizations import (
     X0,
     EDMPreconditioning,
@@ -29,6 +32,7 @@ from ddpm_lightning.diffusion.parameterizations import (
     Velocity,
 )
 from ddpm_lightning.diffusion.posterior import posterior
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall
 from ddpm_lightning.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -41,12 +45,8 @@ from ddpm_lightning.diffusion.samplers import (
     spacings,
 )
 from ddpm_lightning.diffusion.schedules import Cosine, Linear, SohlDickstein, ZeroTerminalSNR
-from ddpm_lightning.diffusion.variances import (
-    AnalyticVariance,
-    FixedLarge,
-    FixedSmall,
-    LearnedRange,
-)
+from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedRange
+from ddpm_lightning.diffusion.weightings import MinSNR
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network, UNet
 from ddpm_lightning.networks.layers import ResidualBlock
@@ -82,7 +82,7 @@ class Says(Network):
         super().__init__()
         self.output = output
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         return self.output
 
 
@@ -94,7 +94,7 @@ class ExactEps(Network):
         _, alpha_bar, variance = linear_tables(T)
         self.point, self.alpha, self.sigma = point, np.sqrt(alpha_bar), np.sqrt(variance)
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         t = int(c_noise[0]) + 1  # networks count the noise levels from 0
         return (x - self.alpha[t] * self.point) / self.sigma[t]
 
@@ -105,7 +105,7 @@ class Waves(Network):
     def __init__(self):
         super().__init__()
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         return torch.sin(2 * x + c_noise.view(-1, *[1] * (x.ndim - 1)) / 300)
 
 
@@ -115,8 +115,8 @@ class Labelled(Network):
     def __init__(self):
         super().__init__()
 
-    def forward(self, x, c_noise, y=None):
-        return torch.tanh(x + y.view(-1, *[1] * (x.ndim - 1)))
+    def forward(self, x, c_noise, condition=Condition()):
+        return torch.tanh(x + condition.label.view(-1, *[1] * (x.ndim - 1)))
 
 
 class Quantiles:
@@ -616,7 +616,7 @@ def labels_seen_by_the_objective(module):
     seen, objective = [], module.objective
 
     def recording(denoiser, batch):
-        seen.append(batch.y)
+        seen.append(batch.condition.label)
         return objective(denoiser, batch)
 
     module.objective = recording
@@ -663,7 +663,7 @@ COND, NULL = np.tanh(X_T.numpy() + Y.view(2, 1, 1).numpy()), np.tanh(X_T.numpy()
 
 
 def guided_eps(scale):
-    return Guided(Denoiser(Labelled(), Linear(), Eps()), scale)(X_T, 500, Y).eps
+    return Guided(Denoiser(Labelled(), Linear(), Eps()), scale)(X_T, 500, Condition(Y)).eps
 
 
 def test_guidance_0_is_unconditional_and_1_conditional():
@@ -744,7 +744,7 @@ def test_dropout_is_off_while_sampling(guidance):
     for parameter in module.net.parameters():
         nn.init.normal_(parameter, std=0.1)
     x, y = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
-    broken = [module.net.train()(x, torch.zeros(2), y) for _ in range(2)]
+    broken = [module.net.train()(x, torch.zeros(2), Condition(y)) for _ in range(2)]
     assert not torch.equal(*broken)
     ours = [module.sample(2, DDIM(3), [0, 1], guidance, ema=False) for _ in range(2)]
     assert torch.equal(*ours)
@@ -785,7 +785,7 @@ class TwoChannels(Network):
     def __init__(self, in_channels, out_channels, num_classes=None):
         super().__init__()
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         return torch.cat([x, x], dim=1)
 
 

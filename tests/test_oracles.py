@@ -5,12 +5,13 @@ import pytest
 import torch
 from scipy import stats
 
-from ddpm_lightning.diffusion.denoiser import Guided
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.guidance import Guided
 from ddpm_lightning.diffusion.oracles import Empirical, Gaussian, Mixture
 from ddpm_lightning.diffusion.posterior import posterior
+from ddpm_lightning.diffusion.prediction import FixedLarge
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Karras, Linear
-from ddpm_lightning.diffusion.variances import FixedLarge
 from ddpm_lightning.errors import InputError
 
 LINEAR = Linear()
@@ -82,7 +83,7 @@ def test_mixture_is_the_posterior_mean_by_numerical_integration(t, y):
     joint = prior * stats.norm.pdf(x_t[:, None], alpha * x0, sigma)
     expected = (joint * x0).sum(1) / joint.sum(1)
     labels_asked = None if y is None else torch.full((3,), y)
-    ours = oracle(torch.tensor(x_t)[:, None], t, labels_asked).x0[:, 0]
+    ours = oracle(torch.tensor(x_t)[:, None], t, Condition(labels_asked)).x0[:, 0]
     np.testing.assert_allclose(ours, expected, atol=1e-9)
 
 
@@ -134,20 +135,20 @@ def test_log_densities_are_scipys(t):
 @pytest.mark.parametrize("y", [None, [1, 0, -1, 2, 1]])
 def test_the_score_is_the_gradient_of_the_log_density(make, t, y):
     oracle, x_t = make(), normal(5, 3).requires_grad_()
-    labels = None if y is None else torch.tensor(y)
-    (gradient,) = torch.autograd.grad(oracle.log_density(x_t, t, labels).sum(), x_t)
-    torch.testing.assert_close(oracle.score(x_t, t, labels).detach(), gradient)
+    condition = Condition(None if y is None else torch.tensor(y))
+    (gradient,) = torch.autograd.grad(oracle.log_density(x_t, t, condition).sum(), x_t)
+    torch.testing.assert_close(oracle.score(x_t, t, condition).detach(), gradient)
 
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_level_per_row_gives_each_row_its_own(make, dtype):
-    oracle, x_t, y = make(), normal(4, 3).to(dtype), torch.tensor([0, 1, -1, 2])
+    oracle, x_t, y = make(), normal(4, 3).to(dtype), Condition(torch.tensor([0, 1, -1, 2]))
     t = torch.tensor([1, 1000, 200, 1])
     x0 = oracle(x_t, t, y).x0
     assert x0.dtype == dtype
     for k in range(4):
-        alone = oracle(x_t[k : k + 1], int(t[k]), y[k : k + 1]).x0
+        alone = oracle(x_t[k : k + 1], int(t[k]), y.rows(slice(k, k + 1))).x0
         torch.testing.assert_close(x0[k : k + 1], alone)
     assert oracle.log_density(x_t, t, y).shape == (4,)
 
@@ -167,11 +168,13 @@ def test_a_label_selects_its_components_and_minus_one_or_none_takes_all():
     x_t = normal(3, 3)
     only = Mixture(LINEAR, MEANS[1:3], VARIANCES[1:3], WEIGHTS[1:3])
     one, every = torch.ones(3, dtype=torch.int64), -torch.ones(3, dtype=torch.int64)
-    torch.testing.assert_close(mixture()(x_t, 500, one).x0, only(x_t, 500).x0)
-    torch.testing.assert_close(mixture().log_density(x_t, 500, one), only.log_density(x_t, 500))
-    assert torch.equal(mixture()(x_t, 500, every).x0, mixture()(x_t, 500).x0)
+    torch.testing.assert_close(mixture()(x_t, 500, Condition(one)).x0, only(x_t, 500).x0)
+    torch.testing.assert_close(
+        mixture().log_density(x_t, 500, Condition(one)), only.log_density(x_t, 500)
+    )
+    assert torch.equal(mixture()(x_t, 500, Condition(every)).x0, mixture()(x_t, 500).x0)
     unlabelled = mixture(labels=None)
-    assert torch.equal(unlabelled(x_t, 500, one).x0, unlabelled(x_t, 500).x0)
+    assert torch.equal(unlabelled(x_t, 500, Condition(one)).x0, unlabelled(x_t, 500).x0)
 
 
 def test_an_oracle_states_its_reverse_variance_like_any_denoiser():
@@ -186,7 +189,7 @@ def test_an_oracle_states_its_reverse_variance_like_any_denoiser():
 
 def test_an_oracle_has_no_network_and_can_be_guided_and_sampled():
     assert mixture().net is None
-    y = torch.tensor([0, 2])
+    y = Condition(torch.tensor([0, 2]))
     assert DDIM(5)(Guided(mixture(), 2.0), normal(2, 3), y).isfinite().all()
 
 
@@ -200,7 +203,10 @@ def test_an_oracle_has_no_network_and_can_be_guided_and_sampled():
         (lambda: Mixture(LINEAR, MEANS, -VARIANCES), "variances must be ≥ 0"),
         (lambda: Mixture(LINEAR, MEANS, VARIANCES, 0 * WEIGHTS), "weights above 0"),
         (lambda: Empirical(LINEAR, MEANS, LABELS[:2]), r"labels of shape \[2\] for 4"),
-        (lambda: mixture()(normal(2, 3), 5, torch.tensor([0, 7])), "label 7 has no component"),
+        (
+            lambda: mixture()(normal(2, 3), 5, Condition(torch.tensor([0, 7]))),
+            "label 7 has no component",
+        ),
         (lambda: gaussian()(normal(2, 4), 5), r"it takes \[B, 3\]"),
     ],
 )

@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import GenerativeMetrics, RunCheckpoint, SampleGrid
-from ddpm_lightning.callbacks.run_folder import last_checkpoint
-from ddpm_lightning.checkpoints import KEY, read_checkpoint
+from ddpm_lightning.checkpoint import KEY, read_checkpoint
 from ddpm_lightning.cli import main
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
 from ddpm_lightning.diffusion.timesteps import LossSecondMoment
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import LeNet
+from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import TinyUNet, tiny_data, tiny_module, trainer
 
 Adam = torch.optim.Adam

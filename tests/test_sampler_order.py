@@ -17,7 +17,7 @@ from ddpm_lightning.diffusion.samplers import (
     Euler,
     Heun,
     Levels,
-    LogSNR,
+    LogSNRSpacing,
     UniPC,
 )
 from ddpm_lightning.diffusion.samplers.lms import adams_bashforth
@@ -210,16 +210,16 @@ def test_the_error_of_that_step_falls_with_the_square_of_the_noise():
 N = 10_000
 SAMPLERS = {
     "DDPM": DDPM(None),
-    "DDIM": DDIM(500, spacing=LogSNR()),
-    "DDIM, eta 1": DDIM(500, eta=1.0, spacing=LogSNR()),
-    "Euler": Euler(500, spacing=LogSNR()),
-    "Euler, churn": Euler(500, churn=50.0, spacing=LogSNR()),
-    "Heun": Heun(50, spacing=LogSNR()),
-    "Heun, churn": Heun(100, churn=20.0, spacing=LogSNR()),
-    "DPMSolverPP": DPMSolverPP(100, spacing=LogSNR()),
-    "DPMSolverPPSDE": DPMSolverPPSDE(200, spacing=LogSNR()),
-    "LMS": LMS(50, spacing=LogSNR()),
-    "UniPC": UniPC(50, spacing=LogSNR()),
+    "DDIM": DDIM(500, spacing=LogSNRSpacing()),
+    "DDIM, eta 1": DDIM(500, eta=1.0, spacing=LogSNRSpacing()),
+    "Euler": Euler(500, spacing=LogSNRSpacing()),
+    "Euler, churn": Euler(500, churn=50.0, spacing=LogSNRSpacing()),
+    "Heun": Heun(50, spacing=LogSNRSpacing()),
+    "Heun, churn": Heun(100, churn=20.0, spacing=LogSNRSpacing()),
+    "DPMSolverPP": DPMSolverPP(100, spacing=LogSNRSpacing()),
+    "DPMSolverPPSDE": DPMSolverPPSDE(200, spacing=LogSNRSpacing()),
+    "LMS": LMS(50, spacing=LogSNRSpacing()),
+    "UniPC": UniPC(50, spacing=LogSNRSpacing()),
 }
 # What discretisation may add to the sampling error, relative to the data's own spread.
 BIAS = 0.015

@@ -9,16 +9,10 @@ and a last step to clean data (some of theirs stop at level 1).
 import pytest
 import torch
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.parameterizations import Eps, V
-from ddpm_lightning.diffusion.samplers import (
-    DPMSolverPP,
-    DPMSolverPPSDE,
-    Euler,
-    Heun,
-    UniPC,
-    heun,
-)
+from ddpm_lightning.diffusion.samplers import DPMSolverPP, DPMSolverPPSDE, Euler, Heun, UniPC, heun
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
 from ddpm_lightning.networks import Network
 
@@ -44,7 +38,7 @@ class Bends(Network):
         super().__init__()
         self.seen = []
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         self.seen.append((int(c_noise[0]), x))
         return torch.tanh(x) + 0.3 * torch.cos(c_noise / 300).view(-1, 1, 1)
 

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ddpm_lightning.diffusion.denoiser import Denoiser, Guided
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.guidance import Guided
 from ddpm_lightning.diffusion.oracles import Empirical, Gaussian, Mixture
 from ddpm_lightning.diffusion.parameterizations import X0, EDMPreconditioning, Eps, V
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall
 from ddpm_lightning.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -22,11 +25,11 @@ from ddpm_lightning.diffusion.samplers import (
     DPMSolverPPSDE,
     Euler,
     Heun,
-    Karras,
+    KarrasSpacing,
     Levels,
-    LogSNR,
-    Quadratic,
-    Uniform,
+    LogSNRSpacing,
+    QuadraticSpacing,
+    UniformSpacing,
     UniPC,
     encode,
 )
@@ -41,14 +44,18 @@ from ddpm_lightning.diffusion.schedules import (
     ZeroTerminalSNR,
 )
 from ddpm_lightning.diffusion.schedules import Karras as KarrasSchedule
-from ddpm_lightning.diffusion.variances import FixedLarge, FixedSmall
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
 from ddpm_lightning.randomness import IndexedNoise
-from ddpm_lightning.sampling import generate
 
 LINEAR = Linear()
-SPACINGS = [Uniform(), Quadratic(), LogSNR(), Karras(), Karras(rho=1.0)]
+SPACINGS = [
+    UniformSpacing(),
+    QuadraticSpacing(),
+    LogSNRSpacing(),
+    KarrasSpacing(),
+    KarrasSpacing(rho=1.0),
+]
 SAMPLERS = [DDPM, DDIM, DPMSolverPP, DPMSolverPPSDE, Euler, Heun, LMS, UniPC]
 EVERY_SAMPLER = pytest.mark.parametrize("make", SAMPLERS, ids=lambda make: make.__name__)
 
@@ -65,9 +72,10 @@ class Waves(Network):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         rows = (-1,) + (1,) * (x.ndim - 1)
-        phase = c_noise / 300 if y is None else c_noise / 300 + y
+        label = 0 if condition.label is None else condition.label
+        phase = c_noise / 300 + label
         return torch.sin(2 * x + phase.view(rows))
 
 
@@ -79,7 +87,7 @@ class ExactEps(Network):
         self.alpha, self.sigma, self.point = schedule.alpha, schedule.sigma, point
         self.calls = 0
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         self.calls += 1
         t = int(c_noise[0]) + 1
         return (x - self.alpha[t] * self.point) / self.sigma[t]
@@ -91,7 +99,7 @@ class Zero(Network):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         return torch.zeros_like(x)
 
 
@@ -135,17 +143,18 @@ def test_every_spacing_takes_as_many_strictly_falling_steps_as_asked(spacing, da
 
 
 def test_uniform_levels_are_evenly_spaced():
-    assert Uniform()(LINEAR, 4) == [1000, 750, 500, 250, 0]
-    steps = -np.diff(Uniform()(LINEAR, 300))
+    assert UniformSpacing()(LINEAR, 4) == [1000, 750, 500, 250, 0]
+    steps = -np.diff(UniformSpacing()(LINEAR, 300))
     assert set(steps.tolist()) == {3, 4}
 
 
 def test_quadratic_levels_shrink_towards_the_data():
-    assert Quadratic()(LINEAR, 5) == [1000, 640, 360, 160, 40, 0]
+    assert QuadraticSpacing()(LINEAR, 5) == [1000, 640, 360, 160, 40, 0]
 
 
 @pytest.mark.parametrize(
-    ("spacing", "warp"), [(LogSNR(), np.log), (Karras(), lambda noise: noise ** (1 / 7))]
+    ("spacing", "warp"),
+    [(LogSNRSpacing(), np.log), (KarrasSpacing(), lambda noise: noise ** (1 / 7))],
 )
 def test_levels_even_in_a_function_of_the_noise(spacing, warp):
     *levels, end = spacing(LINEAR, 10)
@@ -157,7 +166,7 @@ def test_levels_even_in_a_function_of_the_noise(spacing, warp):
         assert warp(noise[max(level - 1, 1)]) <= value <= warp(noise[min(level + 1, 1000)])
 
 
-@pytest.mark.parametrize("spacing", [LogSNR(), Karras()])
+@pytest.mark.parametrize("spacing", [LogSNRSpacing(), KarrasSpacing()])
 def test_from_zero_terminal_snr_the_even_levels_start_below_T(spacing):
     levels = spacing(Straight(100), 5)
     assert (levels[:2], levels[-2:]) == ([100, 99], [1, 0])
@@ -165,7 +174,7 @@ def test_from_zero_terminal_snr_the_even_levels_start_below_T(spacing):
 
 def test_karras_needs_a_positive_rho():
     with pytest.raises(InputError, match="rho is positive"):
-        Karras(rho=0.0)
+        KarrasSpacing(rho=0.0)
 
 
 @pytest.mark.parametrize("steps", [2, 10, 11, 20, 21, 29, 31])
@@ -197,7 +206,7 @@ def test_the_ddim_papers_quadratic_says_that_it_starts_below_T():
 
 def test_where_rounding_collides_levels_move_to_the_nearest_free_one():
     # 21·(i/8)² = 21, 16.1, 11.8, 8.2, 5.25, 2.95, 1.3, 0.33, 0: nothing but 0.33 must move.
-    assert Quadratic()(Linear(21), 8) == [21, 16, 12, 8, 5, 3, 2, 1, 0]
+    assert QuadraticSpacing()(Linear(21), 8) == [21, 16, 12, 8, 5, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +228,7 @@ def test_uniform_is_diffusers_trailing_spacing(S):
     scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
     scheduler.set_timesteps(S)
     # They count levels from 0 and leave out the clean data at the end.
-    assert [t + 1 for t in scheduler.timesteps.tolist()] == Uniform()(LINEAR, S)[:-1]
+    assert [t + 1 for t in scheduler.timesteps.tolist()] == UniformSpacing()(LINEAR, S)[:-1]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -270,7 +279,7 @@ def test_heun_does_not_correct_a_step_across_more_than_ten_times_the_noise(facto
 def test_heun_in_edms_18_steps_makes_its_35_evaluations():
     schedule = KarrasSchedule()
     net = ExactEps(schedule, torch.zeros(1, dtype=torch.float64))
-    Heun(18, spacing=Karras())(Denoiser(net, schedule, Eps()), normal(2, 1))
+    Heun(18, spacing=KarrasSpacing())(Denoiser(net, schedule, Eps()), normal(2, 1))
     assert net.calls == 35
 
 
@@ -282,11 +291,11 @@ def test_the_tag_names_the_steps_taken():
 @pytest.mark.parametrize(
     ("sampler", "tag"),
     [
-        (DDIM(50, 1.0, Quadratic()), "ddim50_quadratic_eta1"),
+        (DDIM(50, 1.0, QuadraticSpacing()), "ddim50_quadratic_eta1"),
         (DDPM(20, threshold=0.995), "ddpm20_threshold0.995"),
         (DPMSolverPP(20), "dpmsolverpp20"),
-        (DPMSolverPPSDE(20, order=1, spacing=LogSNR()), "dpmsolverppsde20_logsnr_order1"),
-        (Heun(18, churn=40.0, spacing=Karras()), "heun18_karras_churn40"),
+        (DPMSolverPPSDE(20, order=1, spacing=LogSNRSpacing()), "dpmsolverppsde20_logsnr_order1"),
+        (Heun(18, churn=40.0, spacing=KarrasSpacing()), "heun18_karras_churn40"),
         (Euler(30), "euler30"),
         (LMS(10), "lms10"),
         (LMS(10, order=2), "lms10_order2"),
@@ -511,7 +520,9 @@ def both_steps(scheduler, sampler, denoiser, t, s, **settings):
 @pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
 @pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-@pytest.mark.parametrize("spacing", [Uniform(), Quadratic()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "spacing", [UniformSpacing(), QuadraticSpacing()], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("steps", [10, 1000])
 def test_ddpm_steps_are_those_of_diffusers(steps, spacing, variance, parameterization, clip):
     diffusers = pytest.importorskip("diffusers")
@@ -637,7 +648,7 @@ def test_churn_adds_just_the_noise_of_the_raised_level():
     class Watching:
         net, schedule = None, LINEAR
 
-        def __call__(self, x_t, t, y=None):
+        def __call__(self, x_t, t, condition=Condition()):
             seen.append((t, x_t))
             return Gaussian(LINEAR, torch.zeros(1), torch.eye(1))(x_t, t)
 
@@ -724,7 +735,9 @@ WIDE = Gaussian(LINEAR, torch.tensor([0.3, -0.2]), torch.tensor([[1.0, 0.4], [0.
 
 
 @pytest.mark.parametrize("steps", [10, 50])
-@pytest.mark.parametrize("spacing", [Uniform(), LogSNR()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "spacing", [UniformSpacing(), LogSNRSpacing()], ids=lambda s: type(s).__name__
+)
 def test_iterated_inversion_is_the_exact_inverse_of_ddim(steps, spacing):
     x_T = normal(5, 2)
     x0 = DDIM(steps, spacing=spacing)(WIDE, x_T)
@@ -773,7 +786,9 @@ def test_inversion_reaches_zero_terminal_snr_and_comes_back(steps):
 
 def test_inversion_takes_labels_restores_modes_and_refuses_the_impossible():
     denoiser, x0 = Denoiser(Waves(), LINEAR, X0()), normal(2, 3)
-    a, b = (encode(denoiser, x0, y, steps=3) for y in (None, torch.tensor([1, 2])))
+    a, b = (
+        encode(denoiser, x0, y, steps=3) for y in (Condition(), Condition(torch.tensor([1, 2])))
+    )
     assert not torch.equal(a, b)
     net = Moody()
     assert torch.equal(encode(moody(net), x0, steps=3), encode(moody(net), x0, steps=3))
@@ -807,7 +822,7 @@ def test_each_state_holds_the_prediction_at_its_level():
 
 def test_labels_reach_every_step():
     denoiser, x_T = Denoiser(Waves(), LINEAR, X0()), normal(2, 3)
-    y = torch.tensor([1, 4])
+    y = Condition(torch.tensor([1, 4]))
     for state in list(DDIM(4).trajectory(denoiser, x_T, y))[:-1]:
         assert torch.equal(state.x0, denoiser(state.x_t, state.t, y).x0)
 
@@ -824,9 +839,9 @@ def test_by_default_nothing_is_clipped():
 
 
 def test_clipping_to_the_datas_range_changes_nothing_else():
-    sampler = DDIM(7, eta=0.5, spacing=Quadratic()).clipped((-1.0, 1.0))
+    sampler = DDIM(7, eta=0.5, spacing=QuadraticSpacing()).clipped((-1.0, 1.0))
     assert sampler.clip == (-1.0, 1.0)
-    assert (sampler.steps, sampler.eta, type(sampler.spacing)) == (7, 0.5, Quadratic)
+    assert (sampler.steps, sampler.eta, type(sampler.spacing)) == (7, 0.5, QuadraticSpacing)
 
 
 def test_a_samplers_own_range_and_data_without_one_win_over_clipping():
@@ -847,7 +862,7 @@ class Moody(Network):
         self.frozen.eval()
         self.fails_at, self.calls = fails_at, 0
 
-    def forward(self, x, c_noise, y=None):
+    def forward(self, x, c_noise, condition=Condition()):
         self.calls += 1
         if self.calls == self.fails_at:
             raise RuntimeError("out of memory")
@@ -906,13 +921,19 @@ def test_a_denoiser_without_a_network_can_be_sampled():
     class Oracle:
         schedule = LINEAR
 
-        def __call__(self, x_t, t, y=None):
-            return Denoiser(Zero(), LINEAR, X0())(x_t, t, y)
+        def __call__(self, x_t, t, condition=Condition()):
+            return Denoiser(Zero(), LINEAR, X0())(x_t, t, condition)
 
     assert torch.equal(DDIM(3)(Oracle(), normal(2, 1)), torch.zeros(2, 1, dtype=torch.float64))
 
 
 # Samples by index
+
+
+def generate(*arguments, **settings):
+    from ddpm_lightning.sampling import generate
+
+    return generate(*arguments, **settings)
 
 
 @pytest.mark.parametrize("sampler", [DDPM(6), DDIM(6, eta=0.5)], ids=lambda s: type(s).__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -10,26 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from scipy.stats import kstest, wasserstein_distance
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.callbacks import PointMetrics, SampleGrid, TrainingMonitor
+from ddpm_lightning.callbacks import SampleGrid
 from ddpm_lightning.cli import main
 from ddpm_lightning.configurable import build
 from ddpm_lightning.data import Toy2D
-from ddpm_lightning.diffusion.denoiser import Guidance
 from ddpm_lightning.diffusion.parameterizations import V
-from ddpm_lightning.diffusion.samplers import DDIM, Levels
+from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import mmd, sliced_wasserstein
 from ddpm_lightning.networks import MLP
-from ddpm_lightning.pictures.samples import Scatter, pictures_of
-from tests.small import tiny_data, tiny_module, trainer
+from ddpm_lightning.plots.pictures import Scatter, pictures_of
+from tests.small import trainer
 
 KINDS = ("swiss_roll", "moons", "mixture", "checkerboard")
 
@@ -353,129 +350,6 @@ def test_sample_grid_of_a_conditional_toy_shows_every_class(tmp_path):
     fit(tmp_path, 1, [grid], data, num_classes=8, conditional=True)
     assert list((tmp_path / "samples").glob("*.png"))
     assert grid.labels is None  # then the classes take turns
-
-
-def test_point_metrics_are_logged_and_kept_beside_real_against_real(tmp_path):
-    fit(tmp_path, 3, [PointMetrics(2, n=50, sampler=DDIM(2), bandwidths=[0.5])])
-    results = json.loads((tmp_path / "metrics.json").read_text())
-    assert [(r["metric"], r["step"]) for r in results] == [
-        ("swd", 2),
-        ("mmd", 2),
-        ("swd", 3),
-        ("mmd", 3),
-    ]
-    logged = events(tmp_path)
-    for name in ("swd", "mmd"):
-        kept = [r["value"] for r in results if r["metric"] == name]
-        for tag in (name, f"{name}/n50_ddim2_ema_val"):
-            assert [e.value for e in logged.Scalars(tag)] == pytest.approx(kept)
-    assert results[0]["projections"] == 256
-    assert results[1]["bandwidths"] == [0.5]
-
-
-def test_the_floor_is_the_mean_distance_of_two_real_sets(tmp_path):
-    fit(tmp_path, 1, [PointMetrics(1, n=60, sampler=DDIM(2))])
-    x, _ = Toy2D(n=200).samples("val")
-    a, b, c = x[:180].double().split(60)  # the 20 left over are no set
-    angles = np.linspace(0, np.pi, 500, endpoint=False)
-    directions = np.stack([np.cos(angles), np.sin(angles)])
-    pairs = [
-        np.mean([wasserstein_distance(*rows) for rows in zip(*projected, strict=True)])
-        for projected in (
-            [(points.numpy() @ directions).T for points in pair]
-            for pair in ((a, b), (a, c), (b, c))
-        )
-    ]
-    swd, mmd_ = json.loads((tmp_path / "metrics.json").read_text())
-    assert swd["floor"] == pytest.approx(np.mean(pairs), rel=0.05)
-    assert mmd_["floor"] < 0.02 < mmd_["value"]
-
-
-def test_samples_of_the_data_itself_reach_the_floor(tmp_path, monkeypatch):
-    real, _ = Toy2D(n=5000, seed=9).samples("train")
-    monkeypatch.setattr(
-        DiffusionModule,
-        "generate",
-        lambda self, indices, *args, **options: type("S", (), {"x": real[indices]}),
-    )
-    data = Toy2D(n=5000, global_batch_size=8)
-    fit(tmp_path, 1, [PointMetrics(1, n=1000, sampler=DDIM(2))], data)
-    swd, _ = json.loads((tmp_path / "metrics.json").read_text())
-    assert swd["value"] == pytest.approx(swd["floor"], rel=0.35)
-
-
-def test_point_metrics_are_of_guided_samples_and_say_so(tmp_path):
-    torch.manual_seed(0)
-    settings = {"guidance": 3.0, "guidance_interval": (0.2, 1.0), "guidance_rescale": 0.5}
-    metric = PointMetrics(5, n=40, sampler=DDIM(4), seed=7, ema=False, **settings)
-    module = toy_module(num_classes=8, conditional=True)
-    for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
-        parameter.data.normal_(std=0.5)
-    data = Toy2D("mixture", n=80, global_batch_size=8)
-    logger = TensorBoardLogger(tmp_path, name="", version="")
-    callbacks = [metric, TrainingMonitor()]
-    trainer(tmp_path, 2, callbacks=callbacks, logger=logger).fit(module, data)
-    swd, _ = json.loads((tmp_path / "metrics.json").read_text())
-    real, labels = data.finished("val")
-    guidance = Guidance(3.0, (0.2, 1.0), 0.5)
-    x = module.sample(80, DDIM(4), labels, guidance, seed=7, ema=False)
-    parts = zip(x.split(40), real.split(40), strict=True)
-    value = np.mean([sliced_wasserstein(a, b) for a, b in parts])
-    assert swd["value"] == pytest.approx(value, rel=1e-4)
-    other = module.sample(80, DDIM(4), labels, seed=7, ema=False)
-    assert abs(x - other).mean() > 0.05
-    (final,) = events(tmp_path).Scalars("final/swd")
-    assert final.value == pytest.approx(swd["value"])
-    assert swd["data"]["class_path"].endswith("Toy2D")
-    assert swd["data"]["init_args"]["n"] == 80
-    assert swd["variance"] == module.variance.describe()
-    assert swd["sampler"]["init_args"]["clip"] is None  # the data has no range
-    stated = ("step", "n", "steps", "seed", "weights", "sets", "floor_n", "floor_reference_n")
-    assert [swd[name] for name in stated] == [2, 40, 4, 7, "raw", 2, 40, 40]
-    stated = ("guidance", "guidance_interval", "guidance_rescale")
-    assert [swd[name] for name in stated] == [3.0, [0.2, 1.0], 0.5]
-
-
-def test_metrics_of_points_state_the_range_that_samples_are_clipped_to(tmp_path):
-    fit(tmp_path, 1, [PointMetrics(1, n=20, sampler=DDIM(2))], data_range=(-2.0, 2.0))
-    swd, _ = json.loads((tmp_path / "metrics.json").read_text())
-    assert swd["sampler"]["init_args"]["clip"] == [-2.0, 2.0]
-
-
-def test_points_that_do_not_start_from_noise_are_refused_before_training(tmp_path):
-    metric = PointMetrics(1, n=20, sampler=DDIM(None, spacing=Levels([500, 200, 0])))
-    started = []
-
-    class Start(Callback):
-        def on_train_start(self, *args):
-            started.append(1)
-
-    with pytest.raises(InputError, match="starts at level 500"):
-        fit(tmp_path, 1, [metric, Start()])
-    assert not started
-
-
-def test_five_sets_of_a_large_split_are_compared(tmp_path):
-    fit(tmp_path, 1, [PointMetrics(1, n=4, sampler=DDIM(2))])
-    results = json.loads((tmp_path / "metrics.json").read_text())
-    assert [r["sets"] for r in results] == [5, 5]
-
-
-def test_metrics_of_points_refuse_images_before_training(tmp_path):
-    run = trainer(tmp_path, 1, callbacks=[PointMetrics(n=2)])
-    with pytest.raises(InputError, match="GenerativeMetrics"):
-        run.fit(tiny_module(), tiny_data())
-
-
-def test_too_few_points_for_two_real_sets_are_refused_before_training(tmp_path):
-    with pytest.raises(InputError, match="needs 400 points"):
-        fit(tmp_path, 1, [PointMetrics(n=200, sampler=DDIM(2))])
-
-
-@pytest.mark.parametrize("arguments", [{"n": 1}, {"projections": 0}, {"bandwidths": []}])
-def test_impossible_point_metrics_are_refused(arguments):
-    with pytest.raises(InputError, match="PointMetrics"):
-        PointMetrics(**arguments)
 
 
 # -------------------------------------------------------------------------- commands

@@ -1,6 +1,5 @@
 """What happens beside training: pictures, metrics, checkpoints."""
 
-from ddpm_lightning.callbacks.flow_likelihood import FlowLikelihood
 from ddpm_lightning.callbacks.generative_metrics import GenerativeMetrics
 from ddpm_lightning.callbacks.likelihood import Likelihood
 from ddpm_lightning.callbacks.loss_by_timestep import LossByTimestep
@@ -11,7 +10,6 @@ from ddpm_lightning.callbacks.step_progress_bar import StepProgressBar
 from ddpm_lightning.callbacks.training_monitor import TrainingMonitor
 
 __all__ = [
-    "FlowLikelihood",
     "GenerativeMetrics",
     "Likelihood",
     "LossByTimestep",

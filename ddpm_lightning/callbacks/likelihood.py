@@ -1,4 +1,4 @@
-"""How likely the test data is under the model."""
+"""How likely the test data is under the model: by the variational bound, and by the flow."""
 
 from __future__ import annotations
 
@@ -7,41 +7,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchmetrics
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.callbacks.results import append_result
+from ddpm_lightning.batch import Batch
+from ddpm_lightning.callbacks.results import metrics_file
 from ddpm_lightning.callbacks.tensorboard import show_picture
-from ddpm_lightning.checkpoints import read_checkpoint
-from ddpm_lightning.checks import check_seed
+from ddpm_lightning.checkpoint import read_checkpoint
+from ddpm_lightning.data.identity import identity
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
-from ddpm_lightning.diffusion.denoiser import given
-from ddpm_lightning.diffusion.likelihood import Decoder
-from ddpm_lightning.diffusion.samplers import Quadratic, Spacing
+from ddpm_lightning.diffusion.decoders import Decoder
+from ddpm_lightning.diffusion.flow import flow_likelihood
+from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.metric import Score
+from ddpm_lightning.metrics.result import Result, append_result
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.bound import terms_figure
-from ddpm_lightning.pictures.figure import pixels_of, write_figure
-from ddpm_lightning.randomness import IndexedNoise, Stream
+from ddpm_lightning.plots.figure import pixels_of, write_figure
+from ddpm_lightning.plots.terms import terms_figure
+from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
+from ddpm_lightning.sampling import Weights
 
 
 class Likelihood(Callback):
-    """Measures the variational bound on −log p(x_0) (DDPM eq. 5) on `test`, with the EMA weights.
+    """Measures the negative log-likelihood (NLL) of the test split on `test`, in two ways.
 
-    Logs test/bpd, bits a dimension, for images in [−1, 1], and test/npd, nats a dimension, for
-    continuous data, each with its standard error (over samples, levels and noise) and its parts:
-    …_L0 (the decoder), …_L1_to_LT-1 and …_LT (what x_T still tells). x0_hat is clipped to the
-    data's range. metrics.json in the run folder keeps the result, bound_test.png shows the
-    terms level by level.
+    The variational bound on −log p(x_0) (DDPM eq. 5) logs test/bpd, bits a dimension, for images
+    in [−1, 1], and test/npd, nats a dimension, for continuous data, each with its standard error
+    (over samples, levels and noise) and its parts: …_L0 (the decoder), …_L1_to_LT-1 and …_LT
+    (what x_T still tells). x0_hat is clipped to the data's range. The probability-flow ODE (Song
+    et al. 2021, eq. 39) logs test/bpd_flow or test/npd_flow: no bound, but the likelihood of the
+    ODE's own distribution, up to the error of its steps; images are taken for 8 bits and filled
+    up by uniform noise. metrics.json in the run folder keeps the results, bound_test.png shows
+    the terms of the bound level by level.
 
     Args:
-        evaluations: Network evaluations a sample, an unbiased estimate: one level of each of as
-            many strata; null: every level; 0 leaves the measurement out.
+        evaluations: Network evaluations (NFE) a sample of the bound, an unbiased estimate: one
+            level of each of as many strata; null: every level; 0 leaves the bound out.
         spacing: Where the strata end; L_0 is one of its own.
         decoder: p(x_0 | x_1); default: DiscretizedGaussian for data in [−1, 1], taken for 8-bit
             images, and GaussianDecoder for any other.
-        ema: Averaged weights (true) or the ones in training (false).
-        seed: Seed of noise and levels.
+        flow_n: Test samples that are followed along the ODE, the first of the split; 0: none.
+        flow_steps: Steps of Heun's method, of two network evaluations each; null: every level.
+        flow_probes: Vectors of Hutchinson's estimate of the divergence, a backward pass each;
+            null: the exact one, for data of at most 64 dimensions.
+        weights: ema (averaged) or raw (the ones in training).
+        seed: Seed of noise, levels and probes.
 
     Raises:
         InputError: An argument is out of range.
@@ -50,132 +63,179 @@ class Likelihood(Callback):
     def __init__(
         self,
         evaluations: int | None = 32,
-        spacing: Spacing = Quadratic(),
+        spacing: Spacing = QuadraticSpacing(),
         decoder: Decoder | None = None,
-        ema: bool = True,
+        flow_n: int = 0,
+        flow_steps: int | None = 100,
+        flow_probes: int | None = 1,
+        weights: Weights = "ema",
         seed: int = 0,
     ) -> None:
         check_seed(seed)
-        if evaluations in (1,) or (evaluations or 0) < 0:
+        if evaluations == 1 or (evaluations or 0) < 0:
             raise InputError(
                 f"Likelihood(evaluations={evaluations}): at least 2, null for every level or 0 "
                 "for none"
             )
+        if flow_n < 0 or (flow_steps or 1) < 1 or (1 if flow_probes is None else flow_probes) < 1:
+            raise InputError(
+                f"Likelihood(flow_n={flow_n}, flow_steps={flow_steps}, flow_probes={flow_probes})"
+                ": flow_n is not negative, steps and probes at least 1"
+            )
         self.evaluations = evaluations
         self.spacing = spacing
         self.decoder = decoder
-        self.ema = ema
+        self.flow_n = flow_n
+        self.flow_steps = flow_steps
+        self.flow_probes = flow_probes
+        self.weights: Weights = weights
         self.seed = seed
-        self._seen = 0
-        self._sums: Tensor | None = None
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find impossible settings before the test."""
         if stage == "test" and self.evaluations != 0:
             assert isinstance(pl_module, DiffusionModule)
             strata(pl_module.schedule, self.evaluations, self.spacing)
 
+    @override
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting samples."""
-        self._seen, self._sums = 0, None
+        assert isinstance(pl_module, DiffusionModule)
+        columns = 1
+        if self.evaluations != 0:
+            columns = len(strata(pl_module.schedule, self.evaluations, self.spacing))
+        device = trainer.strategy.root_device
+        self._bound, self._flow = Moments(columns).to(device), Moments(1).to(device)
 
+    @override
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        """Bound each sample of the batch, in full precision: hooks run outside autocast."""
-        if self.evaluations == 0:
-            return
+        # In full precision, for hooks run outside autocast.
         assert isinstance(pl_module, DiffusionModule)
-        x0, y, condition = pl_module.parts_of(batch)
-        # Rank r holds samples r, r + world, …: the index names the sample whatever the layout.
-        index = (self._seen + torch.arange(len(x0))) * trainer.world_size + trainer.global_rank
-        self._seen += len(x0)
-        bound = variational_bound(
-            given(pl_module.denoiser(self.ema), condition),
-            x0,
-            IndexedNoise(self.seed, index, Stream.LIKELIHOOD, x0.device),
-            y if pl_module.num_classes is not None else None,
-            self._decoder(pl_module),
-            pl_module.data_range,
-            self.evaluations,
-            self.spacing,
-        )
-        terms = bound.terms.cpu().double()
-        total = terms.sum(1)
-        moments = torch.stack([total.new_tensor(len(x0)), total.sum(), total.square().sum()])
-        sums = torch.cat([moments, terms.sum(0)])
-        self._sums = sums if self._sums is None else self._sums + sums
+        device, condition = batch.x0.device, pl_module.known(batch)
+        denoiser = pl_module.denoiser(self.weights)
+        if self.evaluations != 0:
+            bound = variational_bound(
+                denoiser,
+                batch.x0,
+                IndexedNoise(self.seed, batch.index, Stream.LIKELIHOOD, device),
+                condition,
+                self.decoder,
+                pl_module.data.data_range,
+                self.evaluations,
+                self.spacing,
+            )
+            self._bound.update(bound.terms)
+        count = int((batch.index < self.flow_n).sum())  # they come first
+        if count:
+            flow = flow_likelihood(
+                denoiser,
+                batch.x0[:count],
+                IndexedNoise(self.seed, batch.index[:count], Stream.LIKELIHOOD, device),
+                condition.rows(slice(count)),
+                256 if decoder_of(pl_module.data.data_range).unit == "bits" else None,
+                self.flow_probes,
+                self.flow_steps,
+            )
+            self._flow.update(flow.nll[:, None])
 
+    @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the processes' sums together; log, write and print."""
-        if self._sums is None:
-            return
         assert isinstance(pl_module, DiffusionModule)
-        sums = self._sums
-        if trainer.world_size > 1:
-            on_device = sums.to(trainer.strategy.root_device)
-            sums = trainer.strategy.reduce(on_device, reduce_op="sum").cpu()
-        n, total, squares = sums[:3].tolist()
-        terms = (sums[3:] / n).tolist()
-        mean, standard_error = mean_and_error(n, total, squares)
-        self._report(trainer, pl_module, int(n), mean, standard_error, terms)
+        if self.evaluations != 0:
+            self._report_bound(trainer, pl_module)
+        if self.flow_n:
+            self._report_flow(trainer, pl_module)
 
-    def _report(
-        self,
-        trainer: Trainer,
-        module: DiffusionModule,
-        n: int,
-        mean: float,
-        standard_error: float,
-        terms: list[float],
-    ) -> None:
+    def _report_bound(self, trainer: Trainer, module: DiffusionModule) -> None:
         edges = strata(module.schedule, self.evaluations, self.spacing)
-        decoder = self._decoder(module)
-        name = "bpd" if decoder.unit == "bits" else "npd"
+        decoder = self.decoder or decoder_of(module.data.data_range)
+        n, mean, error, terms = self._bound.compute()
         parts = {"L0": terms[0], "L1_to_LT-1": sum(terms[1:-1]), "LT": terms[-1]}
-        values = {name: mean, f"{name}_stderr": standard_error}
-        values |= {f"{name}_{part}": value for part, value in parts.items()}
-        module.log_dict({f"test/{tag}": value for tag, value in values.items()})
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        folder = Path(trainer.default_root_dir)
-        figure = terms_figure(terms, edges, f"{decoder.unit} a dimension")
-        write_figure(folder / "bound_test.png", figure)
-        show_picture(trainer, "test/bound", pixels_of(figure), step_of(trainer))
-        result = {
-            "step": step_of(trainer),
-            "metric": name,
-            "value": mean,
-            "standard_error": standard_error,
-            "parts": parts,
-            "terms": terms,
-            "edges": edges,
-            "n": n,
+        settings = {
+            "data": identity(getattr(trainer, "datamodule", None)),
             "split": "test",
+            "count": n,
             "evaluations": len(edges) - 1,
             "T": module.schedule.T,
             "spacing": self.spacing.describe(),
             "decoder": decoder.describe(),
-            "variance": module.variance.describe(),
-            "weights": "ema" if self.ema else "raw",
-            "seed": self.seed,
         }
-        append_result(folder, result)
+        name = "bpd" if decoder.unit == "bits" else "npd"
+        module.log_dict({f"test/{name}_{part}": value for part, value in parts.items()})
+        details = {"edges": edges, "terms": terms}
+        score = Score(mean, error, settings=settings, parts=parts | details)
+        if not self._report(trainer, module, name, score):
+            return
+        figure = terms_figure(terms, edges, f"{decoder.unit} a dimension")
+        write_figure(Path(trainer.default_root_dir) / "bound_test.png", figure)
+        show_picture(trainer, "test/bound", pixels_of(figure), step_of(trainer))
         print(
-            f"{decoder.unit} a dimension ≤ {mean:.4f} ± {standard_error:.4f} on {n} test samples, "
+            f"{decoder.unit} a dimension ≤ {mean:.4f} ± {error:.4f} on {n} test samples, "
             f"{len(edges) - 1} of {module.schedule.T} levels each: "
             + ", ".join(f"{part} {value:.4f}" for part, value in parts.items())
         )
 
-    def _decoder(self, module: DiffusionModule) -> Decoder:
-        return self.decoder or decoder_of(module.data_range)
+    def _report_flow(self, trainer: Trainer, module: DiffusionModule) -> None:
+        unit = decoder_of(module.data.data_range).unit
+        n, mean, error, _ = self._flow.compute()
+        name = "bpd_flow" if unit == "bits" else "npd_flow"
+        settings = {
+            "data": identity(getattr(trainer, "datamodule", None)),
+            "split": "test",
+            "count": n,
+            "steps": self.flow_steps,
+            "probes": self.flow_probes,
+        }
+        if self._report(trainer, module, name, Score(mean, error, settings=settings)):
+            print(
+                f"{unit} a dimension of the probability flow: {mean:.4f} ± {error:.4f} on {n} "
+                "test samples"
+            )
+
+    def _report(self, trainer: Trainer, module: DiffusionModule, name: str, score: Score) -> bool:
+        """Log a likelihood and keep it in metrics.json; whether it is to be printed, too."""
+        error = math.nan if score.standard_error is None else score.standard_error
+        module.log_dict({f"test/{name}": score.value, f"test/{name}_stderr": error})
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        samples = {
+            "variance": module.variance.describe(),
+            "weights": self.weights,
+            "seed": self.seed,
+        }
+        append_result(metrics_file(trainer), Result(name, score, samples, step=step_of(trainer)))
+        return True
 
 
-def mean_and_error(n: float, total: float, squares: float) -> tuple[float, float]:
-    """The mean of n values and its standard error, from their sum and that of their squares."""
-    mean = total / n
-    variance = max(0.0, squares / n - mean**2) / (n - 1) if n > 1 else math.nan
-    return mean, variance**0.5
+class Moments(torchmetrics.Metric):
+    """Mean of rows and standard error of their sums, over batches and processes.
+
+    Args:
+        columns: Values in a row.
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        zeros = torch.zeros(3 + columns, dtype=torch.float64)
+        self.add_state("sums", default=zeros, dist_reduce_fx="sum")
+
+    def update(self, rows: Tensor) -> None:
+        """Add rows [B, columns]."""
+        rows = rows.detach().to(self.sums)
+        total = rows.sum(1)
+        moments = torch.stack([total.new_tensor(len(rows)), total.sum(), total.square().sum()])
+        self.sums = self.sums + torch.cat([moments, rows.sum(0)])
+
+    def compute(self) -> tuple[int, float, float, list[float]]:
+        """Number of rows; mean of their sums and its standard error; mean of each column."""
+        n, total, squares = self.sums[:3].tolist()
+        mean = total / n
+        variance = max(0.0, squares / n - mean**2) / (n - 1) if n > 1 else math.nan
+        return int(n), mean, variance**0.5, (self.sums[3:] / n).tolist()
 
 
 def step_of(trainer: Trainer) -> int:

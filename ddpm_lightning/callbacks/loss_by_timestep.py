@@ -16,7 +16,7 @@ from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.figure import new_figure, pixels_of, write_figure
+from ddpm_lightning.plots.figure import new_figure, pixels_of, write_figure
 
 
 class LossByTimestep(Callback):

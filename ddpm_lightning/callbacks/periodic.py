@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ddpm_lightning.callbacks.run_folder import was_cut_off
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.run_folder import was_cut_off
 
 
 class Periodic(Callback, ABC):

@@ -15,10 +15,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
 from ddpm_lightning.callbacks.periodic import Periodic
-from ddpm_lightning.callbacks.run_folder import last_checkpoint, mark, was_cut_off
-from ddpm_lightning.checkpoints import read_checkpoint
+from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL
+from ddpm_lightning.run_folder import last_checkpoint, mark, was_cut_off
 
 
 class RunCheckpoint(Periodic, Checkpoint):

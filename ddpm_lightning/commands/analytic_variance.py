@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_lightning.checkpoints import weights_digest
-from ddpm_lightning.checks import check_folder, check_seed
-from ddpm_lightning.data.conditioned import condition_source
-from ddpm_lightning.diffusion.denoiser import Denoises, given
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.checkpoint import weights_digest
+from ddpm_lightning.diffusion.denoiser import Denoises
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import whole
-from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.randomness import IndexedNoise, Stream
-from ddpm_lightning.trained import DataPlace, data_of, device_named
+from ddpm_lightning.files import atomic_write, check_folder
+from ddpm_lightning.loaded import DataPlace, Loaded
+from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
+from ddpm_lightning.sampling import Weights
 
 
 def analytic_variance(
@@ -27,7 +25,7 @@ def analytic_variance(
     n: int = 64,
     seed: int = 0,
     batch_size: int = 256,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Weights = "ema",
     device: str = "auto",
 ) -> None:
     """Estimate the optimal reverse variance of a checkpoint (Analytic-DPM, Bao et al. 2022).
@@ -52,26 +50,24 @@ def analytic_variance(
     if min(n, batch_size) < 1:
         raise InputError(f"n={n}, batch_size={batch_size}: each is at least 1")
     check_seed(seed)
-    module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device)).eval()
     check_folder(ckpt.parent)
-    source = data_of(ckpt, data)
-    x0, y = source.finished("train")
-    conditions = condition_source(source, module.condition_channels)
-    denoiser = module.denoiser(ema=weights == "ema")
+    loaded = Loaded.read(ckpt, data, device)
+    module = loaded.module
+    denoiser = module.denoiser(weights)
+    batch = loaded.data.finished("train")
     table = x0_errors(
         denoiser,
-        x0,
-        y if module.num_classes is not None else None,
-        conditions.conditions("train") if conditions else None,
+        batch.x0,
+        module.known(batch),
         n=n,
-        data_range=module.data_range,
+        data_range=module.data.data_range,
         seed=seed,
         batch_size=batch_size,
         device=module.device,
     )
     path = ckpt.with_suffix(".x0_error.npz")
     network = weights_digest(denoiser.net)
-    with whole(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez(file, x0_error=table.numpy(), n=n, seed=seed, weights=weights, network=network)
     T = module.schedule.T
     levels = sorted({1, *(max(1, round(share * T)) for share in (0.05, 0.25, 0.5, 0.75, 1))})
@@ -87,8 +83,7 @@ def analytic_variance(
 def x0_errors(
     denoiser: Denoises,
     x0: Tensor,
-    y: Tensor | None = None,
-    condition: Tensor | None = None,
+    condition: Condition = Condition(),
     *,
     n: int = 64,
     data_range: tuple[float, float] | None = None,
@@ -101,8 +96,7 @@ def x0_errors(
     Args:
         denoiser: The model, in evaluation mode.
         x0: [N, ...] data.
-        y: int64 [N] labels for a conditional model, or None.
-        condition: [N, K, ...] images for a model that is given one beside x_t, or None.
+        condition: What is known beside each of the N.
         n: Samples per level, each with noise of its own.
         data_range: Range that x0_hat is clipped to, or None.
         seed: Seed of noise and choice of samples.
@@ -122,9 +116,8 @@ def x0_errors(
             x = x0[chosen].to(device)
             noise = IndexedNoise(seed, index, Stream.VALIDATION, device)
             x_t = denoiser.schedule.add_noise(x, t.to(device), noise(0, tuple(x.shape[1:])))
-            labels = None if y is None else y[chosen].to(device)
-            beside = None if condition is None else condition[chosen].to(device)
-            prediction = given(denoiser, beside)(x_t, t.to(device), labels).clip(data_range)
+            beside = condition.rows(chosen).to(device)
+            prediction = denoiser(x_t, t.to(device), beside).clip(data_range)
             error = (prediction.x0 - x).double().square().flatten(1).mean(1)
             total.index_add_(0, t, error.cpu())
             bar.update(len(index))

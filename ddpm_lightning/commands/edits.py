@@ -6,19 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from typing_extensions import override
 
+from ddpm_lightning.batch import NULL_LABEL, Condition
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.denoiser import (
-    Denoises,
-    Guidance,
-    Guided,
-    as_guidance,
-    guide,
-)
+from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.editing import (
     noise_between,
     repaint_trajectory,
@@ -26,14 +21,14 @@ from ddpm_lightning.diffusion.editing import (
     sdedit_trajectory,
     start_level,
 )
+from ddpm_lightning.diffusion.guidance import guide
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import read_image, read_mask
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.networks.network import NULL_LABEL
-from ddpm_lightning.pictures.images import read_image, read_mask
 from ddpm_lightning.randomness import IndexedNoise
-from ddpm_lightning.sampling import Samples, Way, follow, labels_of, levels_from_noise
+from ddpm_lightning.sampling import Procedure, Request, Samples, levels_from_noise, run
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +40,7 @@ class Job:
         sampler: How to go from noise to data.
         shape: [C, H, W] of an image.
         n: Number of images.
-        labels: int64 [n] class labels, or None.
+        condition: Labels of the n images, or none.
         device: Where the denoiser is.
     """
 
@@ -53,7 +48,7 @@ class Job:
     sampler: Sampler
     shape: tuple[int, ...]
     n: int
-    labels: Tensor | None
+    condition: Condition
     device: torch.device
 
 
@@ -68,7 +63,7 @@ class Edit(Configurable, ABC):
         return DDPM()
 
     @abstractmethod
-    def way(self, job: Job) -> Way:
+    def procedure(self, job: Job) -> Procedure:
         """Read the files and state how the images come about.
 
         Raises:
@@ -93,12 +88,12 @@ class RePaint(Edit):
         self.resamplings = resamplings
         self.jump = jump
 
+    @override
     def default_sampler(self, schedule: Schedule) -> Sampler:
-        """The paper's: DDPM on 250 levels."""
         return DDPM(min(250, schedule.T))
 
-    def way(self, job: Job) -> Way:
-        """See the base class."""
+    @override
+    def procedure(self, job: Job) -> Procedure:
         sampler = job.sampler
         if not isinstance(sampler, SingleStep):
             raise InputError(
@@ -109,19 +104,21 @@ class RePaint(Edit):
         x0 = read_image(self.image, job.shape).to(job.device)
         painted = read_mask(self.mask, job.shape).to(job.device)
 
-        def trajectory(noise: IndexedNoise, y: Tensor | None) -> Iterator[State]:
+        def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
             return repaint_trajectory(
                 job.denoiser,
                 x0.expand(len(noise.indices), *x0.shape),
                 painted,
-                y,
+                condition,
                 sampler,
                 self.resamplings,
                 self.jump,
                 noise,
             )
 
-        return Way(len(visits) - 1, trajectory, torch.stack([x0, x0.masked_fill(painted, 0.0)]))
+        return Procedure(
+            len(visits) - 1, trajectory, torch.stack([x0, x0.masked_fill(painted, 0.0)])
+        )
 
 
 class SDEdit(Edit):
@@ -138,17 +135,19 @@ class SDEdit(Edit):
         self.image = image
         self.strength = strength
 
-    def way(self, job: Job) -> Way:
-        """See the base class."""
+    @override
+    def procedure(self, job: Job) -> Procedure:
         schedule, x0 = job.denoiser.schedule, read_image(self.image, job.shape).to(job.device)
         start = start_level(self.strength, schedule.T)
         steps = len(job.sampler.from_level(start, schedule).levels(schedule)) - 1 if start else 0
 
-        def trajectory(noise: IndexedNoise, y: Tensor | None) -> Iterator[State]:
+        def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
             batch = x0.expand(len(noise.indices), *x0.shape)
-            return sdedit_trajectory(job.denoiser, batch, self.strength, job.sampler, y, noise)
+            return sdedit_trajectory(
+                job.denoiser, batch, self.strength, job.sampler, condition, noise
+            )
 
-        return Way(steps, trajectory, x0[None])
+        return Procedure(steps, trajectory, x0[None])
 
 
 class Interpolate(Edit):
@@ -170,58 +169,55 @@ class Interpolate(Edit):
         self.second = second
         self.iterations = iterations
 
+    @override
     def default_sampler(self, schedule: Schedule) -> Sampler:
-        """DDIM with 50 steps."""
         return DDIM(min(50, schedule.T))
 
-    def way(self, job: Job) -> Way:
-        """See the base class."""
+    @override
+    def procedure(self, job: Job) -> Procedure:
         sampler = job.sampler
         if type(sampler) is not DDIM or sampler.eta or sampler.clip:
             raise InputError(
                 "Interpolate needs a sampler that can be run backwards: use --sampler DDIM, with "
                 "eta 0 and without clip"
             )
-        if isinstance(job.denoiser, Guided):
+        if not isinstance(job.denoiser, Denoiser):
             raise InputError("Interpolate is inexact under guidance; leave out --guidance")
         if job.n < 2:
             raise InputError(f"n={job.n}: an interpolation has at least its two ends")
-        if job.labels is not None and bool((job.labels != job.labels[0]).any()):
+        labels = job.condition.label
+        if labels is not None and bool((labels != labels[0]).any()):
             raise InputError("Interpolate takes one label for all images, or none")
         levels_from_noise(sampler, job.denoiser)
         first, second = (
             read_image(path, job.shape).to(job.device) for path in (self.first, self.second)
         )
 
-        def trajectory(noise: IndexedNoise, y: Tensor | None) -> Iterator[State]:
+        def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
             shares = [index / (job.n - 1) for index in noise.indices]
-            label = None if y is None else y[:1]
             x_T = noise_between(
                 job.denoiser,
                 first,
                 second,
                 shares,
-                label,
+                condition.rows(slice(1)),
                 sampler.steps,
                 sampler.spacing,
                 self.iterations,
             )
-            return sampler.trajectory(job.denoiser, x_T, y)
+            return sampler.trajectory(job.denoiser, x_T, condition)
 
         steps = len(sampler.levels(job.denoiser.schedule)) - 1
-        return Way(steps, trajectory, torch.stack([first, second]))
+        return Procedure(steps, trajectory, torch.stack([first, second]))
 
 
 def edit_images(
     module: DiffusionModule,
     edit: Edit,
     n: int,
-    sampler: Sampler | None = None,
-    labels: list[int] | None = None,
-    guidance: float | Guidance = 1.0,
-    seed: int = 0,
-    ema: bool = True,
-    **options: Any,
+    request: Request = Request(),
+    frames: int = 0,
+    progress: bool = False,
 ) -> Samples:
     """Make n images by an edit; the k-th depends on the seed and k alone.
 
@@ -229,29 +225,32 @@ def edit_images(
         module: The model.
         edit: What to do.
         n: Number of images.
-        sampler: How to sample; None: what suits the edit.
-        labels: Class labels, repeated up to n; None: no class.
-        guidance: Strength of classifier-free guidance.
-        seed: Seed of the noise.
-        ema: Averaged weights or the ones in training.
-        options: batch_size, frames and progress of :func:`ddpm_lightning.sampling.generate`.
+        request: How to sample; without a sampler what suits the edit, without labels no class.
+        frames: Keep x_t at this many levels; 0 for none.
+        progress: Show a progress bar.
 
     Raises:
         InputError: A file, the sampler or a setting does not suit.
     """
-    if module.condition_channels:
+    spec = module.data
+    if len(spec.shape) != 3:
+        raise InputError(f"the model's data has shape {list(spec.shape)}; edits are of images")
+    if spec.image_channels:
         raise InputError(
             "the model makes images out of given ones, and an edit gives none beside x_t; leave "
             "out --edit"
         )
-    unlabelled = [NULL_LABEL] if labels is None and module.num_classes is not None else labels
-    module.check_labels(unlabelled, guidance)
-    if labels is None and as_guidance(guidance).scale != 1:
-        raise InputError("guidance of an edit needs a class to pull towards: give labels, too")
-    sampler = sampler or edit.default_sampler(module.schedule)
-    if edit.clips:
-        sampler = sampler.clipped(module.data_range)
-    y = labels_of(torch.arange(n), module.num_classes, unlabelled)
-    denoiser = guide(module.denoiser(ema), guidance)
-    way = edit.way(Job(denoiser, sampler, module.shape, n, y, module.device))
-    return follow(way, torch.arange(n), labels=y, seed=seed, device=module.device, **options)
+    if request.labels is None:
+        if request.guidance.scale != 1:
+            raise InputError("guidance of an edit needs a class to pull towards: give labels, too")
+        if spec.num_classes is not None:
+            request = request.replace(labels=[NULL_LABEL])
+    if "sampler" not in request.changed():
+        request = request.replace(sampler=edit.default_sampler(module.schedule))
+    request.check_labels(module)
+    sampler = request.sampler.clipped(spec.data_range) if edit.clips else request.sampler
+    condition = request.condition(module, torch.arange(n), Condition())
+    denoiser = guide(request.denoiser(module), request.guidance)
+    job = Job(denoiser, sampler, spec.shape, n, condition, module.device)
+    procedure = edit.procedure(job)
+    return run(procedure, torch.arange(n), request, condition, module.device, frames, progress)

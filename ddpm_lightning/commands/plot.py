@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 
-from ddpm_lightning.checks import check_fps, check_new_file, check_seed
-from ddpm_lightning.data.in_memory import InMemoryData
-from ddpm_lightning.diffusion.objectives import Hybrid, Plain, Regression, Weighting
+from ddpm_lightning.data.data_module import DiffusionData
+from ddpm_lightning.diffusion.losses import Hybrid, Regression
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
-from ddpm_lightning.diffusion.samplers import DDPM, Sampler
 from ddpm_lightning.diffusion.schedules import Linear, Schedule
+from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import check_new_file
+from ddpm_lightning.images import check_fps, write_gif, write_png
+from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.didactic import scaling_figure, schedule_figure, variance_figure
-from ddpm_lightning.pictures.figure import write_figure
-from ddpm_lightning.pictures.images import write_gif, write_png
-from ddpm_lightning.pictures.samples import pictures_of
-from ddpm_lightning.pictures.strips import (
-    forward_strip,
-    reverse_frames,
-    reverse_states,
-    reverse_strip,
-)
-from ddpm_lightning.sampling import labels_of
-from ddpm_lightning.trained import DataPlace, data_of, device_named, points_behind
+from ddpm_lightning.plots.didactic import scaling_figure, schedule_figure, variance_figure
+from ddpm_lightning.plots.figure import write_figure
+from ddpm_lightning.plots.pictures import pictures_of
+from ddpm_lightning.plots.strips import forward_strip, reverse_frames, reverse_strip
+from ddpm_lightning.randomness import check_seed
+from ddpm_lightning.sampling import Request
 
 
 def plot_schedule(
@@ -52,7 +48,7 @@ def plot_schedule(
     """
     check_new_file(out, (".png",))
     if ckpt is not None:
-        module = DiffusionModule.load_from_checkpoint(ckpt)
+        module = Loaded.read(ckpt).module
         schedule = schedule or module.schedule
         weighting = weighting or _weighting(ckpt, module)
         parameterization = parameterization or module.parameterization
@@ -67,7 +63,7 @@ def plot_schedule(
 
 def plot_forward(
     out: Path,
-    data: InMemoryData | DataPlace | None = None,
+    data: DiffusionData | DataPlace | None = None,
     schedule: Schedule | None = None,
     ckpt: Path | None = None,
     n: int = 6,
@@ -91,13 +87,15 @@ def plot_forward(
     """
     check_new_file(out, (".png",))
     _check_numbers(n, seed)
-    if ckpt is not None:
-        schedule = schedule or DiffusionModule.load_from_checkpoint(ckpt).schedule
-    if not isinstance(data, InMemoryData):
+    if not isinstance(data, DiffusionData):
         if ckpt is None:
             raise InputError("which data? Give --data NAME, e.g. --data Digits, or --ckpt PATH")
-        data = data_of(ckpt, data or DataPlace())
-    x0, _ = data.finished("train", n)
+        loaded = Loaded.read(ckpt, data or DataPlace())
+        schedule = schedule or loaded.module.schedule
+        data = loaded.data
+    elif ckpt is not None:
+        schedule = schedule or Loaded.read(ckpt).module.schedule
+    x0 = data.finished("train", n).x0
     pictures = pictures_of(data.shape, data)
     write_png(out, forward_strip(pictures, x0, schedule or Linear(), steps, seed))
     print(f"{out} shows {len(x0)} samples of {type(data).__name__}, noise growing to the right")
@@ -106,62 +104,49 @@ def plot_forward(
 def plot_reverse(
     ckpt: Path,
     out: Path,
-    sampler: Sampler | None = None,
     n: int = 4,
     frames: int = 10,
-    labels: list[int] | int | None = None,
-    seed: int = 0,
-    data: DataPlace = DataPlace(),
-    weights: Literal["ema", "raw"] = "ema",
     fps: float = 5.0,
+    data: DataPlace = DataPlace(),
     device: str = "auto",
+    **request: Any,
 ) -> None:
     """Draw noise becoming samples: x_t above, the prediction x0_hat below.
 
     Args:
         ckpt: The checkpoint; it describes its model itself.
         out: The file to write, which must be new: a PNG for a strip, a GIF for an animation.
-        sampler: How to sample, e.g. --sampler DDIM --sampler.steps 50; default: DDPM over all
-            levels. Clips to the data's range.
         n: Number of samples; they are those of the sample command.
         frames: Levels shown, at most one a step.
-        labels: Class labels for a conditional model; default: one class after the other.
-        seed: Seed of the noise.
-        data: Where the data is now, if it has moved; points are drawn in front of it.
-        weights: ema (averaged) or raw (as the optimizer left them).
         fps: Frames a second of a GIF, 0.002 to 50.
+        data: Where the data is now, if it has moved; points are drawn in front of it.
         device: cpu, cuda, cuda:1, mps, or auto.
+        **request: How the samples are asked for, see Request.
 
     Raises:
         InputError: The file, the checkpoint or a setting does not work.
     """
     check_new_file(out, (".png", ".gif"))
-    _check_numbers(n, seed)
+    asked = Request(**request)
+    _check_numbers(n, asked.seed)
     check_fps(fps)
-    module = DiffusionModule.load_from_checkpoint(ckpt).to(device_named(device))
-    if module.condition_channels:
+    if frames < 2:
+        raise InputError(f"frames={frames}: 2 or more, noise and sample")
+    loaded = Loaded.read(ckpt, data, device)
+    spec = loaded.module.data
+    if spec.image_channels:
         raise InputError(
             f"{ckpt} models data given an image beside x_t, which plot reverse does not draw; use "
-            "sample --frames 10"
+            "sample --grid.frames 10"
         )
-    labels = [labels] if isinstance(labels, int) else labels
-    module.check_labels(labels)
-    pictures = pictures_of(module.shape, points_behind(ckpt, data, module.shape))
-    x_t, x0, levels = reverse_states(
-        module.denoiser(weights == "ema"),
-        (sampler or DDPM()).clipped(module.data_range),
-        module.shape,
-        n,
-        y=labels_of(torch.arange(n), module.num_classes, labels),
-        seed=seed,
-        frames=frames,
-        device=module.device,
-    )
+    pictures = pictures_of(spec.shape, loaded.background)
+    shown = loaded.module.generate(torch.arange(n), asked, frames=frames).frames
+    assert shown is not None
     if out.suffix.lower() == ".gif":
-        write_gif(out, reverse_frames(pictures, x_t, x0, levels), fps)
+        write_gif(out, reverse_frames(pictures, shown), fps)
     else:
-        write_png(out, reverse_strip(pictures, x_t, x0, levels))
-    print(f"{out} shows {n} samples at {len(levels)} levels, x0_hat below x_t")
+        write_png(out, reverse_strip(pictures, shown))
+    print(f"{out} shows {n} samples at {len(shown.levels)} levels, x0_hat below x_t")
 
 
 def plot_scaling(

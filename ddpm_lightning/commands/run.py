@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
 from jsonargparse import ArgumentParser, auto_parser
 
 from ddpm_lightning.commands.analytic_variance import analytic_variance
+from ddpm_lightning.commands.compare import compare
 from ddpm_lightning.commands.evaluate import evaluate
+from ddpm_lightning.commands.floor import floor
 from ddpm_lightning.commands.plot import PLOTS
 from ddpm_lightning.commands.sample import sample
+from ddpm_lightning.commands.score import score
+from ddpm_lightning.commands.sweep import sweep
 from ddpm_lightning.terminal.mistakes import constructing, hints_of, parsing
 
 PROGRAM = "python -m ddpm_lightning"
@@ -20,6 +23,10 @@ PROGRAM = "python -m ddpm_lightning"
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "sample": sample,
     "evaluate": evaluate,
+    "score": score,
+    "sweep": sweep,
+    "floor": floor,
+    "compare": compare,
     "analytic_variance": analytic_variance,
     "plot": PLOTS,
 }
@@ -43,14 +50,13 @@ def run_command(name: str, words: list[str]) -> None:
     subcommands = function if isinstance(function, dict) else {}
     parser = auto_parser(
         function,
-        as_positional=False,
+        as_positional=name == "compare",
         exit_on_error=False,
         allow_abbrev=False,
         parser_class=CommandParser,
         prog=f"{PROGRAM} {name}",
         description=about(name) if subcommands else None,
     )
-    words = _comparison(words)
     with parsing(
         words, hints_of(parser, words[0] if subcommands and words else None), subcommands
     ):
@@ -70,13 +76,3 @@ def about(name: str) -> str:
     if isinstance(command, dict):
         return f"Draw a figure or a strip: {', '.join(command)}."
     return (inspect.getdoc(command) or "").partition("\n")[0]
-
-
-def _comparison(words: list[str]) -> list[str]:
-    """Let --compare take two words, A.json B.json, where the parser wants a list."""
-    if (
-        "--compare" in words
-        and len(pair := words[(at := words.index("--compare")) + 1 : at + 3]) == 2
-    ):
-        return [*words[: at + 1], json.dumps(pair), *words[at + 3 :]]
-    return words

@@ -12,12 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
+from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.data.data_module import RawBatch, Split
 from ddpm_lightning.data.image_data import ImageData
-from ddpm_lightning.data.in_memory import InMemoryData, RawBatch, Split
+from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import read_image, read_transparent
+from ddpm_lightning.images import read_image, read_transparent
 
 Shape = tuple[int, ...]
 
@@ -88,17 +91,17 @@ class SuperResolution(Task):
             )
         return shape[0]
 
+    @override
     def __call__(self, x0: Tensor, index: Tensor) -> Tensor:
-        """See the base class."""
         return self._enlarged(F.avg_pool2d(x0, self.factor))
 
+    @override
     def read(self, path: Path, shape: Shape) -> Tensor:
-        """See the base class."""
         small = (shape[0], shape[1] // self.factor, shape[2] // self.factor)
         return self._enlarged(read_image(path, small))
 
+    @override
     def shown(self, condition: Tensor, shape: Shape) -> Tensor:
-        """See the base class."""
         return condition
 
     def _enlarged(self, small: Tensor) -> Tensor:
@@ -120,17 +123,18 @@ class Colourisation(Task):
             )
         return 1
 
+    @override
     def __call__(self, x0: Tensor, index: Tensor) -> Tensor:
-        """See the base class; the weights are those of ITU-R BT.601."""
+        # The weights of ITU-R BT.601.
         red, green, blue = x0.unbind(1)
         return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
+    @override
     def read(self, path: Path, shape: Shape) -> Tensor:
-        """See the base class."""
         return read_image(path, (1, *shape[1:]))
 
+    @override
     def shown(self, condition: Tensor, shape: Shape) -> Tensor:
-        """See the base class."""
         return condition.expand(-1, shape[0], -1, -1)
 
 
@@ -163,16 +167,16 @@ class Inpainting(Task):
         return shape[0] + 1
 
     def __call__(self, x0: Tensor, index: Tensor) -> Tensor:
-        """See the base class: [x0 · (1 − mask), mask], the mask 1 in the hole and 0 around it."""
+        """[x0 · (1 − mask), mask], the mask 1 in the hole and 0 around it."""
         return _holed(x0, self._holes(index, x0.shape[-2], x0.shape[-1]))
 
+    @override
     def read(self, path: Path, shape: Shape) -> Tensor:
-        """See the base class."""
         image, hole = read_transparent(path, shape)
         return _holed(image[None], hole[None])[0]
 
+    @override
     def shown(self, condition: Tensor, shape: Shape) -> Tensor:
-        """See the base class."""
         return condition[:, : shape[0]]
 
     def _holes(self, index: Tensor, height: int, width: int) -> Tensor:
@@ -194,10 +198,9 @@ class Inpainting(Task):
 
 
 class Conditioned(InMemoryData):
-    """Any image data with a condition beside every image, made from it by a task.
+    """Any image data with a condition image beside every image, made from it by a task.
 
-    Batches are (x0 float32 [B, C, H, W], y int64 [B], condition float32 [B, K, H, W]). `predict`
-    takes the conditions of the test split.
+    `predict` takes the conditions of the test split.
 
     Args:
         data: The images; they also say how many make a batch, the order and the rest.
@@ -214,7 +217,7 @@ class Conditioned(InMemoryData):
         self.data = data
         self.task = task
         self.num_classes = data.num_classes
-        self.condition_channels = task.channels(data.shape)
+        self.image_channels = task.channels(data.shape)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -225,42 +228,20 @@ class Conditioned(InMemoryData):
         """Give the images of a split, as the data does."""
         return self.data.samples(split)
 
-    def finish(self, batch: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Mirror and normalise a raw batch, then make its conditions."""
-        x0, y = self.data.finish(batch)
-        places = batch.places
-        if places is None:
-            places = torch.arange(len(x0), device=x0.device)
-        return x0, y, self.task(x0, places)
+    def finish(self, raw: RawBatch) -> Batch:
+        """Mirror and normalise, then make the condition images."""
+        batch = self.data.finish(raw)
+        image = self.task(batch.x0, raw.index.to(batch.x0.device))
+        return batch._replace(condition=batch.condition._replace(image=image))
 
-    def conditions(self, split: Split, at_most: int | None = None) -> Tensor:
-        """Give the conditions of a split, or of its first images: float32 [N, K, H, W]."""
-        x0, _ = self.finished(split, at_most)
-        return self.task(x0, torch.arange(len(x0)))
+    @override
+    def shown(self, condition: Condition) -> Tensor | None:
+        assert condition.image is not None
+        return self.task.shown(condition.image, self.shape)
 
     def prepare_data(self) -> None:
         """Download what is missing, if allowed. Lightning calls this on one process."""
         self.data.prepare_data()
-
-
-def condition_source(data: object, channels: int) -> Conditioned | None:
-    """Find where conditions come from: None for a model that is given none.
-
-    Args:
-        data: The data module at work.
-        channels: Channels that the model is given beside x_t.
-
-    Raises:
-        InputError: The model needs conditions, and the data has none.
-    """
-    if not channels:
-        return None
-    if isinstance(data, Conditioned):
-        return data
-    raise InputError(
-        f"the model makes images out of given ones, and {type(data).__name__} gives none; wrap "
-        "it: --data Conditioned --data.task SuperResolution --data.data …"
-    )
 
 
 def _holed(x0: Tensor, hole: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddpm_lightning.data.in_memory import InMemoryData, RawBatch, Split
+from ddpm_lightning.batch import Batch, Condition
+from ddpm_lightning.data.data_module import RawBatch, Split
+from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.data.stream import Purpose, permutation
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.pictures.images import from_uint8
+from ddpm_lightning.images import from_uint8
 
 OfficialSplit = Literal["train", "test"]
 
@@ -21,9 +23,9 @@ OfficialSplit = Literal["train", "test"]
 class ImageData(InMemoryData):
     """A labelled image data set, kept in memory as 8 bits.
 
-    Batches are (x0 float32 [B, C, H, W] in [−1, 1], y int64 [B]). A data set of your own states
-    ``native_shape`` and ``num_classes`` and implements ``read``; if it lives in files it also
-    lists them in ``files`` and may ``fetch`` them.
+    x0 is float32 [B, C, H, W] in [−1, 1]. A data set of your own states ``native_shape`` and
+    ``num_classes`` and implements ``read``; if it lives in files it also lists them in ``files``
+    and may ``fetch`` them.
 
     Args:
         root: Folder that holds the data sets' own folders; downloads go there.
@@ -132,12 +134,9 @@ class ImageData(InMemoryData):
         """Give the images of a split, as ``images`` does."""
         return self.images(split)
 
-    def finish(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
-        """Mirror and normalise a raw batch: x0 float32 [B, C, H, W] in [−1, 1], y int64 [B]."""
-        images = batch.samples
-        if batch.flip is not None:
-            images = torch.where(batch.flip[:, None, None, None], images.flip(-1), images)
-        return from_uint8(images), batch.labels
+    def finish(self, raw: RawBatch) -> Batch:
+        """Mirror and normalise: x0 float32 [B, C, H, W] in [−1, 1]."""
+        return finish_images(raw)
 
     # -------------------------------------------------------------------------- files
 
@@ -229,6 +228,14 @@ class ImageData(InMemoryData):
                 f"{where}: labels span {labels.min()}…{labels.max()} instead of "
                 f"0…{self.num_classes - 1}; these are other files (--data.root)"
             )
+
+
+def finish_images(raw: RawBatch) -> Batch:
+    """Mirror and normalise 8-bit images: x0 float32 [B, C, H, W] in [−1, 1]."""
+    images = raw.samples
+    if raw.flip is not None:
+        images = torch.where(raw.flip[:, None, None, None], images.flip(-1), images)
+    return Batch(from_uint8(images), Condition(raw.labels), raw.index, raw.row)
 
 
 def resized(images: Tensor, size: tuple[int, int], how: str) -> Tensor:

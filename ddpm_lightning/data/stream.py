@@ -8,12 +8,13 @@ is cut short, and neither the number of processes nor a resumed run changes what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from itertools import product
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,24 @@ class Layout:
             )
 
 
+class Places(NamedTuple):
+    """Which samples make a batch.
+
+    Attributes:
+        index: int64 [B] places in the split.
+        flip: bool [B], the rows to mirror; None: none.
+        row: int64 [B] places in the global batch of the optimizer step; None outside training.
+    """
+
+    index: Indices  # type: ignore[assignment]  # hides tuple.index
+    flip: Flips | None = None
+    row: Indices | None = None
+
+
+MakeBatches = Callable[[Iterable[Places]], Iterator[Any]]
+"""From the places of each batch to the batches, in order; it may read ahead."""
+
+
 class TrainingStream:
     """The endless stream of one process' micro-batches; iterating gives one "epoch" of them.
 
@@ -79,7 +98,7 @@ class TrainingStream:
     Args:
         n: Number of samples.
         layout: This process' share of a global batch.
-        gather: Makes the batch of (sample indices int64 [B], flip bool [B] or None).
+        make_batches: From places to batches.
         seed: Seed of order and flips, ≥ 0.
         flip: Flip half of the rows, decided by (seed, position).
         shuffle: False shows the samples in order, again and again.
@@ -95,7 +114,7 @@ class TrainingStream:
         self,
         n: int,
         layout: Layout,
-        gather: Callable[[Indices, Flips | None], Any],
+        make_batches: MakeBatches,
         *,
         seed: int = 0,
         flip: bool = False,
@@ -106,7 +125,7 @@ class TrainingStream:
         layout.check()
         self.n = n
         self.layout = layout
-        self.gather = gather
+        self.make_batches = make_batches
         self.seed = seed
         self.flip = flip
         self.shuffle = shuffle
@@ -119,21 +138,21 @@ class TrainingStream:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the micro-batches of the next ``steps_per_epoch`` steps."""
-        for _ in range(self.steps_per_epoch):
-            step = self.step
-            for micro in range(self.layout.accumulate):
-                batch = self.micro_batch(step, micro)
-                if micro == self.layout.accumulate - 1:
-                    # Before the yield: who holds the last micro-batch has seen the whole step.
-                    self.step = step + 1
-                yield batch
+        steps = range(self.step, self.step + self.steps_per_epoch)
+        plan = list(product(steps, range(self.layout.accumulate)))
+        batches = self.make_batches(self.places(step, micro) for step, micro in plan)
+        for (step, micro), batch in zip(plan, batches, strict=True):
+            if micro == self.layout.accumulate - 1:
+                # Before the yield: who holds the last micro-batch has seen the whole step.
+                self.step = step + 1
+            yield batch
 
-    def micro_batch(self, step: int, micro: int) -> Any:
-        """Make the batch that this process sees at that step and micro-batch."""
-        rows = self.layout.batch
-        first = step * self.layout.global_batch + self.layout.first_row(micro)
-        flips = coin_flips(self.seed, first, rows) if self.flip else None
-        return self.gather(self._indices(first, rows), flips)
+    def places(self, step: int, micro: int) -> Places:
+        """The samples that this process sees at that step and micro-batch."""
+        row = self.layout.first_row(micro) + np.arange(self.layout.batch)
+        first = step * self.layout.global_batch + int(row[0])
+        flip = coin_flips(self.seed, first, len(row)) if self.flip else None
+        return Places(self._indices(first, len(row)), flip, row)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position, ``{"step": optimizer steps given in full}``."""
@@ -161,13 +180,13 @@ class EvaluationLoader:
     Args:
         n: Number of samples.
         layout: Process and batch size.
-        gather: Makes the batch of the sample indices int64 [B].
+        make_batches: From places to batches.
 
     Raises:
         InputError: There are more processes than samples.
     """
 
-    def __init__(self, n: int, layout: Layout, gather: Callable[..., Any]) -> None:
+    def __init__(self, n: int, layout: Layout, make_batches: MakeBatches) -> None:
         if n < layout.world:
             raise InputError(
                 f"{n} samples cannot be shared by {layout.world} processes; use at most {n} "
@@ -176,7 +195,7 @@ class EvaluationLoader:
         # The largest share sets the number of batches, the smallest one limits it.
         batches = min(ceil(ceil(n / layout.world) / layout.batch), n // layout.world)
         self.chunks = np.array_split(np.arange(layout.rank, n, layout.world), batches)
-        self.gather = gather
+        self.make_batches = make_batches
 
     def __len__(self) -> int:
         """Batches on this process, the same number on each."""
@@ -184,7 +203,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches in order."""
-        return map(self.gather, self.chunks)
+        return self.make_batches(Places(chunk) for chunk in self.chunks)
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,9 @@ from numpy.random import RandomState
 from sklearn.datasets import make_moons, make_swiss_roll
 from torch import Tensor
 
-from ddpm_lightning.data.in_memory import InMemoryData, RawBatch, Split
+from ddpm_lightning.batch import Batch, Condition
+from ddpm_lightning.data.data_module import RawBatch, Split
+from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.errors import InputError
 
 Kind = Literal["swiss_roll", "moons", "mixture", "checkerboard"]
@@ -100,9 +102,9 @@ class Toy2D(InMemoryData):
             )
         return self._drawn[split]
 
-    def finish(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
-        """Points are kept as the network sees them."""
-        return batch.samples, batch.labels
+    def finish(self, raw: RawBatch) -> Batch:
+        """Points are stored as the network sees them."""
+        return Batch(raw.samples, Condition(raw.labels), raw.index, raw.row)
 
 
 def draw(kind: Kind, n: int, noise: float, random: RandomState) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,111 @@
+"""Diffusion: the parts that a config file names, by the path that checkpoints store."""
+
+from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, GaussianDecoder
+from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
+from ddpm_lightning.diffusion.guidance import Guidance, guide
+from ddpm_lightning.diffusion.label_dropout import LabelDropout
+from ddpm_lightning.diffusion.levels import Level, Schedule
+from ddpm_lightning.diffusion.losses import (
+    L1,
+    MSE,
+    Huber,
+    Hybrid,
+    NoisedBatch,
+    Objective,
+    Regression,
+    VariationalBound,
+)
+from ddpm_lightning.diffusion.parameterizations import (
+    X0,
+    EDMPreconditioning,
+    Eps,
+    MeanShift,
+    Parameterization,
+    PosteriorMean,
+    V,
+    Velocity,
+)
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction, Variance
+from ddpm_lightning.diffusion.schedules import (
+    BetaSchedule,
+    Cosine,
+    Karras,
+    Linear,
+    Quadratic,
+    Sigmoid,
+    SigmoidBetas,
+    SohlDickstein,
+    Straight,
+    Table,
+    ZeroTerminalSNR,
+)
+from ddpm_lightning.diffusion.timesteps import (
+    LogitNormal,
+    LogNormal,
+    LossSecondMoment,
+    Stratified,
+    Timesteps,
+    Uniform,
+)
+from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
+from ddpm_lightning.diffusion.weightings import EDM, P2, VLB, EpsMSE, MinSNR, Plain, Weighting
+
+__all__ = [
+    "EDM",
+    "L1",
+    "MSE",
+    "P2",
+    "VLB",
+    "X0",
+    "AnalyticVariance",
+    "BetaSchedule",
+    "Cosine",
+    "Decoder",
+    "Denoiser",
+    "Denoises",
+    "DiscretizedGaussian",
+    "EDMPreconditioning",
+    "Eps",
+    "EpsMSE",
+    "FixedLarge",
+    "FixedSmall",
+    "GaussianDecoder",
+    "Guidance",
+    "Huber",
+    "Hybrid",
+    "Karras",
+    "LabelDropout",
+    "LearnedDiagonal",
+    "LearnedRange",
+    "Level",
+    "Linear",
+    "LogNormal",
+    "LogitNormal",
+    "LossSecondMoment",
+    "MeanShift",
+    "MinSNR",
+    "NoisedBatch",
+    "Objective",
+    "Parameterization",
+    "Plain",
+    "PosteriorMean",
+    "Prediction",
+    "Quadratic",
+    "Regression",
+    "Schedule",
+    "Sigmoid",
+    "SigmoidBetas",
+    "SohlDickstein",
+    "Straight",
+    "Stratified",
+    "Table",
+    "Timesteps",
+    "Uniform",
+    "V",
+    "Variance",
+    "VariationalBound",
+    "Velocity",
+    "Weighting",
+    "ZeroTerminalSNR",
+    "guide",
+]

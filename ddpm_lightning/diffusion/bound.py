@@ -8,17 +8,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm_lightning.diffusion.denoiser import Denoises
-from ddpm_lightning.diffusion.likelihood import (
-    Decoder,
-    DiscretizedGaussian,
-    GaussianDecoder,
-    bound_term,
-    prior_term,
-)
-from ddpm_lightning.diffusion.samplers.sampler import evaluation_mode
-from ddpm_lightning.diffusion.samplers.spacings import Quadratic, Spacing
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, GaussianDecoder
+from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
+from ddpm_lightning.diffusion.levels import Scalar, Schedule
+from ddpm_lightning.diffusion.posterior import posterior
+from ddpm_lightning.diffusion.prediction import Prediction
+from ddpm_lightning.diffusion.samplers.spacings import QuadraticSpacing, Spacing
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise
 
@@ -49,11 +45,11 @@ def variational_bound(
     denoiser: Denoises,
     x0: Tensor,
     noise: IndexedNoise,
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     decoder: Decoder | None = None,
     clip: tuple[float, float] | None = None,
     evaluations: int | None = None,
-    spacing: Spacing = Quadratic(),
+    spacing: Spacing = QuadraticSpacing(),
 ) -> Bound:
     """Bound −log p(x_0) by L_T + sum L_{t−1} + L_0 (DDPM eq. 5), one draw of noise for each term.
 
@@ -67,7 +63,7 @@ def variational_bound(
         denoiser: The model.
         x0: [B, ...] data.
         noise: Bound to the samples' indices; eps of column k is draw k + 1.
-        y: int64 [B] class labels, or None.
+        condition: What the denoiser is told beside x_t, B rows.
         decoder: p(x_0 | x_1), with the unit: bits or nats. None: :func:`decoder_of` clip.
         clip: Range of the data that x0_hat is clipped to, as in the published numbers; None never
             clips.
@@ -89,7 +85,7 @@ def variational_bound(
             if size > 1:
                 t = below + 1 + (noise.uniform(k) * size).long().clamp(max=size - 1)
             x_t = schedule.add_noise(x0, t, noise(k, tuple(x0.shape[1:])).to(x0))
-            prediction = denoiser(x_t, t, y).clip(clip)
+            prediction = denoiser(x_t, t, condition).clip(clip)
             columns.append(size * bound_term(prediction, x0, decoder))
         columns.append(prior_term(schedule, x0, decoder))
     return Bound(torch.stack(columns, dim=1), edges, decoder.unit)
@@ -102,7 +98,7 @@ def decoder_of(data_range: tuple[float, float] | None) -> Decoder:
 
 
 def strata(
-    schedule: Schedule, evaluations: int | None, spacing: Spacing = Quadratic()
+    schedule: Schedule, evaluations: int | None, spacing: Spacing = QuadraticSpacing()
 ) -> list[int]:
     """Cut the levels 1…T into as many strata as evaluations, level 1 alone in the first.
 
@@ -129,6 +125,67 @@ def strata(
     if edges[-1] != schedule.T:
         raise InputError(
             f"{type(spacing).__name__} leaves out the levels above {edges[-1]}, which the bound "
-            "needs; take Uniform, Quadratic, LogSNR or Karras"
+            "needs; take UniformSpacing or QuadraticSpacing"
         )
     return edges
+
+
+def gaussian_kl(difference: Tensor, variance_q: Scalar, variance_p: Scalar) -> Tensor:
+    """KL(q‖p) [B, ...] of two Gaussians, dimension by dimension, in nats.
+
+    ½·(r − 1 − ln r + difference²/variance_p) with r = variance_q/variance_p.
+
+    Args:
+        difference: [B, ...] of the means.
+        variance_q: Variance of q.
+        variance_p: Variance of p.
+    """
+    log_ratio = _tensor(variance_q, difference).log() - _tensor(variance_p, difference).log()
+    return 0.5 * (torch.expm1(log_ratio) - log_ratio + difference.square() / variance_p)
+
+
+def bound_term(prediction: Prediction, x0: Tensor, decoder: Decoder) -> Tensor:
+    """L_{t−1} of the bound (DDPM eq. 5): KL for t > 1, the decoder's −log p(x_0 | x_1) at t = 1.
+
+    Args:
+        prediction: Of the model at x_t, each row at a level of its own or all at one.
+        x0: [B, ...] the data under x_t.
+        decoder: p(x_0 | x_1).
+
+    Returns:
+        [B], averaged over dimensions, in the decoder's unit.
+    """
+    x_t, variance, level = prediction.x_t, prediction.reverse_variance, prediction.level
+    if isinstance(level.t, int):
+        t = torch.full((len(x_t),), level.t, device=x_t.device)
+        level = level.schedule.level(t, like=x_t)
+    before = level.at(level.t - 1)
+    first = torch.as_tensor(before.sigma == 0)
+    # Both are computed for every row, each at a level where it is finite, as its gradient is.
+    q = posterior(before, level)
+    variance_q = torch.where(first, 1.0, _tensor(q.variance, x_t))
+    variance_p = torch.where(first, 1.0, _tensor(variance(prediction, before), x_t))
+    kl = gaussian_kl(q.x0 * (x0 - prediction.x0), variance_q, variance_p)
+    variance_0 = torch.where(first, _tensor(variance.decoder(prediction), x_t), 1.0)
+    nll = decoder(x0, prediction.x0, variance_0)
+    return torch.where(first, nll, kl).flatten(1).mean(1) / decoder.nats
+
+
+def prior_term(schedule: Schedule, x0: Tensor, decoder: Decoder) -> Tensor:
+    """L_T of the bound (DDPM eq. 5): KL(q(x_T | x_0) ‖ N(0, prior_std²)); nothing to learn in it.
+
+    Args:
+        schedule: The forward process.
+        x0: [B, ...] data.
+        decoder: Gives the unit.
+
+    Returns:
+        [B], averaged over dimensions, in the decoder's unit.
+    """
+    last = schedule.level(schedule.T)
+    kl = gaussian_kl(last.alpha * x0, last.sigma**2, schedule.prior_std**2)
+    return kl.flatten(1).mean(1) / decoder.nats
+
+
+def _tensor(scalar: Scalar, like: Tensor) -> Tensor:
+    return torch.as_tensor(scalar, dtype=like.dtype, device=like.device)

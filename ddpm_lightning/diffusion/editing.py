@@ -8,11 +8,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm_lightning.diffusion.denoiser import Denoises
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
 from ddpm_lightning.diffusion.posterior import transition_variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State, encode
-from ddpm_lightning.diffusion.samplers.sampler import Noise, drawing, evaluation_mode
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.diffusion.samplers.sampler import Noise, drawing
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
@@ -20,7 +21,7 @@ def repaint(
     denoiser: Denoises,
     x0: Tensor,
     painted: Tensor,
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     sampler: SingleStep = DDPM(250),
     resamplings: int = 10,
     jump: int = 10,
@@ -36,7 +37,7 @@ def repaint(
         denoiser: The model.
         x0: [B, ...] data; its values under the painted part do not matter.
         painted: bool, broadcast to x0: True where it is painted anew (1 − m in the paper).
-        y: int64 [B] class labels, or None.
+        condition: What the denoiser is told beside x_t, B rows.
         sampler: Its reverse step and levels; the paper's are DDPM's, on 250 levels.
         resamplings: How often each step is taken (the paper's U or r); 1 never goes back.
         jump: Steps that one return goes back (sec. 4.2 of the paper).
@@ -48,7 +49,7 @@ def repaint(
     Raises:
         InputError: The settings allow no return.
     """
-    steps = repaint_trajectory(denoiser, x0, painted, y, sampler, resamplings, jump, noise)
+    steps = repaint_trajectory(denoiser, x0, painted, condition, sampler, resamplings, jump, noise)
     for state in steps:
         x = state.x_t
     return x
@@ -59,7 +60,7 @@ def repaint_trajectory(
     denoiser: Denoises,
     x0: Tensor,
     painted: Tensor,
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     sampler: SingleStep = DDPM(250),
     resamplings: int = 10,
     jump: int = 10,
@@ -77,11 +78,10 @@ def repaint_trajectory(
         for i, (t, s) in enumerate(pairwise(visits), start=1):
             if s > t:
                 yield State(t, x, guess)
-                (alpha_t, _), (alpha_s, _) = schedule.at(t, x), schedule.at(s, x)
-                std = transition_variance(schedule, t, s, x) ** 0.5
-                x = alpha_s / alpha_t * x + std * draw(i)
+                low, high = schedule.level(t), schedule.level(s)
+                x = high.alpha / low.alpha * x + transition_variance(low, high) ** 0.5 * draw(i)
                 continue
-            prediction = denoiser(x, t, y).clip(sampler.clip, sampler.threshold)
+            prediction = denoiser(x, t, condition).clip(sampler.clip, sampler.threshold)
             guess = prediction.x0
             yield State(t, x, guess)
             # One draw serves both: each of its numbers ends in a pixel that is known or is not.
@@ -128,7 +128,7 @@ def sdedit(
     x0: Tensor,
     strength: float,
     sampler: Sampler,
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     noise: Noise | None = None,
 ) -> Tensor:
     """Vary given data: noise it to level strength·T and sample from there (Meng et al. 2022).
@@ -138,7 +138,7 @@ def sdedit(
         x0: [B, ...] data.
         strength: How much is free: 0 returns x0 itself, 1 samples from (almost) pure noise.
         sampler: How to go back; of its levels, it visits those below strength·T.
-        y: int64 [B] class labels, or None.
+        condition: What the denoiser is told beside x_t, B rows.
         noise: Source of noise, as for samplers; draw 0 noises the data.
 
     Returns:
@@ -147,7 +147,7 @@ def sdedit(
     Raises:
         InputError: strength is outside 0 to 1.
     """
-    for state in sdedit_trajectory(denoiser, x0, strength, sampler, y, noise):
+    for state in sdedit_trajectory(denoiser, x0, strength, sampler, condition, noise):
         x = state.x_t
     return x
 
@@ -157,7 +157,7 @@ def sdedit_trajectory(
     x0: Tensor,
     strength: float,
     sampler: Sampler,
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     noise: Noise | None = None,
 ) -> Iterator[State]:
     """Yield a State at every level of :func:`sdedit`, the last one at level 0."""
@@ -167,7 +167,7 @@ def sdedit_trajectory(
         yield State(0, x0, x0)
         return
     x_t = schedule.add_noise(x0, start, drawing(noise, like=x0)(0))
-    yield from sampler.from_level(start, schedule).trajectory(denoiser, x_t, y, noise)
+    yield from sampler.from_level(start, schedule).trajectory(denoiser, x_t, condition, noise)
 
 
 def start_level(strength: float, T: int) -> int:
@@ -188,9 +188,9 @@ def interpolate(
     a: Tensor,
     b: Tensor,
     shares: Sequence[float],
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     steps: int | None = 50,
-    spacing: Spacing = Uniform(),
+    spacing: Spacing = UniformSpacing(),
     iterations: int = 5,
 ) -> Tensor:
     """Go from one datum to another through the noise that they come from (DDIM, app. D.5).
@@ -202,7 +202,7 @@ def interpolate(
         a: [...] one datum.
         b: [...] another.
         shares: How far to go from a (0) to b (1), of each of n results.
-        y: int64 [1] the label of all, or None.
+        condition: Of all; one row.
         steps: Number of steps, both ways; None visits every level.
         spacing: Which levels are visited.
         iterations: Network evaluations a step of the encoding; with more, the ends are closer to
@@ -211,9 +211,9 @@ def interpolate(
     Returns:
         [n, ...] data.
     """
-    x_T = noise_between(denoiser, a, b, shares, y, steps, spacing, iterations)
-    labels = None if y is None else y.expand(len(x_T))
-    return DDIM(steps, spacing=spacing)(denoiser, x_T, labels)
+    x_T = noise_between(denoiser, a, b, shares, condition, steps, spacing, iterations)
+    index = torch.arange(len(x_T))
+    return DDIM(steps, spacing=spacing)(denoiser, x_T, condition.repeated(index))
 
 
 def noise_between(
@@ -221,14 +221,14 @@ def noise_between(
     a: Tensor,
     b: Tensor,
     shares: Sequence[float],
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     steps: int | None = 50,
-    spacing: Spacing = Uniform(),
+    spacing: Spacing = UniformSpacing(),
     iterations: int = 5,
 ) -> Tensor:
     """The x_T [n, ...] that :func:`interpolate` samples from; the same arguments."""
-    labels = None if y is None else y.expand(2)
-    a_T, b_T = encode(denoiser, torch.stack([a, b]), labels, steps, spacing, iterations)
+    both = condition.repeated(torch.arange(2))
+    a_T, b_T = encode(denoiser, torch.stack([a, b]), both, steps, spacing, iterations)
     return torch.stack([slerp(a_T, b_T, share) for share in shares])
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
-from ddpm_lightning.diffusion.schedules import Schedule
-from ddpm_lightning.diffusion.variances import FixedSmall, Variance
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.levels import Level, Schedule
+from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.errors import InputError
 
 
@@ -40,38 +41,44 @@ class Oracle(ABC):
         self.variance = variance or FixedSmall()
 
     @abstractmethod
-    def expectation(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+    def expectation(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """E[x0 | x_t] [B, d] for flat x_t [B, d] of one level."""
 
     @abstractmethod
-    def flat_log_density(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
-        """Log q(x_t | y) [B] for flat x_t [B, d] of one level."""
+    def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        """Log q(x_t | label) [B] for flat x_t [B, d] of one level."""
 
-    def __call__(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Prediction:
-        """Give the exact E[x0 | x_t, y].
+    def __call__(
+        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
+    ) -> Prediction:
+        """Give the exact E[x0 | x_t, label].
 
         Args:
             x_t: [B, *shape] noisy data.
             t: Its level in 1…T, or int64 [B].
-            y: int64 [B] class labels (−1: unconditional), or None.
+            condition: What the denoiser is told beside x_t, B rows.
         """
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        x0 = self._by_level(self.expectation, x_t, t, y).view(x_t.shape)
-        return Prediction(x0, x_t, t, self.schedule, self.variance)
+        x0 = self._by_level(self.expectation, x_t, t, condition).view(x_t.shape)
+        return Prediction(x0, x_t, self.schedule.level(t, like=x_t), self.variance)
 
-    def log_density(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
-        """Log-density of q(x_t | y) [B] in nats; arguments as for a call.
+    def log_density(
+        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
+    ) -> Tensor:
+        """Log-density of q(x_t | label) [B] in nats; arguments as for a call.
 
         t = 0 is the data's own, where it has one.
         """
-        return self._by_level(self.flat_log_density, x_t, t, y)
+        return self._by_level(self.flat_log_density, x_t, t, condition)
 
-    def score(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
-        """Gradient of log q(x_t | y) by x_t: (alpha·E[x0 | x_t] − x_t) / sigma² (Tweedie)."""
-        alpha, sigma = self.schedule.at(t, like=x_t)
-        return (alpha * self(x_t, t, y).x0 - x_t) / sigma**2
+    def score(self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()) -> Tensor:
+        """Gradient of log q(x_t | label) by x_t: (alpha·E[x0 | x_t] − x_t) / sigma² (Tweedie)."""
+        level = self.schedule.level(t, like=x_t)
+        return (level.alpha * self(x_t, t, condition).x0 - x_t) / level.sigma**2
 
-    def _by_level(self, function: Any, x_t: Tensor, t: int | Tensor, y: Tensor | None) -> Tensor:
+    def _by_level(
+        self, function: Any, x_t: Tensor, t: int | Tensor, condition: Condition
+    ) -> Tensor:
         if tuple(x_t.shape[1:]) != self.shape:
             raise InputError(
                 f"{type(self).__name__} of data {list(self.shape)} was given x_t of shape "
@@ -79,11 +86,11 @@ class Oracle(ABC):
             )
         x = x_t.flatten(1)
         if isinstance(t, int):
-            return function(x, t, y)
+            return function(x, self.schedule.level(t), condition)
         out: Tensor | None = None
-        for level in t.unique().tolist():
-            rows = t == level
-            part = function(x[rows], level, None if y is None else y[rows])
+        for each in t.unique().tolist():
+            rows = t == each
+            part = function(x[rows], self.schedule.level(each), condition.rows(rows))
             out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
             out[rows] = part
         assert out is not None
@@ -123,16 +130,16 @@ class Gaussian(Oracle):
             )
         self._eigenvalues = self._eigenvalues.clamp(min=0)
 
-    def expectation(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
-        """See the base class."""
-        alpha, sigma = self.schedule.at(t, like=x)
+    @override
+    def expectation(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        alpha, sigma = level.alpha, level.sigma
         mean, basis, spread = (v.to(x) for v in (self.mean, self._basis, self._eigenvalues))
         gain = alpha * spread / (alpha**2 * spread + sigma**2)  # [d]
         return mean + ((x - alpha * mean) @ basis * gain) @ basis.T
 
-    def flat_log_density(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
-        """See the base class."""
-        alpha, sigma = self.schedule.at(t, like=x)
+    @override
+    def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        alpha, sigma = level.alpha, level.sigma
         mean, basis, spread = (v.to(x) for v in (self.mean, self._basis, self._eigenvalues))
         variances = alpha**2 * spread + sigma**2
         distances = ((x - alpha * mean) @ basis) ** 2 / variances
@@ -150,7 +157,7 @@ class Mixture(Oracle):
         means: [K, *shape] of the components.
         variances: [K] of each value in a sample, ≥ 0.
         weights: [K], positive; scaled to sum to 1. None: equal.
-        labels: int64 [K] the class of each component; a class label y then selects its
+        labels: int64 [K] the class of each component; a label then selects its
             components. None: labels are ignored.
         variance: Variance of the reverse step; None: fixed-small.
 
@@ -186,39 +193,39 @@ class Mixture(Oracle):
         self.weights = weights.double() / weights.double().sum()
         self.labels = labels
 
-    def expectation(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
-        """See the base class."""
-        alpha, sigma = self.schedule.at(t, like=x)
+    @override
+    def expectation(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        alpha, sigma = level.alpha, level.sigma
         means, variances = self.means.to(x), self.variances.to(x)
-        share = self._log_joint(x, t, y).softmax(dim=1)  # [B, K]
+        share = self._log_joint(x, level, condition).softmax(dim=1)  # [B, K]
         gain = alpha * variances / (alpha**2 * variances + sigma**2)  # [K]
         centre = means * (1 - alpha * gain)[:, None]  # [K, d]
         return share @ centre + (share @ gain)[:, None] * x
 
-    def flat_log_density(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
-        """See the base class."""
-        return self._log_joint(x, t, y).logsumexp(dim=1)
+    @override
+    def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        return self._log_joint(x, level, condition).logsumexp(dim=1)
 
-    def _log_joint(self, x: Tensor, t: int, y: Tensor | None) -> Tensor:
+    def _log_joint(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """Log of weight_k·N(x; alpha·m_k, alpha²·v_k + sigma²), [B, K]."""
-        alpha, sigma = self.schedule.at(t, like=x)
+        alpha, sigma = level.alpha, level.sigma
         variances = alpha**2 * self.variances.to(x) + sigma**2
         # Differences first: with the inner product, small sigma would lose every digit.
         mode = "donot_use_mm_for_euclid_dist"
         distances = torch.cdist(x, alpha * self.means.to(x), compute_mode=mode) ** 2  # [B, K]
-        log_weights = self._weights_in_class(y, len(x)).to(x).log()
+        log_weights = self._weights_in_class(condition.label, len(x)).to(x).log()
         log_norm = 0.5 * x.shape[1] * torch.log(2 * math.pi * variances)
         return log_weights - log_norm - 0.5 * distances / variances
 
-    def _weights_in_class(self, y: Tensor | None, rows: int) -> Tensor:
-        if y is None or self.labels is None:
+    def _weights_in_class(self, label: Tensor | None, rows: int) -> Tensor:
+        if label is None or self.labels is None:
             return self.weights.expand(rows, -1)
-        chosen = (y[:, None].cpu() == self.labels.cpu()) | (y[:, None].cpu() < 0)  # [B, K]
+        chosen = (label[:, None].cpu() == self.labels.cpu()) | (label[:, None].cpu() < 0)  # [B, K]
         weights = self.weights * chosen
         totals = weights.sum(1, keepdim=True)
         if bool((totals == 0).any()):
             known = sorted(set(self.labels.tolist()))
-            unknown = int(y[int((totals == 0).nonzero()[0, 0])])
+            unknown = int(label[int((totals == 0).nonzero()[0, 0])])
             raise InputError(
                 f"{type(self).__name__}: label {unknown} has no "
                 f"component; the labels are {known}, or −1 for all"

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.posterior import posterior
-from ddpm_lightning.diffusion.schedules import Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule
+from ddpm_lightning.diffusion.posterior import new_noise, posterior
 from ddpm_lightning.errors import InputError
 
 
@@ -28,35 +29,26 @@ class Parameterization(Configurable, ABC):
     """How a prediction of x0 is read off the network's output F. All are affine in F."""
 
     @abstractmethod
-    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """Give the four coefficients at level(s) t.
+    def coefficients(self, level: Level) -> Coefficients:
+        """Give the four coefficients at a level in 1…T."""
 
-        Args:
-            schedule: The forward process.
-            t: A level in 1…T, or int64 [B].
-            like: [B, ...] tensor that fixes dtype, device and rank.
-        """
-
-    def target(self, schedule: Schedule, t: int | Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+    def target(self, level: Level, c: Coefficients, x0: Tensor, eps: Tensor) -> Tensor:
         """Give what F should be: the F for which x0_hat = x0, as a function of x0 and eps.
 
         target = ((1 − c_skip·alpha)·x_0 − c_skip·sigma·eps) / c_out
 
         Args:
-            schedule: The forward process.
-            t: A level in 1…T, or int64 [B].
+            level: Level(s) of x_t.
+            c: The coefficients there.
             x0: [B, ...] data.
             eps: [B, ...] the noise in x_t.
         """
-        alpha, sigma = schedule.at(t, like=x0)
-        c_skip, c_out, _, _ = self.coefficients(schedule, t, like=x0)
-        return ((1 - c_skip * alpha) * x0 - c_skip * sigma * eps) / c_out
+        return ((1 - c.c_skip * level.alpha) * x0 - c.c_skip * level.sigma * eps) / c.c_out
 
     def check(self, schedule: Schedule) -> None:
         """Raise InputError if x0 cannot be recovered at some level of this schedule."""
         t = torch.arange(1, schedule.T + 1)
-        like = torch.ones(1, dtype=torch.float64)
-        coefficients = self.coefficients(schedule, t, like)
+        coefficients = self.coefficients(schedule.level(t, like=schedule.alpha))
         for name, coefficient in zip(coefficients._fields, coefficients, strict=True):
             # Finite in float32, in which the network is trained, and squared there by the loss:
             # alpha_T = 1e-60 is 0.
@@ -72,28 +64,27 @@ class Parameterization(Configurable, ABC):
                 )
 
 
-def discrete_time(t: int | Tensor, like: Tensor) -> Scalar:
+def discrete_time(level: Level) -> Scalar:
     """The noise coordinate t − 1: networks count the noise levels 1…T from 0 (DDPM's code)."""
-    if isinstance(t, int):
-        return float(t - 1)
-    return (t - 1).to(torch.promote_types(like.dtype, torch.float32))
+    t = level.t - 1
+    return t.to(level.alpha.dtype) if isinstance(t, Tensor) else float(t)  # type: ignore[union-attr]
 
 
 class Eps(Parameterization):
     """F predicts the noise: x0_hat = (x_t − sigma·F) / alpha (DDPM eq. 15)."""
 
-    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
-        alpha, sigma = schedule.at(t, like)
-        return Coefficients(1 / alpha, -sigma / alpha, 1.0, discrete_time(t, like))
+    @override
+    def coefficients(self, level: Level) -> Coefficients:
+        alpha, sigma = level.alpha, level.sigma
+        return Coefficients(1 / alpha, -sigma / alpha, 1.0, discrete_time(level))
 
 
 class X0(Parameterization):
     """F predicts the data: x0_hat = F (DDPM sec. 3.2)."""
 
-    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
-        return Coefficients(0.0, 1.0, 1.0, discrete_time(t, like))
+    @override
+    def coefficients(self, level: Level) -> Coefficients:
+        return Coefficients(0.0, 1.0, 1.0, discrete_time(level))
 
 
 class V(Parameterization):
@@ -103,11 +94,11 @@ class V(Parameterization):
     preserves variance. Safe at zero terminal SNR.
     """
 
-    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
-        alpha, sigma = schedule.at(t, like)
+    @override
+    def coefficients(self, level: Level) -> Coefficients:
+        alpha, sigma = level.alpha, level.sigma
         norm = alpha**2 + sigma**2
-        return Coefficients(alpha / norm, -sigma / norm, 1.0, discrete_time(t, like))
+        return Coefficients(alpha / norm, -sigma / norm, 1.0, discrete_time(level))
 
 
 class PosteriorMean(Parameterization):
@@ -117,10 +108,10 @@ class PosteriorMean(Parameterization):
     x0_hat = (F − B·x_t) / A.
     """
 
-    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
-        q = posterior(schedule, t - 1, t, like)
-        return Coefficients(-q.x_t / q.x0, 1 / q.x0, 1.0, discrete_time(t, like))
+    @override
+    def coefficients(self, level: Level) -> Coefficients:
+        q = posterior(level.at(level.t - 1), level)
+        return Coefficients(-q.x_t / q.x0, 1 / q.x0, 1.0, discrete_time(level))
 
 
 class MeanShift(Parameterization):
@@ -133,13 +124,13 @@ class MeanShift(Parameterization):
     x0_hat = (alpha·x_t + sigma²/(sqrt(beta_t)·alpha_{t−1})·F) / (alpha² + sigma²).
     """
 
-    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
-        (alpha_s, _), (alpha, sigma) = schedule.at(t - 1, like), schedule.at(t, like)
+    @override
+    def coefficients(self, level: Level) -> Coefficients:
+        alpha, sigma, before = level.alpha, level.sigma, level.at(level.t - 1)
         norm = alpha**2 + sigma**2
-        std = sigma * schedule.new_noise(t - 1, t, like) ** 0.5  # sqrt(beta_t)
+        std = sigma * new_noise(before, level) ** 0.5  # sqrt(beta_t)
         return Coefficients(
-            alpha / norm, sigma**2 / (std * alpha_s * norm), 1.0, discrete_time(t, like)
+            alpha / norm, sigma**2 / (std * before.alpha * norm), 1.0, discrete_time(level)
         )
 
 
@@ -150,15 +141,14 @@ class Velocity(Parameterization):
     on any schedule. Safe at zero terminal SNR.
     """
 
-    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
-        alpha, sigma = schedule.at(t, like)
-        total = alpha + sigma
-        return Coefficients(1 / total, -sigma / total, 1.0, discrete_time(t, like))
+    @override
+    def coefficients(self, level: Level) -> Coefficients:
+        total = level.alpha + level.sigma
+        return Coefficients(1 / total, -level.sigma / total, 1.0, discrete_time(level))
 
-    def target(self, schedule: Schedule, t: int | Tensor, x0: Tensor, eps: Tensor) -> Tensor:
-        """See the base class: the same, without its cancellation at small sigma."""
-        return eps - x0
+    @override
+    def target(self, level: Level, c: Coefficients, x0: Tensor, eps: Tensor) -> Tensor:
+        return eps - x0  # the same, without its cancellation at small sigma
 
 
 class EDMPreconditioning(Parameterization):
@@ -184,23 +174,20 @@ class EDMPreconditioning(Parameterization):
             )
         self.sigma_data = sigma_data
 
-    def coefficients(self, schedule: Schedule, t: int | Tensor, like: Tensor) -> Coefficients:
-        """See the base class."""
-        alpha, sigma = schedule.at(t, like)
-        total = sigma**2 + (alpha * self.sigma_data) ** 2
-        c_noise = -schedule.log_snr_at(t, like) / 8
+    @override
+    def coefficients(self, level: Level) -> Coefficients:
+        total = level.sigma**2 + (level.alpha * self.sigma_data) ** 2
+        c_noise = -level.log_snr / 8
         return Coefficients(
-            c_skip=alpha * self.sigma_data**2 / total,
-            c_out=sigma * self.sigma_data / total**0.5,
+            c_skip=level.alpha * self.sigma_data**2 / total,
+            c_out=level.sigma * self.sigma_data / total**0.5,
             c_in=total**-0.5,
             c_noise=c_noise.flatten() if isinstance(c_noise, Tensor) else c_noise,
         )
 
-    def target(self, schedule: Schedule, t: int | Tensor, x0: Tensor, eps: Tensor) -> Tensor:
-        """See the base class: (sigma/sigma_data·x0 − alpha·sigma_data·eps) / D.
-
-        The same, without its cancellation at small sigma.
-        """
-        alpha, sigma = schedule.at(t, like=x0)
-        total = sigma**2 + (alpha * self.sigma_data) ** 2
-        return (sigma / self.sigma_data * x0 - alpha * self.sigma_data * eps) / total**0.5
+    @override
+    def target(self, level: Level, c: Coefficients, x0: Tensor, eps: Tensor) -> Tensor:
+        # (sigma/sigma_data·x0 − alpha·sigma_data·eps) / D: the same, without its cancellation.
+        alpha, sigma, data = level.alpha, level.sigma, self.sigma_data
+        total = sigma**2 + (alpha * data) ** 2
+        return (sigma / data * x0 - alpha * data * eps) / total**0.5

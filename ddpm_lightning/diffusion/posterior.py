@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ddpm_lightning.diffusion.schedules import Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule
 
 
 class Posterior(NamedTuple):
@@ -18,41 +19,48 @@ class Posterior(NamedTuple):
     variance: Scalar
 
 
-def transition_variance(
-    schedule: Schedule, s: int | Tensor, t: int | Tensor, like: Tensor
-) -> Scalar:
+def new_noise(s: Level, t: Level) -> Scalar:
+    """Share of x_t's noise variance that came since level s: 1 − SNR_t/SNR_s (VDM, app. A).
+
+    By expm1 of the difference in log SNR, which keeps the digits that sigma_t² −
+    (alpha_t/alpha_s)²·sigma_s² loses between neighbours. 1 at s = 0 and where alpha_t = 0.
+
+    Args:
+        s: Lower level(s).
+        t: Upper level(s).
+    """
+    s, t = s.matching(t), t.matching(s)
+    difference = (t.log_snr - s.log_snr) + (t.log_snr_rest - s.log_snr_rest)
+    return -torch.expm1(difference) if isinstance(difference, Tensor) else -math.expm1(difference)
+
+
+def transition_variance(s: Level, t: Level) -> Scalar:
     """Variance of q(x_t | x_s) = N(alpha_t/alpha_s·x_s, ·); beta_t of DDPM where s = t − 1.
 
     sigma_t² − (alpha_t/alpha_s)²·sigma_s² = sigma_t²·(1 − SNR_t/SNR_s) (VDM, app. A).
 
     Args:
-        schedule: The forward process.
-        s: Lower level(s), an int or int64 [B]; s < t.
-        t: Upper level(s), of the same kind.
-        like: [B, ...] tensor that fixes dtype, device and rank.
+        s: Lower level(s).
+        t: Upper level(s).
     """
-    _, sigma_t = schedule.at(t, like)
-    return sigma_t**2 * schedule.new_noise(s, t, like)
+    return t.sigma**2 * new_noise(s, t)
 
 
-def posterior(schedule: Schedule, s: int | Tensor, t: int | Tensor, like: Tensor) -> Posterior:
+def posterior(s: Level, t: Level) -> Posterior:
     """Mean coefficients and variance of q(x_s | x_t, x_0) (DDPM eq. 6–7; any pair: VDM, app. A).
 
     Mean alpha_s·n·x_0 + (alpha_t/alpha_s)·(sigma_s/sigma_t)²·x_t and variance sigma_s²·n, with
     n = 1 − SNR_t/SNR_s. Finite from alpha_T = 0 down to sigma_0 = 0, where it is x_0 itself.
 
     Args:
-        schedule: The forward process.
-        s: Lower level(s), an int or int64 [B]; s < t.
-        t: Upper level(s), of the same kind.
-        like: [B, ...] tensor that fixes dtype, device and rank.
+        s: Lower level(s).
+        t: Upper level(s).
     """
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.at(s, like), schedule.at(t, like)
-    new_noise = schedule.new_noise(s, t, like)
+    n = new_noise(s, t)
     return Posterior(
-        x0=alpha_s * new_noise,
-        x_t=alpha_t / alpha_s * (sigma_s / sigma_t) ** 2,
-        variance=sigma_s**2 * new_noise,
+        x0=s.alpha * n,
+        x_t=t.alpha / s.alpha * (s.sigma / t.sigma) ** 2,
+        variance=s.sigma**2 * n,
     )
 
 
@@ -65,7 +73,6 @@ def first_variance(schedule: Schedule) -> float:
     Args:
         schedule: The forward process.
     """
-    sigma_1 = float(schedule.sigma[1])
-    if schedule.T == 1:
-        return sigma_1**2
-    return sigma_1**2 * -math.expm1(float(schedule.log_snr[2]) - float(schedule.log_snr[1]))
+    first = schedule.level(1)
+    variance = first.sigma**2 if schedule.T == 1 else posterior(first, first.at(2)).variance
+    return float(variance)

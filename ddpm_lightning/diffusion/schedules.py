@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.schedule import Scalar, Schedule, tables_from_betas
+from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule
 from ddpm_lightning.errors import InputError
 
 __all__ = [
+    "BetaSchedule",
     "Cosine",
     "Karras",
+    "Level",
     "Linear",
     "Quadratic",
     "Scalar",
@@ -27,14 +32,14 @@ __all__ = [
 ]
 
 
-class Linear(Schedule):
-    """Betas rise linearly (DDPM, sec. 4): the schedule of the CIFAR-10 recipe at T = 1000.
+class BetaSchedule(Schedule):
+    """A schedule stated by its betas, which rise between two end points.
 
-    The end points are meant for 1000 levels; for another T they are scaled by 1000/T, so that x_T
-    is noise for every T.
+    A subclass states :meth:`betas`. The end points are meant for 1000 levels; for another T they
+    are scaled by 1000/T, so that x_T is noise for every T.
 
     Args:
-        T: Number of noise levels, more than 20.
+        T: Number of noise levels, more than 20 with the default end points.
         beta_start: beta_1 at 1000 levels.
         beta_end: beta_T at 1000 levels.
         rescale: Scale both by 1000/T; false takes them as they stand.
@@ -43,6 +48,9 @@ class Linear(Schedule):
         InputError: A beta leaves (0, 1].
     """
 
+    meant_for: ClassVar[int] = 1000
+    """Number of levels that the end points are meant for."""
+
     def __init__(
         self,
         T: int = 1000,
@@ -50,11 +58,58 @@ class Linear(Schedule):
         beta_end: float = 0.02,
         rescale: bool = True,
     ) -> None:
-        first, last = _end_points("Linear", T, beta_start, beta_end, 1000 if rescale else T)
-        super().__init__(*tables_from_betas(_rising(first, last, T)))
+        scale = self.meant_for / T if T > 0 and rescale else 1.0
+        first, last = scale * beta_start, scale * beta_end
+        if T < 1 or not 0 < first <= last < 1:
+            raise InputError(
+                f"{type(self).__name__}(T={T}): betas from {first:.4g} to {last:.4g} do not rise "
+                f"within (0, 1); use more levels (T > {scale * T * beta_end:.0f} with these end "
+                "points) or smaller end points"
+            )
+        super().__init__(*tables_from_betas(self.betas(first, last, T).double()))
+
+    @abstractmethod
+    def betas(self, first: float, last: float, T: int) -> Tensor:
+        """Give beta_1…beta_T, float64 [T], from the (scaled) end points."""
 
 
-class Quadratic(Schedule):
+def tables_from_betas(betas: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn beta_1…beta_T into alpha and sigma of the levels 0…T.
+
+    alpha_t² = prod_{i≤t} (1 − beta_i) (DDPM, above eq. 4); sigma_t² = 1 − alpha_t² by expm1, which
+    keeps every digit where alpha_t² is close to 1.
+
+    Args:
+        betas: float64 [T], in (0, 1].
+
+    Raises:
+        InputError: A beta is outside (0, 1].
+    """
+    if not bool(((betas > 0) & (betas <= 1)).all()):
+        raise InputError(
+            f"betas must lie in (0, 1], but here they span {float(betas.min()):.4g} to "
+            f"{float(betas.max()):.4g}"
+        )
+    log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
+    return torch.exp(0.5 * log_alpha_bar), torch.sqrt(-torch.expm1(log_alpha_bar))
+
+
+class Linear(BetaSchedule):
+    """Betas rise linearly (DDPM, sec. 4): the schedule of the CIFAR-10 recipe at T = 1000.
+
+    Args:
+        T: Number of noise levels, more than 20.
+        beta_start: beta_1 at 1000 levels.
+        beta_end: beta_T at 1000 levels.
+        rescale: Scale both by 1000/T; false takes them as they stand.
+    """
+
+    @override
+    def betas(self, first: float, last: float, T: int) -> Tensor:
+        return _rising(first, last, T)
+
+
+class Quadratic(BetaSchedule):
     """Square roots of the betas rise linearly: latent diffusion's "scaled linear" schedule.
 
     beta_t = (linear from sqrt(beta_1) to sqrt(beta_T))² (Rombach et al. 2022, their code).
@@ -65,21 +120,49 @@ class Quadratic(Schedule):
         beta_start: beta_1 at 1000 levels.
         beta_end: beta_T at 1000 levels.
         rescale: Scale both by 1000/T; false takes them as they stand.
-
-    Raises:
-        InputError: A beta leaves (0, 1].
     """
 
-    def __init__(
-        self,
-        T: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        rescale: bool = True,
-    ) -> None:
-        first, last = _end_points("Quadratic", T, beta_start, beta_end, 1000 if rescale else T)
-        betas = _rising(math.sqrt(first), math.sqrt(last), T).square()
-        super().__init__(*tables_from_betas(betas))
+    @override
+    def betas(self, first: float, last: float, T: int) -> Tensor:
+        return _rising(math.sqrt(first), math.sqrt(last), T).square()
+
+
+class SigmoidBetas(BetaSchedule):
+    """Betas rise along a sigmoid from −6 to 6 (the annotated diffusion model, GeoDiff's code).
+
+    beta_t = σ(linear from −6 to 6)·(beta_T − beta_1) + beta_1.
+
+    Args:
+        T: Number of noise levels, more than 20.
+        beta_start: Lower end of the betas at 1000 levels.
+        beta_end: Upper end of the betas at 1000 levels.
+        rescale: Scale both by 1000/T; false takes them as they stand.
+    """
+
+    @override
+    def betas(self, first: float, last: float, T: int) -> Tensor:
+        return torch.sigmoid(_rising(-6, 6, T)) * (last - first) + first
+
+
+class SohlDickstein(BetaSchedule):
+    """The swiss roll's schedule of the first diffusion paper (Sohl-Dickstein et al. 2015).
+
+    beta_t = σ(linear from −18 to 10)·(0.3 − 1e-5) + 1e-5 at T = 40, as its re-implementations
+    have it: beta_1 = 1.0005e-5, beta_40 = 0.29999, alpha_bar_40 = 0.00636. Both end points are
+    scaled by 40/T for another T.
+
+    Args:
+        T: Number of noise levels, more than 12.
+    """
+
+    meant_for = 40
+
+    def __init__(self, T: int = 40) -> None:
+        super().__init__(T, 1e-5, 0.3)
+
+    @override
+    def betas(self, first: float, last: float, T: int) -> Tensor:
+        return torch.sigmoid(_rising(-18, 10, T)) * (last - first) + first
 
 
 class Cosine(Schedule):
@@ -142,53 +225,6 @@ class Sigmoid(Schedule):
                 "or a smaller min_alpha_bar"
             )
         super().__init__(alpha_bar.sqrt(), one_minus.sqrt())
-
-
-class SigmoidBetas(Schedule):
-    """Betas rise along a sigmoid from −6 to 6 (the annotated diffusion model, GeoDiff's code).
-
-    beta_t = σ(linear from −6 to 6)·(beta_T − beta_1) + beta_1.
-
-    Args:
-        T: Number of noise levels, more than 20.
-        beta_start: Lower end of the betas at 1000 levels.
-        beta_end: Upper end of the betas at 1000 levels.
-        rescale: Scale both by 1000/T; false takes them as they stand.
-
-    Raises:
-        InputError: A beta leaves (0, 1].
-    """
-
-    def __init__(
-        self,
-        T: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        rescale: bool = True,
-    ) -> None:
-        first, last = _end_points("SigmoidBetas", T, beta_start, beta_end, 1000 if rescale else T)
-        betas = torch.sigmoid(_rising(-6, 6, T)) * (last - first) + first
-        super().__init__(*tables_from_betas(betas))
-
-
-class SohlDickstein(Schedule):
-    """The swiss roll's schedule of the first diffusion paper (Sohl-Dickstein et al. 2015).
-
-    beta_t = σ(linear from −18 to 10)·(0.3 − 1e-5) + 1e-5 at T = 40, as its re-implementations
-    have it: beta_1 = 1.0005e-5, beta_40 = 0.29999, alpha_bar_40 = 0.00636. Both end points are
-    scaled by 40/T for another T.
-
-    Args:
-        T: Number of noise levels, more than 12.
-
-    Raises:
-        InputError: A beta leaves (0, 1].
-    """
-
-    def __init__(self, T: int = 40) -> None:
-        first, last = _end_points("SohlDickstein", T, 1e-5, 0.3, 40)
-        betas = torch.sigmoid(_rising(-18, 10, T)) * (last - first) + first
-        super().__init__(*tables_from_betas(betas))
 
 
 class Karras(Schedule):
@@ -271,9 +307,6 @@ class Table(Schedule):
     Args:
         alpha: alpha_0…alpha_T, the first 1.
         sigma: sigma_0…sigma_T, the first 0; sigma/alpha must rise.
-
-    Raises:
-        InputError: The tables are not such levels.
     """
 
     def __init__(self, alpha: list[float], sigma: list[float]) -> None:
@@ -292,17 +325,3 @@ def _rising(first: float, last: float, n: int) -> Tensor:
 def _check_levels(name: str, T: int) -> None:
     if T < 1:
         raise InputError(f"{name}(T={T}): at least one level is needed")
-
-
-def _end_points(
-    name: str, T: int, beta_start: float, beta_end: float, meant_for: int
-) -> tuple[float, float]:
-    """Scale the end points of rising betas from the number of levels they are meant for to T."""
-    scale = meant_for / T if T > 0 else 1.0
-    if T < 1 or not 0 < scale * beta_start <= scale * beta_end < 1:
-        raise InputError(
-            f"{name}(T={T}): betas from {scale * beta_start:.4g} to {scale * beta_end:.4g} do "
-            f"not rise within (0, 1); use more levels (T > {meant_for * beta_end:.0f} with these "
-            "end points) or smaller end points"
-        )
-    return scale * beta_start, scale * beta_end

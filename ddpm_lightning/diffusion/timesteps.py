@@ -9,9 +9,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.errors import InputError
 
 
@@ -86,8 +87,8 @@ class Timesteps(Configurable, ABC):
 class Uniform(Timesteps):
     """Every level 1…T equally often (DDPM algorithm 1)."""
 
+    @override
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
-        """See the base class."""
         u = noise.uniform(1)
         return Drawn(level_of(u, schedule), torch.ones_like(u))
 
@@ -112,12 +113,11 @@ class LogNormal(Timesteps):
         self.mean = mean
         self.std = std
 
+    @override
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
-        """See the base class."""
         u = noise.uniform(1)
         levels = torch.arange(1, schedule.T + 1, device=u.device)
-        log_snr = schedule.log_snr_at(levels, like=u)
-        assert isinstance(log_snr, Tensor)
+        log_snr = torch.as_tensor(schedule.level(levels, like=u).log_snr)
         midpoints = -(log_snr[1:] + log_snr[:-1]) / 4  # of ln(sigma/alpha)
         t = 1 + torch.searchsorted(midpoints, self.mean + self.std * torch.special.ndtri(u))
         return Drawn(t, torch.ones_like(u))
@@ -149,8 +149,8 @@ class LogitNormal(Timesteps):
         self.std = std
         self.uniform = uniform
 
+    @override
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
-        """See the base class."""
         u = noise.uniform(1)
         # The uniform share takes the lowest u, the normal the rest, each stretched to [0, 1).
         even = u / max(self.uniform, 1e-12)
@@ -175,6 +175,7 @@ class Stratified(Timesteps):
     def __init__(self, timesteps: Timesteps = Uniform()) -> None:
         self.timesteps = timesteps
 
+    @override
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
         """See the base class.
 
@@ -188,21 +189,21 @@ class Stratified(Timesteps):
             )
         return self.timesteps(schedule, _StratifiedNoise(noise))
 
+    @override
     @property
     def learns(self) -> bool:
-        """See the base class."""
         return self.timesteps.learns
 
+    @override
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """See the base class."""
         self.timesteps.update(t, losses)
 
+    @override
     def state_dict(self) -> dict[str, Tensor]:
-        """See the base class."""
         return self.timesteps.state_dict()
 
+    @override
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See the base class."""
         self.timesteps.load_state_dict(state)
 
 
@@ -231,8 +232,8 @@ class LossSecondMoment(Timesteps):
         self._losses = torch.zeros(0, history)
         self._counts = torch.zeros(0, dtype=torch.int64)
 
+    @override
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
-        """See the base class."""
         self._grow(schedule.T)
         if len(self._counts) > schedule.T:
             raise InputError(
@@ -257,6 +258,7 @@ class LossSecondMoment(Timesteps):
             return flat
         return (1 - self.uniform) * rms / total + self.uniform * flat
 
+    @override
     def update(self, t: Tensor, losses: Tensor) -> None:
         """See the base class. Losses that are not finite are left out."""
         t, losses = t.detach().cpu(), losses.detach().float().cpu()
@@ -275,12 +277,13 @@ class LossSecondMoment(Timesteps):
         self._losses[index[kept], place[kept]] = losses[kept]
         self._counts += added
 
+    @override
     def state_dict(self) -> dict[str, Tensor]:
         """See the base class: ``losses`` float32 [T, history] and ``counts`` int64 [T]."""
         return {"losses": self._losses.clone(), "counts": self._counts.clone()}
 
+    @override
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See the base class."""
         if not state:  # a checkpoint of another distribution: begin from nothing
             return
         losses, counts = state["losses"], state["counts"]

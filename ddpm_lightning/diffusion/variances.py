@@ -1,69 +1,47 @@
-"""Variance of the reverse step p(x_s | x_t), for any pair of levels s < t."""
+"""Learned and measured variances of the reverse step p(x_s | x_t), for any levels s < t."""
 
 from __future__ import annotations
 
 import zipfile
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from abc import abstractmethod
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.diffusion.levels import Level, Scalar
 from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
-from ddpm_lightning.diffusion.schedules import Scalar
+from ddpm_lightning.diffusion.prediction import Prediction, Variance
 from ddpm_lightning.errors import InputError
 
-if TYPE_CHECKING:
-    from ddpm_lightning.diffusion.denoiser import Prediction
 
+class _Learned(Variance):
+    """A variance from one extra output channel for each of the data's."""
 
-class Variance(Configurable, ABC):
-    """Variance of the reverse step. A learned one asks the network for extra output channels."""
-
+    @override
     def extra_channels(self, channels: int) -> int:
-        """How many output channels it needs beside the prediction's, for data of C channels."""
-        return 0
+        return channels
+
+    @override
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
+        if prediction.extra is None:
+            raise InputError(
+                f"{type(self).__name__} reads the network's extra channels, which this prediction "
+                "does not have; take FixedSmall or FixedLarge with it"
+            )
+        return self.learned(prediction.extra, s, prediction.level)
+
+    @override
+    def decoder(self, prediction: Prediction) -> Scalar:
+        return self(prediction, prediction.level.at(0))
 
     @abstractmethod
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """Variance of p(x_s | x_t) for a prediction at level t.
-
-        Args:
-            prediction: What the denoiser said at x_t, with the extra channels if there are any.
-            s: The level to step to, s < t; int64 [B] where the prediction's t is.
-        """
-
-    def decoder(self, prediction: Prediction) -> Scalar:
-        """Variance of p(x_0 | x_1) as a density of the data, in the variational bound.
-
-        beta_tilde_2 unless a class knows better: the step to level 0 itself adds no noise, and a
-        density without variance is infinite (improved DDPM's code does the same).
-
-        Args:
-            prediction: What the denoiser said at x_1.
-        """
-        return first_variance(prediction.schedule)
+    def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
+        """Variance of p(x_s | x_t) from the extra channels [B, ...]."""
 
 
-class FixedSmall(Variance):
-    """The posterior's beta_tilde: optimal where data is a single point (DDPM sec. 3.2)."""
-
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
-        return posterior(prediction.schedule, s, prediction.t, prediction.x_t).variance
-
-
-class FixedLarge(Variance):
-    """The forward process's beta: optimal where data is standard normal (DDPM sec. 3.2)."""
-
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
-        return transition_variance(prediction.schedule, s, prediction.t, prediction.x_t)
-
-
-class LearnedRange(Variance):
+class LearnedRange(_Learned):
     """Learned between beta_tilde and beta, on a log scale (improved DDPM eq. 15).
 
     exp(v·ln beta + (1 − v)·ln beta_tilde) with v = (extra + 1)/2 from one extra output channel for
@@ -72,26 +50,16 @@ class LearnedRange(Variance):
     it: use the objective Hybrid or VariationalBound.
     """
 
-    def extra_channels(self, channels: int) -> int:
-        """See the base class: one for each."""
-        return channels
-
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
-        extra = _extra(self, prediction)
-        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
-        large = _tensor(transition_variance(schedule, s, t, like), extra)
-        small = _tensor(posterior(schedule, s, t, like).variance, extra)
-        small = torch.where(_rows(s, extra) == 0, first_variance(schedule), small)
+    @override
+    def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
+        large = _tensor(transition_variance(s, t), extra)
+        small = _tensor(posterior(s, t).variance, extra)
+        small = torch.where(small == 0, first_variance(t.schedule), small)
         v = (extra + 1) / 2
         return torch.exp(v * large.log() + (1 - v) * small.log())
 
-    def decoder(self, prediction: Prediction) -> Scalar:
-        """See the base class: what was learned."""
-        return self(prediction, 0)
 
-
-class LearnedDiagonal(Variance):
+class LearnedDiagonal(_Learned):
     """Any variance, learned for each dimension (Sohl-Dickstein et al. 2015, table App.1).
 
     The step t → t − 1 has beta_t·exp(extra), from one extra output channel for each of the data's:
@@ -101,25 +69,15 @@ class LearnedDiagonal(Variance):
     it: use the objective VariationalBound or Hybrid.
     """
 
-    def extra_channels(self, channels: int) -> int:
-        """See the base class: one for each."""
-        return channels
-
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
-        extra = _extra(self, prediction)
-        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
-        learned = transition_variance(schedule, t - 1, t, like) * extra.exp()
-        if isinstance(s, int) and isinstance(t, int) and s == t - 1:
-            return learned
-        one, any_ = posterior(schedule, t - 1, t, like), posterior(schedule, s, t, like)
+    @override
+    def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
+        before = t.at(t.t - 1)
+        learned = transition_variance(before, t) * extra.exp()
+        one, any_ = posterior(before, t), posterior(s, t)
         excess = (learned - one.variance).clamp(min=0)
         implied = any_.variance + (any_.x0 / one.x0) ** 2 * excess
-        return torch.where(_rows(s, extra) == _rows(t, extra) - 1, learned, implied)
-
-    def decoder(self, prediction: Prediction) -> Scalar:
-        """See the base class: what was learned."""
-        return self(prediction, 0)
+        is_before = torch.as_tensor(s.t == before.t, device=extra.device)
+        return torch.where(is_before.view(-1, *[1] * (extra.ndim - 1)), learned, implied)
 
 
 class AnalyticVariance(Variance):
@@ -156,34 +114,48 @@ class AnalyticVariance(Variance):
                 "and 0 or larger"
             )
         self.errors = torch.from_numpy(errors)
-        self._errors32 = self.errors.float()
 
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
-        schedule, t, like = prediction.schedule, prediction.t, prediction.x_t
+    @override
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
+        schedule = prediction.schedule
         if len(self.errors) != schedule.T + 1:
             raise InputError(
                 f"AnalyticVariance: the table has {len(self.errors)} entries, but "
                 f"{type(schedule).__name__} has the levels 0…{schedule.T}; estimate it anew for "
                 "this schedule"
             )
-        error: Scalar
-        if isinstance(t, int):
-            error = float(self.errors[t])
-        else:
-            errors = self.errors if like.dtype == torch.float64 else self._errors32
-            error = errors.to(like.device)[t].view((-1,) + (1,) * (like.ndim - 1))
-        q = posterior(schedule, s, t, like)
-        return q.variance + q.x0**2 * error
+        q = posterior(s, prediction.level)
+        return q.variance + q.x0**2 * prediction.level.entry(self.errors)
 
+    @override
     def decoder(self, prediction: Prediction) -> Scalar:
-        """See the base class: the formula at s = 0, or beta_tilde_2 where that is larger."""
         floor = first_variance(prediction.schedule)
-        variance = self(prediction, 0)
+        variance = self(prediction, prediction.level.at(0))
         return variance.clamp(min=floor) if isinstance(variance, Tensor) else max(variance, floor)
 
 
-class InsteadOfLearned(Variance):
+def replacing(trained: Variance, asked: Variance, channels: int) -> Variance:
+    """Make a variance fit a network that was trained with another.
+
+    Args:
+        trained: What the network was built for.
+        asked: What its samples shall have.
+        channels: Channels of the data.
+
+    Raises:
+        InputError: The one that is asked for would have to be learned.
+    """
+    if asked.extra_channels(channels) and type(asked) is not type(trained):
+        raise InputError(
+            f"{type(asked).__name__} is learned, but the checkpoint was trained with "
+            f"{type(trained).__name__}; use FixedSmall, FixedLarge or AnalyticVariance"
+        )
+    if trained.extra_channels(channels) and not asked.extra_channels(channels):
+        return _InsteadOfLearned(asked, trained)
+    return asked
+
+
+class _InsteadOfLearned(Variance):
     """Another variance for a network that has learned one, whose extra channels are ignored.
 
     Args:
@@ -195,35 +167,21 @@ class InsteadOfLearned(Variance):
         self.variance = variance
         self.learned = learned
 
+    @override
     def extra_channels(self, channels: int) -> int:
-        """See the base class: those of the learned one."""
         return self.learned.extra_channels(channels)
 
-    def __call__(self, prediction: Prediction, s: int | Tensor) -> Scalar:
-        """See the base class."""
+    @override
+    def __call__(self, prediction: Prediction, s: Level) -> Scalar:
         return self.variance(prediction, s)
 
+    @override
     def decoder(self, prediction: Prediction) -> Scalar:
-        """See the base class."""
         return self.variance.decoder(prediction)
-
-
-def _extra(variance: Variance, prediction: Prediction) -> Tensor:
-    if prediction.extra is None:
-        raise InputError(
-            f"{type(variance).__name__} reads the network's extra channels, which this prediction "
-            "does not have; take FixedSmall or FixedLarge with it"
-        )
-    return prediction.extra
 
 
 def _tensor(scalar: Scalar, like: Tensor) -> Tensor:
     return torch.as_tensor(scalar, dtype=like.dtype, device=like.device)
-
-
-def _rows(level: int | Tensor, like: Tensor) -> Tensor:
-    """A level, or one a row, as a tensor that broadcasts over the data."""
-    return torch.as_tensor(level, device=like.device).view((-1,) + (1,) * (like.ndim - 1))
 
 
 def _read_table(path: str) -> tuple[np.ndarray, str | None]:

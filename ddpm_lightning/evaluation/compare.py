@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.evaluation.report import with_error
+from ddpm_lightning.metrics.result import read_results
+
+Record = dict[str, Any]
 
 
-def compare_results(first: Path, second: Path) -> str:
+def compare_results(first: Path, second: Path, step: int | None = None) -> str:
     """Say metric by metric whether two results differ by more than the noise.
 
-    The noise is that of drawing the samples: both were held against the same real images. A
+    The noise is that of drawing the samples: both were compared with the same real images. A
     difference counts from two standard errors of itself on, where both results state one.
 
     Args:
-        first: A results.json of the evaluate command.
+        first: A results.json of a command or metrics.json of a run, or the folder of either.
         second: Another.
+        step: Optimizer steps, of files with several; default: the last.
 
     Returns:
         A table, a line a metric.
@@ -28,71 +34,47 @@ def compare_results(first: Path, second: Path) -> str:
             numbers of samples, other pixels of the reference, another extractor, or other
             settings of a metric.
     """
-    a, b = _read(first), _read(second)
-    shared = [name for name in a["metrics"] if name in b["metrics"]]
+    a, b = read_results(first, step), read_results(second, step)
+    shared = [name for name in a if name in b]
     if not shared:
         raise InputError(f"{first} and {second} have no metric in common")
-    ways = [(_way(a, name), _way(b, name)) for name in shared]
-    for (what, mine), (_, others) in (pair for one in ways for pair in zip(*one, strict=True)):
-        if mine != others:
-            raise InputError(
-                f"{first} and {second} do not compare: {what} is {_short(mine)} and "
-                f"{_short(others)}; measure both in the same way"
-            )
+    for name in shared:
+        for what, mine, others in _ways(a[name], b[name]):
+            if mine != others:
+                raise InputError(
+                    f"{first} and {second} do not compare: {what} is {_short(mine)} and "
+                    f"{_short(others)}; measure both in the same way"
+                )
     width = max(map(len, shared))
     lines = [f"{'':{width}}  {'A':>22}  {'B':>22}  B − A"]
-    lines += [_line(name, a["metrics"][name], b["metrics"][name], width) for name in shared]
+    lines += [_line(name, a[name], b[name], width) for name in shared]
     return "\n".join([f"A: {first}", f"B: {second}", *lines])
 
 
-def with_error(value: float, error: float | None) -> str:
-    """Write a number with its error: 25.34 ± 0.81."""
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
-
-
-def _way(result: dict[str, Any], name: str) -> list[tuple[str, Any]]:
+def _ways(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
     """What must agree before two numbers say anything about each other."""
-    settings = [(f"the settings of {name}", result["metrics"][name]["settings"])]
-    if name == "bpd":  # of the model itself, without samples
-        return settings
-    reference = result["reference"]
-    # Where the real images come from does not matter, if they are the same.
-    same = [("n", result["n"]), ("reference", reference["sha256"])]
-    return [*same, ("extractor", result["extractor"]), *settings]
+    for what in ("n", "reference", "extractor", "settings"):
+        pair = [record.get(what) for record in (a, b)]
+        if what == "n":
+            pair = [record["samples"].get("n") for record in (a, b)]
+        elif what == "reference":  # where the real images come from does not matter
+            pair = [None if part is None else part["sha256"] for part in pair]
+        yield f"the settings of {a['metric']}" if what == "settings" else what, pair[0], pair[1]
 
 
-def _line(name: str, a: dict[str, Any], b: dict[str, Any], width: int) -> str:
-    difference = b["value"] - a["value"]
-    cells = "  ".join(f"{with_error(score['value'], score['error']):>22}" for score in (a, b))
+def _line(name: str, a: Record, b: Record, width: int) -> str:
+    cells = "  ".join(f"{with_error(r['value'], r['standard_error']):>22}" for r in (a, b))
+    if a["value"] is None or b["value"] is None:
+        return f"{name:{width}}  {cells}"
+    difference, errors = b["value"] - a["value"], (a["standard_error"], b["standard_error"])
     verdict = "its noise is not known"
-    if a["error"] is not None and b["error"] is not None:
-        noise = math.hypot(a["error"], b["error"])
+    if None not in errors:
+        noise = math.hypot(*errors)
         better = "A" if (difference > 0) == a["smaller_is_better"] else "B"
         within = abs(difference) <= 2 * noise
         verdict = "within the noise" if within else f"{better} is better"
         verdict += f" ({abs(difference) / noise:.1f} standard errors)" if noise else ""
     return f"{name:{width}}  {cells}  {difference:+.4g}  {verdict}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        path = path / "results.json"
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    try:
-        result = json.loads(path.read_text())
-        if isinstance(result, list):
-            raise InputError(
-                f"{path} holds a whole sweep; compare results.json of two of its folders"
-            )
-        for name, score in result["metrics"].items():
-            float(score["value"]), score["error"], score["smaller_is_better"]
-            _way(result, name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is no result of this version's evaluate command ({error!r}); run it again"
-        ) from error
-    return dict(result)
 
 
 def _short(value: Any) -> str:

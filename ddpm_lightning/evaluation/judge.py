@@ -1,118 +1,140 @@
-"""One reference, one extractor: every set of samples is held against the same features."""
+"""Folders of images scored against one set of real images, in the features of one extractor."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.real_images import RealImages
-from ddpm_lightning.metrics import FeatureExtractor
-from ddpm_lightning.metrics.cached import Features, reference_features
-from ddpm_lightning.metrics.floors import Floors, measured_floors
-from ddpm_lightning.metrics.frechet import Statistics
-from ddpm_lightning.metrics.measure import Measures, Score
-from ddpm_lightning.pictures.image_folder import ImageFolder
-from ddpm_lightning.pictures.images import from_uint8, grid, write_png
-from ddpm_lightning.pictures.samples import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.pictures.strips import captioned
+from ddpm_lightning.files import check_folder
+from ddpm_lightning.images import ImageFolder, from_uint8, grid, write_png
+from ddpm_lightning.loaded import device_named
+from ddpm_lightning.metrics import (
+    FeatureExtractor,
+    Features,
+    Inception,
+    LeNet,
+    Measures,
+    Metric,
+    Reference,
+    Result,
+    reference_features,
+)
+from ddpm_lightning.metrics.cache import pixels_digest
+from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
+from ddpm_lightning.plots.strips import captioned
 
 
 class Judge:
-    """Scores folders of images against real ones.
+    """Scores folders of images against real images.
 
     Args:
-        real: The real images; their features are computed here, once, and kept on disk.
-        extractor: Whose features are compared.
-        measures: Which metrics; None: nothing but the features of the real images.
+        metrics: Which.
+        reference: The real images.
+        extractor: Whose features are compared; default: LeNet for grey images, else Inception.
+        seed: Seed of subsets, splits and cuts in the metrics.
         batch_size: Images at a time.
-        device: Where the extractor works.
+        device: Where the extractor works: cpu, cuda, cuda:1, mps, or auto.
+
+    Raises:
+        InputError: The real images, the weights of the extractor or the device are not there.
     """
 
     def __init__(
         self,
-        real: RealImages,
-        extractor: FeatureExtractor,
-        measures: Measures | None,
-        batch_size: int,
-        device: torch.device,
+        metrics: Sequence[Metric],
+        reference: RealImages,
+        extractor: FeatureExtractor | None = None,
+        seed: int = 1,
+        batch_size: int = 256,
+        device: str = "auto",
     ) -> None:
-        self.real = real
-        self.extractor = extractor
-        self.measures = measures
+        self.device = device_named(device)
+        self.real = reference
+        self.extractor = extractor or (LeNet() if reference.shape[0] == 1 else Inception())
+        self.extractor.check()
+        self.measures = Measures(metrics, self.extractor, seed)
         self.batch_size = batch_size
-        self.device = device
-        if isinstance(real.source, ImageFolder):
-            self.reference, digest = self._features(real.source)
-        else:
-            digest = hashlib.sha256(real.source.contiguous().numpy().data).hexdigest()
-            self.reference = reference_features(
-                extractor, real.source, None, device, batch_size, progress=True
+
+    def check(self, what: Path, shape: Sequence[int], n: int) -> None:
+        """Refuse what cannot be scored, before anything is computed.
+
+        Args:
+            what: Where the images come from.
+            shape: [C, H, W] of an image.
+            n: How many they are.
+
+        Raises:
+            InputError: The real images are of another shape, or there are too few for a metric.
+        """
+        if tuple(shape) != tuple(self.real.shape):
+            raise InputError(
+                f"{what} has images of shape {list(shape)} (channels, height, width), but the "
+                f"real ones are {list(self.real.shape)}; nothing is resized or converted "
+                "silently, so bring one to the other first"
             )
-        self.real_sha256 = digest
-        self._floors: dict[int, Floors] = {}
+        self.measures.check(n, self.real.count)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The real images' features, computed once; those of a data set are kept on disk."""
+        source = self.real.source
+        if isinstance(source, ImageFolder):
+            features, digest = self._features(source)
+        else:
+            digest = pixels_digest(source)
+            features = reference_features(
+                self.extractor, source, None, self.device, self.batch_size, progress=True
+            )
+        known = self.extractor.knows_classes_of(self.real.data)
+        description = self.real.describe() | {"sha256": digest}
+        return Reference(self.measures, features, description, self.real.labels if known else None)
 
     def __call__(
-        self, images: ImageFolder, asked: Tensor | None, out: Path
-    ) -> tuple[dict[str, Score], str]:
+        self,
+        images: ImageFolder,
+        out: Path,
+        samples: dict[str, Any],
+        labels: Tensor | None = None,
+        step: int | None = None,
+    ) -> list[Result]:
         """Score images, and draw them into a folder: grid.png and neighbours.png.
 
         Args:
             images: What to score.
-            asked: int64 [n] classes that they were asked to be of, or None.
             out: The folder.
+            samples: How the images came about, as plain data.
+            labels: int64 [n] classes that they were asked to be of, or None.
+            step: Optimizer steps behind the weights; None where there is no model.
 
         Returns:
-            The scores by name, each with its floor, and the sha256 of all pixels.
+            The scores, each with its floor and all that was measured.
         """
-        assert self.measures is not None
         features, digest = self._features(images)
-        scores = self.measures(self.extractor, features, self.reference, self._statistics, asked)
+        scores = self.reference(features, labels)
         write_png(out / "grid.png", grid(from_uint8(images.read(images.files[:64]))))
         panel = draw_neighbours(
             images.read(images.files[:8]),
             features.features[:8],
-            self.reference.features,
+            self.reference.features.features,
             self.real.take,
         )
         write_png(out / "neighbours.png", captioned(panel, title=NEIGHBOURS))
-        return self.floors(len(images)).beside(scores), digest
+        stated = {"n": len(images), "sha256": digest, **samples}
+        return self.reference.results(scores, stated, step)
 
-    @cached_property
-    def _statistics(self) -> Statistics:
-        return Statistics.of(self.reference.features)
-
-    def floors(self, n: int) -> Floors:
-        """The floor of each metric for n samples; measured once."""
-        assert self.measures is not None
-        if n not in self._floors:
-            known = self.extractor.knows_classes_of(self.real.data)
-            labels = self.real.labels if known else None
-            self._floors[n] = measured_floors(
-                self.measures, self.extractor, self.reference, n, labels
-            )
-        return self._floors[n]
-
-    def said(self, n: int) -> str:
-        """Say in words what was held against what."""
+    def in_words(self, n: int) -> str:
+        """Say how many samples were compared with how many real images."""
         return (
-            f"{n} samples against {len(self.real)} real images; "
-            f"real images: {self.floors(n).said(n)}"
+            f"{n} samples against {self.real.count} real images; real images: "
+            f"{self.reference.in_words(n)}"
         )
-
-    def describe(self) -> dict[str, Any]:
-        """State all that decides about the scores beside the samples, as plain data."""
-        extractor = self.extractor
-        details = {"sha256": extractor.digest, "resize": extractor.resize}
-        return {
-            "reference": self.real.description | {"sha256": self.real_sha256},
-            "extractor": extractor.describe() | details,
-        }
 
     def _features(self, images: ImageFolder) -> tuple[Features, str]:
         """Features of all images, and the sha256 of all pixels."""
@@ -127,3 +149,22 @@ class Judge:
             self.extractor, read(), self.device, self.batch_size, True, len(images)
         )
         return features, digest.hexdigest()
+
+
+def check_out(out: Path, images: Mapping[str, Path | None]) -> None:
+    """Refuse a folder for results that cannot be written, or that lies in one of images.
+
+    Args:
+        out: The folder.
+        images: Folders of images by their flags.
+
+    Raises:
+        InputError: Nothing can be written there, or the results would join the images.
+    """
+    for flag, folder in images.items():
+        if folder is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError(
+                f"--out {out} lies in --{flag} {folder}, whose images the results would join; "
+                "choose another --out"
+            )
+    check_folder(out)

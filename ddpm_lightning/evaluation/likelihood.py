@@ -7,76 +7,69 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ddpm_lightning.data.conditioned import condition_source
 from ddpm_lightning.data.identity import identity
-from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
-from ddpm_lightning.diffusion.denoiser import given
-from ddpm_lightning.metrics import Score
-from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.pictures.bound import terms_figure
-from ddpm_lightning.pictures.figure import write_figure
+from ddpm_lightning.diffusion.samplers import QuadraticSpacing
+from ddpm_lightning.loaded import Loaded
+from ddpm_lightning.metrics import Result, Score
+from ddpm_lightning.plots.figure import write_figure
+from ddpm_lightning.plots.terms import terms_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream
+from ddpm_lightning.sampling import Request
 
 EVALUATIONS = 32
 """Network evaluations an image: one level of each of as many strata."""
 
 
-def bits_per_dimension(
-    module: DiffusionModule,
-    data: InMemoryData,
-    ema: bool,
-    seed: int,
-    batch_size: int,
-    out: Path,
-) -> Score:
+def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> Result:
     """Bound −log p of the whole test split (DDPM eq. 5) and draw its terms as bound.png.
 
     Args:
-        module: The model.
-        data: Its data.
-        ema: Averaged weights, or those in training.
-        seed: Seed of noise and levels.
-        batch_size: Images at a time.
+        loaded: The model and its data.
+        request: Its variance, weights, seed (of noise and levels) and batch size count.
         out: Folder for the picture.
 
     Returns:
         The mean over images with its standard error; its parts are the terms and their edges, as
         of :class:`~ddpm_lightning.diffusion.bound.Bound`.
     """
-    x0, y = data.finished("test")
-    source = condition_source(data, module.condition_channels)
-    condition = None if source is None else source.conditions("test")
+    module, data = loaded.module, loaded.data
+    batch, data_range = data.finished("test"), module.data.data_range
+    condition, denoiser = module.known(batch), request.denoiser(module)
     bounds = [
         variational_bound(
-            given(
-                module.denoiser(ema),
-                None if condition is None else condition[index].to(module.device),
-            ),
-            x0[index].to(module.device),
-            IndexedNoise(seed, index, Stream.LIKELIHOOD, module.device),
-            y[index].to(module.device) if module.num_classes is not None else None,
-            clip=module.data_range,
+            denoiser,
+            batch.x0[index].to(module.device),
+            IndexedNoise(request.seed, index, Stream.LIKELIHOOD, module.device),
+            condition.rows(index).to(module.device),
+            clip=data_range,
             evaluations=EVALUATIONS,
         )
-        for index in tqdm(torch.arange(len(x0)).split(batch_size), desc="bound", leave=False)
+        for index in tqdm(batch.index.split(request.batch_size), desc="bound", leave=False)
     ]
     terms = torch.cat([bound.terms.cpu().double() for bound in bounds])
     means, edges = terms.mean(0).tolist(), bounds[0].edges
     write_figure(out / "bound.png", terms_figure(means, edges, f"{bounds[0].unit} a dimension"))
     total = terms.sum(1)
-    return Score(
+    settings = {
+        "data": identity(data),
+        "split": "test",
+        "count": len(total),
+        "evaluations": len(edges) - 1,
+        "T": module.schedule.T,
+        "spacing": QuadraticSpacing().describe(),
+        "decoder": decoder_of(data_range).describe(),
+    }
+    score = Score(
         float(total.mean()),
-        "bpd",
-        smaller_is_better=True,
-        error=float(total.std()) / len(total) ** 0.5,
-        settings={
-            "data": identity(data),
-            "split": "test",
-            "count": len(total),
-            "evaluations": len(edges) - 1,
-            "T": module.schedule.T,
-            "decoder": decoder_of(module.data_range).describe(),
-        },
+        float(total.std()) / len(total) ** 0.5,
+        settings=settings,
         parts={"edges": edges, "terms": means},
     )
+    model = {
+        "checkpoint": str(loaded.path),
+        "variance": denoiser.variance.describe(),
+        "weights": request.weights,
+        "seed": request.seed,
+    }
+    return Result("bpd", score, model, step=loaded.step)

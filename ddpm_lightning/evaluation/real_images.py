@@ -1,61 +1,103 @@
-"""The real images that samples are held against: a split of a data set, or a folder."""
+"""The real images that samples are compared with: a split of a data set, or a folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddpm_lightning.data.conditioned import Conditioned
+from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.image_data import ImageData
-from ddpm_lightning.data.in_memory import Split
-from ddpm_lightning.pictures.image_folder import ImageFolder
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import ImageFolder
 
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """Un-augmented images, in a fixed order, and what they are.
+    """Real images, never mirrored; by default those that a checkpoint was trained on.
 
     Args:
-        source: The images: uint8 [N, C, H, W], or a folder, which is read as needed.
-        description: What they are, as plain data: source, split and count.
-        labels: int64 [N] classes, or None.
-        data: The data set that they are of, or None.
+        data: A data set, e.g. --reference.data MNIST --reference.data.root data.
+        folder: A folder of PNG and JPEG images, in place of a data set.
+        split: Split of the data set: train (as published numbers do), val or test.
+
+    Raises:
+        InputError: Both are given.
     """
 
-    source: Tensor | ImageFolder
-    description: dict[str, Any]
-    labels: Tensor | None = None
     data: ImageData | None = None
+    folder: Path | None = None
+    split: Split = "train"
 
-    @classmethod
-    def of_data(cls, data: ImageData, split: Split) -> RealImages:
-        """Take a whole split of a data set, never mirrored."""
-        images, labels = data.images(split)
-        description = {"data": identity(data), "split": split, "count": len(images)}
-        return cls(images, description, labels, data)
+    def __post_init__(self) -> None:
+        if self.data is not None and self.folder is not None:
+            raise InputError("--reference.data and --reference.folder: give one of them")
 
-    @classmethod
-    def of_folder(cls, folder: Path) -> RealImages:
-        """Take all images of a folder and its subfolders."""
-        images = ImageFolder(folder)
-        return cls(images, {"folder": str(folder), "count": len(images)})
+    @property
+    def given(self) -> bool:
+        """Whether a data set or a folder is named."""
+        return self.data is not None or self.folder is not None
 
-    def __len__(self) -> int:
+    def of(self, data: object) -> RealImages:
+        """Take the images of a data module.
+
+        Raises:
+            InputError: It has none, or they are not in memory.
+        """
+        if isinstance(data, Conditioned):
+            data = data.data
+        if not isinstance(data, ImageData):
+            raise InputError(
+                f"{type(data).__name__} is no ImageData, whose images samples could be compared "
+                "with; distances of points are measured in training (PointMetrics)"
+            )
+        return replace(self, data=data)
+
+    @cached_property
+    def source(self) -> Tensor | ImageFolder:
+        """The images: uint8 [N, C, H, W], or a folder, which is read as needed.
+
+        Raises:
+            InputError: Files are missing or damaged.
+        """
+        if self.folder is not None:
+            return ImageFolder(self.folder)
+        if self.data is None:
+            raise InputError(
+                "which real images? Give --reference.folder DIR or --reference.data MNIST, …"
+            )
+        return self.data.images(self.split)[0]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [N] classes, or None for those of a folder."""
+        return None if self.data is None else self.data.images(self.split)[1]
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
         return len(self.source)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """[C, H, W] of an image."""
-        if isinstance(self.source, ImageFolder):
-            return self.source.shape
-        return tuple(self.source.shape[1:])
+        source = self.source
+        return source.shape if isinstance(source, ImageFolder) else tuple(source.shape[1:])
 
     def take(self, rows: Tensor) -> Tensor:
         """The images of these rows, uint8 [n, C, H, W]."""
         if isinstance(self.source, ImageFolder):
             return self.source.read([self.source.files[row] for row in rows.tolist()])
         return self.source[torch.as_tensor(rows)]
+
+    def describe(self) -> dict[str, Any]:
+        """State what they are, wherever they lie, as plain data."""
+        if self.folder is not None:
+            return {"folder": str(self.folder), "count": self.count}
+        return {"data": identity(self.data), "split": self.split, "count": self.count}

@@ -1,68 +1,61 @@
-"""What evaluate leaves and prints: results.json and tables."""
+"""Tables of results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from ddpm_lightning.evaluation.compare import with_error
-from ddpm_lightning.files import write_json
-from ddpm_lightning.metrics import Score
+
+def with_error(value: float | None, error: float | None) -> str:
+    """Write a number with its standard error: 25.34 ± 0.81."""
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
-def write_results(
-    folder: Path, scores: Mapping[str, Score], stated: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write results.json.
-
-    Args:
-        folder: Where to.
-        scores: By name.
-        stated: All that was measured.
-
-    Returns:
-        The content of the file.
-    """
-    result = {
-        "metrics": {name: asdict(score) for name, score in scores.items()},
-        **stated,
-        "versions": {name: version(name) for name in ("ddpm_lightning", "torch")},
-    }
-    write_json(folder / "results.json", result)
-    return result
-
-
-def table(scores: Mapping[str, Score]) -> str:
-    """Lay out scores as text, a line each: the number ± its standard error, and the floor."""
-    width = max(map(len, scores))
-    numbers = {name: _number(score) for name, score in scores.items()}
-    column = max(map(len, numbers.values()))
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Lay out results as text, a line each: the number ± its standard error, and the floor."""
+    numbers = [_number(record) for record in records]
+    width = max(len(record["metric"]) for record in records)
+    column = max(map(len, numbers))
     lines = []
-    for name, score in scores.items():
-        floor = "" if score.floor is None else f"real images: {score.floor:.4g}"
-        lines.append(f"  {name:{width}}  {numbers[name]:{column}}   {floor}".rstrip())
+    for record, number in zip(records, numbers, strict=True):
+        floor = record["floor"]
+        real = "" if floor is None else f"real images: {with_error(floor['value'], None)}"
+        lines.append(f"  {record['metric']:{width}}  {number:{column}}   {real}".rstrip())
     return "\n".join(lines)
 
 
-def _number(score: Score) -> str:
-    spread = "" if score.spread is None else f" (spread {score.spread:.2g})"
-    return with_error(score.value, score.error) + spread
+def _number(record: dict[str, Any]) -> str:
+    spread = "" if record["spread"] is None else f" (spread {record['spread']:.2g})"
+    return with_error(record["value"], record["standard_error"]) + spread
 
 
-def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
     """Lay out a sweep as text, a line a combination.
 
     Args:
-        rows: ``curve``, ``evaluations`` and ``metrics`` of each.
+        rows: ``curve``, ``evaluations`` and ``results`` of each.
     """
-    names = list(rows[0]["metrics"])
     width = max(len(row["curve"]) for row in rows)
+    names = [record["metric"] for record in rows[0]["results"]]
     lines = [f"{'':{width}}  evaluations" + "".join(f"  {name:>16}" for name in names)]
     for row in rows:
-        scores = [row["metrics"][name] for name in names]
-        cells = "".join(f"  {with_error(s['value'], s['error']):>16}" for s in scores)
+        numbers = [with_error(r["value"], r["standard_error"]) for r in row["results"]]
+        cells = "".join(f"  {number:>16}" for number in numbers)
         lines.append(f"{row['curve']:{width}}  {row['evaluations']:>11}{cells}")
+    return "\n".join(lines)
+
+
+def floor_table(records: Sequence[dict[str, Any]]) -> str:
+    """Lay out floors as text, a line a size.
+
+    Args:
+        records: Two of each size: the distance, and the extrapolated one.
+    """
+    name = records[0]["metric"]
+    lines = [f"{'real images':>11}  {name:>12}  {name + '_inf':>22}"]
+    for distance, limit in zip(records[::2], records[1::2], strict=True):
+        number = with_error(limit["value"], limit["standard_error"])
+        lines.append(f"{distance['samples']['n']:>11}  {distance['value']:>12.4g}  {number:>22}")
     return "\n".join(lines)

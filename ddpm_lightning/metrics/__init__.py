@@ -1,38 +1,54 @@
 """Distances between sets of images, through feature extractors, and between sets of points."""
 
-from ddpm_lightning.metrics.cached import Features, reference_features
+from ddpm_lightning.metrics.accuracy import Accuracy
+from ddpm_lightning.metrics.cache import reference_features
 from ddpm_lightning.metrics.extrapolation import (
+    ExtrapolatedFrechetDistance,
     Extrapolation,
     extrapolated_frechet,
-    frechet_spread,
 )
-from ddpm_lightning.metrics.features import Extracted, FeatureExtractor
-from ddpm_lightning.metrics.frechet import Statistics, frechet_distance
+from ddpm_lightning.metrics.features import Extracted, FeatureExtractor, Features
+from ddpm_lightning.metrics.frechet import FrechetDistance, frechet_distance, frechet_error
 from ddpm_lightning.metrics.inception import Inception
-from ddpm_lightning.metrics.inception_score import inception_score
-from ddpm_lightning.metrics.jackknife import Estimate
-from ddpm_lightning.metrics.kernel import kid, kid_error
+from ddpm_lightning.metrics.inception_score import InceptionScore, inception_score
+from ddpm_lightning.metrics.kernel import KID, kid, kid_error
 from ddpm_lightning.metrics.lenet import LeNet
-from ddpm_lightning.metrics.manifold import manifold
-from ddpm_lightning.metrics.measure import Measures, Score
+from ddpm_lightning.metrics.manifold import PrecisionRecall, manifold
+from ddpm_lightning.metrics.measures import Measures, Reference
+from ddpm_lightning.metrics.metric import Comparison, Floor, Metric, Score, as_metrics
 from ddpm_lightning.metrics.pixels import Pixels
-from ddpm_lightning.metrics.points import mmd, sliced_wasserstein
+from ddpm_lightning.metrics.points import MMD, SlicedWasserstein, mmd, sliced_wasserstein
+from ddpm_lightning.metrics.result import Result
+from ddpm_lightning.metrics.statistics import Statistics
 
 __all__ = [
-    "Estimate",
+    "KID",
+    "MMD",
+    "Accuracy",
+    "Comparison",
     "Extracted",
+    "ExtrapolatedFrechetDistance",
     "Extrapolation",
     "FeatureExtractor",
     "Features",
+    "Floor",
+    "FrechetDistance",
     "Inception",
+    "InceptionScore",
     "LeNet",
     "Measures",
+    "Metric",
     "Pixels",
+    "PrecisionRecall",
+    "Reference",
+    "Result",
     "Score",
+    "SlicedWasserstein",
     "Statistics",
+    "as_metrics",
     "extrapolated_frechet",
     "frechet_distance",
-    "frechet_spread",
+    "frechet_error",
     "inception_score",
     "kid",
     "kid_error",

@@ -1,4 +1,4 @@
-"""The Fréchet distance without the bias of few samples, and its standard error."""
+"""The Fréchet distance extrapolated to infinitely many samples, FID∞."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.metrics.checks import check_features
-from ddpm_lightning.metrics.frechet import Statistics, frechet_distance
-from ddpm_lightning.metrics.jackknife import BLOCKS, jackknife, shuffled
+from ddpm_lightning.metrics.features import check_features
+from ddpm_lightning.metrics.frechet import FrechetDistance, frechet_distance, quick_distance
+from ddpm_lightning.metrics.jackknife import jackknife, shuffled
+from ddpm_lightning.metrics.metric import Comparison, Score
+from ddpm_lightning.metrics.statistics import Statistics
 
 PARTS = (1, 2, 3)
 """The features are cut into so many parts of n/1, n/2 and n/3."""
@@ -21,6 +24,21 @@ GROUPS = 10
 """Groups that the jackknife of the limit leaves out in turn."""
 
 LEAST = 2 * math.lcm(*PARTS) * GROUPS
+"""The fewest samples."""
+
+
+class ExtrapolatedFrechetDistance(FrechetDistance):
+    """The Fréchet distance extrapolated to infinitely many samples."""
+
+    name = "fd_inf"
+    least = LEAST
+
+    @override
+    def __call__(self, sets: Comparison) -> dict[str, Score]:
+        reference = sets.real.statistics
+        limit = extrapolated_frechet(sets.samples.features, reference, sets.seed, sets.errors)
+        settings = {"sizes": list(limit.sizes)}
+        return {self.name: Score(limit.value, limit.standard_error, settings=settings)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +48,13 @@ class Extrapolation:
     Attributes:
         value: The distance in the limit of infinitely many samples. It may be a little below 0
             for equal distributions.
-        spread: Standard error of ``value``; None unless asked for.
+        standard_error: Of ``value``; None unless asked for.
         sizes: Numbers of samples, the largest first.
         values: The distance at each of them, mean over disjoint parts of that size.
     """
 
     value: float
-    spread: float | None
+    standard_error: float | None
     sizes: tuple[int, ...]
     values: tuple[float, ...]
 
@@ -55,9 +73,9 @@ def extrapolated_frechet(
     published FIDs do, and b/m stays; given as features it is cut alike, so that the limit is
     that of both ends.
 
-    ``spread`` is a jackknife that leaves out one of ten disjoint groups at a time and repeats the
-    whole extrapolation. A bootstrap would not do: a resample with replacement repeats about a
-    third of its vectors, so it has the distance of fewer samples, and a slope of its own.
+    ``standard_error`` is a jackknife that leaves out one of ten disjoint groups at a time and
+    repeats the whole extrapolation. A bootstrap would not do: a resample with replacement repeats
+    about a third of its vectors, so it has the distance of fewer samples, and a slope of its own.
 
     Costs 6 distances, and 60 more for the error, each the eigenvalues of a matrix [d, d] (for a
     reference of features an eigendecomposition more each).
@@ -66,7 +84,7 @@ def extrapolated_frechet(
         features: float32 [n, d] of the samples; n ≥ 120, and n > 3·d, or the line is none.
         reference: Statistics of the real images, or their features [m, d].
         seed: Seed of the cuts.
-        error: Compute ``spread``.
+        error: Compute ``standard_error``.
 
     Raises:
         InputError: Too few features, of another length than the reference's, or not finite.
@@ -88,46 +106,18 @@ def extrapolated_frechet(
     def distance(parts: int, part: int, without: int | None) -> float:
         other = cut_reference(parts, part, without) if cut_reference else reference
         assert isinstance(other, Statistics)
-        measure = frechet_distance if without is None else _quick_distance
+        measure = frechet_distance if without is None else quick_distance
         return measure(cut(parts, part, without), other)
 
     def distances(without: int | None = None) -> list[float]:
         return [fmean(distance(parts, part, without) for part in range(parts)) for parts in PARTS]
 
     values = distances()
-    spread = None
+    standard_error = None
     if error:
-        spread = jackknife([_limit(distances(group)) for group in range(GROUPS)])
+        standard_error = jackknife([_limit(distances(group)) for group in range(GROUPS)])
     sizes = tuple(len(features) // parts for parts in PARTS)
-    return Extrapolation(_limit(values), spread, sizes, tuple(values))
-
-
-def frechet_spread(
-    features: Tensor, reference: Statistics, blocks: int = BLOCKS, seed: int = 0
-) -> float:
-    """Compute the standard error of the Fréchet distance at all n samples.
-
-    A delete-d jackknife over disjoint random blocks of the samples. Only the samples are taken to
-    be random, not the reference. Costs two products and the eigenvalues of one matrix [d, d] a
-    block, whatever n: nothing for LeNet, about a minute on one core for Inception.
-
-    Args:
-        features: float32 [n, d] of the samples, n ≥ 2·blocks.
-        reference: Statistics of the real images.
-        blocks: Number of blocks; the relative error of the result is about 1/√(2·blocks).
-        seed: Seed of the cut.
-
-    Raises:
-        InputError: Too few features, of another length than the reference's, or not finite.
-    """
-    check_features(features, least=2 * blocks, metric="the distance's standard error")
-    everything = Statistics.of(features)
-    return jackknife(
-        [
-            _quick_distance(everything.without(Statistics.of(features[rows])), reference)
-            for rows in shuffled(len(features), seed).tensor_split(blocks)
-        ]
-    )
+    return Extrapolation(_limit(values), standard_error, sizes, tuple(values))
 
 
 class _Cut:
@@ -152,18 +142,6 @@ class _Cut:
 
     def _of(self, chosen: Tensor) -> Statistics:
         return Statistics.of(self._features[self._order[chosen]])
-
-
-def _quick_distance(a: Statistics, b: Statistics) -> float:
-    """Compute the Fréchet distance for differences of such: fewer digits, a third of the time.
-
-    Eigenvalues of C_b^½·C_a·C_b^½ need no root of C_a; but rounding leaves 1e-8 of the largest
-    singular value on each small one.
-    """
-    eigenvalues = torch.linalg.eigvalsh(b.root @ a.cov @ b.root)
-    overlap = eigenvalues.clamp(min=0).sqrt().sum()
-    means = (a.mean - b.mean).square().sum()
-    return (means + a.cov.trace() + b.cov.trace() - 2 * overlap).item()
 
 
 def _limit(values: list[float]) -> float:

@@ -1,18 +1,21 @@
-"""The seam of the metrics: 8-bit images in, feature vectors of a frozen network out."""
+"""Features: what metrics compare, and the frozen networks that compute them from 8-bit images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.statistics import Statistics
 
 
 class Extracted(NamedTuple):
@@ -142,7 +145,7 @@ class FeatureExtractor(Configurable, ABC):
         if images.dtype != torch.uint8:
             raise InputError(
                 f"{kind} reads 8-bit images, got {images.dtype}; convert images in [−1, 1] with "
-                "ddpm_lightning.pictures.images.to_uint8"
+                "ddpm_lightning.images.to_uint8"
             )
         if images.ndim != 4 or (self.channels and images.shape[1] not in self.channels):
             accepted = " or ".join(map(str, self.channels or ("any number of",)))
@@ -155,6 +158,113 @@ class FeatureExtractor(Configurable, ABC):
                 f"{kind} reads images of at least {self.min_size}×{self.min_size} pixels, got "
                 f"{list(images.shape)}; pad or enlarge them first"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of a set of images or, of points, the points themselves.
+
+    Attributes:
+        features: float32 [n, d], on the CPU.
+        logits: float32 [n, K] of the extractor's classes, or None.
+    """
+
+    features: Tensor
+    logits: Tensor | None = None
+
+    @classmethod
+    def compute(
+        cls,
+        extractor: FeatureExtractor,
+        images: Tensor | Iterable[Tensor],
+        device: torch.device | str = "cpu",
+        batch_size: int = 256,
+        progress: bool = False,
+        total: int | None = None,
+    ) -> Features:
+        """Run the extractor once over images; only features and logits are kept.
+
+        Args:
+            extractor: Whose features.
+            images: uint8 [n, C, H, W], or batches of such in any sizes, made one at a time.
+            device: Where to compute.
+            batch_size: Images at a time, of a tensor and of longer batches.
+            progress: Show a progress bar.
+            total: Number of images, where they are batches, for the time left.
+
+        Raises:
+            InputError: There are no images, or they do not fit the extractor.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: at least 1")
+        batches: Iterable[Tensor] = (images,) if isinstance(images, Tensor) else images
+        total = len(images) if isinstance(images, Tensor) else total
+        features: list[Tensor] = []
+        logits: list[Tensor] = []
+        with tqdm(
+            total=total,
+            desc=f"{extractor.name} features",
+            unit="image",
+            leave=False,
+            disable=not progress,
+        ) as bar:
+            for batch in batches:
+                for part in batch.split(batch_size):
+                    one = extractor.both(part.to(device))
+                    features.append(one.features.float().cpu())
+                    if one.logits is not None:
+                        logits.append(one.logits.float().cpu())
+                    bar.update(len(part))
+        if not features:
+            raise InputError(f"{type(extractor).__name__} was given no images; give one or more")
+        return cls(torch.cat(features), torch.cat(logits) if logits else None)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: Tensor | slice) -> Features:
+        """Choose some of the images."""
+        logits = None if self.logits is None else self.logits[rows]
+        return Features(self.features[rows], logits)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Mean and covariance of the features, computed once."""
+        return Statistics.of(self.features)
+
+    def summarised(self) -> Features:
+        """Keep the statistics alone, for metrics that need no pairs."""
+        kept = self[:0]
+        vars(kept)["statistics"] = self.statistics
+        return kept
+
+
+def check_features(*sets: Tensor, least: int, metric: str) -> None:
+    """Refuse features that a metric cannot be computed from.
+
+    Args:
+        sets: One or two tensors [n, d].
+        least: The smallest n.
+        metric: Named in the message.
+
+    Raises:
+        InputError: They are no matrices of equally long rows, too few or not finite.
+    """
+    shapes = " and ".join(str(list(rows.shape)) for rows in sets)
+    if any(rows.ndim != 2 for rows in sets) or len({rows.shape[1] for rows in sets}) > 1:
+        raise InputError(
+            f"{metric} reads features [n, d] of one length d, got {shapes}; compute them all with "
+            "the same extractor"
+        )
+    if min(map(len, sets)) < least:
+        raise InputError(
+            f"{metric} needs {least} or more feature vectors, got {shapes}; use more images"
+        )
+    if not all(bool(rows.isfinite().all()) for rows in sets):
+        raise InputError(
+            f"{metric}: the features are not finite; look at the images and the weights of the "
+            "extractor"
+        )
 
 
 @contextmanager

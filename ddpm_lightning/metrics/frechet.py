@@ -1,67 +1,51 @@
-"""The Fréchet distance between two sets of feature vectors, each seen as a Gaussian."""
+"""The Fréchet distance between two sets of feature vectors, each seen as a Gaussian; FID."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import warnings
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.features import FeatureExtractor, check_features
+from ddpm_lightning.metrics.jackknife import BLOCKS, jackknife, shuffled
+from ddpm_lightning.metrics.metric import Comparison, Metric, Score
+from ddpm_lightning.metrics.statistics import Statistics
 
 
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """The mean and the covariance of n feature vectors, on the CPU.
+class FrechetDistance(Metric):
+    """The Fréchet distance; FID when the features are Inception's."""
 
-    Attributes:
-        mean: float64 [d].
-        cov: float64 [d, d], divided by n − 1.
-        n: Number of vectors.
-    """
+    name = "fd"
+    needs_pairs = False
 
-    mean: Tensor
-    cov: Tensor
-    n: int
-
-    @classmethod
-    def of(cls, features: Tensor) -> Statistics:
-        """Summarise features [n, d], n ≥ 2.
-
-        Raises:
-            InputError: Fewer than two vectors, or values that are not finite.
-        """
-        if features.ndim != 2 or len(features) < 2:
-            raise InputError(
-                f"a covariance needs features [n, d] with n ≥ 2, got {list(features.shape)}; "
-                "use more images"
+    @override
+    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
+        super().check(extractor, n, real_n)
+        dim = None if extractor is None else extractor.dim
+        if dim is not None and n <= dim and real_n is None:  # said once, of the settings alone
+            warnings.warn(
+                f"{self.name} of {n} samples in {dim} dimensions is mostly bias; compare it at "
+                "the same n only, or use more",
+                stacklevel=2,
             )
-        features = features.cpu()
-        mean = features.mean(dim=0, dtype=torch.float64)
-        if not mean.isfinite().all():
-            raise InputError(
-                "the features are not finite; look at the images and the weights of the extractor"
-            )
-        cov = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-        for rows in features.split(4096):  # float64 of all rows would take gigabytes
-            centred = rows.double() - mean
-            cov += centred.T @ centred
-        return cls(mean, cov / (len(features) - 1), len(features))
 
-    def without(self, part: Statistics) -> Statistics:
-        """Take out some of the vectors, given their own statistics; at least two remain."""
-        n = self.n - part.n
-        mean = (self.n * self.mean - part.n * part.mean) / n
-        between = part.mean - mean
-        scatter = (self.n - 1) * self.cov - (part.n - 1) * part.cov
-        scatter -= (n * part.n / self.n) * between.outer(between)
-        return Statistics(mean, scatter / (n - 1), n)
+    @override
+    def __call__(self, sets: Comparison) -> dict[str, Score]:
+        samples, reference = sets.samples, sets.real.statistics
+        error = None
+        if sets.errors and len(samples) >= 2 * BLOCKS:
+            error = frechet_error(samples.features, reference, seed=sets.seed)
+        return {self.name: Score(frechet_distance(samples.statistics, reference), error)}
 
-    @cached_property
-    def root(self) -> Tensor:
-        """The symmetric root of the covariance [d, d], kept for the next distance."""
-        return _root(self.cov)
+    @override
+    def names(self, score: str, extractor: FeatureExtractor | None) -> tuple[str, str]:
+        if extractor is None:
+            return score, score
+        limit = score.removeprefix("fd")  # of fd_inf
+        return extractor.name + limit, extractor.alias + limit
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -92,8 +76,41 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return max(distance.item(), 0.0)  # rounding may leave −1e-12 between equals
 
 
-def _root(cov: Tensor) -> Tensor:
-    """Compute the symmetric root of a covariance [d, d], of whatever rank."""
-    eigenvalues, vectors = torch.linalg.eigh(cov)  # ascending
-    rounding = len(cov) * torch.finfo(cov.dtype).eps * eigenvalues[-1]
-    return (vectors * eigenvalues.where(eigenvalues > rounding, 0).sqrt()) @ vectors.T
+def frechet_error(
+    features: Tensor, reference: Statistics, blocks: int = BLOCKS, seed: int = 0
+) -> float:
+    """Compute the standard error of the Fréchet distance at all n samples.
+
+    A delete-d jackknife over disjoint random blocks of the samples. Only the samples are taken to
+    be random, not the reference. Costs two products and the eigenvalues of one matrix [d, d] a
+    block, whatever n: nothing for LeNet, about a minute on one core for Inception.
+
+    Args:
+        features: float32 [n, d] of the samples, n ≥ 2·blocks.
+        reference: Statistics of the real images.
+        blocks: Number of blocks; the relative error of the result is about 1/√(2·blocks).
+        seed: Seed of the cut.
+
+    Raises:
+        InputError: Too few features, of another length than the reference's, or not finite.
+    """
+    check_features(features, least=2 * blocks, metric="the distance's standard error")
+    everything = Statistics.of(features)
+    return jackknife(
+        [
+            quick_distance(everything.without(Statistics.of(features[rows])), reference)
+            for rows in shuffled(len(features), seed).tensor_split(blocks)
+        ]
+    )
+
+
+def quick_distance(a: Statistics, b: Statistics) -> float:
+    """Compute the Fréchet distance for differences of such: fewer digits, a third of the time.
+
+    Eigenvalues of C_b^½·C_a·C_b^½ need no root of C_a; but rounding leaves 1e-8 of the largest
+    singular value on each small one.
+    """
+    eigenvalues = torch.linalg.eigvalsh(b.root @ a.cov @ b.root)
+    overlap = eigenvalues.clamp(min=0).sqrt().sum()
+    means = (a.mean - b.mean).square().sum()
+    return (means + a.cov.trace() + b.cov.trace() - 2 * overlap).item()

@@ -5,9 +5,41 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.checks import check_features
+from ddpm_lightning.metrics.features import check_features
+from ddpm_lightning.metrics.metric import Comparison, Metric, Score
+
+
+class InceptionScore(Metric):
+    """The Inception score of the extractor's classifier; the data take no part in it.
+
+    Args:
+        splits: Equal parts of the samples that are scored one by one.
+
+    Raises:
+        InputError: There is no part.
+    """
+
+    name = "is"
+    needs_logits = True
+    needs_pairs = False
+
+    def __init__(self, splits: int = 10) -> None:
+        if splits < 1:
+            raise InputError(f"InceptionScore(splits={splits}): at least 1")
+        self.splits = splits
+        self.least = max(2, splits)
+
+    @override
+    def __call__(self, sets: Comparison) -> dict[str, Score]:
+        assert sets.samples.logits is not None
+        mean, std = inception_score(sets.samples.logits, self.splits, seed=sets.seed)
+        # A mean over disjoint parts: the jackknife that leaves out each in turn says just this.
+        error = std / (self.splits - 1) ** 0.5 if self.splits > 1 else None
+        settings = {"splits": self.splits}
+        return {self.name: Score(mean, error, std, settings, smaller_is_better=False)}
 
 
 def inception_score(

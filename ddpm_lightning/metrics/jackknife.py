@@ -16,20 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 BLOCKS = 20
 """The relative error of a standard error is about 1/√(2·20), a sixth."""
-
-
-class Estimate(NamedTuple):
-    """A number and its standard error; None where it is not known."""
-
-    value: float
-    error: float | None = None
 
 
 def shuffled(n: int, seed: int) -> Tensor:
@@ -43,6 +35,6 @@ def jackknife(left_out: Sequence[float]) -> float:
     return math.sqrt((blocks - 1) / blocks * sum((value - mean) ** 2 for value in left_out))
 
 
-def binomial(share: float, n: int) -> Estimate:
-    """State a share of n independent samples with its standard error."""
-    return Estimate(share, math.sqrt(share * (1 - share) / n))
+def binomial_error(share: float, n: int) -> float:
+    """Compute the standard error of a share of n independent samples."""
+    return math.sqrt(share * (1 - share) / n)

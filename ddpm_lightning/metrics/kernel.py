@@ -6,22 +6,81 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.checks import check_features
+from ddpm_lightning.metrics.features import FeatureExtractor, check_features
 from ddpm_lightning.metrics.jackknife import BLOCKS, jackknife, shuffled
+from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 
 SUBSETS = 100
+SUBSET_SIZE = 1000
 
 VALUES = 2**23
 """Kernel values held at a time: 64 MB."""
+
+
+class KID(Metric):
+    """The kernel distance between samples and real data; KID when the features are Inception's.
+
+    Args:
+        subset_size: Samples, and real data, in a subset; null: 1,000, or all of the smaller set.
+        subsets: Number of subsets.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    name = "kid"
+
+    def __init__(self, subset_size: int | None = None, subsets: int = SUBSETS) -> None:
+        if subsets < 1 or (subset_size is not None and subset_size < 2):
+            raise InputError(
+                f"KID(subset_size={subset_size}, subsets={subsets}): at least 1 subset of 2"
+            )
+        self.subset_size = subset_size
+        self.subsets = subsets
+
+    @override
+    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
+        super().check(extractor, n, real_n)
+        smallest = n if real_n is None else min(n, real_n)
+        if self.subset_size is not None and smallest < self.subset_size:
+            real = "" if real_n is None else f" and from {real_n} real ones"
+            raise InputError(
+                f"kid draws subsets of {self.subset_size} from {n} samples{real}; use "
+                f"{self.subset_size} or more, or subset_size: {smallest}"
+            )
+
+    @override
+    def fitted(self, n: int) -> KID:
+        # Smaller subsets leave the expectation as it is.
+        return KID(min(self.subset_size or SUBSET_SIZE, n), self.subsets)
+
+    @override
+    def __call__(self, sets: Comparison) -> dict[str, Score]:
+        x, y = sets.samples.features, sets.real.features
+        size = self.subset_size or min(SUBSET_SIZE, len(x), len(y))
+        mean, std = kid(x, y, self.subsets, size, sets.seed)
+        error = None
+        if sets.errors and len(x) >= 2 * BLOCKS:
+            error = kid_error(x, y, std, self.subsets, seed=sets.seed)
+        # One subset of all samples, time and again: what is left is the choice of real images.
+        spread = std if size < len(x) else None
+        settings = {"subset_size": size, "subsets": self.subsets}
+        return {self.name: Score(mean, error, spread, settings)}
+
+    @override
+    def names(self, score: str, extractor: FeatureExtractor | None) -> tuple[str, str]:
+        published = extractor is None or extractor.name == "fid"
+        return super().names("kid" if published else "kd", extractor)
 
 
 def kid(
     features: Tensor,
     reference_features: Tensor,
     subsets: int = SUBSETS,
-    subset_size: int = 1000,
+    subset_size: int = SUBSET_SIZE,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Compute the squared maximum mean discrepancy under the kernel (a·b/d + 1)³, unbiased.

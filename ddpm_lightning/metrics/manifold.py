@@ -1,15 +1,18 @@
-"""Fidelity and variety apart: do samples lie where data lie, and are all data reached?"""
+"""Precision, recall, density and coverage."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.checks import check_features
-from ddpm_lightning.metrics.jackknife import BLOCKS, Estimate, binomial, jackknife, shuffled
+from ddpm_lightning.metrics.features import check_features
+from ddpm_lightning.metrics.jackknife import BLOCKS, binomial_error, jackknife, shuffled
+from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 
 DISTANCES = 2**24
 """Distances held at a time: 128 MB."""
@@ -18,13 +21,50 @@ SPARE = 16
 """Neighbours kept beyond the k-th: one block of 20 holds so many of them once in 1e20 times."""
 
 
+class PrecisionRecall(Metric):
+    """Precision and recall, density and coverage: fidelity and variety apart.
+
+    Args:
+        k: Which neighbour bounds the balls of precision and recall; 3 as in their paper.
+        density_k: Which one bounds those of density and coverage; 5 as in theirs.
+
+    Raises:
+        InputError: There is no such neighbour.
+    """
+
+    name = "pr"
+
+    def __init__(self, k: int = 3, density_k: int = 5) -> None:
+        if min(k, density_k) < 1:
+            raise InputError(f"PrecisionRecall(k={k}, density_k={density_k}): each at least 1")
+        self.k = k
+        self.density_k = density_k
+        self.least = self.least_real = max(k, density_k) + 1
+
+    @override
+    def __call__(self, sets: Comparison) -> dict[str, Score]:
+        x, y = sets.samples.features, sets.real.features
+        # As many real images as samples: the published way, and a cost of n², not n·N. Always
+        # the same ones, so that two sets of samples are held against the same.
+        y = y[shuffled(len(y), 0)[: len(x)]]
+        scores: dict[str, Score] = {}
+        for k, names in (
+            (self.k, ("precision", "recall")),
+            (self.density_k, ("density", "coverage")),
+        ):
+            found = manifold(x, y, k, sets.errors, sets.seed)
+            settings = {"k": k, "real_images": len(y)}
+            scores |= {name: replace(found[name], settings=settings) for name in names}
+        return scores
+
+
 def manifold(
     features: Tensor,
     reference_features: Tensor,
     k: int = 5,
     errors: bool = True,
     seed: int = 0,
-) -> dict[str, Estimate]:
+) -> dict[str, Score]:
     """Compute precision, recall, density and coverage with balls to the k-th neighbour.
 
     Around every vector is a ball that reaches to its k-th nearest neighbour in its own set.
@@ -94,14 +134,16 @@ def manifold(
         recall_error = jackknife([_share(one) for one in recalled_without])
         others = (nearest[torch.arange(blocks) != block].amin(dim=0) for block in range(blocks))
         coverage_error = jackknife([_share(distance < real_radius) for distance in others])
-    precision, density = binomial(_share(precise), n), Estimate(float(dense.mean()))
-    if errors:
-        density = Estimate(density.value, float(dense.std()) / n**0.5)
+    precision, density = _share(precise), float(dense.mean())
+    values = {
+        "precision": (precision, binomial_error(precision, n)),
+        "recall": (recall, recall_error),
+        "density": (density, float(dense.std()) / n**0.5),
+        "coverage": (coverage, coverage_error),
+    }
     return {
-        "precision": precision,
-        "recall": Estimate(recall, recall_error),
-        "density": density,
-        "coverage": Estimate(coverage, coverage_error),
+        name: Score(value, error if errors else None, smaller_is_better=False)
+        for name, (value, error) in values.items()
     }
 
 

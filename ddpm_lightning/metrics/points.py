@@ -6,8 +6,64 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.features import FeatureExtractor
+from ddpm_lightning.metrics.metric import Comparison, Metric, Score
+
+
+class SlicedWasserstein(Metric):
+    """The sliced Wasserstein-1 distance between equally many samples and real points.
+
+    Args:
+        projections: Random directions.
+
+    Raises:
+        InputError: There is no direction.
+    """
+
+    name = "swd"
+
+    def __init__(self, projections: int = 256) -> None:
+        if projections < 1:
+            raise InputError(f"SlicedWasserstein(projections={projections}): at least 1")
+        self.projections = projections
+
+    @override
+    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
+        super().check(extractor, n, real_n)
+        if real_n is not None and n != real_n:
+            raise InputError(f"swd compares equally many, not {n} samples with {real_n} real ones")
+
+    @override
+    def __call__(self, sets: Comparison) -> dict[str, Score]:
+        x, y = sets.samples.features, sets.real.features
+        settings = {"projections": self.projections}
+        return {self.name: Score(sliced_wasserstein(x, y, self.projections), settings=settings)}
+
+
+class MMD(Metric):
+    """The squared maximum mean discrepancy between samples and real points.
+
+    Args:
+        bandwidths: Widths of its Gaussian kernels, in the units of the data.
+
+    Raises:
+        InputError: There is no width, or one that is not above 0.
+    """
+
+    name = "mmd"
+
+    def __init__(self, bandwidths: Sequence[float] = (0.1, 0.3, 1.0)) -> None:
+        if not bandwidths or min(bandwidths) <= 0:
+            raise InputError(f"MMD(bandwidths={list(bandwidths)}): one or more, each above 0")
+        self.bandwidths = list(bandwidths)
+
+    @override
+    def __call__(self, sets: Comparison) -> dict[str, Score]:
+        value = mmd(sets.samples.features, sets.real.features, self.bandwidths)
+        return {self.name: Score(value, settings={"bandwidths": self.bandwidths})}
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 256, seed: int = 0) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ddpm_lightning.checks import check_folder
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import check_folder
 
 
 def check_trainer(settings: Any) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ddpm_lightning.diffusion.likelihood import DiscretizedGaussian
+from ddpm_lightning.diffusion.objectives import MSE, Hybrid, MinSNR
 from lightning.pytorch import Trainer
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import RunCheckpoint
 from ddpm_lightning.data import Conditioned, Digits
 from ddpm_lightning.data.conditioned import SuperResolution
-from ddpm_lightning.diffusion.likelihood import DiscretizedGaussian
-from ddpm_lightning.diffusion.objectives import MSE, Hybrid, MinSNR
 from ddpm_lightning.diffusion.parameterizations import V
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Cosine

@@ -10,12 +10,12 @@ from ddpm_lightning.diffusion.samplers.lms import LMS
 from ddpm_lightning.diffusion.samplers.sampler import Sampler, SingleStep, State
 from ddpm_lightning.diffusion.samplers.spacings import (
     DDIMQuadratic,
-    Karras,
+    KarrasSpacing,
     Levels,
-    LogSNR,
-    Quadratic,
+    LogSNRSpacing,
+    QuadraticSpacing,
     Spacing,
-    Uniform,
+    UniformSpacing,
 )
 from ddpm_lightning.diffusion.samplers.unipc import UniPC
 
@@ -28,15 +28,15 @@ __all__ = [
     "DPMSolverPPSDE",
     "Euler",
     "Heun",
-    "Karras",
+    "KarrasSpacing",
     "Levels",
-    "LogSNR",
-    "Quadratic",
+    "LogSNRSpacing",
+    "QuadraticSpacing",
     "Sampler",
     "SingleStep",
     "Spacing",
     "State",
     "UniPC",
-    "Uniform",
+    "UniformSpacing",
     "encode",
 ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
 from ddpm_lightning.diffusion.posterior import posterior
+from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.sampler import SingleStep
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
@@ -37,7 +37,7 @@ class DDIM(SingleStep):
         self,
         steps: int | None = 50,
         eta: float = 0.0,
-        spacing: Spacing = Uniform(),
+        spacing: Spacing = UniformSpacing(),
         clip: tuple[float, float] | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -46,12 +46,8 @@ class DDIM(SingleStep):
             raise InputError(f"DDIM(eta={eta}): eta lies between 0 (deterministic) and 1 (DDPM)")
         self.eta = eta
 
-    def marks(self) -> list[str]:
-        """See the base class; eta is told where it is not 0: ``ddim50_eta1``."""
-        return [f"eta{self.eta:g}"] if self.eta else []
-
+    @override
     def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
-        """See the base class."""
         return ddim_step(prediction, s, self.eta, noise)
 
 
@@ -72,14 +68,7 @@ def ddim_step(
         eta: Share of the posterior's noise.
         noise: Gives standard normal noise of x_t's shape; not asked where eta or sigma_s is 0.
     """
-    alpha_s, sigma_s = prediction.schedule.at(s, like=prediction.x_t)
-    q = posterior(prediction.schedule, s, prediction.t, like=prediction.x_t)
-    variance = eta**2 * q.variance
-    x_s = alpha_s * prediction.x0 + (sigma_s**2 - variance) ** 0.5 * prediction.eps
+    level = prediction.level.at(s)
+    variance = eta**2 * posterior(level, prediction.level).variance
+    x_s = level.alpha * prediction.x0 + (level.sigma**2 - variance) ** 0.5 * prediction.eps
     return x_s + variance**0.5 * noise() if noise is not None and variance > 0 else x_s
-
-
-def with_eps(prediction: Prediction, eps: Tensor) -> Prediction:
-    """The prediction whose noise is eps: x0 = (x_t − sigma·eps) / alpha. Needs alpha_t > 0."""
-    alpha, sigma = prediction.schedule.at(prediction.t, like=prediction.x_t)
-    return replace(prediction, x0=(prediction.x_t - sigma * eps) / alpha, output=None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
 from ddpm_lightning.diffusion.posterior import posterior
+from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.sampler import SingleStep
 
 
@@ -17,8 +18,8 @@ class DDPM(SingleStep):
     x_s = mean of q(x_s | x_t, x0_hat) + sqrt(variance)·noise; the last step adds no noise.
     """
 
+    @override
     def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
-        """See the base class."""
-        q = posterior(prediction.schedule, s, prediction.t, like=prediction.x_t)
+        q = posterior(prediction.level.at(s), prediction.level)
         mean = q.x0 * prediction.x0 + q.x_t * prediction.x_t
         return mean if s == 0 else mean + prediction.variance(s) ** 0.5 * noise()

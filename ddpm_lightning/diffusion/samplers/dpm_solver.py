@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
+from ddpm_lightning.diffusion.levels import Level, Schedule
+from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
@@ -43,7 +43,7 @@ class DPMSolverPP(Sampler):
         self,
         steps: int | None = 20,
         order: int = 2,
-        spacing: Spacing = Uniform(),
+        spacing: Spacing = UniformSpacing(),
         clip: tuple[float, float] | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -52,14 +52,10 @@ class DPMSolverPP(Sampler):
             raise InputError(f"{type(self).__name__}(order={order}): the order is 1 or 2")
         self.order = order
 
-    def marks(self) -> list[str]:
-        """See the base class."""
-        return [f"order{self.order}"] if self.order != 2 else []
-
+    @override
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
     ) -> Generator[State, None, Tensor]:
-        """See the base class."""
         previous: Prediction | None = None
         for i, (t, s) in enumerate(pairwise(self.levels(schedule)), start=1):
             prediction = predict(x, t)
@@ -89,14 +85,13 @@ def extrapolated(prediction: Prediction, previous: Prediction | None, s: int) ->
     """
     if previous is None or s == 0:
         return prediction
-    above, here, below = (
-        half_log_snr(prediction.schedule, t) for t in (previous.t, prediction.t, s)
-    )
+    levels = previous.level, prediction.level, prediction.level.at(s)
+    above, here, below = (half_log_snr(level) for level in levels)
     r = (here - above) / (below - here)  # infinite from alpha_T = 0: no extrapolation either
     x0 = prediction.x0 + (prediction.x0 - previous.x0) / (2 * r)
-    return replace(prediction, x0=x0, output=None)
+    return prediction.with_x0(x0)
 
 
-def half_log_snr(schedule: Schedule, t: int | Tensor) -> float:
-    """lambda_t = log(alpha_t / sigma_t): −inf where alpha_t = 0, inf at t = 0."""
-    return float(schedule.log_snr[t]) / 2
+def half_log_snr(level: Level) -> float:
+    """Lambda = log(alpha/sigma): −inf where alpha = 0, inf at level 0."""
+    return float(level.log_snr) / 2

@@ -7,13 +7,14 @@ from collections.abc import Generator
 from itertools import pairwise
 
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
+from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.diffusion.posterior import transition_variance
+from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
@@ -46,7 +47,7 @@ class Euler(Sampler):
         churn: float = 0.0,
         churn_range: tuple[float, float] = (0.0, math.inf),
         churn_noise: float = 1.0,
-        spacing: Spacing = Uniform(),
+        spacing: Spacing = UniformSpacing(),
         clip: tuple[float, float] | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -60,21 +61,17 @@ class Euler(Sampler):
         self.churn_range = churn_range
         self.churn_noise = churn_noise
 
-    def marks(self) -> list[str]:
-        """See the base class."""
-        return [f"churn{self.churn:g}"] if self.churn else []
-
+    @override
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
     ) -> Generator[State, None, Tensor]:
-        """See the base class."""
         levels = self.levels(schedule)
         for i, (t, s) in enumerate(pairwise(levels), start=1):
             raised, x_raised = self.raised(schedule, t, len(levels) - 1), x
             if raised > t:
-                (alpha_t, _), (alpha, _) = schedule.at(t, x), schedule.at(raised, x)
-                std = self.churn_noise * transition_variance(schedule, t, raised, x) ** 0.5
-                x_raised = alpha / alpha_t * x + std * draw(i)
+                low, high = schedule.level(t), schedule.level(raised)
+                std = self.churn_noise * transition_variance(low, high) ** 0.5
+                x_raised = high.alpha / low.alpha * x + std * draw(i)
             prediction = predict(x_raised, raised)
             yield State(t, x, prediction.x0)
             x = self.advance(predict, prediction, s)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
-from ddpm_lightning.diffusion.samplers.ddim import ddim_step, with_eps
+from ddpm_lightning.diffusion.prediction import Prediction
+from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.euler import Euler
 from ddpm_lightning.diffusion.samplers.sampler import Predict
 
@@ -29,20 +30,17 @@ class Heun(Euler):
             Euler for what it means on fixed levels.
         churn_range: Add it only where sigma/alpha is in this range (EDM's S_tmin, S_tmax).
         churn_noise: Standard deviation of the added noise (EDM's S_noise).
-        spacing: Which levels are visited; EDM's is Karras.
+        spacing: Which levels are visited; EDM's is KarrasSpacing.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of a sample's values that stays within the range,
             e.g. 0.995; None clips plainly.
     """
 
+    @override
     def advance(self, predict: Predict, prediction: Prediction, s: int) -> Tensor:
-        """See the base class."""
         x_s = ddim_step(prediction, s)
-        schedule = prediction.schedule
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
-            schedule.at(level, prediction.x_t) for level in (prediction.t, s)
-        )
-        if s == 0 or sigma_t * alpha_s > LONG_STEP * sigma_s * alpha_t:
+        start, end = prediction.level, prediction.level.at(s)
+        if s == 0 or start.sigma * end.alpha > LONG_STEP * end.sigma * start.alpha:
             return x_s
         eps = (prediction.eps + predict(x_s, s).eps) / 2
-        return ddim_step(with_eps(prediction, eps), s)
+        return ddim_step(prediction.with_eps(eps), s)

@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ddpm_lightning.diffusion.denoiser import Denoises
-from ddpm_lightning.diffusion.samplers.sampler import evaluation_mode
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
@@ -17,9 +17,9 @@ from ddpm_lightning.errors import InputError
 def encode(
     denoiser: Denoises,
     x0: Tensor,
-    y: Tensor | None = None,
+    condition: Condition = Condition(),
     steps: int | None = None,
-    spacing: Spacing = Uniform(),
+    spacing: Spacing = UniformSpacing(),
     iterations: int = 1,
 ) -> Tensor:
     """Find x_T from which DDIM(steps, eta=0) on the same levels gives x0 (DDIM sec. 4.3 and 5.4).
@@ -34,7 +34,7 @@ def encode(
     Args:
         denoiser: The model; under guidance other than 1 the way back is inexact.
         x0: [B, ...] data.
-        y: int64 [B] class labels, or None.
+        condition: What the denoiser is told beside x_t, B rows.
         steps: Number of steps; None visits every level.
         spacing: Which levels are visited.
         iterations: Network evaluations a step.
@@ -48,21 +48,21 @@ def encode(
     if iterations < 1:
         raise InputError(f"encode(iterations={iterations}): at least one evaluation a step")
     schedule = denoiser.schedule
-    levels = spacing(schedule, steps)
-    if len(levels) == 2 and float(schedule.alpha[levels[0]]) == 0:
+    levels = [schedule.level(t) for t in spacing(schedule, steps)]
+    if len(levels) == 2 and levels[0].alpha == 0:
         raise InputError(
-            f"encode in one step up to level {levels[0]}, where alpha = 0: nothing of x0 is left "
-            "in x_T; take more steps"
+            f"encode in one step up to level {levels[0].t}, where alpha = 0: nothing of x0 "
+            "is left in x_T; take more steps"
         )
     x, eps = x0, torch.zeros_like(x0)
     with evaluation_mode(denoiser.net):
         for s, t in pairwise(reversed(levels)):
-            (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule.at(s, x0), schedule.at(t, x0)
-            kept = alpha_t / alpha_s
-            x_s, x = x, kept * x + (sigma_t - kept * sigma_s) * eps
+            kept = t.alpha / s.alpha
+            added = t.sigma - kept * s.sigma
+            x_s, x = x, kept * x + added * eps
             for _ in range(iterations):
-                prediction = denoiser(x, t, y)
+                prediction = denoiser(x, t.t, condition)
                 # At alpha_t = 0 x_t is all noise, and eps(x_t) would only give x_t back.
-                eps = prediction.eps if alpha_t > 0 else (x_s - alpha_s * prediction.x0) / sigma_s
-                x = kept * x_s + (sigma_t - kept * sigma_s) * eps
+                eps = prediction.eps if t.alpha > 0 else (x_s - s.alpha * prediction.x0) / s.sigma
+                x = kept * x_s + added * eps
     return x

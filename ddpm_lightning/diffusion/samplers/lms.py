@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
-from ddpm_lightning.diffusion.samplers.ddim import ddim_step, with_eps
+from ddpm_lightning.diffusion.levels import Level, Schedule
+from ddpm_lightning.diffusion.prediction import Prediction
+from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
@@ -40,7 +41,7 @@ class LMS(Sampler):
         self,
         steps: int | None = 50,
         order: int = 4,
-        spacing: Spacing = Uniform(),
+        spacing: Spacing = UniformSpacing(),
         clip: tuple[float, float] | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -49,33 +50,21 @@ class LMS(Sampler):
             raise InputError(f"LMS(order={order}): the order is 1, 2, 3 or 4")
         self.order = order
 
-    def marks(self) -> list[str]:
-        """See the base class."""
-        return [f"order{self.order}"] if self.order != 4 else []
-
+    @override
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
     ) -> Generator[State, None, Tensor]:
-        """See the base class."""
         history: list[Prediction] = []  # newest first
         for t, s in pairwise(self.levels(schedule)):
             prediction = predict(x, t)
             yield State(t, x, prediction.x0)
-            if s > 0 and float(schedule.alpha[t]) > 0:
+            if s > 0 and prediction.level.alpha > 0:
                 history = [prediction, *history[: self.order - 1]]
                 if len(history) > 1:  # alone it would only lose digits, by way of eps and back
-                    prediction = with_eps(prediction, self._mean_eps(history, s))
+                    prediction = prediction.with_eps(_mean_eps(history, s))
             # Otherwise plain: sigma/alpha of a level with alpha_T = 0 is no point to fit through.
             x = ddim_step(prediction, s)
         return x
-
-    @staticmethod
-    def _mean_eps(history: list[Prediction], s: int) -> Tensor:
-        schedule = history[0].schedule
-        points = [_noise(schedule, past.t) for past in history]
-        weights = adams_bashforth(points, _noise(schedule, s))
-        terms = [weight * past.eps for weight, past in zip(weights, history, strict=True)]
-        return torch.stack(terms).sum(0)
 
 
 def adams_bashforth(points: Sequence[float], end: float) -> list[float]:
@@ -97,5 +86,11 @@ def adams_bashforth(points: Sequence[float], end: float) -> list[float]:
     return weights
 
 
-def _noise(schedule: Schedule, t: int | Tensor) -> float:
-    return float(schedule.sigma[t]) / float(schedule.alpha[t])
+def _mean_eps(history: list[Prediction], s: int) -> Tensor:
+    weights = adams_bashforth([_noise(p.level) for p in history], _noise(history[0].level.at(s)))
+    terms = [weight * past.eps for weight, past in zip(weights, history, strict=True)]
+    return torch.stack(terms).sum(0)
+
+
+def _noise(level: Level) -> float:
+    return float(level.sigma) / float(level.alpha)

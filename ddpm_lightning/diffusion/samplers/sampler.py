@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Self, override
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.denoiser import Denoises, Prediction
-from ddpm_lightning.diffusion.samplers.spacings import Levels, Spacing, Uniform
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
+from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.prediction import Prediction
+from ddpm_lightning.diffusion.samplers.spacings import Levels, Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """noise(draw, shape) → standard normal [B, *shape]; x_T is draw 0, step i takes draw i."""
 
 Predict = Callable[[Tensor, int], Prediction]
-"""predict(x_t, t) → the (clipped) prediction there; labels are already bound."""
+"""predict(x_t, t) → the (clipped) prediction there; the condition is already bound."""
 
 Draw = Callable[[int], Tensor]
 """draw(i) → the standard normal noise of step i, counted from 1, of x_t's shape."""
@@ -60,7 +61,7 @@ class Sampler(Configurable, ABC):
     def __init__(
         self,
         steps: int | None = None,
-        spacing: Spacing = Uniform(),
+        spacing: Spacing = UniformSpacing(),
         clip: tuple[float, float] | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -84,7 +85,7 @@ class Sampler(Configurable, ABC):
         """Yield a State at every level visited but 0, and return x_0.
 
         Args:
-            predict: The denoiser, with labels and clipping in place.
+            predict: The denoiser, with condition and clipping in place.
             schedule: The forward process.
             x: [B, ...] x_T, or what stands at the first level visited.
             draw: The noise of each step.
@@ -95,41 +96,37 @@ class Sampler(Configurable, ABC):
         return self.spacing(schedule, self.steps)
 
     def tag(self, schedule: Schedule) -> str:
-        """Name with what differs from the default, for files and tags: ``ddim50_quadratic``."""
-        marks = [f"{type(self).__name__.lower()}{len(self.levels(schedule)) - 1}"]
-        if not isinstance(self.spacing, Uniform):
-            marks.append(type(self.spacing).__name__.lower())
-        marks += self.marks()
-        if self.threshold is not None:
-            marks.append(f"threshold{self.threshold:g}")
-        return "_".join(marks)
+        """Name for files and tags: its steps and what differs from the default, but for the range.
 
-    def marks(self) -> list[str]:
-        """Settings of its own that differ from the default, for the tag: ``["eta1"]``."""
-        return []
+        E.g. ``ddim50``, ``ddim50_eta1`` or ``heun18_karras``.
+        """
+        parts = [f"{type(self).__name__.lower()}{len(self.levels(schedule)) - 1}"]
+        if not isinstance(self.spacing, UniformSpacing):
+            parts.append(type(self.spacing).__name__.removesuffix("Spacing").lower())
+        for name, value in self.changed().items():
+            if name not in ("steps", "spacing", "clip"):
+                values = value if isinstance(value, list | tuple) else [value]
+                parts.append(
+                    name + "-".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+                )
+        return "_".join(parts)
 
-    def clipped(self, data_range: tuple[float, float] | None) -> Sampler:
+    def clipped(self, data_range: tuple[float, float] | None) -> Self:
         """This sampler, clipping to the data's range unless it has a range of its own."""
         if self.clip is not None or data_range is None:
             return self
-        other = copy.copy(self)
-        other.clip = data_range
-        other._arguments = self._arguments | {"clip": data_range}
-        return other
+        return self.replace(clip=data_range)
 
-    def from_level(self, level: int, schedule: Schedule) -> Sampler:
+    def from_level(self, level: int, schedule: Schedule) -> Self:
         """This sampler from that level down: there, then at its own levels below."""
         levels = [level, *(t for t in self.levels(schedule) if t < level)]
-        other = copy.copy(self)
-        other.steps, other.spacing = None, Levels(levels)
-        other._arguments = self._arguments | {"steps": None, "spacing": other.spacing}
-        return other
+        return self.replace(steps=None, spacing=Levels(levels))
 
     def __call__(
         self,
         denoiser: Denoises,
         x_T: Tensor,
-        y: Tensor | None = None,
+        condition: Condition = Condition(),
         noise: Noise | None = None,
     ) -> Tensor:
         """Sample x_0.
@@ -137,13 +134,13 @@ class Sampler(Configurable, ABC):
         Args:
             denoiser: The model.
             x_T: [B, ...] noise of standard deviation ``schedule.prior_std``.
-            y: int64 [B] class labels, or None.
+            condition: What the denoiser is told beside x_t, B rows.
             noise: Source of the steps' noise; None draws from torch's global generator.
 
         Returns:
             [B, ...] samples.
         """
-        for state in self.trajectory(denoiser, x_T, y, noise):
+        for state in self.trajectory(denoiser, x_T, condition, noise):
             x = state.x_t
         return x
 
@@ -152,7 +149,7 @@ class Sampler(Configurable, ABC):
         self,
         denoiser: Denoises,
         x_T: Tensor,
-        y: Tensor | None = None,
+        condition: Condition = Condition(),
         noise: Noise | None = None,
     ) -> Iterator[State]:
         """Yield a State at every level visited, the last one x_0 at level 0.
@@ -162,7 +159,7 @@ class Sampler(Configurable, ABC):
         """
 
         def predict(x_t: Tensor, t: int) -> Prediction:
-            return denoiser(x_t, t, y).clip(self.clip, self.threshold)
+            return denoiser(x_t, t, condition).clip(self.clip, self.threshold)
 
         draw = drawing(noise, like=x_T)
         with evaluation_mode(getattr(denoiser, "net", None)):
@@ -183,10 +180,10 @@ class SingleStep(Sampler):
             noise: Gives standard normal noise of x_t's shape.
         """
 
+    @override
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
     ) -> Generator[State, None, Tensor]:
-        """See the base class."""
         for i, (t, s) in enumerate(pairwise(self.levels(schedule)), start=1):
             prediction = predict(x, t)
             yield State(t, x, prediction.x0)
@@ -209,16 +206,3 @@ def drawing(noise: Noise | None, like: Tensor) -> Draw:
         return (fresh if noise is None else noise)(i, tuple(like.shape[1:])).to(like)
 
     return draw
-
-
-@contextmanager
-def evaluation_mode(net: nn.Module | None) -> Iterator[None]:
-    """Switch dropout and its like off, and back on where it was on."""
-    training = [module for module in net.modules() if module.training] if net is not None else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

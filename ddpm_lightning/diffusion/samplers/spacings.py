@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.errors import InputError
 
 
@@ -34,33 +35,33 @@ class Spacing(Configurable, ABC):
         """
 
 
-class Uniform(Spacing):
+class UniformSpacing(Spacing):
     """Evenly spaced from T to 0 (what other libraries call trailing)."""
 
+    @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        """See the base class."""
         steps = checked_steps(schedule, steps)
         return distinct([schedule.T * i / steps for i in range(steps, -1, -1)])
 
 
-class Quadratic(Spacing):
+class QuadraticSpacing(Spacing):
     """From T to 0 with distances that shrink towards the data: t = T·(i/steps)²."""
 
+    @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        """See the base class."""
         steps = checked_steps(schedule, steps)
         return distinct([schedule.T * (i / steps) ** 2 for i in range(steps, -1, -1)])
 
 
-class LogSNR(Spacing):
+class LogSNRSpacing(Spacing):
     """Evenly spaced in log(alpha/sigma) from T to 1, then 0 (DPM-Solver's spacing)."""
 
+    @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        """See the base class."""
         return evenly(schedule, steps, np.log)
 
 
-class Karras(Spacing):
+class KarrasSpacing(Spacing):
     """Evenly spaced in (sigma/alpha)^(1/rho) from T to 1, then 0 (EDM eq. 5).
 
     Args:
@@ -72,11 +73,11 @@ class Karras(Spacing):
 
     def __init__(self, rho: float = 7.0) -> None:
         if rho <= 0:
-            raise InputError(f"Karras(rho={rho:g}): rho is positive; EDM's is 7")
+            raise InputError(f"KarrasSpacing(rho={rho:g}): rho is positive; EDM's is 7")
         self.rho = rho
 
+    @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        """See the base class."""
         return evenly(schedule, steps, lambda noise: noise ** (1 / self.rho))
 
 
@@ -86,13 +87,13 @@ class DDIMQuadratic(Spacing):
     1 + floor((i/(S−1))²·0.8·T) for i = S−1…0, then 0, as in the released code (DDIM app. D.2 gives
     the form), whose floats fall a level short in places from 31 steps on. Sampling takes pure
     noise for data of level 0.8·T + 1, as that code does; for steps all the way from T take
-    Quadratic.
+    QuadraticSpacing.
     """
 
     starts_below_T = True
 
+    @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        """See the base class."""
         top = math.floor(0.8 * schedule.T)
         highest = min(top + 1, schedule.T)
         if steps is None:
@@ -123,8 +124,8 @@ class Levels(Spacing):
         if len(self.levels) < 2 or self.levels[-1] != 0 or not falling:
             raise InputError(f"Levels({self.levels}): give strictly decreasing levels down to 0")
 
+    @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        """See the base class."""
         if self.levels[0] > schedule.T:
             raise InputError(
                 f"Levels starts at {self.levels[0]}, above the last level {schedule.T}"

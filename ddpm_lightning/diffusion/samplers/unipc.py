@@ -8,13 +8,14 @@ from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor
+from typing_extensions import override
 
-from ddpm_lightning.diffusion.denoiser import Prediction
+from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.dpm_solver import extrapolated, half_log_snr
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, Uniform
-from ddpm_lightning.diffusion.schedules import Schedule
+from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 
 
 class UniPC(Sampler):
@@ -36,21 +37,21 @@ class UniPC(Sampler):
     def __init__(
         self,
         steps: int | None = 20,
-        spacing: Spacing = Uniform(),
+        spacing: Spacing = UniformSpacing(),
         clip: tuple[float, float] | None = None,
         threshold: float | None = None,
     ) -> None:
         super().__init__(steps, spacing, clip, threshold)
 
+    @override
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
     ) -> Generator[State, None, Tensor]:
-        """See the base class."""
         previous: Prediction | None = None
         older: Prediction | None = None
         for t, s in pairwise(self.levels(schedule)):
             prediction = predict(x, t)
-            if previous is not None and float(schedule.alpha[previous.t]) > 0:
+            if previous is not None and previous.level.alpha > 0:
                 x = ddim_step(corrected(previous, older, prediction), t)
                 prediction = replace(prediction, x_t=x)
             yield State(t, x, prediction.x0)
@@ -71,12 +72,11 @@ def corrected(previous: Prediction, older: Prediction | None, new: Prediction) -
         older: The one before, or None.
         new: Where the step ended.
     """
-    schedule, x0 = previous.schedule, previous.x0
-    start = half_log_snr(schedule, previous.t)
-    h = half_log_snr(schedule, new.t) - start
-    if older is None or float(schedule.alpha[older.t]) == 0:
-        return replace(previous, x0=x0 + 0.5 * (new.x0 - x0), output=None)
-    r = (half_log_snr(schedule, older.t) - start) / h
+    x0, start = previous.x0, half_log_snr(previous.level)
+    h = half_log_snr(new.level) - start
+    if older is None or older.level.alpha == 0:
+        return previous.with_x0(x0 + 0.5 * (new.x0 - x0))
+    r = (half_log_snr(older.level) - start) / h
     # b_n = n!·z·phi_{n+1}(z) / B at z = −h, B = e^z − 1 = z·phi_1, z·phi_{n+1} = phi_n − 1/n!.
     z = -h
     B = math.expm1(z)
@@ -86,4 +86,4 @@ def corrected(previous: Prediction, older: Prediction | None, new: Prediction) -
     rho_older = (b_1 - b_2) / (1 - r)
     rho_new = b_1 - rho_older
     combined = x0 + rho_older / r * (older.x0 - x0) + rho_new * (new.x0 - x0)
-    return replace(previous, x0=combined, output=None)
+    return previous.with_x0(combined)

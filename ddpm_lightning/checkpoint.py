@@ -1,0 +1,194 @@
+"""Reading checkpoints of every format: without executing pickles, with errors that say what to do.
+
+A checkpoint is Lightning's, with one entry more (KEY) and the model's description as its
+hyper-parameters. FORMAT counts up when either changes in a way that older code could not read;
+:func:`upgraded` turns what any earlier format said into what today's says, so that every
+checkpoint ever written stays readable. Classes are named by the outermost package that shows
+them; RENAMED holds the paths that were in use before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpm_lightning.batch import DataSpec
+from ddpm_lightning.configurable import build, configurable_class
+from ddpm_lightning.errors import InputError
+
+KEY = "ddpm_lightning"
+"""The checkpoint entry that holds what is ours beside Lightning's own."""
+
+FORMAT = 2
+"""Version of that entry and of the hyper-parameters.
+
+1: shape, num_classes, data_range and condition_channels, ema_decay, ema_warmup and ema_start, and
+label_dropout as a number stand by themselves; label dropout took draw 2 of the training noise.
+"""
+
+_SAMPLERS = "ddpm_lightning.diffusion.samplers"
+RENAMED = {
+    f"{_SAMPLERS}.spacings.{name}": f"{_SAMPLERS}.{name}Spacing"
+    for name in ("Uniform", "Quadratic", "Karras", "LogSNR")
+}
+"""Class paths of earlier versions that have another name now."""
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this library; tensors and plain data only.
+
+    Args:
+        path: The .ckpt file.
+        map_location: Device for the tensors, as for torch.load.
+
+    Raises:
+        InputError: There is no such file, it is damaged, holds pickled objects, was not written
+            by this library, or by a later version of it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a checkpoint{_nearby(path / '*')}")
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}{_nearby(path)}")
+    try:
+        # Mapped, so that who asks for the description alone does not read the weights.
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is damaged or not a checkpoint ({_first_line(error)}); "
+            "use an earlier one from the same folder"
+        ) from error
+    own = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(own, dict):
+        raise InputError(
+            f"{path} was not written by ddpm_lightning: it does not describe its model"
+        )
+    if own.get("format", 0) > FORMAT:
+        raise InputError(
+            f"{path} has format {own['format']}, this version reads up to {FORMAT}; "
+            "update ddpm_lightning"
+        )
+    described = isinstance(checkpoint.get("hyper_parameters"), dict)
+    missing = [key for key in ("format", "class_path", "data") if key not in own]
+    missing += [] if described else ["hyper_parameters"]
+    missing += [key for key in ("state_dict", "global_step") if key not in checkpoint]
+    if missing or "net" not in checkpoint["hyper_parameters"]:
+        raise InputError(
+            f"{path} is no whole checkpoint: it lacks {', '.join(missing or ['net'])}; use an "
+            "earlier one from the same folder"
+        )
+    return upgraded(checkpoint)
+
+
+def upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Say in today's format what a checkpoint of an earlier one says; the tensors stay."""
+    own = dict(checkpoint[KEY])
+    stated = dict(checkpoint["hyper_parameters"])
+    if own["format"] == 1:
+        data = {
+            "shape": stated.pop("shape"),
+            "data_range": stated.pop("data_range"),
+            "num_classes": stated.pop("num_classes"),
+            "image_channels": stated.pop("condition_channels", 0),
+            "token_width": 0,
+        }
+        average = {name: stated.pop(f"ema_{name}") for name in ("decay", "warmup", "start")}
+        share = {"share": stated.pop("label_dropout")}
+        stated |= {
+            "data": data,
+            "ema": {"class_path": "ddpm_lightning.EMA", "init_args": average},
+            "label_dropout": {
+                "class_path": "ddpm_lightning.diffusion.LabelDropout",
+                "init_args": share,
+            },
+        }
+    own["format"] = FORMAT
+    return {**checkpoint, KEY: _renamed(own), "hyper_parameters": _renamed(stated)}
+
+
+def _renamed(value: Any) -> Any:
+    """Name classes by their paths of today, in whatever a description holds."""
+    if isinstance(value, list):
+        return [_renamed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _renamed(item) for key, item in value.items()}
+    if isinstance(path := found.get("class_path"), str):
+        found["class_path"] = current_path(path)
+    return found
+
+
+def current_path(path: str) -> str:
+    """What a class of the library is called now: by the outermost package that shows it.
+
+    Earlier versions named files inside the packages, which have moved since.
+    """
+    *packages, name = RENAMED.get(path, path).split(".")
+    if packages[:1] != ["ddpm_lightning"]:
+        return path
+    for depth in range(1, len(packages) + 1):
+        package = ".".join(packages[:depth])
+        if find_spec(package) is None:
+            break
+        if hasattr(import_module(package), name):
+            return f"{package}.{name}"
+    return path  # which is said where the class is needed
+
+
+def rebuild(
+    module_class: type, hyper_parameters: dict[str, Any], overrides: dict[str, Any]
+) -> Any:
+    """Make the module that hyper-parameters describe, with fresh weights.
+
+    Args:
+        module_class: The class of the module.
+        hyper_parameters: As the module stores them: descriptions and plain values.
+        overrides: Arguments in place of them.
+
+    Raises:
+        InputError: A part cannot be imported, or no longer takes its arguments.
+    """
+    arguments = dict(hyper_parameters)
+    net = arguments.pop("net")
+    arguments["data"] = DataSpec(**arguments["data"])
+    stated = {name: build(value) for name, value in net["init_args"].items()}
+    factory = partial(configurable_class(net["class_path"]), **stated)
+    arguments = {name: build(value) for name, value in arguments.items()}
+    try:
+        return module_class(**{"net": factory} | arguments | overrides)
+    except TypeError as error:
+        raise InputError(
+            f"{net['class_path']} or {module_class.__name__} does not fit its description: {error}"
+        ) from error
+
+
+def weights_digest(net: nn.Module) -> str:
+    """Name a network's weights: the sha256 of all names and values, on whatever device."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _nearby(path: Path) -> str:
+    found = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+    if not found:
+        return f"; the folder {path.parent} holds none"
+    return "; the folder holds " + ", ".join(file.name for file in found[:8])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

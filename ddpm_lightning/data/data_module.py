@@ -1,0 +1,225 @@
+"""The seam of the data: where samples come from, and what becomes of them on the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from itertools import tee
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor
+
+from ddpm_lightning.batch import Batch, Condition, DataSpec
+from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.data.stream import EvaluationLoader, Indices, Layout, Places, TrainingStream
+from ddpm_lightning.errors import InputError
+
+Split = Literal["train", "val", "test"]
+
+
+class RawBatch(NamedTuple):
+    """A batch on its way to the device, where it becomes a :class:`Batch`.
+
+    Attributes:
+        samples: [B, ...] as they are stored, e.g. uint8 images.
+        labels: int64 [B].
+        index: int64 [B] places in the split.
+        flip: bool [B], the rows to mirror; None: none.
+        row: int64 [B] places in the global batch of the step; None outside training.
+    """
+
+    samples: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    flip: Tensor | None = None
+    row: Tensor | None = None
+
+
+class Source(Protocol):
+    """The samples of a split, never mirrored, and how to get at them."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def batches(self, indices: Iterable[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give samples [B, ...] and labels int64 [B] for each of these indices int64 [B]."""
+
+
+class DiffusionData(Configurable, LightningDataModule, ABC):
+    """A data set of samples x0, with or without labels.
+
+    Batches are :class:`~ddpm_lightning.batch.Batch`. Under a trainer the loaders give samples as
+    they are stored and ``on_after_batch_transfer`` finishes them on the device; without one, as
+    in a notebook, the loaders finish them themselves. A data set of your own states ``shape`` and
+    ``num_classes`` and implements ``source`` and ``finish``; for images, ImageData (in memory)
+    and MapStyleImages (larger than memory) ask for less.
+
+    Args:
+        global_batch_size: Samples per optimizer step = processes × accumulation × per device.
+        predict_n: Number of samples that `predict` draws.
+        seed: Seed of order and flips; None: the module's, or 0 without a trainer.
+        flip: Mirror half of the training samples.
+
+    Raises:
+        InputError: An argument is out of range.
+    """
+
+    num_classes: int | None
+    data_range: tuple[float, float] | None = None
+    image_channels: int = 0
+
+    def __init__(
+        self, global_batch_size: int, predict_n: int, seed: int | None, flip: bool = False
+    ) -> None:
+        super().__init__()
+        self.global_batch_size = global_batch_size
+        self.predict_n = predict_n
+        self.seed = seed
+        self.flip = flip
+        for name, value, least in (
+            ("global_batch_size", global_batch_size, 1),
+            ("predict_n", predict_n, 1),
+            ("seed", seed or 0, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} is {value}; use {least} or more (--data.{name})")
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample x0; known before any data is read."""
+
+    @abstractmethod
+    def source(self, split: Split) -> Source:
+        """Open a split."""
+
+    @abstractmethod
+    def finish(self, raw: RawBatch) -> Batch:
+        """Turn a raw batch into what the model sees, on whatever device it is."""
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a network must know of the data; known before any data is read."""
+        return DataSpec(self.shape, self.data_range, self.num_classes, self.image_channels)
+
+    def shown(self, condition: Condition) -> Tensor | None:
+        """Show condition images as images [B, C, H, W] in [−1, 1]; None: there are none."""
+        return None
+
+    def finished(self, split: Split, at_most: int | None = None) -> Batch:
+        """Give a split, or its first samples, as the model sees it, never mirrored."""
+        source = self.source(split)
+        index = np.arange(len(source))[:at_most]
+        samples, labels = next(source.batches([index]))
+        return self.finish(RawBatch(samples, labels, torch.from_numpy(index)))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what a stage needs: fit, validate, test or predict; None opens all."""
+        needed: dict[str | None, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+            "predict": (),
+            None: ("train", "val", "test"),
+        }
+        for split in needed[stage]:
+            self.source(split)
+
+    def train_dataloader(self) -> TrainingStream:
+        """The endless training stream, from the trainer's optimizer step on.
+
+        Raises:
+            InputError: global_batch_size is not divisible by processes × accumulation.
+        """
+        layout = self._layout()
+        source = self.source("train")
+        n = len(source)
+        steps_per_epoch = max(1, n // layout.global_batch)
+        trainer = self._running_trainer()
+        module = trainer.lightning_module if trainer else None
+        overfit: int | float = getattr(trainer, "overfit_batches", 0)
+        if overfit:
+            # Lightning limits the batches of an epoch; that they are always the same is up to us.
+            steps = overfit if isinstance(overfit, int) else int(overfit * steps_per_epoch)
+            n = min(n, max(1, steps) * layout.global_batch)
+        return TrainingStream(
+            n,
+            layout,
+            lambda places: self._batches(source, places),
+            seed=getattr(module, "seed", 0) if self.seed is None else self.seed,
+            flip=self.flip,
+            shuffle=not overfit,
+            steps_per_epoch=steps_per_epoch,
+            # Lightning loads the position of a checkpoint only if it was saved within an epoch.
+            step=trainer.global_step if trainer else 0,
+        )
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """The validation samples in order, never mirrored."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """The test samples in order, never mirrored."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Sample indices 0…predict_n − 1 as int64 [B]."""
+        return EvaluationLoader(
+            self.predict_n,
+            self._layout(),
+            lambda places: (torch.from_numpy(place.index) for place in places),
+        )
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a raw batch, but for its index and row: noise is keyed by them, on the CPU."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if isinstance(batch, RawBatch):
+            return moved._replace(index=batch.index, row=batch.row)
+        return moved
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Finish a raw batch on its device; sample indices pass through."""
+        return self.finish(batch) if isinstance(batch, RawBatch) else batch
+
+    def _running_trainer(self) -> Trainer | None:
+        """The trainer at work; after its work it stays attached but must not matter."""
+        if self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING:
+            return self.trainer
+        return None
+
+    def _layout(self) -> Layout:
+        trainer = self._running_trainer()
+        if trainer is None:
+            return Layout(self.global_batch_size)
+        share = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        return Layout(
+            self.global_batch_size,
+            rank=share["rank"],
+            world=share["num_replicas"],
+            accumulate=trainer.accumulate_grad_batches,
+        )
+
+    def _evaluation_loader(self, split: Split) -> EvaluationLoader:
+        source = self.source(split)
+        return EvaluationLoader(
+            len(source), self._layout(), lambda places: self._batches(source, places)
+        )
+
+    def _batches(self, source: Source, places: Iterable[Places]) -> Iterator[RawBatch | Batch]:
+        trainer = self._running_trainer()
+        pin = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        ours, theirs = tee(places)
+        loaded = source.batches(place.index for place in theirs)
+        for place, (samples, labels) in zip(ours, loaded, strict=True):
+            if pin:  # from pinned memory, transfers to CUDA overlap with computation
+                samples, labels = samples.pin_memory(), labels.pin_memory()
+            index, flip, row = (None if p is None else torch.from_numpy(p) for p in place)
+            assert index is not None
+            raw = RawBatch(samples, labels, index, flip, row)
+            yield self.finish(raw) if trainer is None else raw

@@ -1,0 +1,103 @@
+"""Images larger than memory: any map-style data set, read ahead by worker processes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ddpm_lightning.batch import Batch
+from ddpm_lightning.data.data_module import DiffusionData, RawBatch, Split
+from ddpm_lightning.data.image_data import finish_images
+from ddpm_lightning.data.stream import Indices
+
+
+class MapStyle:
+    """A split read item by item.
+
+    Args:
+        dataset: ``dataset[i]`` is an image uint8 [C, H, W] and its label; it has a length.
+        workers: Processes that read ahead; 0 reads in this one.
+    """
+
+    def __init__(self, dataset: Dataset[Any], workers: int) -> None:
+        self.dataset = dataset
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def batches(self, indices: Iterable[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give samples and labels for each of these indices, in order."""
+        lists = (index.tolist() for index in indices)
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=_Once(lists),
+                num_workers=self.workers,
+                collate_fn=_stacked,
+            )
+        )
+
+
+class MapStyleImages(DiffusionData):
+    """Images that need not fit into memory.
+
+    A data set of your own states ``shape`` and ``num_classes`` and implements ``dataset``. Order,
+    flips and position are those of a data set in memory, whatever the number of workers, for what
+    an item is must depend on its index alone.
+
+    Args:
+        global_batch_size: Images per optimizer step = processes × accumulation × per device.
+        predict_n: Number of images that `predict` samples.
+        seed: Seed of order and flips; None: the run's.
+        flip: Mirror half of the training images left to right, at random.
+        workers: Processes that read ahead; 0 reads in the main one.
+    """
+
+    data_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        global_batch_size: int = 128,
+        predict_n: int = 64,
+        seed: int | None = None,
+        flip: bool = False,
+        workers: int = 2,
+    ) -> None:
+        super().__init__(global_batch_size, predict_n, seed, flip)
+        self.workers = workers
+        self._sources: dict[Split, MapStyle] = {}
+
+    @abstractmethod
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """Open a split: ``dataset[i]`` gives an image uint8 [C, H, W] and its label, an int."""
+
+    def source(self, split: Split) -> MapStyle:
+        """Open a split, once."""
+        if split not in self._sources:
+            self._sources[split] = MapStyle(self.dataset(split), self.workers)
+        return self._sources[split]
+
+    def finish(self, raw: RawBatch) -> Batch:
+        """Mirror and normalise: x0 float32 [B, C, H, W] in [−1, 1]."""
+        return finish_images(raw)
+
+
+class _Once:
+    """Lists of indices as DataLoader's batch_sampler, given out once."""
+
+    def __init__(self, lists: Iterator[list[int]]) -> None:
+        self.lists = lists
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.lists
+
+
+def _stacked(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)

@@ -1,0 +1,125 @@
+"""A checkpoint under evaluation: drawn from with some settings, scored, and written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.data.conditioned import Conditioned
+from ddpm_lightning.data.identity import identity
+from ddpm_lightning.evaluation.judge import Judge
+from ddpm_lightning.evaluation.likelihood import bits_per_dimension
+from ddpm_lightning.evaluation.real_images import RealImages
+from ddpm_lightning.evaluation.report import table
+from ddpm_lightning.evaluation.sample_set import SampleSet, draw_into
+from ddpm_lightning.images import ImageFolder
+from ddpm_lightning.loaded import Loaded
+from ddpm_lightning.metrics import FeatureExtractor, Metric, Result, as_metrics
+from ddpm_lightning.metrics.result import write_results
+
+BOUND = "bpd"
+"""Name of the bound on the likelihood among the metrics: of the model, without samples."""
+
+
+class Evaluation:
+    """Scores of a checkpoint.
+
+    Args:
+        loaded: The checkpoint.
+        metrics: Which metrics, and ``bpd``.
+        reference: The real images; by default those of the checkpoint.
+        extractor: Whose features are compared; default: LeNet for grey images, else Inception.
+        samples: What is asked for; of several sets, one.
+
+    Raises:
+        InputError: There is no such metric, or the real images or the extractor are not there.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        metrics: str | Sequence[Metric | str],
+        reference: RealImages,
+        extractor: FeatureExtractor | None,
+        samples: SampleSet,
+    ) -> None:
+        words = metrics.split(",") if isinstance(metrics, str) else list(metrics)
+        others = [word for word in words if word != BOUND]
+        self.loaded = loaded
+        self.bound = len(others) < len(words)
+        self.judge: Judge | None = None
+        if others or not self.bound:
+            real = reference if reference.given else reference.of(loaded.data)
+            self.judge = Judge(
+                as_metrics(others),
+                real,
+                extractor,
+                samples.seed,
+                samples.batch_size,
+                str(loaded.module.device),
+            )
+        self.n, self.split = samples.n, reference.split
+        self._bounds: dict[str, Result] = {}
+
+    def check(self, samples: SampleSet) -> None:
+        """Raise InputError for what cannot be drawn or scored, before anything is computed."""
+        samples.check(self.loaded.module)
+        if self.judge is None:
+            return
+        self.judge.check(self.loaded.path, self.loaded.module.data.shape, samples.n)
+        if self.judge.measures.needs_labels:
+            labels = samples.labels_of(self.loaded.module, self.known)
+            data = self.loaded.data
+            self.judge.measures.check_labels(
+                data.data if isinstance(data, Conditioned) else data, labels
+            )
+
+    def __call__(self, samples: SampleSet, out: Path) -> list[dict[str, Any]]:
+        """Draw samples into a folder, score them, write results.json and print a table.
+
+        Returns:
+            The content of results.json.
+        """
+        loaded, results, what = self.loaded, [], "no samples"
+        if self.judge is not None:
+            known, folder = self.known, out / "samples"
+            _ = self.judge.reference  # before hours of sampling, because it may fail
+            stated = draw_into(folder, loaded.module, samples, known, self._known_of)
+            stated = {"checkpoint": str(loaded.path), **stated}
+            images = ImageFolder(folder, samples.n)
+            labels = samples.labels_of(loaded.module, known)
+            results = self.judge(images, out, stated, labels, loaded.step)
+            what = self.judge.in_words(samples.n)
+        if self.bound:
+            results.append(self._bound(samples, out))
+        records = write_results(out / "results.json", results)
+        print(f"{out}: {what}")
+        print(table(records))
+        return records
+
+    @cached_property
+    def known(self) -> Condition:
+        """Labels of the real images, and the images that a conditioned model is given."""
+        module, label, image = self.loaded.module, None, None
+        if module.data.num_classes is not None and self.judge is not None:
+            label = self.judge.real.labels
+        if module.data.image_channels:
+            image = self.loaded.data.finished(self.split, self.n).condition.image
+        return Condition(label, image)
+
+    @property
+    def _known_of(self) -> dict[str, Any]:
+        if not self.loaded.module.data.image_channels:
+            return {}
+        return {"condition": {"data": identity(self.loaded.data), "split": self.split}}
+
+    def _bound(self, samples: SampleSet, out: Path) -> Result:
+        """Bound the likelihood, once a variance in a sweep; the first folder has the plot."""
+        key = json.dumps(samples.denoiser(self.loaded.module).variance.describe())
+        if key not in self._bounds:
+            self._bounds[key] = bits_per_dimension(self.loaded, samples, out)
+        return self._bounds[key]

@@ -1,0 +1,142 @@
+"""Sets of samples: asked for, described, and drawn into a folder, where a stopped one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.checkpoint import weights_digest
+from ddpm_lightning.configurable import plain
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import PARTIAL, json_value, write_json
+from ddpm_lightning.images import to_uint8, write_png
+from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.sampling import Request
+
+SETTINGS = "samples.json"
+"""Name of the file beside the images that says how they were drawn."""
+
+
+class SampleSet(Request):
+    """A request for samples 0…n − 1.
+
+    Args:
+        n: Number of samples. Distances at different n do not compare; published FIDs use 50,000.
+        seed: Seed of the noise, and of subsets and cuts in the metrics.
+        **request: How the samples are asked for, see Request.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    def __init__(self, n: int = 10_000, seed: int = 1, **request: Any) -> None:
+        super().__init__(seed=seed, **request)
+        if n < 2:
+            raise InputError(f"n={n}: n is at least 2")
+        self.n = n
+
+    def labels_of(self, module: DiffusionModule, known: Condition) -> Tensor | None:
+        """The classes that the samples are asked to be of: int64 [n], or None."""
+        return self.condition(module, torch.arange(self.n), known).label
+
+    def state(self, module: DiffusionModule, known: Condition = Condition()) -> dict[str, Any]:
+        """State all that decides about sample k but the weights, as plain data.
+
+        Args:
+            module: The model.
+            known: Labels and images at hand.
+        """
+        labels = None
+        if module.data.num_classes is not None:
+            labels = known.label if self.labels is None else torch.as_tensor(self.labels)
+        guidance = self.guidance
+        settings = {
+            "schedule": module.schedule,
+            "parameterization": module.parameterization,
+            "variance": self.denoiser(module).variance,
+            "sampler": self.sampler.clipped(module.data.data_range),
+            "steps": len(self.sampler.levels(module.schedule)) - 1,
+            "guidance": {
+                "scale": guidance.scale,
+                "interval": guidance.interval,
+                "rescale": guidance.rescale,
+            },
+            "labels": None if labels is None else _short(labels.long()),
+            "weights": self.weights,
+            "seed": self.seed,
+        }
+        return dict(json_value(plain(settings, "settings")))
+
+
+def _short(labels: Tensor) -> list[int] | str:
+    """State a short list of labels as it is, a long one by its digest."""
+    if len(labels) <= 100:
+        return labels.tolist()
+    return "sha256 " + hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
+
+
+def draw_into(
+    folder: Path,
+    module: DiffusionModule,
+    samples: SampleSet,
+    known: Condition = Condition(),
+    stated: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Draw samples as PNG files into a folder, but for those that are there already.
+
+    Args:
+        folder: New, empty, or holding samples of the very same settings.
+        module: The model, on its device.
+        samples: Which samples, and how; a stop loses at most ``batch_size`` of them.
+        known: Labels and images at hand, repeated along the index.
+        stated: Where these come from, as plain data.
+
+    Returns:
+        All that decides about sample k, as plain data.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    digest = weights_digest(module.denoiser(samples.weights).net)
+    settings = {"network": digest, **samples.state(module, known), **(stated or {})}
+    _claim(folder, settings)
+    files = [folder / f"{k:06d}.png" for k in range(samples.n)]
+    batches = torch.arange(samples.n).split(samples.batch_size)
+    todo = [batch for batch in batches if not all(files[k].is_file() for k in batch.tolist())]
+    remaining = sum(map(len, todo))
+    with tqdm(total=samples.n, initial=samples.n - remaining, desc="samples") as bar:
+        for batch in todo:
+            images = module.generate(batch, samples, known, progress=True).x
+            for k, image in zip(batch.tolist(), to_uint8(images), strict=True):
+                write_png(files[k], image)
+            bar.update(len(batch))
+    return settings
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / SETTINGS
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); remove {folder}") from error
+        differing = [key for key in settings if found.get(key) != settings[key]]
+        if differing:
+            raise InputError(
+                f"{folder} holds samples that were drawn with another {', '.join(differing)}; "
+                "choose another --out, or remove it"
+            )
+        return
+    # A stop just here leaves nothing but the file's beginning.
+    others = (file for file in folder.glob("*") if file.name != SETTINGS + PARTIAL)
+    if folder.exists() and (not folder.is_dir() or any(others)):
+        raise InputError(f"{folder} holds other files; choose another --out")
+    write_json(path, settings)

@@ -1,0 +1,162 @@
+"""Several metrics of samples, from the features of one extractor, against one set of real data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.features import FeatureExtractor, Features
+from ddpm_lightning.metrics.jackknife import shuffled
+from ddpm_lightning.metrics.metric import Comparison, Floor, Metric, Score
+from ddpm_lightning.metrics.result import Result
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Several metrics in the features of one extractor.
+
+    Args:
+        metrics: Which.
+        extractor: Whose features are compared; None: the data themselves.
+        seed: Seed of subsets, splits, and the blocks of the standard errors.
+    """
+
+    metrics: Sequence[Metric]
+    extractor: FeatureExtractor | None = None
+    seed: int = 0
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether a metric reads the features of real data one by one."""
+        return any(metric.needs_pairs for metric in self.metrics)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a metric reads the classes that samples were asked to be of."""
+        return any(metric.needs_labels for metric in self.metrics)
+
+    def check(self, n: int, real_n: int | None = None) -> None:
+        """Raise InputError where n samples, or real_n real data, are too few for a metric."""
+        for metric in self.metrics:
+            metric.check(self.extractor, n, real_n)
+
+    def check_labels(self, data: object, labels: Tensor | None) -> None:
+        """Raise InputError where a metric cannot use the classes of a data set."""
+        for metric in self.metrics:
+            metric.check_labels(self.extractor, data, labels)
+
+    def __call__(
+        self, samples: Features, real: Features, labels: Tensor | None = None, errors: bool = True
+    ) -> dict[str, Score]:
+        """Compute all scores, by names that say the extractor: ``fd_lenet``, …; ``fid``.
+
+        Args:
+            samples: Features of n samples.
+            real: Features of real data; only their statistics if no metric needs pairs.
+            labels: int64 [n] classes that the samples were asked to be of, or None.
+            errors: Compute standard errors, too.
+
+        Raises:
+            InputError: Too few images for a metric, or features that are not finite.
+        """
+        sets = Comparison(samples, real, labels, self.seed, errors)
+        found: dict[str, Score] = {}
+        for metric in self.metrics:
+            for stem, score in metric(sets).items():
+                name, alias = metric.names(stem, self.extractor)
+                found[name] = replace(score, alias=alias)
+        return found
+
+    def describe(self) -> dict[str, Any] | None:
+        """State the extractor with its weights, as plain data."""
+        if self.extractor is None:
+            return None
+        details = {"sha256": self.extractor.digest, "resize": self.extractor.resize}
+        return self.extractor.describe() | details
+
+
+class Reference:
+    """Real data that sets of samples are scored against.
+
+    Args:
+        measures: How.
+        features: Features of the real data.
+        description: What they are, as plain data: data set, split, count, sha256 of the pixels.
+        labels: int64 [N] their classes, if the extractor knows them, or None.
+    """
+
+    def __init__(
+        self,
+        measures: Measures,
+        features: Features,
+        description: dict[str, Any],
+        labels: Tensor | None = None,
+    ) -> None:
+        self.measures = measures
+        self.features = features
+        self.description = description
+        self.labels = labels
+        self._count = len(features)
+        self._floors: dict[int, dict[str, Floor]] = {}
+
+    def floor_sizes(self, n: int) -> tuple[int, int]:
+        """Say how many real data stand for n samples, at most half, and how many are left."""
+        count = min(n, self._count // 2)
+        return count, self._count - count
+
+    def floors(self, n: int) -> dict[str, Floor]:
+        """Compare n random real data with all others; measured once.
+
+        The others are fewer than samples are compared with, so that a good model may score a
+        little better. What the data are too few for is left out.
+        """
+        if n not in self._floors:
+            self._floors[n] = dict(self._measured(*self.floor_sizes(n)))
+        return self._floors[n]
+
+    def _measured(self, n: int, others: int) -> Iterator[tuple[str, Floor]]:
+        order = shuffled(len(self.features), 0)
+        samples, real = self.features[order[:n]], self.features[order[n:]]
+        labels = None if self.labels is None else self.labels[order[:n]]
+        for metric in self.measures.metrics:
+            if metric.needs_labels and labels is None:
+                continue
+            one = replace(self.measures, metrics=[metric.fitted(min(n, others))])
+            with suppress(InputError):
+                one.check(n, others)
+                found = one(samples, real, labels, errors=False)
+                yield from ((k, Floor(score.value, n, others)) for k, score in found.items())
+
+    def __call__(
+        self, samples: Features, labels: Tensor | None = None, errors: bool = True
+    ) -> dict[str, Score]:
+        """Score samples; each score with its floor.
+
+        Args:
+            samples: Their features.
+            labels: int64 [n] classes that they were asked to be of, or None.
+            errors: Compute standard errors, too.
+        """
+        found = self.measures(samples, self.features, labels, errors)
+        floors = self.floors(len(samples))
+        return {name: replace(score, floor=floors.get(name)) for name, score in found.items()}
+
+    def in_words(self, n: int) -> str:
+        """Say how many real images were compared with how many, beside n samples."""
+        count, others = self.floor_sizes(n)
+        words = f"{count} against the {others} others"
+        if count < n:
+            words += f" (fewer than the {n} samples, which alone makes a distance larger)"
+        return words
+
+    def results(
+        self, scores: Mapping[str, Score], samples: dict[str, Any], step: int | None = None
+    ) -> list[Result]:
+        """State the scores of samples, which ``samples`` describes, with all that was measured."""
+        stated = samples, self.description, self.measures.describe()
+        return [Result(name, score, *stated, step) for name, score in scores.items()]

@@ -1,0 +1,214 @@
+"""Metric: how close samples are to real data, computed from the features of both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from inspect import isabstract
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ddpm_lightning.configurable import Configurable, configurable_class
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics.features import FeatureExtractor, Features
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The value of real data: n of them in place of samples, compared with ``reference_n`` others.
+
+    Samples of that value differ from the data about as much as the data from itself.
+    """
+
+    value: float
+    n: int
+    reference_n: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a metric.
+
+    Attributes:
+        value: The number.
+        standard_error: Over draws of the samples, the reference as it is; None: not known.
+        spread: A published standard deviation: of ``kid`` over subsets, of ``is`` over splits.
+        settings: What else decides about the number, as plain data.
+        parts: What it is made of, as plain data, or None.
+        smaller_is_better: Whether a smaller number is the better one.
+        floor: What real data reach; None: not known.
+        alias: Its stable name for ``monitor:``, filled in by Measures.
+    """
+
+    value: float
+    standard_error: float | None = None
+    spread: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] | None = None
+    smaller_is_better: bool = True
+    floor: Floor | None = None
+    alias: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a metric is computed from.
+
+    Attributes:
+        samples: Features of n samples.
+        real: Features of real data; only their ``statistics`` unless the metric needs pairs.
+        labels: int64 [n] classes that the samples were asked to be of, or None.
+        seed: Seed of subsets, splits and blocks.
+        errors: Compute standard errors, too.
+    """
+
+    samples: Features
+    real: Features
+    labels: Tensor | None = None
+    seed: int = 0
+    errors: bool = True
+
+
+class Metric(Configurable, ABC):
+    """Numbers that say how close samples are to real data, computed from the features of both.
+
+    One of your own defines a call, and states what it needs. A config names it by its class path,
+    those of this package by their short names, too.
+
+    Attributes:
+        name: Short name; by default the name of the class in small letters.
+        needs_logits: It reads ``logits``, which not every extractor gives.
+        needs_pairs: It reads the features of real data one by one, not their statistics alone.
+        needs_labels: It reads the classes that samples were asked to be of.
+        least: The smallest number of samples.
+        least_real: The smallest number of real data.
+    """
+
+    name: ClassVar[str]
+    needs_logits: ClassVar[bool] = False
+    needs_pairs: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    least: int = 2
+    least_real: int = 2
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
+
+    @abstractmethod
+    def __call__(self, sets: Comparison) -> dict[str, Score]:
+        """Compute the scores by name: one called as the metric, or several of other names.
+
+        Raises:
+            InputError: Too few features, or features that are not finite.
+        """
+
+    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
+        """Refuse what cannot be measured, before anything is computed.
+
+        Args:
+            extractor: Whose features will be compared; None: the data themselves.
+            n: Number of samples.
+            real_n: Number of real data, if known.
+
+        Raises:
+            InputError: Too few of either, or the extractor gives no logits.
+        """
+        if self.needs_logits and (extractor is None or extractor.classes is None):
+            raise InputError(
+                f"{self.name} needs a classifier, and {type(extractor).__name__} gives no logits; "
+                "use LeNet for digits, Inception for the score of photos, or leave it out of "
+                "metrics"
+            )
+        for what, count, least in (
+            ("samples", n, self.least),
+            ("real data", real_n, self.least_real),
+        ):
+            if count is not None and count < least:
+                raise InputError(f"{self.name} needs {least} or more {what}, not {count}")
+
+    def check_labels(
+        self, extractor: FeatureExtractor | None, data: object, labels: Tensor | None
+    ) -> None:
+        """Refuse classes that the metric cannot use, before anything is computed.
+
+        Args:
+            extractor: Whose features will be compared.
+            data: The data set whose classes they are.
+            labels: int64 [n] classes that samples will be asked to be of; None: of none.
+
+        Raises:
+            InputError: It needs classes, and there are none.
+        """
+        if self.needs_labels and labels is None:
+            raise InputError(
+                f"{self.name} compares with the classes that were asked for, and the model takes "
+                "no labels; train one with --model.conditional true, or leave it out of metrics"
+            )
+
+    def fitted(self, n: int) -> Metric:
+        """Give the metric with settings for as few as n samples or real data, if it has such."""
+        return self
+
+    def names(self, score: str, extractor: FeatureExtractor | None) -> tuple[str, str]:
+        """Name a score by what was measured, and give its alias: ``is_lenet`` and ``is``.
+
+        Names are those of publications where the features are Inception's, or the data themselves.
+        """
+        if extractor is None or extractor.name == "fid":
+            return score, score
+        return f"{score}_{extractor.name.removeprefix('fd').strip('_')}", score
+
+
+def as_metrics(metrics: str | Sequence[Metric | str]) -> list[Metric]:
+    """Find metrics by their names.
+
+    Args:
+        metrics: Short names, class names or class paths, in a list or separated by commas;
+            metrics themselves pass through.
+
+    Raises:
+        InputError: There is no such metric, it has arguments without a default, or none is named.
+    """
+    parts = metrics.split(",") if isinstance(metrics, str) else metrics
+    words = [part.strip() if isinstance(part, str) else part for part in parts]
+    found = [_named(word) if isinstance(word, str) else word for word in words if word]
+    if not found or len({metric.name for metric in found}) < len(found):
+        raise InputError(f"metrics {', '.join(map(str, words))}: name one or more, each once")
+    return found
+
+
+def _named(name: str) -> Metric:
+    known = _known()
+    classes = {cls.__name__: cls for cls in known.values()} | known
+    cls: Any = configurable_class(name) if "." in name else classes.get(name)
+    if cls is None:
+        close = get_close_matches(name, classes, n=1, cutoff=0.6)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(
+            f"no metric '{name}'{meant}; there are {', '.join(known)}, and classes of your own by "
+            "their path (my_metric.Sharpness)"
+        )
+    if not issubclass(cls, Metric) or isabstract(cls):
+        raise InputError(f"{name} is no metric")
+    try:
+        return cls()
+    except TypeError as error:
+        raise InputError(
+            f"{name} needs settings, {{class_path: {name}, init_args: …}}: {error}"
+        ) from error
+
+
+def _known() -> dict[str, type[Metric]]:
+    """The metrics that were imported, by short name."""
+    found: dict[str, type[Metric]] = {}
+    remaining: list[Any] = [Metric]
+    for cls in remaining:
+        remaining += cls.__subclasses__()
+        if not isabstract(cls):
+            found[cls.name] = cls
+    return found

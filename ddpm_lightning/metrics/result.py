@@ -1,0 +1,133 @@
+"""Results as JSON: one form for what training measures and what commands measure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import json_value, write_json
+from ddpm_lightning.metrics.metric import Score
+
+FORMAT = 1
+"""Number of this form."""
+
+NAMES = ("results.json", "metrics.json")
+"""Files with results: of a command, of a run."""
+
+FOUND = ("step", "value", "standard_error", "spread", "parts", "floor", "versions")
+"""What a measurement found; all else in a record says what was measured."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A score and all that was measured.
+
+    Attributes:
+        metric: Name of the score.
+        score: The score.
+        samples: How what was measured came about, as plain data: n, checkpoint, sampler, …
+        reference: The real data, with their sha256; None where none take part.
+        extractor: Whose features were compared; None where there are none.
+        step: Optimizer steps behind the weights; None where there is no model.
+    """
+
+    metric: str
+    score: Score
+    samples: dict[str, Any]
+    reference: dict[str, Any] | None = None
+    extractor: dict[str, Any] | None = None
+    step: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """State it as plain data; a number that is not known or not finite is null."""
+        score = asdict(self.score)
+        score.pop("alias")
+        for name in ("value", "standard_error", "spread"):
+            score[name] = _known(score[name])
+        record = {
+            "format": FORMAT,
+            "step": self.step,
+            "metric": self.metric,
+            **score,
+            "samples": self.samples,
+            "reference": self.reference,
+            "extractor": self.extractor,
+            "versions": {name: version(name) for name in ("ddpm_lightning", "torch")},
+        }
+        return dict(json_value(record))
+
+
+def write_results(path: Path, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Write results as a JSON list.
+
+    Returns:
+        The content of the file.
+    """
+    records = [result.record() for result in results]
+    write_json(path, records)
+    return records
+
+
+def append_result(path: Path, result: Result, fitting: bool = False) -> None:
+    """Add a result to a file, in place of the one of the same step and of what was measured alike.
+
+    Args:
+        path: The file, e.g. metrics.json of a run.
+        result: The result.
+        fitting: While training, results of later steps go, too: a resumed run measures them anew.
+    """
+    record = result.record()
+    same = {key: value for key, value in record.items() if key not in FOUND}
+
+    def superseded(old: dict[str, Any]) -> bool:
+        if any(old.get(key) != value for key, value in same.items()):
+            return False
+        return old["step"] == record["step"] or (fitting and old["step"] > record["step"])
+
+    records = json.loads(path.read_text()) if path.exists() else []
+    write_json(path, [old for old in records if not superseded(old)] + [record])
+
+
+def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any]]:
+    """Read the records of a file by metric: the first ones of a step.
+
+    Args:
+        path: A results.json, a metrics.json of a run, or the folder of either.
+        step: Optimizer steps; default: the last that each metric was measured at.
+
+    Raises:
+        InputError: There is no such file, it holds something else, or nothing of this step.
+    """
+    if path.is_dir():
+        path = next(filter(Path.is_file, (path / name for name in NAMES)), path / NAMES[0])
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        records = json.loads(path.read_text())
+        known = all(record["format"] == FORMAT for record in records)
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise InputError(
+            f"{path} holds no results of this version: a results.json, or a run's metrics.json; "
+            "measure again"
+        )
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        best = found.get(record["metric"])
+        wanted = step is None or record["step"] == step
+        if wanted and (best is None or (record["step"] or 0) > (best["step"] or 0)):
+            found[record["metric"]] = record
+    if not found:
+        raise InputError(f"{path} holds no result of step {step}")
+    return found
+
+
+def _known(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None

@@ -1,1 +1,0 @@
-"""Pictures: images and their files, grids, strips, figures."""

@@ -1,0 +1,1 @@
+"""Figures: grids and scatter plots of samples, strips, curves."""

@@ -1,0 +1,206 @@
+"""How samples are shown and kept: images as grids and PNG files, points as scatter plots."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ddpm_lightning.data.data_module import DiffusionData
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import atomic_write
+from ddpm_lightning.images import OVERVIEW, from_uint8, grid, to_uint8, write_png
+from ddpm_lightning.plots.figure import new_figure, pixels_of
+
+BACKDROP = 2000
+"""Points of the data that stand behind the samples."""
+
+
+class Pictures(ABC):
+    """How samples of one kind of data become pictures and files."""
+
+    overview: str
+    """Name of the file that shows all samples."""
+
+    @abstractmethod
+    def together(
+        self,
+        x: Tensor,
+        columns: int = 8,
+        inputs: Tensor | None = None,
+        above: Tensor | None = None,
+        below: Tensor | None = None,
+    ) -> Tensor:
+        """Show samples in one picture.
+
+        Args:
+            x: [n, ...] samples, or x_t on the way to them.
+            columns: Images a row.
+            inputs: [M, ...] given images, shown first.
+            above: [n, ...] images to stand above each of x, e.g. what it was made from.
+            below: [n, ...] images to stand below each of x, e.g. what it should be.
+
+        Returns:
+            uint8 [C, H, W]; the size depends on n and columns alone.
+        """
+
+    @abstractmethod
+    def strip(self, frames: Tensor) -> Tensor:
+        """Show how samples came about, noise on the left.
+
+        Args:
+            frames: [F, n, ...] x_t, noise first.
+
+        Returns:
+            uint8 [C, H, W]
+        """
+
+    @abstractmethod
+    def write(self, folder: Path, x: Tensor) -> None:
+        """Write the samples [n, ...] themselves into a folder."""
+
+
+def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
+    """Find how data of this shape are drawn.
+
+    Args:
+        shape: Shape of one sample.
+        data: Where they come from; points of a DiffusionData are drawn behind the samples and fix
+            the axes. Anything else is left alone.
+
+    Raises:
+        InputError: Such data cannot be drawn.
+    """
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        return Images()
+    if tuple(shape) == (2,):
+        if isinstance(data, DiffusionData) and data.shape == (2,):
+            return Scatter(data.finished("train", BACKDROP).x0)
+        return Scatter()
+    raise InputError(
+        f"data of shape {list(shape)} cannot be drawn, only images of 1, 3 or 4 channels and "
+        "points in the plane"
+    )
+
+
+class Images(Pictures):
+    """Images in [−1, 1]: a grid, and a PNG each at its own size."""
+
+    overview = OVERVIEW
+
+    def together(
+        self,
+        x: Tensor,
+        columns: int = 8,
+        inputs: Tensor | None = None,
+        above: Tensor | None = None,
+        below: Tensor | None = None,
+    ) -> Tensor:
+        """See the base class."""
+        return grid(x, columns, inputs=inputs, above=above, below=below)
+
+    def strip(self, frames: Tensor) -> Tensor:
+        """See the base class: a row a sample, at most eight, evenly spread over all."""
+        n = frames.shape[1]
+        rows = torch.linspace(0, n - 1, min(8, n)).long()
+        shown = rearrange(frames[:, rows], "frame n ... -> (n frame) ...")
+        return grid(shown, columns=len(frames), tile=32)
+
+    def write(self, folder: Path, x: Tensor) -> None:
+        """See the base class: 000000.png, 000001.png and so on."""
+        for k, image in enumerate(to_uint8(x)):
+            write_png(folder / f"{k:06d}.png", image)
+
+
+class Scatter(Pictures):
+    """Points in the plane: a scatter plot with the data behind in grey, and samples.npy.
+
+    The axes never change, so that pictures of a run compare: they show the data with a margin of a
+    quarter, or −3…3 without data.
+
+    Args:
+        backdrop: [N, 2] points of the data, or None.
+    """
+
+    overview = "scatter.png"
+
+    def __init__(self, backdrop: Tensor | None = None) -> None:
+        self.backdrop = backdrop
+        self.middle, self.reach = (0.0, 0.0), 3.0
+        if backdrop is not None:
+            low, high = backdrop.amin(0), backdrop.amax(0)
+            x, y = ((low + high) / 2).tolist()
+            self.middle, self.reach = (x, y), 1.25 * float((high - low).max()) / 2 or 1.0
+
+    def together(
+        self,
+        x: Tensor,
+        columns: int = 8,
+        inputs: Tensor | None = None,
+        above: Tensor | None = None,
+        below: Tensor | None = None,
+    ) -> Tensor:
+        """See the base class: one plot, whatever columns is."""
+        return self._plot(x, pixels=480)
+
+    def strip(self, frames: Tensor) -> Tensor:
+        """See the base class: a plot a frame."""
+        return torch.cat([self._plot(x, pixels=160, ticks=False) for x in frames], dim=2)
+
+    def write(self, folder: Path, x: Tensor) -> None:
+        """See the base class: samples.npy, float32 [n, 2]."""
+        with atomic_write(folder / "samples.npy") as partial, partial.open("wb") as file:
+            np.save(file, x.numpy())
+
+    def _plot(self, x: Tensor, pixels: int, ticks: bool = True) -> Tensor:
+        """Plot [n, 2] as uint8 [3, pixels, pixels], on fixed axes."""
+        figure = new_figure(pixels / 100, pixels / 100)
+        axes = figure.add_subplot(aspect="equal")
+        dot = (pixels / 200) ** 2 / 2  # an area, in points
+        if self.backdrop is not None:
+            axes.scatter(self.backdrop[:, 0], self.backdrop[:, 1], s=dot, c="0.8", linewidths=0)
+        axes.scatter(x[:, 0], x[:, 1], s=dot, c="tab:blue", linewidths=0)
+        axes.set_xlim(self.middle[0] - self.reach, self.middle[0] + self.reach)
+        axes.set_ylim(self.middle[1] - self.reach, self.middle[1] + self.reach)
+        if not ticks:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        return pixels_of(figure)
+
+
+NEIGHBOURS = "left: samples; beside each: the nearest real images"
+"""Caption of :func:`draw_neighbours`."""
+
+
+def draw_neighbours(
+    samples: Tensor,
+    features: Tensor,
+    real_features: Tensor,
+    take: Callable[[Tensor], Tensor],
+    count: int = 7,
+) -> Tensor:
+    """Show samples with their nearest real images, in which copies stand out.
+
+    Args:
+        samples: uint8 [n, C, H, W], a row each.
+        features: float32 [n, D] of the samples.
+        real_features: float32 [N, D] of the real images.
+        take: Gives the real images of some rows int64 [m]: uint8 [m, C, H, W].
+        count: Neighbours a row, nearest first.
+
+    Returns:
+        uint8 [C, H', W']; the sample is the first of its row.
+    """
+    count = min(count, len(real_features))
+    # Without the matrix product, whose rounding would blur distances of near copies.
+    exact = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(features, real_features, compute_mode=exact)  # [n, N]
+    neighbours = take(distance.topk(count, largest=False).indices.flatten())
+    neighbours = rearrange(neighbours, "(n k) c h w -> n k c h w", k=count)
+    rows = torch.cat([samples[:, None], neighbours], dim=1)
+    return grid(from_uint8(rearrange(rows, "n k c h w -> (n k) c h w")), columns=count + 1)

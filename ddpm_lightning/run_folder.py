@@ -1,0 +1,40 @@
+"""Where a run keeps its last save, and whether a stop cut off what follows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from ddpm_lightning.files import atomic_write
+
+
+def last_checkpoint(run_folder: str | Path) -> Path:
+    """Where a run keeps its latest checkpoint."""
+    return Path(run_folder) / "checkpoints" / "last.ckpt"
+
+
+def mark(trainer: Trainer, step: int, owed: bool) -> None:
+    """Note whether validation, grids and metrics of a saved step are still to come, or done."""
+    if trainer.is_global_zero:
+        with atomic_write(_note(trainer)) as partial:
+            partial.write_text(_text(step, owed))
+
+
+def was_cut_off(trainer: Trainer) -> bool:
+    """Whether this run goes on from its own last save, and a stop cut off what follows it."""
+    own, path = last_checkpoint(trainer.default_root_dir), trainer.ckpt_path
+    if path is None or Path(path).resolve() != own.resolve():
+        return False
+    note = _note(trainer)
+    owed = note.is_file() and note.read_text() == _text(trainer.global_step, owed=True)
+    return bool(trainer.strategy.broadcast(owed))
+
+
+def _note(trainer: Trainer) -> Path:
+    return last_checkpoint(trainer.default_root_dir).with_suffix(".txt")
+
+
+def _text(step: int, owed: bool) -> str:
+    state = "still to come" if owed else "done"
+    return f"step {step}: validation, grids and metrics are {state}\n"

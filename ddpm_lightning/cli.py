@@ -122,7 +122,7 @@ class DiffusionCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_class=RunParser,
             parser_kwargs=exact
-            | {"prog": PROGRAM, "description": "Train diffusion models; one run is one folder."}
+            | {"description": "Train diffusion models and use them; one run is one folder."}
             | {name: exact | {"description": text} for name, text in DESCRIPTIONS.items()},
         )
 

@@ -38,8 +38,8 @@ SLIPS = [
     Slip("fit … --model.schdule Cosine", ("did you mean --model.schedule?",)),
     Slip("fit … --foo 3", ("no flag --foo; --help lists them",)),
     Slip("fit … --trainer.max_steps", ("argument --trainer.max_steps: expected one",)),
-    Slip("fit … --trainer.max_steps 3 foo", ("unexpected 'foo'", "after its --flag")),
-    Slip("fit … --model.shape [1,8,8]", ("model.shape", "data")),
+    Slip("fit … --trainer.max_steps 3 foo", ("unexpected 'foo'",)),
+    Slip("fit … --model.seed 3", ("model.seed", "seed_everything")),
     Slip("sample … --samplr DDIM", ("no flag --samplr; did you mean --sampler?",)),
     Slip("sample … --ck x", ("no flag --ck; did you mean --ckpt?",)),
     # Arguments of classes
@@ -47,13 +47,13 @@ SLIPS = [
     Slip("fit … --model.schedule.TT 3", ("Cosine has no argument 'TT'; did you mean T?",)),
     Slip("fit … --model.optimizer.lrr 1", ("Adam has no argument 'lrr'; did you mean lr?",)),
     Slip("fit … --grid.frame 3", ("SampleGrid has no argument 'frame'", "mean frames?")),
-    Slip("evaluate --sweep.guidanc [1]", ("Sweep has no argument 'guidanc'", "guidance?")),
+    Slip("sample … --edit SDEdit --edit.strenth 1", ("has no argument 'strenth'", "strength?")),
     # Classes
     Slip("fit … --model.schedule Cosin", ("model.schedule: no class 'Cosin'", "mean Cosine?")),
     Slip("fit … --model.schedule Foo", ("no class 'Foo'", "choose one of Cosine, ")),
     Slip("fit … --data Digit", ("data: no class 'Digit'; did you mean Digits?",)),
     Slip("fit … --model.optimizer Adm", ("no class 'Adm'; did you mean Adam?",)),
-    Slip("fit … --grid.sampler DIM", ("grid.sampler: no class 'DIM'; did you mean DDIM?",)),
+    Slip("fit … --grid.sampler DIM", ("grid.sampler", "no class 'DIM'; did you mean DDIM?")),
     Slip("fit … --metrics PointMetric", ("no class 'PointMetric'; did you mean PointMetrics?",)),
     Slip("fit … --trainer.callbacks LossByTime", ("no class", "did you mean LossByTimestep?")),
     Slip("fit … --model.net my.module.Net", ("No module named 'my'",)),
@@ -64,7 +64,10 @@ SLIPS = [
     Slip("sample … --n many", ("n: expected int, got many",)),
     Slip("sample … --n 2.5", ("n: expected int, got 2.5",)),
     Slip("sample … --weights emma", ("weights: expected one of 'ema', 'raw', got emma",)),
-    Slip("sample … --sampler DDIM --sampler.steps few", ("steps: expected int or null, got few",)),
+    Slip(
+        "sample … --sampler DDIM --sampler.steps few",
+        ("sampler.steps", "expected int or null, got few"),
+    ),
     Slip("sample … --labels 1,2", ("labels: expected ", 'e.g. "[1,2]"')),
     Slip("sample … --labels 1 2", ("unexpected '2'", 'e.g. "[1,2]"')),
     Slip("fit … --model.net.multipliers 1,2", ("expected list", "got 1,2", 'e.g. "[1,2]"')),
@@ -76,27 +79,30 @@ SLIPS = [
     Slip("sample … --guidance strong", ("guidance: expected float", "got strong")),
     Slip("sample … --guidance.scal 2", ("no argument 'scal'; did you mean scale?",)),
     Slip("sample … --guidance 2 --guidance.interval [0.8,0.2]", ("0 ≤ low < high ≤ 1",)),
-    Slip("sample … --guidance 2 --guidance.interval [0.8]", ("interval: expected ", "got [0.8]")),
-    Slip("sample … --guidance_interval [0,1]", ("did you mean --guidance.interval?",)),
+    Slip(
+        "sample … --guidance 2 --guidance.interval [0.8]",
+        ("guidance.interval", "expected ", "got [0.8]"),
+    ),
+    Slip("sample … --guidance_interval [0,1]", ("did you mean --guidance?",)),
     # Files
-    Slip("fit --config digits", ("no file", "digits")),
-    Slip("fit --config DIGIT", ("no file", "did you mean")),
-    Slip("fit --config .", (". is ",)),
-    Slip("fit --config FILE", ("settings.yaml is empty",)),
+    Slip("fit --config digits", ("no config file digits", "No such file")),
+    Slip("fit --config DIGIT", ("no config file", "did you mean digits?")),
+    Slip("fit --config .", ("no config file .: Is a directory",)),
+    Slip("fit --config FILE", ("settings.yaml holds no settings",)),
     Slip("fit -c FILE", ("settings.yaml holds no settings (name: value)",), b"just words"),
     Slip("fit --config=FILE", ("settings.yaml is not a text file of settings",), b"\x89PNG"),
-    Slip("fit --config FILE", ("settings.yaml, line 2: found ", "tab"), b"a:\n\tb: 1\n"),
+    Slip("fit --config FILE", ("settings.yaml, line 2: found character",), b"a:\n\tb: 1\n"),
     Slip("fit --config FILE", ("settings.yaml, line 3: ",), b"a: [1,\nb: 2\n"),
     Slip("fit --config FILE", ("no setting modle", "did you mean model?"), b"modle: {seed: 1}"),
     Slip("fit --config FILE", ("did you mean model.optimizer?",), b"model: {optimiser: Adam}"),
     Slip(
         "fit -c DIGITS -c FILE",
-        ("grid.guidance: expected float", "got strong"),
+        ("grid.guidance", "expected float", "got strong"),
         b"grid: {guidance: strong}",
     ),
     Slip(
         "fit -c DIGITS -c FILE",
-        ("trainer.callbacks: LossByTimestep.bins: expected int, got few",),
+        ("trainer.callbacks.bins of LossByTimestep: expected int, got few",),
         b"trainer: {callbacks: [{class_path: LossByTimestep, init_args: {bins: few}}]}",
     ),
     Slip("sample --ckpt nowhere.ckpt --out o", ("no checkpoint at nowhere.ckpt",)),
@@ -124,6 +130,8 @@ def command_line(slip: Slip, root: str, digits: str) -> list[str]:
         f"--trainer.max_steps=2 --trainer.default_root_dir={root}/run --trainer.accelerator=cpu "
         "--trainer.enable_progress_bar=false --trainer.enable_model_summary=false"
     )
-    words = slip.words.replace("fit …", f"fit {tiny}").replace("sample …", "sample --ckpt x --out o")
+    words = slip.words.replace("fit …", f"fit {tiny}").replace(
+        "sample …", "sample --ckpt x --out o"
+    )
     words = words.replace("DIGITS", digits).replace("DIGIT", digits.replace("digits", "digit"))
     return words.replace("FILE", file).split()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import Callback
 
 from ddpm_lightning.configurable import Configurable, plain
 from ddpm_lightning.errors import InputError
@@ -109,7 +110,7 @@ def _own_defaults(name: str, new: type | None, stated: list[Any]) -> dict[str, A
     """State the defaults of a class in another's place, but for arguments that both inherit."""
     paths = [getattr(one, "get", {"class_path": one}.get)("class_path") for one in stated]
     old = next((find_class(path) for path in paths if isinstance(path, str)), None)
-    if new is None or old in (new, None) or not issubclass(new, Configurable):
+    if new is None or old in (new, None) or not issubclass(new, Configurable | Callback):
         return {}
     bases = [base for base in new.__mro__ if base in old.__mro__ and "__init__" in vars(base)]
     kept = {argument for base in bases for argument in inspect.signature(base).parameters}

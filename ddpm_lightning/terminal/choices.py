@@ -36,15 +36,15 @@ def bases_of(hint: Any) -> list[type]:
 
 
 def classes(hint: Any) -> dict[str, type]:
-    """Find the classes to choose from, by name: concrete ones that a package shows."""
+    """Find the classes to choose from, by name: concrete ones, and of ours those on show."""
     found, remaining = {}, bases_of(hint)
     while remaining:
         cls = remaining.pop()
         remaining.extend(cls.__subclasses__())
-        *packages, _ = _prefixes(cls.__module__)
-        shown = [getattr(sys.modules[name], cls.__name__, None) for name in packages]
-        hidden = cls.__name__.startswith("_") or inspect.isabstract(cls) or cls in ROOTS
-        if not hidden and (cls in shown or not packages):
+        shown = [getattr(sys.modules[name], cls.__name__, 0) for name in _prefixes(cls.__module__)]
+        private = cls.__module__.startswith("ddpm_lightning.") and cls not in shown[:-1]
+        abstract = inspect.isabstract(cls) or cls in ROOTS
+        if not (private or abstract or cls.__name__.startswith("_")):
             found[cls.__name__] = cls
     return dict(sorted(found.items()))
 

@@ -33,8 +33,9 @@ def causes_of(error: BaseException) -> list[BaseException]:
     module = frame.f_globals["__name__"]
     if not isinstance(error, ParseError) and not module.startswith("jsonargparse."):
         return [error]
-    causes = frame.f_locals.get("exceptions") or [error.__cause__]
-    return [error, *max((causes_of(one) for one in causes if one), key=len, default=[])]
+    alternatives = frame.f_locals.get("exceptions") or [error.__cause__]
+    chains = [causes_of(one) for one in alternatives if one is not None]
+    return [error, *max(chains, key=lambda c: (isinstance(c[-1], InputError), len(c)), default=[])]
 
 
 def users_mistake(error: Exception) -> str | None:
@@ -58,6 +59,7 @@ def _explain(causes: list[BaseException]) -> str:
     parser = [one.parser for one in causes if isinstance(one, ParseError)][-1]
     matches = [KEY.match(str(one)) for one in causes if not isinstance(one, ParseError)]
     keys = [match[1] for match in matches if match]
+    keys = keys if parser.component else keys[-1:]
     cause, where, text = causes[-1], ".".join(keys), " ".join(str(causes[-1]).split())
     owner = parser.component.__name__ if parser.component else ""
     flags = flags_of(getattr(cause, "subcommand_parser", parser))

@@ -22,6 +22,9 @@ class Parser(ArgumentParser):
 
     component: type | None = None
 
+    def __init__(self, *args: Any, prog: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, prog=prog or PROGRAM, **kwargs)
+
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         if not args:  # no key: the parser is made for this class alone
             self.component = theclass
@@ -36,7 +39,7 @@ class Parser(ArgumentParser):
 def parser_of(cls: type, hint: Any = None, key: str | None = None) -> Parser:
     """Make a parser for the arguments of a class, but for those that a factory is called with."""
     given = len(get_args(hint)[0]) if get_origin(hint) is collections.abc.Callable else 0
-    parser = Parser(prog=PROGRAM, description=f"The arguments of --{key} {cls.__name__}")
+    parser = Parser(description=f"The arguments of --{key} {cls.__name__}")
     parser.add_class_arguments(cls, *[key] if key else [], skip={given} - {0}, fail_untyped=False)
     return parser
 
@@ -46,4 +49,5 @@ def flags_of(parser: Any, subcommand: str | None = None) -> dict[str, Action]:
     if parser._subcommands_action is not None:
         parser = parser._subcommands_action._name_parser_map.get(subcommand, parser)
     options = [(option, action) for action in parser._actions for option in action.option_strings]
-    return {option.lstrip("-"): action for option, action in options if "+" not in option}
+    hidden = (".help", "+")
+    return {name.lstrip("-"): action for name, action in options if not name.endswith(hidden)}

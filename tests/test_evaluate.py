@@ -63,7 +63,6 @@ from ddpm_lightning.metrics import (
 )
 from ddpm_lightning.metrics.jackknife import shuffled
 from ddpm_lightning.metrics.result import append_result, read_results, write_results
-from ddpm_lightning.plots.pictures import draw_neighbours
 from ddpm_lightning.sampling import Request
 from tests.small import image_spec, lively, tiny_data, tiny_module, trainer
 from tests.test_cli import fail
@@ -263,13 +262,6 @@ def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_
     assert f"(spread {found['is_lenet']['spread']:.2g})" in printed
 
 
-def test_the_spread_over_subsets_stands_beside_the_error_and_is_not_it(tmp_path):
-    a = folder_of(Digits().images("train")[0][:1100], tmp_path / "a")
-    score = scored(a, tmp_path / "out", DIGITS, "--metrics=kid")["kd_lenet"]
-    assert score["settings"]["subset_size"] == 1000
-    assert 0 < score["spread"] < score["standard_error"]
-
-
 def test_a_metric_on_the_command_line_has_settings_of_its_own(tmp_path):
     a = folder_of(Digits().images("train")[0][:60], tmp_path / "a")
     metrics = '["fd", {class_path: KID, init_args: {subset_size: 50, subsets: 7}}]'
@@ -331,19 +323,6 @@ def test_a_folder_can_be_the_reference(tmp_path):
     assert result["reference"] == {"folder": str(b), "count": 50, "sha256": pixels}
     assert result["samples"] == {"n": 50, "folder": str(a), "sha256": pixels, "seed": 1}
     assert result["step"] is None
-
-
-def test_the_panel_shows_the_nearest_real_image_beside_each_sample():
-    real, _ = Digits().images("train")
-    samples = real[[5, 9]].clone()
-    samples[:, :, 0, 0] ^= 1  # almost copies
-    features, own = real.flatten(1).float(), samples.flatten(1).float()
-    panel = draw_neighbours(samples, own, features, lambda rows: real[rows], count=2)
-    tile, gap = 64, 2
-    for row, index in enumerate((5, 9)):
-        top, left = gap + row * (tile + gap), gap + (tile + gap)
-        nearest = panel[0, top : top + tile : 8, left : left + tile : 8]
-        assert torch.equal(nearest, real[index, 0])
 
 
 def test_a_checkpoint_and_its_data_are_read_once(checkpoint, tmp_path, monkeypatch):

@@ -39,6 +39,7 @@ from ddpm_lightning.optimization import (
 from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
 from ddpm_lightning.resume import (
     apply_settings,
+    begin_next_epoch,
     check_optimization,
     check_run,
     describe_optimization,
@@ -201,6 +202,7 @@ class DiffusionModule(Configurable, LightningModule):
     def on_train_start(self) -> None:
         """Let a resumed run have the optimizer's settings that it states."""
         self._losses.clear()
+        begin_next_epoch(self.trainer)
         if self._resumed is not None and self._optimization is not None:
             apply_settings(self.trainer, self._resumed, self._optimization)
         self._resumed = None

@@ -164,6 +164,18 @@ def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]
                 print(f"from here on: optimizer {key} {wanted}, was {old[key]}")
 
 
+def begin_next_epoch(trainer: Trainer) -> None:
+    """Leave an epoch behind that was finished when the checkpoint was saved.
+
+    Lightning does so where epochs limit the run; where steps do, it would draw one more
+    micro-batch in the finished epoch and step at once, because an epoch's last batch always steps.
+    """
+    epochs, epoch = trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_loop
+    finished = epoch.batch_progress.current.ready >= trainer.num_training_batches
+    if epoch.restarting and finished and epochs.completed == epochs.ready:
+        epoch.restarting = False
+
+
 def _rescale(trainer: Trainer, i: int, lr: float, wanted: float) -> None:
     if lr == 0:
         raise InputError(

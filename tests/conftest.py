@@ -98,3 +98,26 @@ def inception_file(tmp_path_factory):
     weights = {k: v for k, v in network.state_dict().items() if "num_batches" not in k}
     torch.save(weights, path, _use_new_zipfile_serialization=False)  # a file of 2020
     return path
+
+
+@pytest.fixture(scope="session")
+def lively_checkpoint(tmp_path_factory):
+    """A conditional model of 40 levels on 8×8 digits, to which labels and averaging matter."""
+    from ddpm_lightning.diffusion import SohlDickstein
+    from tests.small import lively, tiny_data, tiny_module, trainer
+
+    root = tmp_path_factory.mktemp("lively")
+    module = lively(tiny_module(schedule=SohlDickstein(), conditional=True))
+    trainer(root, 2).fit(module, tiny_data())
+    return root / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """The checkpoint of a tiny run after three optimizer steps; not to be written to."""
+    from ddpm_lightning.run_folder import last_checkpoint
+    from tests.small import fit
+
+    folder = tmp_path_factory.mktemp("tiny")
+    fit(folder, 3)
+    return last_checkpoint(folder)

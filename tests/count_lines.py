@@ -37,8 +37,8 @@ def count_lines(path: Path) -> Counter[str]:
     kinds = ["blank"] * len(text.splitlines())
     documented: set[int] = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
                 documented |= set(range(node.lineno, (node.end_lineno or 0) + 1))
     with path.open("rb") as file:
         for token in tokenize.tokenize(file.readline):

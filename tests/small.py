@@ -1,4 +1,4 @@
-"""Small models and runs shared by the tests."""
+"""Small models, runs and callbacks shared by the tests."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from ddpm_lightning import DiffusionModule
+from ddpm_lightning import EMA, DiffusionModule
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.callbacks import RunCheckpoint
 from ddpm_lightning.data import Digits
+from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.networks import UNet
+from ddpm_lightning.run_folder import last_checkpoint
 
 TinyUNet = partial(
     UNet, channels=8, multipliers=[1, 2], blocks=1, attention_levels=[1], groups=4, dropout=0.1
@@ -46,6 +48,69 @@ def trainer(folder: Path, max_steps: int, **arguments: Any) -> Trainer:
     return Trainer(default_root_dir=folder, max_steps=max_steps, **defaults | arguments)
 
 
+def fit(
+    folder: Path,
+    steps: int,
+    *callbacks: Callback,
+    resume: bool | Path = False,
+    data: Any = None,
+    run: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> DiffusionModule:
+    """Train a tiny module up to a step, saving every third as the command line does.
+
+    Args:
+        folder: The run folder.
+        steps: Optimizer steps in all.
+        callbacks: What runs beside training, after the save.
+        resume: The checkpoint to go on from; True: the folder's last.
+        data: In place of the tiny data; a data module gives the module its specification.
+        run: Arguments of the trainer.
+        arguments: Of the module.
+    """
+    data = data or tiny_data()
+    spec = {"data": data.spec} if isinstance(data, DiffusionData) else {}
+    torch.manual_seed(0)
+    module = tiny_module(**{"ema": EMA(0.9)} | spec | arguments)
+    saved_first = {"callbacks": [RunCheckpoint(every_n_steps=3), *callbacks]}
+    one = trainer(folder, steps, **saved_first | (run or {}))
+    one.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))
+    path = last_checkpoint(folder) if resume is True else resume or None
+    one.fit(module, data, ckpt_path=path, weights_only=True)
+    return module
+
+
+class Rates(Callback):
+    """Keeps the learning rate of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+class Stop(Callback):
+    """Ends a run like a power cut: no callback hears of what comes after."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        def stop(trainer, *_):
+            if trainer.global_step == step and not trainer.sanity_checking:
+                raise RuntimeError("power cut")
+
+        setattr(self, hook, stop)
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
 def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
     """Every parameter drawn anew, so that no layer is zero and no norm is the identity."""
     generator = torch.Generator().manual_seed(seed)
@@ -72,11 +137,11 @@ def labels(*values: int) -> Condition:
     return Condition(label=torch.tensor(values))
 
 
-def lively(module: DiffusionModule, std: float = 0.2) -> DiffusionModule:
+def lively(module: DiffusionModule) -> DiffusionModule:
     """Weights and their average drawn anew, and kept: labels and guidance matter from step 0."""
     torch.manual_seed(0)
     for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
-        parameter.data.normal_(std=std)
+        parameter.data.normal_(std=0.15)
     module.optimizer = partial(torch.optim.SGD, lr=0.0)
     return module
 

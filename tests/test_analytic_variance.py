@@ -1,33 +1,26 @@
-"""The analytic_variance command and what it measures."""
+"""The analytic_variance command and what it measures; sampling with another variance."""
 
 from __future__ import annotations
 
-from functools import partial
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from ddpm_lightning.diffusion.objectives import Hybrid
-from ddpm_lightning.trained import DataPlace, data_of
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.cli import main
 from ddpm_lightning.commands.analytic_variance import x0_errors
 from ddpm_lightning.data import MNIST
+from ddpm_lightning.diffusion import Hybrid, LearnedRange, SohlDickstein
 from ddpm_lightning.diffusion.oracles import Gaussian
-from ddpm_lightning.diffusion.schedules import SohlDickstein
-from ddpm_lightning.diffusion.variances import LearnedRange
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.loaded import DataPlace, Loaded
 from tests.make_data import write_mnist
-from tests.small import tiny_data, tiny_module, trainer
+from tests.small import image_spec, tiny_data, tiny_module, trainer
 
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A two-step run of 40 levels."""
-    root = tmp_path_factory.mktemp("run")
-    trainer(root, 2).fit(tiny_module(schedule=SohlDickstein()), tiny_data())
-    return root / "checkpoints" / "last.ckpt"
+FEW = "--sampler=DDPM", "--sampler.steps=3"
 
 
 def draw(checkpoint, out, *flags: str) -> bytes:
@@ -61,33 +54,44 @@ def test_errors_are_those_of_clipped_predictions():
     torch.testing.assert_close(table[1:], torch.full((40,), 16.0, dtype=torch.float64))
 
 
-def test_the_table_lies_beside_the_checkpoint_and_changes_the_samples(checkpoint, tmp_path):
+# The command
+
+
+@pytest.fixture
+def checkpoint(lively_checkpoint, tmp_path):
+    """A copy, beside which the table may lie."""
+    return Path(shutil.copy(lively_checkpoint, tmp_path))
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_the_command_measures_the_network_on_its_training_data_and_labels(checkpoint, weights):
+    main(
+        ["analytic_variance", f"--ckpt={checkpoint}", "--n=3", "--seed=5", f"--weights={weights}"]
+    )
+    table = np.load(checkpoint.with_suffix(".x0_error.npz"))["x0_error"]
+    images, labels = tiny_data().images("train")
+    denoiser = Loaded.read(checkpoint).module.denoiser(weights)
+    of_labels, of_none = (
+        x0_errors(denoiser, images / 127.5 - 1, known, n=3, seed=5, data_range=(-1, 1)).numpy()
+        for known in (Condition(labels), Condition())
+    )
+    np.testing.assert_allclose(table, of_labels, rtol=1e-6)
+    assert not np.allclose(of_labels, of_none, rtol=1e-3)
+
+
+def test_the_table_changes_the_samples_of_its_weights_and_is_refused_for_others(
+    checkpoint, tmp_path, capsys
+):
     main(["analytic_variance", f"--ckpt={checkpoint}", "--n=2"])
     table = checkpoint.with_suffix(".x0_error.npz")
     assert np.load(table)["x0_error"].shape == (41,)
-    steps = "--sampler=DDPM", "--sampler.steps=3"
-    plain = draw(checkpoint, tmp_path / "plain", *steps)
-    analytic = "--variance=AnalyticVariance", f"--variance.table={table}"
-    assert draw(checkpoint, tmp_path / "analytic", *steps, *analytic) != plain
-
-
-def test_a_table_of_other_weights_is_refused(checkpoint, tmp_path, capsys):
-    main(["analytic_variance", f"--ckpt={checkpoint}", "--n=2"])
-    table = checkpoint.with_suffix(".x0_error.npz")
-    analytic = "--sampler=DDPM", "--variance=AnalyticVariance", f"--variance.table={table}"
+    analytic = *FEW, "--variance=AnalyticVariance", f"--variance.table={table}"
+    plain = draw(checkpoint, tmp_path / "plain", *FEW)
+    assert draw(checkpoint, tmp_path / "analytic", *analytic) != plain
     with pytest.raises(SystemExit):
         draw(checkpoint, tmp_path / "raw", *analytic, "--weights=raw")
     assert "measured with other weights than the raw ones" in capsys.readouterr().err
     assert not (tmp_path / "raw").exists()
-
-
-def test_the_command_measures_the_checkpoints_network_on_its_training_data(checkpoint):
-    main(["analytic_variance", f"--ckpt={checkpoint}", "--n=3", "--seed=5", "--weights=raw"])
-    table = np.load(checkpoint.with_suffix(".x0_error.npz"))["x0_error"]
-    module = DiffusionModule.load_from_checkpoint(checkpoint).eval()
-    x0 = tiny_data().images("train")[0].float() / 127.5 - 1
-    expected = x0_errors(module.denoiser(ema=False), x0, n=3, seed=5, data_range=(-1, 1))
-    np.testing.assert_allclose(table, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -98,66 +102,54 @@ def test_the_command_measures_the_checkpoints_network_on_its_training_data(check
         (["--wrong=1"], "no flag --wrong"),
     ],
 )
-def test_a_mistake_is_one_line(checkpoint, flags, message, capsys):
-    args = ["analytic_variance", f"--ckpt={checkpoint}", "--n=1", *flags]
+def test_a_mistake_is_one_line(lively_checkpoint, flags, message, capsys):
     with pytest.raises(SystemExit):
-        main(args)
+        main(["analytic_variance", f"--ckpt={lively_checkpoint}", "--n=1", *flags])
     assert message in capsys.readouterr().err
-
-
-def test_labels_of_the_data_reach_a_conditional_model(tmp_path):
-    module = tiny_module(schedule=SohlDickstein(), conditional=True)
-    for parameter in [*module.net.parameters(), *module.ema.net.parameters()]:
-        parameter.data.normal_(std=0.2)
-    module.optimizer = partial(torch.optim.SGD, lr=0.0)
-    trainer(tmp_path, 2).fit(module, tiny_data())
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    main(["analytic_variance", f"--ckpt={path}", "--n=3"])
-    table = np.load(path.with_suffix(".x0_error.npz"))["x0_error"]
-    images, labels = tiny_data().images("train")
-    denoiser = DiffusionModule.load_from_checkpoint(path).eval().denoiser()
-    x0 = images.float() / 127.5 - 1
-    with_labels, without = (
-        x0_errors(denoiser, x0, y, n=3, data_range=(-1, 1)).numpy() for y in (labels, None)
-    )
-    np.testing.assert_allclose(table, with_labels, rtol=1e-6)
-    assert not np.allclose(with_labels, without, rtol=1e-3)
 
 
 def test_the_data_may_have_moved(tmp_path):
     write_mnist(tmp_path / "here", "MNIST")
     data = MNIST(root=str(tmp_path / "here"), download=False, held_out=20, global_batch_size=8)
-    module = tiny_module(shape=[1, 28, 28], schedule=SohlDickstein())
+    module = tiny_module(data=image_spec(size=28), schedule=SohlDickstein())
     trainer(tmp_path, 1).fit(module, data)
     (tmp_path / "here").rename(tmp_path / "there")
     path = tmp_path / "checkpoints" / "last.ckpt"
     with pytest.raises(InputError, match="MNIST"):
-        data_of(path, DataPlace()).samples("train")
-    moved = data_of(path, DataPlace(root=str(tmp_path / "there"))).samples("train")
-    assert torch.equal(moved[0], data.samples("train")[0])
+        Loaded.read(path).data.finished("train")
+    moved = Loaded.read(path, DataPlace(root=str(tmp_path / "there"))).data.finished("train")
+    assert torch.equal(moved.x0, data.finished("train").x0)
+
+
+# Another variance than the model's own
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    root = tmp_path_factory.mktemp("learned")
+    module = tiny_module(schedule=SohlDickstein(), variance=LearnedRange(), objective=Hybrid())
+    trainer(root, 1).fit(module, tiny_data())
+    return root / "checkpoints" / "last.ckpt"
 
 
 @pytest.mark.parametrize("variance", ["FixedSmall", "FixedLarge"])
-def test_a_learned_variance_can_be_left_out_of_sampling(tmp_path, variance):
-    module = tiny_module(schedule=SohlDickstein(), variance=LearnedRange(), objective=Hybrid())
-    trainer(tmp_path, 1).fit(module, tiny_data())
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    few = "--sampler=DDPM", "--sampler.steps=3"
-    learned = draw(path, tmp_path / "learned", *few)
-    assert draw(path, tmp_path / variance, *few, f"--variance={variance}") != learned
+def test_a_learned_variance_can_be_left_out_of_sampling(learned, tmp_path, variance):
+    own = draw(learned, tmp_path / "own", *FEW)
+    assert draw(learned, tmp_path / "other", *FEW, f"--variance={variance}") != own
 
 
-def test_another_learned_variance_than_the_trained_one_is_an_error(tmp_path, capsys):
-    module = tiny_module(schedule=SohlDickstein(), variance=LearnedRange(), objective=Hybrid())
-    trainer(tmp_path, 1).fit(module, tiny_data())
-    path = tmp_path / "checkpoints" / "last.ckpt"
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--variance=LearnedDiagonal"], "trained with LearnedRange"),
+        (
+            ["--sampler=DDIM", "--sampler.steps=3", "--variance=FixedLarge"],
+            "DDIM has no use for a variance",
+        ),
+    ],
+)
+def test_a_variance_that_does_not_suit_is_an_error(learned, tmp_path, flags, message, capsys):
     with pytest.raises(SystemExit):
-        draw(path, tmp_path / "out", "--variance=LearnedDiagonal")
-    assert "trained with LearnedRange" in capsys.readouterr().err
-
-
-def test_a_variance_for_a_sampler_without_one_is_an_error(checkpoint, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        draw(checkpoint, tmp_path / "out", "--sampler=DDIM", "--variance=FixedLarge")
-    assert "DDIM has no use for a variance" in capsys.readouterr().err
+        draw(learned, tmp_path / "out", *flags)
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -93,7 +93,7 @@ def test_no_import_points_up():
         for other in sorted(others)
         if (layer_of(name) or 0) < (layer_of(other) or 0)
     ]
-    assert upwards == []
+    assert not upwards, "\n".join(upwards)
 
 
 def test_no_circle_of_files():

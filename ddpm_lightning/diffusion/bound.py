@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
-from ddpm_lightning.diffusion.levels import Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Scalar, Schedule, Time
 from ddpm_lightning.diffusion.posterior import posterior
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.spacings import QuadraticSpacing, Spacing
@@ -81,7 +81,7 @@ def variational_bound(
     with torch.no_grad(), evaluation_mode(denoiser.net):
         for k, (below, top) in enumerate(pairwise(edges), start=1):
             size = top - below
-            t: int | Tensor = top
+            t: Time = top
             if size > 1:
                 t = below + 1 + (noise.uniform(k) * size).long().clamp(max=size - 1)
             x_t = schedule.add_noise(x0, t, noise(k, tuple(x0.shape[1:])).to(x0))

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoises
-from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.levels import Schedule, Time
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import Network
@@ -117,9 +117,7 @@ class Unconditional(_Wrapper):
         denoiser: A conditional denoiser.
     """
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 without label and tokens; arguments as for any denoiser."""
         return self.denoiser(x_t, t, condition.null())
 
@@ -135,9 +133,7 @@ class Guided(_Wrapper):
 
     scale: float
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 under guidance; both halves go through the network as one batch.
 
         Args:
@@ -198,9 +194,7 @@ class InInterval(_Wrapper):
     inside: Denoises
     interval: tuple[float, float]
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0; arguments as for any denoiser."""
         # Whole levels, once: 0.29·100 is a little less than 29 in floating point.
         first, last = (math.floor(share * self.schedule.T + 1e-6) for share in self.interval)

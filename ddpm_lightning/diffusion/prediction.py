@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule, Time
 from ddpm_lightning.diffusion.parameterizations import Coefficients
 from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
 
@@ -38,7 +38,7 @@ class Prediction:
     extra: Tensor | None = None
 
     @property
-    def t(self) -> int | Tensor:
+    def t(self) -> Time:
         """Number of the level(s)."""
         return self.level.t
 
@@ -52,7 +52,7 @@ class Prediction:
         """[B, ...] the noise that belongs to x0: (x_t − alpha·x0) / sigma, whatever changed x0."""
         return (self.x_t - self.level.alpha * self.x0) / self.level.sigma
 
-    def variance(self, s: int | Tensor) -> Scalar:
+    def variance(self, s: Time) -> Scalar:
         """Variance of the reverse step p(x_s | x_t), for any s < t."""
         return self.reverse_variance(self, self.level.at(s))
 

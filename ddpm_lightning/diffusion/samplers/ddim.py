@@ -26,8 +26,7 @@ class DDIM(SingleStep):
         eta: Share of the posterior's noise, 0 to 1.
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
-        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
-            e.g. 0.995; None clips plainly.
+        threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
 
     Raises:
         InputError: eta is outside [0, 1].

@@ -105,7 +105,7 @@ class Denoiser:
 
 @contextmanager
 def evaluation_mode(net: nn.Module | None) -> Iterator[None]:
-    """Switch dropout and its like off, and back on where it was on."""
+    """Put a network in evaluation mode; afterwards each part has its own mode back."""
     training = [module for module in net.modules() if module.training] if net is not None else []
     for module in training:
         module.training = False

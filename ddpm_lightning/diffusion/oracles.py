@@ -1,4 +1,4 @@
-"""Exact denoisers: data whose expectation given x_t is known, for tests, notebooks, benchmarks.
+"""Oracles: exact denoisers of known distributions, for tests, notebooks and benchmarks.
 
 Called exactly like a learned denoiser, so samplers, guidance and likelihood run on them unchanged.
 """

@@ -17,7 +17,7 @@ from ddpm_lightning.diffusion.posterior import first_variance, posterior, transi
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a denoiser says about noisy data: x0, and from it eps and the reverse variance.
+    """Prediction from noisy data: x0, and from it eps and the reverse variance.
 
     Args:
         x0: [B, ...] expectation of the data given x_t.
@@ -95,7 +95,7 @@ class Prediction:
         middle, half = (low + high) / 2, (high - low) / 2
         scaled = (self.x0 - middle) / half
         distances = scaled.abs().flatten(1)
-        # A hair down: 0.55·100 is a little more than 55 in floating point.
+        # Less 1e-9, because 0.55·100 is a little more than 55 in floating point.
         kept = math.ceil(threshold * distances.shape[1] - 1e-9)
         # kthvalue, because quantile refuses more than 2^24 numbers.
         reach = distances.kthvalue(max(kept, 1), dim=1).values.clamp(min=1)

@@ -146,7 +146,7 @@ class LogitNormal(Timesteps):
 
 
 class Stratified(Timesteps):
-    """Another distribution, its quantiles spread evenly over the global batch.
+    """Stratified sampling: another distribution's quantiles spread evenly over the global batch.
 
     Of N rows, exactly one falls into each N-th of the distribution, counted from a place that
     changes with the step, so the loss varies less (as in VDM, app. I.1), while each row alone has
@@ -188,7 +188,7 @@ class Stratified(Timesteps):
 
 
 class LossSecondMoment(Timesteps):
-    """Levels in proportion to the root mean square of their last losses (improved DDPM eq. 18).
+    """Importance sampling by the root mean square of the last losses (improved DDPM eq. 18).
 
     p_t ~ sqrt(mean of the last losses at t, squared), with importance weights 1/(T·p_t); uniform
     until every level has a full history. Meant for the bound, whose terms differ in size.

@@ -77,7 +77,7 @@ class Euler(Sampler):
         return x
 
     def advance(self, predict: Predict, prediction: Prediction, s: int) -> Tensor:
-        """Go from x_t to x_s, without noise.
+        """Step from x_t to x_s, without noise.
 
         Args:
             predict: For predictions elsewhere.

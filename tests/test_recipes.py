@@ -128,7 +128,7 @@ RECIPES = {
     ),
     # Ho & Salimans 2022: labels dropped for a tenth of the rows.
     "cifar10_cfg": changed(
-        {"model.conditional": True, "model.label_dropout": 0.1, "guidances.0": 3.0}
+        {"model.conditional": True, "model.label_dropout.share": 0.1, "guidances.0": 3.0}
     ),
 }
 

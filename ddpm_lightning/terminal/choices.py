@@ -12,17 +12,15 @@ from itertools import accumulate
 from pydoc import locate
 from typing import Any, Union, get_args, get_origin
 
-from lightning.pytorch import Callback, LightningDataModule, loggers
-from torch.optim import Optimizer, lr_scheduler
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.loggers import Logger
+from torch.optim.lr_scheduler import LRScheduler, Optimizer
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.terminal.parser import flags_of, parser_of
 
-ROOTS = (
-    *(LightningDataModule, Callback, loggers.Logger),
-    *(Optimizer, lr_scheduler.LRScheduler, Configurable),
-)
+ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRScheduler)
 
 
 def bases_of(hint: Any) -> list[type]:
@@ -43,8 +41,7 @@ def classes(hint: Any) -> dict[str, type]:
         remaining.extend(cls.__subclasses__())
         shown = [getattr(sys.modules[name], cls.__name__, 0) for name in _prefixes(cls.__module__)]
         private = cls.__module__.startswith("ddpm_lightning.") and cls not in shown[:-1]
-        abstract = inspect.isabstract(cls) or cls in ROOTS
-        if not (private or abstract or cls.__name__.startswith("_")):
+        if not (private or inspect.isabstract(cls) or cls in ROOTS or cls.__name__[0] == "_"):
             found[cls.__name__] = cls
     return dict(sorted(found.items()))
 
@@ -72,14 +69,10 @@ def help_for(flag: str, name: str, hint: Any) -> str:
         return parser_of(cls, hint, flag).format_help()
     if name:
         raise InputError(f"{flag}: {no_class(name, hint)}")
-    about = {one: (inspect.getdoc(cls) or "").partition("\n")[0] for one, cls in known.items()}
-    return "\n".join(
-        [
-            f"--{flag} takes one of these, or the full path of a class of your own:",
-            *(f"  {one:{max(map(len, known))}}  {text}" for one, text in about.items()),
-            f"The arguments of one: --{flag}.help {min(known)}",
-        ]
-    )
+    lines = [f"  {one:16}  {inspect.getdoc(cls) or ''}" for one, cls in known.items()]
+    head = f"--{flag} takes one of these, or the full path of a class of your own:"
+    last = f"The arguments of one: --{flag}.help {min(known)}"
+    return "\n".join([head, *(line.split("\n")[0] for line in lines), last])
 
 
 def no_class(name: str, hint: Any) -> str:
@@ -89,8 +82,8 @@ def no_class(name: str, hint: Any) -> str:
     if other is None:
         return f"no class '{name}'{nearest(name, known, otherwise=listed)}"
     kinds = [one.__name__ for one in other.__mro__ if issubclass(one, ROOTS) and one not in ROOTS]
-    is_not = f"is a {kinds[-1]}, not a" if kinds else "is not a"
-    return f"{name} {is_not} {' or a '.join(one.__name__ for one in bases_of(hint))}{listed}"
+    wanted = " or a ".join(one.__name__ for one in bases_of(hint))
+    return f"{name} is {f'a {kinds[-1]}, ' if kinds else ''}not a {wanted}{listed}"
 
 
 def nearest(name: str, known: Iterable[str], dashes: str = "", otherwise: str = "") -> str:

@@ -61,10 +61,8 @@ def test_the_ema_follows_parameters_and_running_statistics(run):
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(run):
-    main(
-        ["fit", "--config", "my_idea.yaml", "--trainer.default_root_dir", "runs/whole"]
-        + ["--grid", "null", "--metrics", "null"]
-    )
+    words = "fit --config my_idea.yaml --trainer.default_root_dir runs/whole"
+    main([*words.split(), "--grid", "null", "--metrics", "null"])
     stopped, whole = (
         torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for path in (run, run.parent / "whole")
@@ -75,21 +73,13 @@ def test_a_resumed_run_equals_one_that_never_stopped(run):
 @pytest.mark.parametrize(
     "words",
     [
-        ["sample", "--n", "2", "--sampler", "my_idea.sampler.Renoise", "--sampler.steps", "3"],
-        [
-            "evaluate",
-            "--n",
-            "8",
-            "--extractor",
-            "Pixels",
-            "--metrics",
-            "fd,my_idea.parts.Brightness",
-        ]
-        + ["--sampler", "DDIM", "--sampler.steps", "3"]
-        + ["--sampler.spacing", "my_idea.parts.Middle"],
+        "sample --n 2 --sampler my_idea.sampler.Renoise --sampler.steps 3",
+        "evaluate --n 8 --extractor Pixels --metrics fd,my_idea.parts.Brightness "
+        "--sampler DDIM --sampler.steps 3 --sampler.spacing my_idea.parts.Middle",
     ],
-    ids=lambda words: words[0],
+    ids=["sample", "evaluate"],
 )
 def test_the_checkpoint_describes_itself_to_every_command(run, tmp_path, words):
-    main([*words, "--ckpt", checkpoint(run), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    out = str(tmp_path / "out")
+    main([*words.split(), "--ckpt", checkpoint(run), "--out", out, "--device", "cpu"])
     assert list((tmp_path / "out").rglob("*.png"))

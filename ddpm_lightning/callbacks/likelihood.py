@@ -77,7 +77,8 @@ class Likelihood(Callback):
                 f"Likelihood(evaluations={evaluations}): at least 2, null for every level or 0 "
                 "for none"
             )
-        if flow_n < 0 or (flow_steps or 1) < 1 or (1 if flow_probes is None else flow_probes) < 1:
+        counts = [count for count in (flow_steps, flow_probes) if count is not None]
+        if flow_n < 0 or min(counts, default=1) < 1:
             raise InputError(
                 f"Likelihood(flow_n={flow_n}, flow_steps={flow_steps}, flow_probes={flow_probes})"
                 ": flow_n is not negative, steps and probes at least 1"

@@ -16,26 +16,31 @@ from typing import Any
 # LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
-from argparse import ArgumentError
-
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import ddpm_lightning.callbacks
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
-from ddpm_lightning.callbacks import Likelihood, RunCheckpoint, StepProgressBar
+from ddpm_lightning.callbacks import (
+    GenerativeMetrics,
+    Likelihood,
+    PointMetrics,
+    RunCheckpoint,
+    SampleGrid,
+    StepProgressBar,
+)
 from ddpm_lightning.checkpoint import read_checkpoint
-from ddpm_lightning.commands.run import COMMANDS, PROGRAM, CommandParser, about, run_command
+from ddpm_lightning.commands.run import COMMANDS, about, run_command
+from ddpm_lightning.commands.words import check_command, complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import check_folder
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.run_folder import last_checkpoint
-from ddpm_lightning.terminal.mistakes import constructing, hints_of, parsing, users_mistake
-from ddpm_lightning.terminal.settings import check_trainer
-from ddpm_lightning.terminal.swaps import with_own_defaults
-from ddpm_lightning.terminal.usage import explain
+from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
+from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
@@ -51,9 +56,11 @@ DESCRIPTIONS = {
     "predict": "Sample images for Python's trainer.predict; in a terminal, use sample.",
 }
 
-
-class RunParser(CommandParser, LightningArgumentParser):
-    """The parser of fit, validate, test and predict."""
+BLOCKS: dict[str, tuple[type[Callback], ...]] = {
+    "grid": (SampleGrid,),
+    "metrics": (GenerativeMetrics, PointMetrics),
+}
+"""Callbacks that stand beside the trainer by a name of their own; null leaves one out."""
 
 
 def main(
@@ -70,10 +77,8 @@ def main(
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
-        commands = [*DESCRIPTIONS, *COMMANDS]
-        if words and words[0].startswith("-") and (late := [w for w in words if w in commands]):
-            raise InputError(f"the command comes first: {PROGRAM} {late[0]} {words[0]} …")
-        if words and words[0] in COMMANDS:
+        check_command(words, [*DESCRIPTIONS, *COMMANDS])
+        if words[0] in COMMANDS:
             run_command(words[0], words[1:])
         else:
             DiffusionCLI(module_class, None if args is None else words)
@@ -82,10 +87,16 @@ def main(
         sys.exit(130)
     except Exception as error:
         mistake = users_mistake(error)
-        if mistake is None:
-            raise
-        print(f"error: {' '.join(mistake.split())}", file=sys.stderr)
-        sys.exit(2)
+        if mistake is not None:
+            print(f"error: {' '.join(mistake.split())}", file=sys.stderr)
+            sys.exit(2)
+        if (cause := causes_of(error)[-1]) is not error:
+            raise cause from None  # without what the parser makes of it
+        raise
+
+
+class RunParser(Parser, LightningArgumentParser):
+    """The parser of fit, validate, test and predict."""
 
 
 class DiffusionCLI(LightningCLI):
@@ -98,7 +109,7 @@ class DiffusionCLI(LightningCLI):
 
     def __init__(self, module_class: type[DiffusionModule], args: list[str] | None) -> None:
         self._module_class = module_class
-        strict = {"exit_on_error": False, "allow_abbrev": False}
+        exact = {"allow_abbrev": False}
         super().__init__(
             module_class,
             LightningDataModule,
@@ -106,13 +117,13 @@ class DiffusionCLI(LightningCLI):
             args=args,
             seed_everything_default=0,
             save_config_callback=SaveRunConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             load_from_checkpoint_support=False,  # the module describes itself
             auto_configure_optimizers=False,
             parser_class=RunParser,
-            parser_kwargs=strict
+            parser_kwargs=exact
             | {"description": "Train diffusion models and use them; one run is one folder."}
-            | {name: strict | {"description": text} for name, text in DESCRIPTIONS.items()},
+            | {name: exact | {"description": text} for name, text in DESCRIPTIONS.items()},
         )
 
     def setup_parser(self, *args: Any) -> None:
@@ -124,73 +135,59 @@ class DiffusionCLI(LightningCLI):
         for name, parser in self._subcommand_parsers.items():
             parser.prog = f"{PROGRAM} {name}"
         for name in COMMANDS:
-            listed.add_subcommand(name, CommandParser(), help=about(name))
+            listed.add_subcommand(name, Parser(), help=about(name))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link the data to the module; give every run its checkpoints and every test its bound."""
+        """Link the data to the module; let the callbacks of every run stand beside the trainer."""
         parser.link_arguments("data.spec", "model.data", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Likelihood, "likelihood")
+        for name, kinds in BLOCKS.items():
+            parser.add_subclass_arguments(kinds, name, required=False)
         parser.set_defaults(_stated_defaults(self._module_class))
         parser.set_defaults({"trainer.default_root_dir": "runs/default"})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a mistake becomes one line."""
-        words = list(sys.argv[1:] if args is None else args)
-        command = words[0] if words and words[0] in self._subcommand_parsers else None
-        with parsing(words, hints_of(parser, command), [*DESCRIPTIONS, *COMMANDS]):
-            words = with_own_defaults(words, lambda some: parser.parse_args(some)[some[0]])
-            self.config = parser.parse_args(words)
+        """Parse the words, completed."""
+        command, *words = sys.argv[1:] if args is None else args
+        self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
 
     def before_instantiate_classes(self) -> None:
         """Keep a run from being mixed with another."""
         config = self.config[self.subcommand]
-        check_trainer(config.trainer)
+        _check_trainer(config.trainer)
         config.weights_only = True  # Lightning, too, loads no pickles
+        root = config.trainer.default_root_dir
         if self.subcommand != "fit":
             if not config.ckpt_path:
                 raise InputError(
                     f"{self.subcommand} of what? Give --ckpt_path FILE, or last for the run in "
-                    f"{config.trainer.default_root_dir}"
+                    f"{root}"
                 )
             return
-        last = last_checkpoint(config.trainer.default_root_dir)
+        last = last_checkpoint(root)
         resumes = (
             config.ckpt_path and Path(config.ckpt_path).resolve().parent == last.resolve().parent
         )
         if last.exists() and not resumes and not config.trainer.fast_dev_run:
             raise InputError(
-                f"{config.trainer.default_root_dir} holds a run already: go on with it by "
-                "--ckpt_path last, or choose another folder by --trainer.default_root_dir"
+                f"{root} holds a run already: go on with it by --ckpt_path last, or choose "
+                "another folder by --trainer.default_root_dir"
             )
-
-    def instantiate_classes(self) -> None:
-        """Build everything; what a constructor refuses is the user's to mend."""
-        with constructing():
-            super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Refuse data that a checkpoint was not made for."""
         path = self.config[self.subcommand].get("ckpt_path")
-        if path:
-            trained = read_checkpoint(path)["hyper_parameters"]
-            data = type(self.datamodule).__name__
-            if list(trained["shape"]) != list(self.model.shape):
+        if not path:
+            return
+        given = self.model.data.plain()
+        for name, value in read_checkpoint(path)["hyper_parameters"]["data"].items():
+            unlabelled = name == "num_classes" and not self.model.hparams["conditional"]
+            if given[name] != value and not unlabelled:
                 raise InputError(
-                    f"{path} was trained on data of shape {list(trained['shape'])}, but "
-                    f"{data} gives {list(self.model.shape)}"
-                )
-            given = trained.get("condition_channels", 0)
-            if given != self.model.condition_channels:
-                raise InputError(
-                    f"{path} was trained with {given} condition channels beside the image, but "
-                    f"{data} gives {self.model.condition_channels}"
-                )
-            if trained["conditional"] and trained["num_classes"] != self.model.num_classes:
-                raise InputError(
-                    f"{path} was trained on {trained['num_classes']} classes, but {data} has "
-                    f"{self.model.num_classes}"
+                    f"{path} was trained on data of {name} {value}, but "
+                    f"{type(self.datamodule).__name__} gives {given[name]}"
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -200,11 +197,13 @@ class DiffusionCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(
                 trainer.default_root_dir, name="", version="", default_hp_metric=False
             )
-        callbacks = trainer.callbacks or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        given = trainer.callbacks or []
+        callbacks = [*given] if isinstance(given, list) else [given]
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if trainer.enable_progress_bar is not False and not own_bar:
-            kwargs["callbacks"] = [*callbacks, StepProgressBar()]
+            callbacks.append(StepProgressBar())
+        blocks = [self._get(self.config_init, name) for name in BLOCKS]
+        kwargs["callbacks"] = callbacks + [block for block in blocks if block is not None]
         instance = super().instantiate_trainer(**kwargs)
         # Save first: what fails while drawing or measuring must not cost the steps before it.
         instance.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
@@ -214,16 +213,13 @@ class DiffusionCLI(LightningCLI):
         """Say where everything is."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             root = self.trainer.default_root_dir
-            print(f"\n{root} holds the run. Look at it: tensorboard --logdir {root}")
-            if last_checkpoint(root).exists():
-                print(
-                    f"Draw from it: {PROGRAM} sample --ckpt {last_checkpoint(root)} --out FOLDER"
-                )
+            board = isinstance(self.trainer.logger, TensorBoardLogger)
+            print(f"\n{root} holds the run{f': tensorboard --logdir {root}' if board else ''}")
+            if (last := last_checkpoint(root)).exists():
+                print(f"Draw from it: {PROGRAM} sample --ckpt {last} --out FOLDER")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the checkpoint's arguments override the command line's without a word.
-        if not self.config.get("subcommand"):
-            return
         config = self.config[self.config.subcommand]
         if not config.get("ckpt_path"):
             return
@@ -232,39 +228,27 @@ class DiffusionCLI(LightningCLI):
             path = last_checkpoint(config.trainer.default_root_dir)
         checkpoint = read_checkpoint(path)
         config.ckpt_path = str(path)
-        linked = ("shape", "num_classes", "data_range", "condition_channels", "seed")
-        stated = {k: v for k, v in checkpoint["hyper_parameters"].items() if k not in linked}
-        asked = config.model.as_dict()
-        seed = checkpoint["hyper_parameters"]["seed"]
-        if self.config.subcommand == "fit" and config.seed_everything != seed:
-            raise InputError(
-                f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so "
-                "that noise and data go on where they were"
-            )
-        step, end = checkpoint["global_step"], config.trainer.get("max_steps", -1)
-        if self.config.subcommand == "fit" and 0 <= end <= step:
-            raise InputError(
-                f"{path} stands at step {step} already; train longer by --trainer.max_steps, "
-                f"above {step}, or measure it: {PROGRAM} evaluate --ckpt {path} --out FOLDER"
-            )
-        for key, (ours, theirs) in _differences(asked, stated).items():
-            if self.config.subcommand == "fit":
-                raise InputError(
-                    f"model.{key} is {theirs} in {path}, not {ours}, and a run goes on with what "
-                    "it began with; leave that out, or start a new run"
-                )
+        stated = {
+            name: value
+            for name, value in checkpoint["hyper_parameters"].items()
+            if name not in ("data", "seed")  # which are linked
+        }
+        differences = _differences(config.model.as_dict(), stated)
+        if self.config.subcommand == "fit":
+            _check_resume(config, checkpoint, differences)
+        for key, (ours, theirs) in differences.items():
             print(
                 f"ignored: model.{key}={ours}; {path} says {theirs}, and a checkpoint describes "
                 "its model itself",
                 file=sys.stderr,
             )
-        update = {self.config.subcommand: {"model": stated}}
         try:
+            update = {self.config.subcommand: {"model": stated}}
             self.config = self.parser.parse_object(update, self.config)
-        except ArgumentError as error:
+        except ParseError as error:
             raise InputError(
                 f"{path} describes parts that do not exist any more, or not so: "
-                f"{explain(str(error))}"
+                f"{users_mistake(error)}"
             ) from error
 
 
@@ -274,9 +258,49 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave a run's configuration alone when it is only tested."""
         if stage == "fit":
-            self.config = self.config.clone()
-            self.config.ckpt_path = None  # resuming is said on the command line, each time
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file, whatever the logger."""
+        config = self.config.clone()
+        config.ckpt_path = None  # resuming is said on the command line, each time
+        file = Path(trainer.default_root_dir) / self.config_filename
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(config, file, skip_none=False, overwrite=True)
+
+
+def _check_trainer(settings: Any) -> None:
+    """Raise InputError for what Lightning divides by, or writes into, only later."""
+    for name in ("accumulate_grad_batches", "val_check_interval"):
+        if settings[name] == 0:
+            raise InputError(f"trainer.{name} 0: give 1 or more")
+    if settings.default_root_dir is None:
+        raise InputError("trainer.default_root_dir null: a run is one folder; name it")
+    if getattr(rank_zero_only, "rank", 0) == 0:  # two that try would remove each other's folder
+        check_folder(Path(settings.default_root_dir))
+
+
+def _check_resume(
+    config: Any, checkpoint: dict[str, Any], differences: dict[str, tuple[Any, Any]]
+) -> None:
+    """Raise InputError unless a run goes on as it began, and further than it stands."""
+    path, seed = config.ckpt_path, checkpoint["hyper_parameters"]["seed"]
+    if config.seed_everything != seed:
+        raise InputError(
+            f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so that "
+            "noise and data go on where they were"
+        )
+    step, end = checkpoint["global_step"], config.trainer.get("max_steps", -1)
+    if 0 <= end <= step:
+        raise InputError(
+            f"{path} stands at step {step} already; train longer by --trainer.max_steps, above "
+            f"{step}, or measure it: {PROGRAM} evaluate --ckpt {path} --out FOLDER"
+        )
+    for key, (ours, theirs) in differences.items():
+        raise InputError(
+            f"model.{key} is {theirs} in {path}, not {ours}, and a run goes on with what it began "
+            "with; leave that out, or start a new run"
+        )
 
 
 def _seed(seed: bool | int) -> int:

@@ -17,6 +17,7 @@ from ddpm_lightning import EMA, DiffusionModule
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.callbacks import RunCheckpoint
 from ddpm_lightning.data import Digits
+from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.networks import UNet
 from ddpm_lightning.run_folder import last_checkpoint
 
@@ -63,17 +64,19 @@ def fit(
         steps: Optimizer steps in all.
         callbacks: What runs beside training, after the save.
         resume: The checkpoint to go on from; True: the folder's last.
-        data: In place of the tiny data.
+        data: In place of the tiny data; a data module gives the module its specification.
         run: Arguments of the trainer.
         arguments: Of the module.
     """
+    data = data or tiny_data()
+    spec = {"data": data.spec} if isinstance(data, DiffusionData) else {}
     torch.manual_seed(0)
-    module = tiny_module(**{"ema": EMA(0.9)} | arguments)
+    module = tiny_module(**{"ema": EMA(0.9)} | spec | arguments)
     saved_first = {"callbacks": [RunCheckpoint(every_n_steps=3), *callbacks]}
     one = trainer(folder, steps, **saved_first | (run or {}))
     one.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))
     path = last_checkpoint(folder) if resume is True else resume or None
-    one.fit(module, data or tiny_data(), ckpt_path=path, weights_only=True)
+    one.fit(module, data, ckpt_path=path, weights_only=True)
     return module
 
 

@@ -1,3 +1,5 @@
+"""Data sets: what their files hold, splits, the order of training, resume, and damaged files."""
+
 import hashlib
 import io
 import os
@@ -14,9 +16,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ddpm_lightning.batch import Batch, DataSpec
 from ddpm_lightning.configurable import build
-from ddpm_lightning.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageData
-from ddpm_lightning.data.in_memory import RawBatch
+from ddpm_lightning.data import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    Digits,
+    FashionMNIST,
+    ImageData,
+    MapStyleImages,
+    Toy2D,
+)
+from ddpm_lightning.data.data_module import RawBatch
 from ddpm_lightning.data.stream import EvaluationLoader, Layout, TrainingStream, coin_flips
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_uint8
@@ -41,8 +53,19 @@ class Numbered(ImageData):
         return images, number % 10
 
 
+class NumberedFiles(MapStyleImages):
+    """The same images, read one by one."""
+
+    shape = (1, 4, 4)
+    num_classes = 10
+
+    def dataset(self, split):
+        images, labels = Numbered().images(split)
+        return list(zip(images, labels.tolist(), strict=True))
+
+
 def numbers(x0):
-    """The numbers and mirroring of a batch of Numbered."""
+    """The numbers and mirroring of images of Numbered."""
     pixels = to_uint8(x0)[:, 0, 0]
     flipped = pixels[:, 2] == 255
     return torch.where(flipped, pixels[:, 3], pixels[:, 0]).tolist(), flipped.tolist()
@@ -54,22 +77,21 @@ class Recorder(LightningModule):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.trained, self.flipped, self.evaluated, self.kinds = [], [], [], set()
+        self.trained, self.flipped, self.evaluated, self.batches = [], [], [], []
 
     def training_step(self, batch, batch_idx):
-        x0, y = batch
-        self.kinds.add((x0.dtype, y.dtype))
-        shown, flipped = numbers(x0)
+        self.batches.append(batch)
+        shown, flipped = numbers(batch.x0)
         self.trained.append(shown)
         self.flipped.append(flipped)
-        return self.weight * x0.mean()
+        return self.weight * batch.x0.mean()
 
     def validation_step(self, batch, batch_idx):
         if not self.trainer.sanity_checking:
-            self.evaluated += numbers(batch[0])[0]
+            self.evaluated += numbers(batch.x0)[0]
 
     def test_step(self, batch, batch_idx):
-        self.evaluated += numbers(batch[0])[0]
+        self.evaluated += numbers(batch.x0)[0]
 
     def predict_step(self, batch, batch_idx):
         return batch
@@ -84,12 +106,21 @@ def make_trainer(tmp_path, **settings):
     return Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **settings)
 
 
-def pairs(indices, flips=None):
-    return list(zip(indices.tolist(), flips.tolist() if flips is not None else [], strict=True))
+def fit(tmp_path, data, ckpt_path=None, **settings):
+    """Train a Recorder."""
+    module = Recorder()
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    return module
 
 
-def only_indices(indices, flips=None):
-    return indices.tolist()
+def pairs(places):
+    """Batches of (index, whether mirrored)."""
+    return (list(zip(p.index.tolist(), p.flip.tolist(), strict=True)) for p in places)
+
+
+def only_indices(places):
+    return (place.index.tolist() for place in places)
 
 
 def take(stream, n):
@@ -136,7 +167,7 @@ def test_each_data_set_gives_what_its_files_hold(tmp_path, cls, write, arguments
         assert images.shape[1:] == data.shape
         assert np.array_equal(images.numpy(), expected_images[rows].reshape(-1, *cls.native_shape))
         assert np.array_equal(labels.numpy(), expected_labels[rows])
-    x0 = torch.cat([x0 for x0, _ in data.test_dataloader()])
+    x0 = torch.cat([batch.x0 for batch in data.test_dataloader()])
     reference = written["test"][0].reshape(-1, *data.shape).astype(np.float64) / 255 * 2 - 1
     assert x0.dtype == torch.float32
     assert np.allclose(x0.numpy(), reference, atol=1e-6)
@@ -156,7 +187,7 @@ def test_digits_come_without_files_and_fill_eight_bits():
 
 def test_shape_and_classes_are_known_before_any_file_is_read():
     data = CIFAR100(root="/nowhere", image_size=64)
-    assert (data.shape, data.num_classes, data.data_range) == ((3, 64, 64), 100, (-1.0, 1.0))
+    assert data.spec == DataSpec((3, 64, 64), (-1.0, 1.0), 100)
 
 
 def test_a_data_set_is_rebuilt_from_its_description(tmp_path):
@@ -195,7 +226,7 @@ def test_a_subset_is_a_fixed_random_part_of_the_training_images(subset, size):
     if 1 < size < 40:
         assert chosen != list(range(size))
         assert Numbered(subset=subset, seed=1).images("train")[0][:, 0, 0, 0].tolist() != chosen
-    shown = numbers(torch.cat([x0 for x0, _ in data.train_dataloader()]))[0]
+    shown = numbers(torch.cat([batch.x0 for batch in data.train_dataloader()]))[0]
     assert set(shown) == set(chosen)
 
 
@@ -270,14 +301,10 @@ def test_arguments_out_of_range_are_refused_with_the_fix(arguments, fix):
 def test_missing_files_are_named_with_their_folder_and_the_fix(tmp_path):
     data = MNIST(root=str(tmp_path), download=False)
     data.prepare_data()
-    with pytest.raises(InputError) as caught:
+    folder = tmp_path / "MNIST" / "raw"
+    missing = f"{folder} lacks train-images-idx3-ubyte, train-labels-idx1-ubyte;"
+    with pytest.raises(InputError, match=rf"{missing}.*--data.download true.*--data\.root"):
         data.setup("fit")
-    message = str(caught.value)
-    assert str(tmp_path / "MNIST" / "raw") in message
-    assert "train-images-idx3-ubyte, train-labels-idx1-ubyte" in message
-    assert "t10k" not in message
-    assert "--data.root" in message
-    assert "--data.download true" in message
 
 
 def test_a_failed_download_is_one_clear_error_before_training(tmp_path, monkeypatch):
@@ -285,38 +312,37 @@ def test_a_failed_download_is_one_clear_error_before_training(tmp_path, monkeypa
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(CIFAR10, "fetch", fetch)
-    module = Recorder()
     with pytest.raises(InputError, match=r"no route to host.*connect to the internet") as caught:
-        make_trainer(tmp_path, max_steps=1).fit(module, CIFAR10(root=str(tmp_path)))
+        fit(tmp_path, CIFAR10(root=str(tmp_path)), max_steps=1)
     assert "\n" not in str(caught.value)
-    assert not module.trained
     with pytest.raises(InputError, match="no route"):
         CIFAR10(root=str(tmp_path)).images("test")
 
 
-def test_nothing_is_downloaded_when_the_files_are_there(tmp_path, monkeypatch):
+def test_nothing_is_downloaded_when_the_files_of_training_are_there(tmp_path, monkeypatch):
     write_mnist(tmp_path, train=5, test=5)
     monkeypatch.setattr(MNIST, "fetch", lambda self: pytest.fail("downloaded"))
-    data = MNIST(root=str(tmp_path), held_out=1)
-    data.prepare_data()
-    assert len(data.images("train")[0]) == 4
-
-
-def test_training_needs_no_test_files(tmp_path):
-    write_mnist(tmp_path, train=5, test=5)
+    MNIST(root=str(tmp_path), held_out=1).setup()
     for file in (tmp_path / "MNIST" / "raw").glob("t10k*"):
         file.unlink()
     MNIST(root=str(tmp_path), held_out=1, download=False).setup("fit")
 
 
-@pytest.mark.parametrize("kept", [0, 3, 10, 1000, -1])
-@pytest.mark.parametrize("kind", ["images-idx3", "labels-idx1"])
-def test_a_truncated_idx_file_is_named(tmp_path, kept, kind):
-    write_mnist(tmp_path, train=2000, test=5)
-    file = tmp_path / "MNIST" / "raw" / f"train-{kind}-ubyte"
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(InputError, match=str(file)):
-        MNIST(root=str(tmp_path), held_out=1).setup("fit")
+@pytest.mark.parametrize("kept", [0, 3, 40, 1000, -1])
+@pytest.mark.parametrize(
+    ("cls", "write", "file"),
+    [
+        (MNIST, write_mnist, "MNIST/raw/train-images-idx3-ubyte"),
+        (MNIST, write_mnist, "MNIST/raw/train-labels-idx1-ubyte"),
+        (CIFAR10, write_cifar10, "cifar-10-batches-py/data_batch_3"),
+    ],
+)
+def test_a_truncated_file_is_named(tmp_path, cls, write, file, kept):
+    write(tmp_path, train=2000, test=5)
+    path = tmp_path / file
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=str(path)):
+        cls(root=str(tmp_path), held_out=1).setup("fit")
 
 
 def test_files_of_another_data_set_are_refused(tmp_path):
@@ -342,71 +368,67 @@ class Malicious:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, protocol):
+@pytest.fixture
+def cifar_batch(tmp_path):
+    """Writes CIFAR-10 with this pickled test batch, and says where that is."""
     write_cifar10(tmp_path, train=10, test=5)
+    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+
+    def write(content, protocol=2):
+        path.write_bytes(pickle.dumps(content, protocol))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, cifar_batch, protocol):
     marker = tmp_path / "executed"
-    file = tmp_path / "cifar-10-batches-py" / "test_batch"
     for function, arguments, name in (
         (os.mkdir, (str(marker),), "mkdir"),
         (eval, (f"open({str(marker)!r}, 'w')",), "eval"),
         (getattr, ("", "join"), "getattr"),
     ):
         content = {b"data": Malicious(function, *arguments), b"labels": []}
-        file.write_bytes(pickle.dumps(content, protocol))
+        file = cifar_batch(content, protocol)
         with pytest.raises(InputError, match=f"{file}.*{name}.*nothing was run"):
             CIFAR10(root=str(tmp_path)).setup("test")
         assert not marker.exists()
 
 
-def test_an_array_of_objects_is_refused(tmp_path):
-    write_cifar10(tmp_path, train=10, test=5)
-    file = tmp_path / "cifar-10-batches-py" / "test_batch"
-    objects = np.array([[b"x"] * 3072], dtype=object)
-    for data in (objects, np.zeros((1, 3072), np.float32), np.zeros((1, 3071), np.uint8), [0] * 9):
-        file.write_bytes(pickle.dumps({b"data": data, b"labels": [1]}, protocol=2))
-        with pytest.raises(InputError, match=f"{file}.*replace the file"):
-            CIFAR10(root=str(tmp_path)).setup("test")
+PIXELS = {b"data": np.zeros((2, 3072), np.uint8)}
 
 
 @pytest.mark.parametrize(
-    "labels", [{b"labels": [1]}, {b"labels": ["1", "2"]}, {b"fine_labels": [1, 2]}, {}]
+    "content",
+    [
+        {b"data": np.array([[b"x"] * 3072], dtype=object), b"labels": [1]},
+        {b"data": np.zeros((1, 3072), np.float32), b"labels": [1]},
+        {b"data": np.zeros((1, 3071), np.uint8), b"labels": [1]},
+        {b"data": [0] * 9, b"labels": [1]},
+        PIXELS | {b"labels": [1]},
+        PIXELS | {b"labels": ["1", "2"]},
+        PIXELS | {b"fine_labels": [1, 2]},
+        PIXELS,
+    ],
 )
-def test_wrong_labels_are_refused(tmp_path, labels):
-    write_cifar10(tmp_path, train=10, test=5)
-    file = tmp_path / "cifar-10-batches-py" / "test_batch"
-    content = {b"data": np.zeros((2, 3072), np.uint8)} | labels
-    file.write_bytes(pickle.dumps(content, protocol=2))
+def test_a_cifar_file_with_other_pixels_or_labels_is_refused(tmp_path, cifar_batch, content):
+    file = cifar_batch(content)
     with pytest.raises(InputError, match=f"{file}.*replace the file"):
         CIFAR10(root=str(tmp_path)).setup("test")
 
 
 @pytest.mark.filterwarnings("ignore:.*MD5")
-def test_labels_beyond_the_classes_are_refused(tmp_path):
-    write_cifar10(tmp_path, train=10, test=5)
-    file = tmp_path / "cifar-10-batches-py" / "test_batch"
-    content = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [3, 10]}
-    file.write_bytes(pickle.dumps(content, protocol=2))
+def test_labels_beyond_the_classes_are_refused(tmp_path, cifar_batch):
+    cifar_batch(PIXELS | {b"labels": [3, 10]})
     with pytest.raises(InputError, match=r"span 3…10 instead of 0…9"):
         CIFAR10(root=str(tmp_path)).setup("test")
 
 
-@pytest.mark.parametrize("kept", [0, 1, 40, 1000, -1])
-def test_a_truncated_cifar_file_is_named(tmp_path, kept):
-    write_cifar10(tmp_path, train=10, test=5)
-    file = tmp_path / "cifar-10-batches-py" / "data_batch_3"
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(InputError, match=str(file)):
-        CIFAR10(root=str(tmp_path), held_out=1).setup("fit")
-
-
 @pytest.mark.filterwarnings("ignore:.*MD5")
-def test_fortran_ordered_arrays_are_read_in_their_order(tmp_path):
-    write_cifar10(tmp_path, train=10, test=5)
+def test_fortran_ordered_arrays_are_read_in_their_order(tmp_path, cifar_batch):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
-    content = {b"data": np.asfortranarray(pixels), b"labels": [0, 1, 2, 3]}
-    file = tmp_path / "cifar-10-batches-py" / "test_batch"
-    file.write_bytes(pickle.dumps(content, protocol=2))
+    cifar_batch({b"data": np.asfortranarray(pixels), b"labels": [0, 1, 2, 3]})
     images, _ = CIFAR10(root=str(tmp_path)).images("test")
     assert np.array_equal(images.numpy().reshape(4, -1), pixels)
 
@@ -497,22 +519,30 @@ def test_flips_are_fair_and_a_function_of_the_position():
 
 def test_half_of_the_training_images_are_mirrored_if_asked_and_no_others():
     plain, mirrored = Numbered(global_batch_size=20), Numbered(global_batch_size=20, flip=True)
-    stream = mirrored.train_dataloader()
-    shown, flips = zip(*(numbers(x0) for x0, _ in take(stream, 100)), strict=True)
-    assert abs(np.mean(flips) - 0.5) < 0.06
-    twice = [set(zip(s, f, strict=True)) for s, f in zip(shown, flips, strict=True)]
-    assert len(set.union(*twice)) == 80  # each image both ways
-    plain_batches = take(plain.train_dataloader(), 100)
-    straight, no_flips = zip(*(numbers(x0) for x0, _ in plain_batches), strict=True)
+    shown, flips = zip(
+        *(numbers(b.x0) for b in take(mirrored.train_dataloader(), 100)), strict=True
+    )
+    straight, not_one = zip(
+        *(numbers(b.x0) for b in take(plain.train_dataloader(), 100)), strict=True
+    )
     assert straight == shown
-    assert not np.any(no_flips)
+    assert abs(np.mean(flips) - 0.5) < 0.06
+    both_ways = set(zip(flat(shown), flat(flips), strict=True))
+    assert len(both_ways) == 80
+    assert not np.any(not_one)
     for loader in (mirrored.val_dataloader(), mirrored.test_dataloader()):
-        assert not any(any(numbers(x0)[1]) for x0, _ in loader)
+        assert not any(any(numbers(batch.x0)[1]) for batch in loader)
 
 
-def test_labels_stay_with_their_images():
-    for x0, y in Numbered(flip=True).train_dataloader():
-        assert [number % 10 for number in numbers(x0)[0]] == y.tolist()
+def test_labels_and_places_stay_with_their_images():
+    data = Numbered(flip=True, global_batch_size=8)
+    for batch in data.train_dataloader():
+        assert numbers(batch.x0)[0] == batch.index.tolist()
+        assert [number % 10 for number in batch.index.tolist()] == batch.condition.label.tolist()
+        assert batch.row.tolist() == list(range(8))
+    for batch in data.test_dataloader():
+        assert [number - 100 for number in numbers(batch.x0)[0]] == batch.index.tolist()
+        assert batch.row is None
 
 
 def test_a_step_left_half_way_is_begun_again_and_whole_steps_never_repeat():
@@ -537,87 +567,104 @@ def test_a_position_moves_to_any_other_layout():
 # ----------------------------------------------------------------------- under Lightning
 
 
-def test_plain_python_and_lightning_both_get_x0_and_y(tmp_path):
-    data = Numbered(global_batch_size=8)
-    x0, y = next(iter(data.train_dataloader()))
-    assert (x0.shape, x0.dtype, y.dtype) == ((8, 1, 4, 4), torch.float32, torch.int64)
+def test_plain_python_and_lightning_get_the_same_batches(tmp_path):
+    data, kept = Numbered(global_batch_size=8), []
+    before = next(iter(data.train_dataloader()))
     module = Recorder()
-    kept = []
     module.on_train_start = lambda: kept.append(next(iter(data.val_dataloader())))
     make_trainer(tmp_path, max_steps=1).fit(module, data)
-    assert module.kinds == {(torch.float32, torch.int64)}
-    assert module.trained == [numbers(x0)[0]]
-    assert isinstance(kept[0], RawBatch)  # on its way to the device
-    assert kept[0].samples.dtype == torch.uint8
-    again, _ = next(iter(data.train_dataloader()))  # after training, plain Python again
-    assert torch.equal(again, x0)
+    assert (kept[0].samples.dtype, type(kept[0])) == (torch.uint8, RawBatch)  # on its way
+    for batch in (*module.batches, next(iter(data.train_dataloader()))):  # under Lightning, after
+        assert type(batch) is Batch
+        assert torch.equal(batch.x0, before.x0)
+        assert torch.equal(batch.condition.label, before.condition.label)
 
 
-def test_half_precision_leaves_x0_in_float32(tmp_path):
-    module = Recorder()
-    trainer = make_trainer(tmp_path, max_steps=1, precision="bf16-true")
-    trainer.fit(module, Numbered(global_batch_size=8))
-    assert module.kinds == {(torch.float32, torch.int64)}
+def test_half_precision_leaves_images_in_float32_and_places_in_int64(tmp_path):
+    (batch,) = fit(tmp_path, Numbered(), max_steps=1, precision="bf16-true").batches
+    dtypes = [part.dtype for part in (batch.x0, batch.condition.label, batch.index, batch.row)]
+    assert dtypes == [torch.float32, torch.int64, torch.int64, torch.int64]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("saved_at", [3, 5, 7, 10])
-def test_a_resumed_run_sees_what_the_whole_run_would_have_seen(tmp_path, accumulate, saved_at):
+@pytest.mark.parametrize("data", [Numbered(flip=True), Toy2D("moons", n=8)])
+def test_places_stay_on_the_cpu_when_a_batch_moves_to_a_device(data):
+    samples, labels = data.samples("train")
+    index = torch.arange(len(samples))
+    raw = RawBatch(samples, labels, index, torch.ones_like(index, dtype=torch.bool), index)
+    moved = data.transfer_batch_to_device(raw, torch.device("meta"), 0)
+    batch = data.on_after_batch_transfer(moved, 0)
+    assert {batch.x0.device.type, batch.condition.label.device.type} == {"meta"}
+    assert torch.equal(batch.index, index)
+    assert torch.equal(batch.row, index)
+
+
+@pytest.mark.parametrize(
+    ("kind", "accumulate", "saved_at"),
+    [(Numbered, a, k) for a in (1, 2) for k in (3, 5, 7, 10)]
+    + [(NumberedFiles, 1, 3), (NumberedFiles, 2, 7)],
+)
+def test_a_resumed_run_sees_what_the_whole_run_would_have_seen(
+    tmp_path, kind, accumulate, saved_at
+):
     settings = {"accumulate_grad_batches": accumulate, "max_epochs": -1}
     arguments = {"global_batch_size": 8, "flip": True, "seed": 4}
-    whole = Recorder()  # 5 steps an epoch
-    make_trainer(tmp_path, max_steps=13, **settings).fit(whole, Numbered(**arguments))
+    whole = fit(tmp_path, Numbered(**arguments), max_steps=13, **settings)  # 5 steps an epoch
     assert len(whole.trained) == 13 * accumulate
 
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=saved_at, save_top_k=-1)
-    first = Recorder()
-    trainer = make_trainer(
-        tmp_path, max_steps=saved_at, callbacks=[saver], enable_checkpointing=True, **settings
-    )
-    trainer.fit(first, Numbered(**arguments))
+    saving = {"callbacks": [saver], "enable_checkpointing": True}
+    first = fit(tmp_path, kind(**arguments), max_steps=saved_at, **saving, **settings)
     path = tmp_path / f"step={saved_at}.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     states = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     assert states == [{"step": saved_at}]
 
-    second = Recorder()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "You're resuming from a checkpoint")
-        trainer = make_trainer(tmp_path, max_steps=13, **settings)
-        trainer.fit(second, Numbered(**arguments), ckpt_path=path, weights_only=True)
+        second = fit(tmp_path, kind(**arguments), path, max_steps=13, **settings)
     assert first.trained + second.trained == whole.trained
     assert first.flipped + second.flipped == whole.flipped
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_read_one_by_one_come_as_those_in_memory(workers):
+    arguments = {"global_batch_size": 8, "flip": True, "seed": 4}
+    memory, files = Numbered(**arguments), NumberedFiles(**arguments, workers=workers)
+    files.setup()
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        expected, found = getattr(memory, loader)(), getattr(files, loader)()
+        assert len(found) == len(expected)
+        count = len(expected) * 3 if loader == "train_dataloader" else len(expected)
+        for a, b in zip(take(expected, count), take(found, count), strict=True):
+            assert torch.equal(a.x0, b.x0)
+            assert torch.equal(a.condition.label, b.condition.label)
+            assert torch.equal(a.index, b.index)
+            assert (a.row is None and b.row is None) or torch.equal(a.row, b.row)
+    assert files.train_dataloader().state_dict() == {"step": 0}
+    finished, in_memory = files.finished("val", 3), memory.finished("val", 3)
+    assert torch.equal(finished.x0, in_memory.x0)
+
+
 def test_a_run_resumed_from_an_epochs_last_checkpoint_goes_on(tmp_path):
-    whole = Recorder()
-    make_trainer(tmp_path, max_epochs=4).fit(whole, Numbered(global_batch_size=8))
-    first = Recorder()
+    whole = fit(tmp_path, Numbered(global_batch_size=8), max_epochs=4)
     saver = ModelCheckpoint(tmp_path, "end", save_on_train_epoch_end=True)
-    trainer = make_trainer(tmp_path, max_epochs=2, callbacks=[saver], enable_checkpointing=True)
-    trainer.fit(first, Numbered(global_batch_size=8))
-    second = Recorder()
-    make_trainer(tmp_path, max_epochs=4).fit(
-        second, Numbered(global_batch_size=8), ckpt_path=tmp_path / "end.ckpt", weights_only=True
-    )
+    saving = {"callbacks": [saver], "enable_checkpointing": True}
+    first = fit(tmp_path, Numbered(global_batch_size=8), max_epochs=2, **saving)
+    second = fit(tmp_path, Numbered(global_batch_size=8), tmp_path / "end.ckpt", max_epochs=4)
     assert first.trained + second.trained == whole.trained
 
 
 def test_reloading_the_loaders_does_not_start_over(tmp_path):
-    whole, reloaded = Recorder(), Recorder()
-    make_trainer(tmp_path, max_epochs=3).fit(whole, Numbered(global_batch_size=8))
-    make_trainer(tmp_path, max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(
-        reloaded, Numbered(global_batch_size=8)
-    )
-    assert reloaded.trained == whole.trained
+    whole = fit(tmp_path, Numbered(global_batch_size=8), max_epochs=3)
+    reloading = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1}
+    assert fit(tmp_path, Numbered(global_batch_size=8), **reloading).trained == whole.trained
     assert sorted(flat(whole.trained)) == sorted([*range(40)] * 3)
 
 
 @pytest.mark.parametrize(("overfit", "batches"), [(2, 2), (0.5, 2), (1, 1)])
 def test_overfit_batches_repeats_the_first_batches_in_order(tmp_path, overfit, batches):
-    module = Recorder()
-    trainer = make_trainer(tmp_path, max_epochs=3, overfit_batches=overfit)
-    trainer.fit(module, Numbered(global_batch_size=8))
+    data = Numbered(global_batch_size=8)
+    module = fit(tmp_path, data, max_epochs=3, overfit_batches=overfit)
     first = [list(range(8 * k, 8 * k + 8)) for k in range(batches)]
     assert module.trained == first * 3
 
@@ -632,9 +679,8 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused_with_the_nearest_that_can(t
 
 
 def test_validation_and_test_see_every_image_once_in_order(tmp_path):
-    module = Recorder()
     data = Numbered(global_batch_size=8)
-    make_trainer(tmp_path, max_epochs=1).fit(module, data)
+    module = fit(tmp_path, data, max_epochs=1)
     assert module.evaluated == list(range(40, 50))
     module.evaluated.clear()
     make_trainer(tmp_path).test(module, data)

@@ -1,4 +1,4 @@
-"""The evaluate command: scores, their settings, stops, sweeps, comparisons and mistakes."""
+"""evaluate, score, sweep, floor and compare: scores, their settings, stops and mistakes."""
 
 from __future__ import annotations
 
@@ -16,59 +16,92 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ddpm_lightning.evaluation.checkpoint import Evaluated
-from ddpm_lightning.metrics.measure import check_accuracy
-from ddpm_lightning.trained import DataPlace
 from PIL import Image
 from scipy.linalg import sqrtm
 
 from ddpm_lightning import DiffusionModule
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.callbacks import Likelihood, RunCheckpoint
 from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.cli import main
-from ddpm_lightning.data import CIFAR10, MNIST, Digits, FashionMNIST
-from ddpm_lightning.diffusion.denoiser import Guidance
+from ddpm_lightning.data import CIFAR10, MNIST, Conditioned, Digits, FashionMNIST
+from ddpm_lightning.data.conditioned import SuperResolution
+from ddpm_lightning.diffusion import (
+    AnalyticVariance,
+    Cosine,
+    FixedLarge,
+    FixedSmall,
+    Guidance,
+    Linear,
+)
 from ddpm_lightning.diffusion.samplers import (
     DDIM,
     DDPM,
     DPMSolverPP,
     Heun,
-    Karras,
+    KarrasSpacing,
     Levels,
-    LogSNR,
-    Uniform,
+    LogSNRSpacing,
+    UniformSpacing,
 )
-from ddpm_lightning.diffusion.schedules import Cosine, Linear
-from ddpm_lightning.diffusion.variances import AnalyticVariance, FixedLarge, FixedSmall
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.evaluation import sample_folder
+from ddpm_lightning.evaluation import sample_set
 from ddpm_lightning.evaluation.compare import compare_results
-from ddpm_lightning.evaluation.sweep import Sweep, evaluations, points
+from ddpm_lightning.evaluation.sweep import Sweep, evaluations
 from ddpm_lightning.images import ImageFolder, to_uint8
-from ddpm_lightning.metrics import Inception, LeNet, inception_score, kid, kid_error, manifold
+from ddpm_lightning.loaded import Loaded
+from ddpm_lightning.metrics import (
+    Accuracy,
+    Inception,
+    LeNet,
+    Result,
+    Score,
+    inception_score,
+    kid,
+    kid_error,
+    manifold,
+)
 from ddpm_lightning.metrics.jackknife import shuffled
+from ddpm_lightning.metrics.result import append_result, read_results, write_results
 from ddpm_lightning.plots.pictures import draw_neighbours
-from tests.test_cli import fail, randomised, tiny_run
+from ddpm_lightning.sampling import Request
+from tests.small import image_spec, lively, tiny_data, tiny_module, trainer
+from tests.test_cli import fail
 
 FEW = ["--sampler=DDIM", "--sampler.steps=3"]
+DIGITS = "--reference.data=Digits"
+
+
+def saved(folder: Path, dataset, **arguments) -> str:
+    """A checkpoint whose random weights heed their labels."""
+    module = lively(tiny_module(schedule=Linear(T=50), **arguments))
+    for name, value in module.named_parameters():
+        value.data.mul_(20 if "label" in name else 1)
+    trainer(folder, 1, callbacks=[RunCheckpoint(every_n_steps=1)]).fit(module, dataset)
+    return str(folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    """A conditional model of the digits whose random weights heed their labels."""
-    root = tmp_path_factory.mktemp("model")
-    more = ["--model.conditional=true", "--data.subset=150", "--model.schedule.init_args.T=50"]
-    main(["fit", *tiny_run(root, *more)])
-    path = randomised(root / "checkpoints" / "last.ckpt")
-    content = torch.load(path, weights_only=True)
-    for name, value in content["state_dict"].items():
-        value.mul_(20 if "label" in name else 1)
-    torch.save(content, path)
-    return str(path)
+    """Of a conditional model of the digits."""
+    return saved(tmp_path_factory.mktemp("model"), tiny_data(subset=150), conditional=True)
 
 
-def evaluated(checkpoint: str, out: Path, *flags: str, n: int = 60) -> dict:
+def results(out: Path) -> dict[str, dict]:
+    """The records of results.json by metric."""
+    records = json.loads((out / "results.json").read_text())
+    assert len({record["metric"] for record in records}) == len(records)
+    return {record["metric"]: record for record in records}
+
+
+def evaluated(checkpoint: str, out: Path, *flags: str, n: int = 60) -> dict[str, dict]:
     main(["evaluate", f"--ckpt={checkpoint}", f"--out={out}", f"--n={n}", *FEW, *flags])
-    return json.loads((out / "results.json").read_text())
+    return results(out)
+
+
+def scored(samples: Path, out: Path, *flags: str) -> dict[str, dict]:
+    main(["score", f"--samples={samples}", f"--out={out}", *flags])
+    return results(out)
 
 
 def drawn(out: Path) -> torch.Tensor:
@@ -97,38 +130,31 @@ def folder_of(images: torch.Tensor, folder: Path) -> Path:
 
 
 def test_the_distance_its_error_and_its_floor_are_those_of_the_images(checkpoint, tmp_path):
-    result = evaluated(checkpoint, tmp_path / "out", "--seed=2")
+    score = evaluated(checkpoint, tmp_path / "out", "--seed=2")["fd_lenet"]
     real, labels = Digits(subset=150).images("train")
     module = DiffusionModule.load_from_checkpoint(checkpoint)
-    a, b = lenet(to_uint8(module.sample(60, DDIM(3), labels, seed=2))), lenet(real)
-    score = result["metrics"]["fd_lenet"]
+    a, b = lenet(to_uint8(module.sample(60, DDIM(3), labels.tolist(), seed=2))), lenet(real)
     assert score["value"] == pytest.approx(frechet(a, b), rel=1e-3)
-    left_out = np.array(
-        [
-            frechet(np.delete(a, rows.numpy(), axis=0), b)
-            for rows in shuffled(60, 2).tensor_split(20)
-        ]
-    )
+    parts = shuffled(60, 2).tensor_split(20)
+    left_out = np.array([frechet(np.delete(a, rows.numpy(), axis=0), b) for rows in parts])
     expected = np.sqrt(19 / 20 * np.square(left_out - left_out.mean()).sum())
-    assert score["error"] == pytest.approx(expected, rel=0.02)
-    order = torch.randperm(150, generator=torch.Generator().manual_seed(0)).numpy()
-    assert score["floor"] == pytest.approx(frechet(b[order[:60]], b[order[60:]]), rel=1e-3)
-    assert (score["floor_n"], score["floor_reference_n"]) == (60, 90)
+    assert score["standard_error"] == pytest.approx(expected, rel=0.02)
+    order = shuffled(150, 0).numpy()
+    floor = score["floor"]
+    assert floor.pop("value") == pytest.approx(frechet(b[order[:60]], b[order[60:]]), rel=1e-3)
+    assert floor == {"n": 60, "reference_n": 90}
 
 
 @pytest.mark.parametrize(
     ("flags", "arguments"),
     [
-        (["--weights=raw"], {"ema": False}),
-        (["--guidance=3"], {"guidance": 3.0}),
+        (["--weights=raw"], {"weights": "raw"}),
         (
-            ["--guidance=3", "--guidance_interval=[0.5, 1]", "--guidance_rescale=0.7"],
+            ["--guidance.scale=3", "--guidance.interval=[0.5, 1]", "--guidance.rescale=0.7"],
             {"guidance": Guidance(3.0, (0.5, 1.0), 0.7)},
         ),
         (["--seed=5"], {"seed": 5}),
         (["--labels=[3, 7]"], {"labels": [3, 7]}),
-        (["--labels=4"], {"labels": [4]}),
-        (["--sampler=DDPM", "--sampler.steps=4"], {"sampler": DDPM(4)}),
         (
             ["--sampler=DDPM", "--sampler.steps=4", "--variance=FixedLarge"],
             {"sampler": DDPM(4), "variance": FixedLarge()},
@@ -141,79 +167,58 @@ def test_samples_are_those_of_the_module_under_the_same_settings(
     evaluated(checkpoint, tmp_path, *flags, n=20)
     _, labels = Digits(subset=150).images("train")
 
-    def sampled(sampler=None, variance=None, **more) -> torch.Tensor:
+    def sampled(**more) -> torch.Tensor:
         module = DiffusionModule.load_from_checkpoint(checkpoint)
-        module.variance = variance or module.variance
-        settings = {"labels": labels, "seed": 1} | more
-        return to_uint8(module.sample(20, sampler or DDIM(3), **settings)).int()
+        request = Request(**{"sampler": DDIM(3), "seed": 1} | more)
+        return to_uint8(module.generate(torch.arange(20), request, Condition(labels)).x).int()
 
     found = drawn(tmp_path).int()
     assert (found - sampled(**arguments)).abs().max() <= 1
     without_one = dict(list(arguments.items())[:-1])
-    assert (found - sampled(**without_one)).abs().float().mean() > 1
+    assert (found - sampled(**without_one)).abs().float().mean() > 0.3
 
 
 def test_a_result_states_all_that_was_measured(checkpoint, tmp_path):
-    result = evaluated(checkpoint, tmp_path / "out", "--guidance=2", "--weights=raw", "--seed=3")
+    flags = ["--guidance=2", "--weights=raw", "--seed=3"]
+    result = evaluated(checkpoint, tmp_path / "out", *flags)["fd_lenet"]
     real, _ = Digits(subset=150).images("train")
-    assert result["n"] == 60
-    assert result["seed"] == 3
+    data = {"image_size": None, "resize": "pad", "subset": 150, "held_out": None, "seed": None}
     assert result["reference"] == {
-        "data": {
-            "class_path": "ddpm_lightning.data.digits.Digits",
-            "init_args": {
-                "image_size": None,
-                "resize": "pad",
-                "subset": 150,
-                "held_out": None,
-                "seed": None,
-            },
-        },
+        "data": {"class_path": "ddpm_lightning.data.Digits", "init_args": data},
         "split": "train",
         "count": 150,
         "sha256": hashlib.sha256(real.numpy().tobytes()).hexdigest(),
     }
     weights = Path(sys.modules[LeNet.__module__].__file__).with_name("lenet.safetensors")
     assert result["extractor"] == {
-        "class_path": "ddpm_lightning.metrics.lenet.LeNet",
+        "class_path": "ddpm_lightning.metrics.LeNet",
         "init_args": {},
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "resize": "bilinear-28",
     }
-    samples = result["samples"]
-    pixels = drawn(tmp_path / "out").numpy().tobytes()
     module = DiffusionModule.load_from_checkpoint(checkpoint)
+    samples = result["samples"]
     expected = {
+        "n": 60,
         "checkpoint": checkpoint,
-        "step": 2,
         "steps": 3,
-        "sha256": hashlib.sha256(pixels).hexdigest(),
+        "sha256": hashlib.sha256(drawn(tmp_path / "out").numpy().tobytes()).hexdigest(),
         "network": weights_digest(module.net),
-        "guidance_scale": 2.0,
-        "guidance_interval": None,
-        "guidance_rescale": 0.0,
+        "guidance": {"scale": 2.0, "interval": None, "rescale": 0.0},
         "weights": "raw",
         "seed": 3,
+        "sampler": DDIM(3, clip=(-1.0, 1.0)).describe(),
+        "variance": module.variance.describe(),
+        "schedule": module.schedule.describe(),
     }
     assert {name: samples[name] for name in expected} == expected
-    assert samples["sampler"]["class_path"].endswith("DDIM")
-    assert samples["sampler"]["init_args"]["steps"] == 3
-    assert samples["sampler"]["init_args"]["clip"] == [-1.0, 1.0]
-    assert samples["variance"]["class_path"].endswith(type(module.variance).__name__)
-    assert samples["schedule"]["init_args"]["T"] == 50
+    assert (result["format"], result["step"]) == (1, 1)
     assert result["versions"]["torch"] == version("torch")
-
-
-def test_the_steps_of_a_sampler_over_all_levels_are_stated(checkpoint, tmp_path):
-    main(["evaluate", f"--ckpt={checkpoint}", f"--out={tmp_path}", "--n=2"])
-    samples = json.loads((tmp_path / "results.json").read_text())["samples"]
-    assert samples["sampler"]["init_args"]["steps"] is None
-    assert samples["steps"] == 50
 
 
 def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
-    found = evaluated(checkpoint, out, "--metrics=fd,kid,is,pr,accuracy", n=100)["metrics"]
+    found = evaluated(checkpoint, out, "--metrics=fd,kid,is,pr,accuracy", n=100)
     settings = {
         "fd_lenet": {},
         "kd_lenet": {"subset_size": 100, "subsets": 100},
@@ -228,156 +233,133 @@ def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_
     smaller = {name for name, score in found.items() if score["smaller_is_better"]}
     assert smaller == {"fd_lenet", "kd_lenet"}
     for score in found.values():
-        assert math.isfinite(score["error"])
-        assert (score["floor_n"], score["floor_reference_n"]) == (75, 75)
-    features, real = lenet(drawn(out)), lenet(Digits(subset=150).images("train")[0])
-    x, y = (torch.from_numpy(rows).float() for rows in (features, real))
+        assert math.isfinite(score["standard_error"])
+        assert (score["floor"]["n"], score["floor"]["reference_n"]) == (75, 75)
+    real, labels = Digits(subset=150).images("train")
+    x, y = (torch.from_numpy(lenet(images)).float() for images in (drawn(out), real))
+
+    def number(name: str) -> tuple[float, float]:
+        return found[name]["value"], found[name]["standard_error"]
+
     mean, std = kid(x, y, subset_size=100, seed=1)
-    assert found["kd_lenet"]["value"] == pytest.approx(mean, rel=1e-4)
-    assert found["kd_lenet"]["error"] == pytest.approx(kid_error(x, y, std, seed=1), rel=1e-4)
-    assert found["kd_lenet"]["error"] > 1e-3 * abs(mean)
+    assert number("kd_lenet") == pytest.approx((mean, kid_error(x, y, std, seed=1)), rel=1e-4)
     assert found["kd_lenet"]["spread"] is None  # each subset is the whole set
-    logits = LeNet().classify(drawn(out))
-    score, std = inception_score(logits, seed=1)
-    assert found["is_lenet"]["value"] == pytest.approx(score)
-    assert (found["is_lenet"]["spread"], found["is_lenet"]["error"]) == (
-        pytest.approx(std),
-        pytest.approx(std / 3),
-    )
-    share = found["accuracy"]["value"]
-    assert found["accuracy"]["error"] == pytest.approx((share * (1 - share) / 100) ** 0.5)
-    some = torch.randperm(150, generator=torch.Generator().manual_seed(0))[:100]
+    mean, std = inception_score(LeNet().classify(drawn(out)), seed=1)
+    assert number("is_lenet") == pytest.approx((mean, std / 3))
+    assert found["is_lenet"]["spread"] == pytest.approx(std)
+    right = LeNet().classify(drawn(out)).argmax(1) == labels[:100]
+    share = float(right.double().mean())
+    assert number("accuracy") == pytest.approx((share, (share * (1 - share) / 100) ** 0.5))
     for k, names in ((3, ("precision", "recall")), (5, ("density", "coverage"))):
-        expected = manifold(x, y[some], k, seed=1)
+        expected = manifold(x, y[shuffled(150, 0)[:100]], k, seed=1)
         for name in names:
-            one = found[f"{name}_lenet"]
-            assert (one["value"], one["error"]) == pytest.approx(tuple(expected[name]), abs=1e-6)
+            one = expected[name].value, expected[name].standard_error
+            assert number(f"{name}_lenet") == pytest.approx(one, abs=1e-6)
     printed = " ".join(capsys.readouterr().out.split())
     assert "75 against the 75 others (fewer than the 100 samples" in printed
     assert f"(spread {found['is_lenet']['spread']:.2g})" in printed
 
 
 def test_the_spread_over_subsets_stands_beside_the_error_and_is_not_it(tmp_path):
-    real, _ = Digits().images("train")
-    a = folder_of(real[:1100], tmp_path / "a")
-    flags = [f"--samples={a}", "--reference=Digits", "--metrics=kid", f"--out={tmp_path / 'out'}"]
-    main(["evaluate", *flags])
-    score = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["kd_lenet"]
+    a = folder_of(Digits().images("train")[0][:1100], tmp_path / "a")
+    score = scored(a, tmp_path / "out", DIGITS, "--metrics=kid")["kd_lenet"]
     assert score["settings"]["subset_size"] == 1000
-    assert 0 < score["spread"] < score["error"]
+    assert 0 < score["spread"] < score["standard_error"]
+
+
+def test_a_metric_on_the_command_line_has_settings_of_its_own(tmp_path):
+    a = folder_of(Digits().images("train")[0][:60], tmp_path / "a")
+    metrics = '["fd", {class_path: KID, init_args: {subset_size: 50, subsets: 7}}]'
+    found = scored(a, tmp_path / "out", DIGITS, f"--metrics={metrics}")
+    assert found["kd_lenet"]["settings"] == {"subset_size": 50, "subsets": 7}
+    assert found["fd_lenet"]["value"] > 0
 
 
 def test_few_samples_have_a_distance_without_an_error(checkpoint, tmp_path):
-    score = evaluated(checkpoint, tmp_path, "--metrics=fd", n=30)["metrics"]["fd_lenet"]
+    score = evaluated(checkpoint, tmp_path, "--metrics=fd", n=30)["fd_lenet"]
     assert score["value"] > 0
-    assert score["error"] is None
+    assert score["standard_error"] is None
 
 
-def test_the_seed_reaches_subsets_and_splits_and_not_the_distance(checkpoint, tmp_path):
-    real, _ = Digits().images("train")
-    images = folder_of(real[1000:1060], tmp_path / "images")
-    found = []
-    for seed in ("1", "2"):
-        flags = [f"--samples={images}", "--reference=Digits", "--metrics=fd,kid,is"]
-        main(["evaluate", *flags, f"--out={tmp_path / seed}", f"--seed={seed}"])
-        scores = json.loads((tmp_path / seed / "results.json").read_text())["metrics"]
-        found.append({name: score["value"] for name, score in scores.items()})
-    assert found[0]["fd_lenet"] == found[1]["fd_lenet"]
-    assert found[0]["kd_lenet"] != found[1]["kd_lenet"]
-    assert found[0]["is_lenet"] != found[1]["is_lenet"]
+def test_the_seed_reaches_subsets_and_splits_and_not_the_distance(tmp_path):
+    images = folder_of(Digits().images("train")[0][1000:1060], tmp_path / "images")
+    flags = [DIGITS, "--metrics=fd,kid,is"]
+    one, two = (scored(images, tmp_path / s, *flags, f"--seed={s}") for s in ("1", "2"))
+    assert one["fd_lenet"]["value"] == two["fd_lenet"]["value"]
+    assert one["kd_lenet"]["value"] != two["kd_lenet"]["value"]
+    assert one["is_lenet"]["value"] != two["is_lenet"]["value"]
 
 
 def test_every_metric_comes_from_one_command(checkpoint, tmp_path):
     metrics = "fd,fd_inf,kid,is,pr,accuracy,bpd"
-    result = evaluated(checkpoint, tmp_path / "out", f"--metrics={metrics}", n=130)
-    expected = {"accuracy", "bpd"}
-    for name in ("fd", "kd", "is", "precision", "recall", "density", "coverage"):
-        expected.add(f"{name}_lenet")
-    expected.add("fd_lenet_inf")
-    assert set(result["metrics"]) == expected
+    found = evaluated(checkpoint, tmp_path / "out", f"--metrics={metrics}", n=130)
+    names = ("fd", "kd", "is", "precision", "recall", "density", "coverage")
+    expected = {f"{name}_lenet" for name in names} | {"fd_lenet_inf", "accuracy", "bpd"}
+    assert set(found) == expected
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"results.json", "grid.png", "neighbours.png", "bound.png", "samples"}
-
-
-def test_accuracy_is_the_share_that_the_classifier_takes_for_the_asked_class(checkpoint, tmp_path):
-    result = evaluated(checkpoint, tmp_path / "out", "--metrics=accuracy", "--labels=[3, 7]")
-    files = sorted((tmp_path / "out" / "samples").glob("*.png"))
-    images = torch.stack([torch.from_numpy(np.array(Image.open(file)))[None] for file in files])
-    asked = torch.tensor([3, 7]).repeat(30)
-    share = (LeNet().classify(images).argmax(1) == asked).double().mean()
-    assert result["metrics"]["accuracy"]["value"] == pytest.approx(float(share))
-    real, labels = Digits(subset=150).images("train")
-    right = (LeNet().classify(real).argmax(1) == labels).double().mean()
-    assert result["metrics"]["accuracy"]["floor"] == pytest.approx(float(right), abs=0.1)
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_bits_per_dimension_are_those_of_the_test_command(checkpoint, tmp_path, weights):
     # Alone they need neither samples nor the extractor.
-    idle = ["--extractor=Inception", "--extractor.weights=none.pth"]
-    more = ["--metrics=bpd", "--seed=0", f"--weights={weights}", *idle]
-    result = evaluated(checkpoint, tmp_path / "out", *more)
+    unused = ["--extractor=Inception", "--extractor.weights=none.pth"]
+    flags = ["--metrics=bpd", "--seed=0", f"--weights={weights}", *unused]
+    ours = evaluated(checkpoint, tmp_path / "out", *flags)["bpd"]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"results.json", "bound.png"}
-    assert "n" not in result
-    assert result["samples"]["weights"] == weights
-    ours = result["metrics"]["bpd"]
-    flags = tiny_run(tmp_path / "test", "--model.conditional=true", f"--ckpt_path={checkpoint}")
-    main(["test", *flags, f"--likelihood.ema={str(weights == 'ema').lower()}"])
+    assert "n" not in ours["samples"]
+    assert (ours["samples"]["weights"], ours["step"]) == (weights, 1)
+    loaded = Loaded.read(checkpoint)
+    run = trainer(tmp_path / "test", 1, callbacks=[Likelihood(weights=weights)])
+    run.test(loaded.module, loaded.data, verbose=False)
     (theirs,) = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert ours["value"] == pytest.approx(theirs["value"], rel=1e-5)
-    assert ours["error"] == pytest.approx(theirs["standard_error"], rel=1e-4)
-    assert ours["parts"]["terms"] == pytest.approx(theirs["terms"], rel=1e-4)
-    assert ours["parts"]["edges"] == theirs["edges"]
-    assert (ours["parts"]["edges"][0], ours["parts"]["edges"][-1]) == (0, 50)
+    assert ours["standard_error"] == pytest.approx(theirs["standard_error"], rel=1e-4)
+    assert ours["parts"]["terms"] == pytest.approx(theirs["parts"]["terms"], rel=1e-4)
+    edges = ours["parts"]["edges"]
+    assert edges == theirs["parts"]["edges"]
+    assert (edges[0], edges[-1], len(edges)) == (0, 50, 33)
     assert sum(ours["parts"]["terms"]) == pytest.approx(ours["value"])
-    settings = ours["settings"]
-    assert (settings["split"], settings["count"], settings["T"]) == ("test", 297, 50)
-    assert settings["evaluations"] == len(ours["parts"]["edges"]) - 1 == 32
-    assert settings["decoder"]["class_path"].endswith("DiscretizedGaussian")
-    assert settings["data"]["init_args"]["subset"] == 150
+    assert ours["settings"] == theirs["settings"]
+    assert ours["settings"]["count"] == 297
+    text = compare_results(tmp_path / "out", tmp_path / "test", step=None)
+    assert "within the noise" in text
 
 
 def test_images_from_anywhere_score_like_the_checkpoint_they_came_from(checkpoint, tmp_path):
-    first = evaluated(checkpoint, tmp_path / "out")
-    flags = ["--samples", str(tmp_path / "out" / "samples"), "--out", str(tmp_path / "again")]
-    main(["evaluate", *flags, "--reference", "Digits", "--reference.subset", "150"])
-    second = json.loads((tmp_path / "again" / "results.json").read_text())
-    assert second["metrics"]["fd_lenet"] == first["metrics"]["fd_lenet"]
-
-
-def test_what_sample_writes_can_be_scored(checkpoint, tmp_path):
-    main(["sample", f"--ckpt={checkpoint}", f"--out={tmp_path / 'images'}", "--n=5", *FEW])
-    folder = ImageFolder(tmp_path / "images")
-    assert [file.name for file in folder.files] == [f"{k:06d}.png" for k in range(5)]
+    first = evaluated(checkpoint, tmp_path / "out")["fd_lenet"]
+    flags = [DIGITS, "--reference.data.subset=150"]
+    second = scored(tmp_path / "out" / "samples", tmp_path / "again", *flags)["fd_lenet"]
+    for name in ("value", "standard_error", "floor", "settings", "reference", "extractor"):
+        assert second[name] == first[name]
 
 
 def test_a_folder_can_be_the_reference(tmp_path):
     real, _ = Digits().images("train")
     a, b = folder_of(real[:50], tmp_path / "a"), folder_of(real[:50], tmp_path / "b")
-    main(["evaluate", f"--samples={a}", f"--reference={b}", f"--out={tmp_path / 'out'}"])
-    result = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert result["metrics"]["fd_lenet"]["value"] == pytest.approx(0, abs=1e-6)
+    result = scored(a, tmp_path / "out", f"--reference.folder={b}")["fd_lenet"]
+    assert result["value"] == pytest.approx(0, abs=1e-6)
     ordered = real[sorted(range(50), key=str)]
     pixels = hashlib.sha256(ordered.numpy().tobytes()).hexdigest()
     assert result["reference"] == {"folder": str(b), "count": 50, "sha256": pixels}
-    assert result["samples"] == {"folder": str(a), "sha256": pixels}
+    assert result["samples"] == {"n": 50, "folder": str(a), "sha256": pixels, "seed": 1}
+    assert result["step"] is None
 
 
 def test_other_batch_sizes_give_the_same_distance(checkpoint, tmp_path):
-    scores = [
-        evaluated(checkpoint, tmp_path / str(size), f"--batch_size={size}")["metrics"]["fd_lenet"]
-        for size in (7, 64)
-    ]
-    assert scores[0]["value"] == pytest.approx(scores[1]["value"], rel=1e-3)
-    assert scores[0]["floor"] == pytest.approx(scores[1]["floor"], rel=1e-6)
+    one, two = (
+        evaluated(checkpoint, tmp_path / size, f"--batch_size={size}")["fd_lenet"]
+        for size in ("7", "64")
+    )
+    assert one["value"] == pytest.approx(two["value"], rel=1e-3)
+    assert one["floor"]["value"] == pytest.approx(two["floor"]["value"], rel=1e-6)
 
 
 def test_the_panel_shows_the_nearest_real_image_beside_each_sample():
     real, _ = Digits().images("train")
     samples = real[[5, 9]].clone()
     samples[:, :, 0, 0] ^= 1  # almost copies
-    features = real.flatten(1).float()
-    own = samples.flatten(1).float()
+    features, own = real.flatten(1).float(), samples.flatten(1).float()
     panel = draw_neighbours(samples, own, features, lambda rows: real[rows], count=2)
     tile, gap = 64, 2
     for row, index in enumerate((5, 9)):
@@ -386,82 +368,82 @@ def test_the_panel_shows_the_nearest_real_image_beside_each_sample():
         assert torch.equal(nearest, real[index, 0])
 
 
-def test_the_data_is_taken_from_where_it_is_now(checkpoint, tmp_path):
-    module = DiffusionModule.load_from_checkpoint(checkpoint)
-    place = DataPlace(str(tmp_path))
-    moved = Evaluated(Path(checkpoint), module, place, "train", None, True, 2, 0, 2, True)
-    assert moved.data().root == tmp_path
-    flags = [f"--ckpt={checkpoint}", f"--out={tmp_path / 'out'}", "--n=2", *FEW]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Evaluated, "score", lambda self, *args: places.append(self.place))
-        places: list = []
-        main(["evaluate", *flags, f"--data.root={tmp_path}"])
-    assert places == [place]
+def test_a_checkpoint_and_its_data_are_read_once(checkpoint, tmp_path, monkeypatch):
+    read, load, parse = [], torch.load, Digits.read
+
+    def loaded(path, **more):
+        read.append(str(path))
+        return load(path, **more)
+
+    def parsed(self, split):
+        read.append(split)
+        return parse(self, split)
+
+    monkeypatch.setattr(torch, "load", loaded)
+    monkeypatch.setattr(Digits, "read", parsed)
+    flags = ["--metrics=fd,accuracy,bpd", f"--data.root={tmp_path}"]
+    evaluated(checkpoint, tmp_path / "out", *flags)
+    assert read == [checkpoint, "train", "test"]
 
 
 def test_a_model_of_given_images_is_given_those_of_the_reference(tmp_path):
-    wrapped = ["--data=Conditioned", "--data.task=SuperResolution", "--data.task.factor=2"]
-    data = [*wrapped, "--data.data=Digits", "--data.data.subset=150"]
-    data += ["--data.data.global_batch_size=8"]
-    flags = [flag for flag in tiny_run(tmp_path / "run") if not flag.startswith("--data.")]
-    main(["fit", *flags, *data])
-    checkpoint = randomised(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    result = evaluated(str(checkpoint), tmp_path / "out", "--metrics=fd,bpd")
-    assert result["metrics"]["bpd"]["value"] > 0
+    data = Conditioned(tiny_data(subset=150), SuperResolution(2))
+    spec = image_spec(num_classes=10, image_channels=1)
+    checkpoint = saved(tmp_path / "run", data, data=spec)
+    result = evaluated(checkpoint, tmp_path / "out", "--metrics=fd,bpd")
+    assert result["bpd"]["value"] > 0
     module = DiffusionModule.load_from_checkpoint(checkpoint)
-    real = Digits(subset=150).images("train")[0][:60].float() / 127.5 - 1
-    small = torch.nn.functional.avg_pool2d(real, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    x = to_uint8(module.sample(60, DDIM(3), seed=1, condition=small))
-    last = np.array(Image.open(tmp_path / "out" / "samples" / "000059.png"))
-    assert abs(last.astype(int) - x[59, 0].numpy()).max() <= 1
+    given = data.finished("train", 60).condition
+    x = to_uint8(module.sample(60, DDIM(3), seed=1, condition=Condition(image=given.image)))
+    assert (drawn(tmp_path / "out")[59, 0].int() - x[59, 0].int()).abs().max() <= 1
     # The same data in another place is the same condition.
-    again = evaluated(str(checkpoint), tmp_path / "out", f"--data.root={tmp_path}")
-    assert again["samples"]["condition"]["data"]["init_args"]["data"]["init_args"]["subset"] == 150
+    again = evaluated(checkpoint, tmp_path / "out", f"--data.root={tmp_path}")["fd_lenet"]
+    inner = again["samples"]["condition"]["data"]["init_args"]["data"]
+    assert inner["init_args"]["subset"] == 150
 
 
 def test_the_floor_is_that_of_disjoint_real_images_and_its_limit_is_closer(tmp_path, capsys):
-    flags = ["--reference=Digits", "--floor=[300, 600]", f"--out={tmp_path}", "--seed=4"]
-    main(["evaluate", *flags])
-    written = json.loads((tmp_path / "floor.json").read_text())
-    features = LeNet()(Digits().images("train")[0]).double().numpy()
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(4)).numpy()
-    for n, floor in zip((300, 600), written["floors"], strict=True):
-        a, b = features[order[:n]], features[order[n : 2 * n]]
-        root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
-        expected = ((a.mean(0) - b.mean(0)) ** 2).sum()
-        expected += np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
-        assert floor["n"] == n
-        assert floor["fd"] == pytest.approx(expected, rel=1e-3)
-        assert abs(floor["fd_inf"]) < min(floor["fd"], 3 * floor["fd_inf_error"])
-    assert f"{written['floors'][1]['fd']:.4g}" in capsys.readouterr().out
+    main(["floor", DIGITS, "--sizes=[300, 600]", f"--out={tmp_path}", "--seed=4"])
+    records = json.loads((tmp_path / "results.json").read_text())
+    features = lenet(Digits().images("train")[0])
+    order = shuffled(len(features), 4).numpy()
+    for n, distance, limit in zip((300, 600), records[::2], records[1::2], strict=True):
+        expected = frechet(features[order[:n]], features[order[n : 2 * n]])
+        assert (distance["metric"], limit["metric"]) == ("fd_lenet", "fd_lenet_inf")
+        assert distance["samples"] == limit["samples"] == {"n": n, "reference_n": n, "seed": 4}
+        assert distance["value"] == pytest.approx(expected, rel=1e-3)
+        assert abs(limit["value"]) < min(distance["value"], 3 * limit["standard_error"])
+    assert f"{records[2]['value']:.4g}" in capsys.readouterr().out
+
+
+def test_the_floor_may_be_of_the_data_of_a_checkpoint(checkpoint, tmp_path, capsys):
+    args = ["floor", f"--ckpt={checkpoint}", f"--out={tmp_path / 'out'}"]
+    assert "half of the 150 real images" in fail(capsys, *args, "--sizes=[700]")
+    assert "give numbers from 120" in fail(capsys, *args, "--sizes=[100]")
+    assert not (tmp_path / "out").exists()
 
 
 # ----------------------------------------------------------------------------- stops
 
 
 def test_a_stopped_evaluation_goes_on_and_gives_the_same(checkpoint, tmp_path, monkeypatch):
-    whole = evaluated(checkpoint, tmp_path / "whole", "--batch_size=16")
-    written = []
+    whole = evaluated(checkpoint, tmp_path / "whole", "--batch_size=16")["fd_lenet"]
+    write, written = sample_set.write_png, []
 
     def breaking(path, image):
         if len(written) == 35:
             raise KeyboardInterrupt
         written.append(path)
-        real_write(path, image)
+        write(path, image)
 
-    real_write = sample_folder.write_png
-    monkeypatch.setattr(sample_folder, "write_png", breaking)
+    monkeypatch.setattr(sample_set, "write_png", breaking)
     with pytest.raises(SystemExit, match="130"):
         evaluated(checkpoint, tmp_path / "stopped", "--batch_size=16")
     assert not (tmp_path / "stopped" / "results.json").exists()
-
-    monkeypatch.setattr(
-        sample_folder, "write_png", lambda p, i: (written.append(p), real_write(p, i))
-    )
     written.clear()
-    stopped = evaluated(checkpoint, tmp_path / "stopped", "--batch_size=16")
+    stopped = evaluated(checkpoint, tmp_path / "stopped", "--batch_size=16")["fd_lenet"]
     assert len(written) == 60 - 32  # two whole batches were there
-    assert stopped["metrics"] == whole["metrics"]
+    assert stopped == whole
 
 
 def test_a_stop_in_the_middle_of_an_image_leaves_no_half_one(checkpoint, tmp_path, monkeypatch):
@@ -479,9 +461,7 @@ def test_a_stop_in_the_middle_of_an_image_leaves_no_half_one(checkpoint, tmp_pat
     with pytest.raises(SystemExit):
         evaluated(checkpoint, tmp_path / "stopped", "--batch_size=16")
     monkeypatch.setattr(Image.Image, "save", save)
-    stopped = evaluated(checkpoint, tmp_path / "stopped", "--batch_size=16")
-    assert stopped["metrics"] == whole["metrics"]
-    assert stopped["samples"]["sha256"] == whole["samples"]["sha256"]
+    assert evaluated(checkpoint, tmp_path / "stopped", "--batch_size=16") == whole
 
 
 @pytest.mark.slow
@@ -496,14 +476,13 @@ def test_a_killed_process_goes_on_and_gives_the_same(checkpoint, tmp_path):
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert len(list(samples.glob("*.png"))) < 60
-    again = evaluated(checkpoint, tmp_path / "out", "--batch_size=8")
-    assert again["metrics"] == whole["metrics"]
+    assert evaluated(checkpoint, tmp_path / "out", "--batch_size=8") == whole
 
 
 def test_a_stop_while_the_settings_are_written_does_not_bar_the_folder(checkpoint, tmp_path):
     (tmp_path / "out" / "samples").mkdir(parents=True)
     (tmp_path / "out" / "samples" / "samples.json.part").write_text('{"netw')
-    assert evaluated(checkpoint, tmp_path / "out")["n"] == 60
+    assert evaluated(checkpoint, tmp_path / "out")["fd_lenet"]["samples"]["n"] == 60
 
 
 @pytest.mark.parametrize("again", [40, 70])
@@ -513,13 +492,13 @@ def test_another_number_of_samples_goes_on_with_those_that_are_there(checkpoint,
     first = (tmp_path / "out" / "samples" / "000003.png").stat().st_mtime_ns
     result = evaluated(checkpoint, tmp_path / "out", "--batch_size=20", n=again)
     assert (tmp_path / "out" / "samples" / "000003.png").stat().st_mtime_ns == first
-    assert result["metrics"] == whole["metrics"]
+    assert result == whole
 
 
 def test_samples_of_other_settings_are_not_mixed(checkpoint, tmp_path, capsys):
     evaluated(checkpoint, tmp_path / "out")
     flags = [f"--ckpt={checkpoint}", f"--out={tmp_path / 'out'}", "--n=60", *FEW, "--guidance=3"]
-    assert "drawn with another guidance_scale" in fail(capsys, "evaluate", *flags)
+    assert "drawn with another guidance" in fail(capsys, "evaluate", *flags)
 
 
 # ---------------------------------------------------------------------------- sweeps
@@ -541,10 +520,10 @@ def test_network_evaluations_are_counted(sampler, guidance, count):
 
 
 def test_a_sweep_fits_as_many_steps_as_the_evaluations_allow():
-    sweep = Sweep([12, 30], [DDIM(), Heun()], [1.0, 2.0])
     found = [
-        (type(p.sampler).__name__, p.guidance.scale, p.sampler.steps, p.evaluations)
-        for p in points(sweep, Linear(T=100))
+        (type(s.sampler).__name__, s.guidance.scale, s.sampler.steps, point.evaluations)
+        for point in Sweep([12, 30], [DDIM(), Heun()], [1.0, 2.0]).points(Linear(T=100))
+        for s in [point.samples]
     ]
     assert found == [
         ("DDIM", 1, 12, 12),
@@ -559,53 +538,63 @@ def test_a_sweep_fits_as_many_steps_as_the_evaluations_allow():
 
 
 def test_spacing_and_variance_are_axes_and_settings_of_a_sampler_stay():
-    sweep = Sweep(
-        [5], [DDPM(), DDIM(eta=0.5)], spacings=[LogSNR()], variances=[FixedSmall(), FixedLarge()]
-    )
-    small, large, ddim = points(sweep, Cosine(T=100))
-    assert all(isinstance(point.sampler.spacing, LogSNR) for point in (small, large, ddim))
-    assert [type(point.variance) for point in (small, large)] == [FixedSmall, FixedLarge]
+    samplers, variances = [DDPM(), DDIM(eta=0.5)], [FixedSmall(), FixedLarge()]
+    sweep = Sweep([5], samplers, spacings=[LogSNRSpacing()], variances=variances, n=7, seed=3)
+    points = sweep.points(Cosine(T=100))
+    small, large, ddim = (point.samples for point in points)
+    assert all(isinstance(s.sampler.spacing, LogSNRSpacing) for s in (small, large, ddim))
+    assert [type(s.variance) for s in (small, large)] == [FixedSmall, FixedLarge]
     assert ddim.variance is None
     assert ddim.sampler.eta == 0.5
-    assert len({point.name for point in (small, large, ddim)}) == 3
+    assert (ddim.n, ddim.seed) == (7, 3)
+    assert len({point.name for point in points}) == 3
 
 
-def test_combinations_are_named_by_what_differs():
-    karras = Sweep([5, 9], [DDIM()], spacings=[Karras(3), Karras(7), Uniform()])
-    found = points(karras, Cosine(T=100))
-    assert [point.curve for point in found[::2]] == [
+def test_combinations_are_named_by_what_is_not_the_default():
+    spacings = [KarrasSpacing(3), KarrasSpacing(), UniformSpacing()]
+    found = Sweep([5, 9], [DDIM()], spacings=spacings).points(Cosine(T=100))
+    assert [p.curve for p in found[::2]] == [
         "DDIM, Karras, rho=3",
-        "DDIM, Karras, rho=7",
+        "DDIM, Karras",
         "DDIM, Uniform",
     ]
     assert len({point.name for point in found}) == 6
-    assert [point.sampler.spacing.rho for point in found[:4]] == [3, 3, 7, 7]
-    clipped = points(Sweep([5], [DDIM(), DDIM(clip=(-2, 2)), DDIM(eta=1.0)]), Cosine(T=100))
+    assert [p.samples.sampler.spacing.rho for p in found[:4]] == [3, 3, 7, 7]
+    samplers = [DDIM(), DDIM(clip=(-2, 2)), DDIM(eta=1.0), DDIM(spacing=KarrasSpacing(3))]
+    clipped = Sweep([5], samplers).points(Cosine(T=100))
     assert [p.curve for p in clipped] == [
-        "DDIM, eta=0.0, clip=null",
-        "DDIM, eta=0.0, clip=[-2, 2]",
-        "DDIM, eta1, clip=null",
+        "DDIM",
+        "DDIM, clip=[-2, 2]",
+        "DDIM, eta=1",
+        "DDIM, spacing=KarrasSpacing(3)",
     ]
     tables = [AnalyticVariance([0.1 * k] * 101) for k in (1, 2)]
-    measured = points(Sweep([5], [DDPM()], variances=tables), Cosine(T=100))
+    measured = Sweep([5], [DDPM()], variances=tables).points(Cosine(T=100))
     assert len({p.name for p in measured}) == 2
     assert max(len(p.name) for p in measured) < 60
     assert not set("".join(p.name for p in [*found, *clipped, *measured])) & set('/\\"[] ')
 
 
-def test_equal_combinations_are_refused_before_any_work():
-    with pytest.raises(InputError, match="2 combinations of the sweep are the same: DDIM_5"):
-        points(Sweep([5], [DDIM(), DDIM()]), Cosine(T=100))
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"samplers": [DDIM(), DDIM()]}, "2 combinations of the sweep are the same: DDIM_5"),
+        ({"samplers": [DDIM()], "guidance": [2.0], "evaluations": [1]}, "needs more than 1 eval"),
+        ({"evaluations": []}, "empty list"),
+        ({"evaluations": [0]}, "each is at least 1"),
+    ],
+)
+def test_sweeps_that_cannot_be_are_refused_before_any_work(axes, message):
+    with pytest.raises(InputError, match=message):
+        Sweep(**{"evaluations": [5]} | axes).points(Cosine(T=100))
 
 
-def test_interval_and_rescale_apply_to_the_strengths_of_a_sweep():
-    sweep = Sweep([20], [DDIM()], [1.0, 3.0])
-    plain, guided = points(sweep, Linear(T=100), (0.5, 1.0), 0.7)
-    assert plain.guidance == Guidance()
-    assert guided.guidance == Guidance(3.0, (0.5, 1.0), 0.7)
-    assert (guided.sampler.steps, guided.evaluations) == (13, 20)
-    with pytest.raises(InputError, match="change nothing at strength 1"):
-        points(Sweep([20], [DDIM()]), Linear(T=100), (0.5, 1.0))
+def test_interval_and_rescale_apply_to_a_strength_of_a_sweep():
+    sweep = Sweep([20], [DDIM()], [1.0, Guidance(3.0, (0.5, 1.0), 0.7)])
+    plain, guided = sweep.points(Linear(T=100))
+    assert plain.samples.guidance == Guidance()
+    assert (guided.samples.sampler.steps, guided.evaluations) == (13, 20)
+    assert guided.name == "DDIM_guidance3_interval0.5-1_rescale0.7_20"
 
 
 def test_a_sampler_that_does_not_start_from_noise_is_refused_before_any_work():
@@ -613,57 +602,53 @@ def test_a_sampler_that_does_not_start_from_noise_is_refused_before_any_work():
         evaluations(DDIM(None, spacing=Levels([50, 20, 0])), Linear(T=100), Guidance())
 
 
-def test_too_few_evaluations_for_a_step_are_an_error():
-    with pytest.raises(InputError, match="needs more than 1 evaluations"):
-        points(Sweep([1], [DDIM()], [2.0]), Cosine(T=100))
+def swept(checkpoint: str, out: Path, *flags: str) -> list[dict]:
+    main(["sweep", f"--ckpt={checkpoint}", f"--out={out}", *flags])
+    return json.loads((out / "sweep.json").read_text())
 
 
 def test_each_point_of_a_sweep_has_its_own_variance_or_the_checkpoint_s(checkpoint, tmp_path):
     flags = ["--metrics=bpd", "--batch_size=300"]
-    plain = evaluated(checkpoint, tmp_path / "plain", *flags)["metrics"]["bpd"]["value"]
+    plain = evaluated(checkpoint, tmp_path / "plain", *flags)["bpd"]["value"]
     ddpm = ["--sampler=DDPM", "--sampler.steps=3", "--variance=FixedLarge"]
-    large = evaluated(checkpoint, tmp_path / "large", *flags, *ddpm)
-    sweep = ["--sweep.samplers=[DDPM, DDIM]", "--sweep.variances=[FixedLarge]"]
-    main(
-        [
-            *("evaluate", f"--ckpt={checkpoint}", f"--out={tmp_path / 'sweep'}", "--n=8"),
-            *(*flags, *sweep, "--sweep.evaluations=[2]"),
-        ]
-    )
-    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    values = [row["metrics"]["bpd"]["value"] for row in rows]
-    assert values == pytest.approx([large["metrics"]["bpd"]["value"], plain])
+    large = evaluated(checkpoint, tmp_path / "large", *flags, *ddpm)["bpd"]["value"]
+    axes = ["--samplers=[DDPM, DDIM]", "--variances=[FixedLarge]", "--evaluations=[2]"]
+    rows = swept(checkpoint, tmp_path / "sweep", *flags, *axes)
+    values = [row["results"][0]["value"] for row in rows]
+    assert values == pytest.approx([large, plain])
     assert values[0] != pytest.approx(plain, rel=1e-3)
 
 
 def test_a_sweep_leaves_a_table_its_numbers_and_curves(checkpoint, tmp_path, capsys):
-    flags = [f"--ckpt={checkpoint}", f"--out={tmp_path}", "--n=60", "--metrics=fd,accuracy"]
-    axes = ["--sweep.evaluations=[2, 4]", "--sweep.samplers=[DDIM, Heun]"]
-    main(["evaluate", *flags, *axes])
-    rows = json.loads((tmp_path / "sweep.json").read_text())
+    axes = ["--evaluations=[2, 4]", "--samplers=[DDIM, Heun]", "--n=60", "--metrics=fd,accuracy"]
+    rows = swept(checkpoint, tmp_path, *axes)
     assert [(row["curve"], row["evaluations"]) for row in rows] == [
         ("DDIM", 2),
         ("DDIM", 4),
         ("Heun", 2),  # too far from noise for its second order
         ("Heun", 4),
     ]
-    assert [row["samples"]["steps"] for row in rows] == [2, 4, 2, 3]
-    assert rows[0]["metrics"]["fd_lenet"]["floor_n"] == 60
+    assert [row["results"][0]["samples"]["steps"] for row in rows] == [2, 4, 2, 3]
+    assert rows[0]["results"][0]["floor"]["n"] == 60
+    assert rows[1]["results"] == list(results(tmp_path / "DDIM_4").values())
     for metric in ("fd_lenet", "accuracy"):
         assert Image.open(tmp_path / f"sweep_{metric}.png").size == (960, 540)
     table = capsys.readouterr().out
-    assert f"{rows[1]['metrics']['fd_lenet']['value']:.4g}" in table
+    assert f"{rows[1]['results'][0]['value']:.4g}" in table
 
 
-# ----------------------------------------------------------------------- comparisons
+# ------------------------------------------------------------------ results, comparisons
 
 
-def result_file(path: Path, value: float, error: float | None = 1.0, **other) -> Path:
-    score = {"value": value, "error": error, "smaller_is_better": True, "settings": {}}
-    score |= {name: other.pop(name) for name in list(other) if name in score}
-    reference = {"folder": str(path), "sha256": "a"}
-    result = {"metrics": {"fd": score}, "n": 10, "reference": reference, "extractor": "b"}
-    path.write_text(json.dumps(result | other))
+def result(value: float, error: float | None = 1.0, **other) -> Result:
+    settings = other.pop("settings", {})
+    score = Score(value, error, settings=settings, **other.pop("score", {}))
+    parts = {"samples": {"n": 10}, "reference": {"sha256": "a"}, "extractor": {"name": "b"}}
+    return Result("fd", score, **parts | other)
+
+
+def file_of(path: Path, *args, **other) -> Path:
+    write_results(path, [result(*args, **other)])
     return path
 
 
@@ -677,38 +662,60 @@ def result_file(path: Path, value: float, error: float | None = 1.0, **other) ->
     ],
 )
 def test_a_difference_counts_from_two_of_its_standard_errors_on(tmp_path, value, error, verdict):
-    a, b = result_file(tmp_path / "a", 10.0), result_file(tmp_path / "b", value, error)
+    a, b = file_of(tmp_path / "a", 10.0), file_of(tmp_path / "b", value, error)
     assert verdict in compare_results(a, b)
 
 
 def test_which_direction_is_better_stands_beside_the_number(tmp_path):
-    a = result_file(tmp_path / "a", 10.0, smaller_is_better=False)
-    b = result_file(tmp_path / "b", 13.0, smaller_is_better=False)
+    larger = {"score": {"smaller_is_better": False}}
+    a, b = file_of(tmp_path / "a", 10.0, **larger), file_of(tmp_path / "b", 13.0, **larger)
     assert "B is better" in compare_results(a, b)
 
 
 @pytest.mark.parametrize(
     ("differing", "value"),
     [
-        ("n", 11),
-        ("reference", {"folder": "a", "sha256": "other"}),
-        ("extractor", "other"),
+        ("samples", {"n": 11}),
+        ("reference", {"sha256": "other"}),
+        ("extractor", {"name": "other"}),
         ("settings", {"subset_size": 7}),
     ],
 )
 def test_what_was_measured_in_other_ways_is_not_compared(tmp_path, differing, value, capsys):
-    a = result_file(tmp_path / "a", 1.0)
-    b = result_file(tmp_path / "b", 1.0, **{differing: value})
-    message = fail(capsys, "evaluate", "--compare", str(a), str(b))
-    assert "do not compare: " in message
-    assert differing in message
+    a = file_of(tmp_path / "a", 1.0)
+    b = file_of(tmp_path / "b", 1.0, **{differing: value})
+    message = fail(capsys, "compare", str(a), str(b))
+    assert f"do not compare: {'n' if differing == 'samples' else ''}" in message
+    assert str(next(iter(value.values()))) in message
 
 
-def test_a_result_of_another_version_is_named(tmp_path, capsys):
-    a = result_file(tmp_path / "a", 1.0)
-    (tmp_path / "b").write_text(json.dumps({"metrics": {"fd": {"value": 1, "error": None}}}))
-    message = fail(capsys, "evaluate", "--compare", str(a), str(tmp_path / "b"))
-    assert "no result of this version's evaluate command" in message
+def test_numbers_that_are_not_finite_are_null_and_are_shown_as_such(tmp_path):
+    nan = float("nan")
+    a = file_of(tmp_path / "a", nan, nan, settings={"reach": math.inf})
+    (record,) = json.loads(a.read_text(), parse_constant=pytest.fail)
+    assert (record["value"], record["standard_error"]) == (None, None)
+    assert record["settings"] == {"reach": "inf"}
+    assert compare_results(a, a).count("not finite") == 2
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"metrics": {}}', '[{"format": 0}]'])
+def test_what_holds_no_results_of_this_version_is_named(tmp_path, content):
+    (tmp_path / "b").write_text(content)
+    with pytest.raises(InputError, match="b holds no results of this version"):
+        read_results(tmp_path / "b")
+    with pytest.raises(InputError, match=r"no file .*results\.json"):
+        read_results(tmp_path)
+
+
+def test_a_run_is_compared_by_the_last_of_its_results_or_those_of_a_step(tmp_path):
+    path = tmp_path / "metrics.json"
+    for step, value, weights in ((1, 30.0, "ema"), (2, 20.0, "ema"), (2, 25.0, "raw")):
+        append_result(path, result(value, samples={"n": 10, "weights": weights}, step=step))
+    other = file_of(tmp_path / "results", 20.0)
+    assert "+0 " in compare_results(tmp_path, other)
+    assert "-10 " in compare_results(tmp_path, other, step=1)
+    with pytest.raises(InputError, match="holds no result of step 7"):
+        compare_results(tmp_path, other, step=7)
 
 
 def test_the_reference_is_known_by_its_pixels_and_not_by_its_path(tmp_path, capsys):
@@ -716,32 +723,27 @@ def test_the_reference_is_known_by_its_pixels_and_not_by_its_path(tmp_path, caps
     a = folder_of(real[:60], tmp_path / "a")
     for name, part in (("one", real[60:200]), ("two", real[60:200]), ("other", real[61:201])):
         reference = folder_of(part, tmp_path / name)
-        flags = [f"--samples={a}", f"--reference={reference}", "--metrics=fd,kid,is,pr"]
-        main(["evaluate", *flags, f"--out={tmp_path / 'out' / name}"])
-    paths = [str(tmp_path / "out" / name / "results.json") for name in ("one", "two", "other")]
+        flags = [f"--reference.folder={reference}", "--metrics=fd,kid,is,pr"]
+        scored(a, tmp_path / "out" / name, *flags)
+    paths = [str(tmp_path / "out" / name) for name in ("one", "two", "other")]
     capsys.readouterr()
-    main(["evaluate", "--compare", *paths[:2]])
-    printed = capsys.readouterr().out
-    assert printed.count("within the noise") == 7
-    assert "do not compare: reference" in fail(capsys, "evaluate", "--compare", paths[0], paths[2])
+    main(["compare", *paths[:2]])
+    assert capsys.readouterr().out.count("within the noise") == 7
+    assert "do not compare: reference" in fail(capsys, "compare", paths[0], paths[2])
 
 
-def test_samples_of_one_distribution_differ_by_the_noise_and_others_by_more(tmp_path, capsys):
+def test_samples_of_one_distribution_differ_by_the_noise_and_others_by_more(tmp_path):
     real, _ = Digits().images("train")
     noise = torch.randint(-150, 150, real[:450].shape, generator=torch.Generator().manual_seed(0))
     noisy = (real[:450].int() + noise).clamp(0, 255).to(torch.uint8)
-    sets = {"a": real[:450], "b": real[450:900], "c": noisy}
     reference = folder_of(real[900:], tmp_path / "real")
-    for name, images in sets.items():
-        flags = [f"--samples={folder_of(images, tmp_path / name)}", f"--reference={reference}"]
-        main(["evaluate", *flags, "--metrics=fd,kid", f"--out={tmp_path / 'out' / name}"])
-    paths = {name: str(tmp_path / "out" / name / "results.json") for name in sets}
-    capsys.readouterr()
-    main(["evaluate", "--compare", paths["a"], paths["b"]])
-    for number in re.findall(r"\(([\d.]+) standard errors\)", capsys.readouterr().out):
+    for name, images in {"a": real[:450], "b": real[450:900], "c": noisy}.items():
+        flags = [f"--reference.folder={reference}", "--metrics=fd,kid"]
+        scored(folder_of(images, tmp_path / name), tmp_path / "out" / name, *flags)
+    paths = {name: tmp_path / "out" / name for name in "abc"}
+    for number in re.findall(r"\(([\d.]+) st", compare_results(paths["a"], paths["b"])):
         assert float(number) < 4
-    main(["evaluate", "--compare", paths["a"], paths["c"]])
-    assert capsys.readouterr().out.count("A is better") == 2
+    assert compare_results(paths["a"], paths["c"]).count("A is better") == 2
 
 
 # -------------------------------------------------------------------------- mistakes
@@ -751,52 +753,30 @@ def test_samples_of_one_distribution_differ_by_the_noise_and_others_by_more(tmp_
     ("flags", "message"),
     [
         (["--metrics=fdd"], "did you mean fd?"),
-        (["--metrics="], "no metrics"),
+        (["--metrics="], "name one or more"),
         (["--n=1"], "n is at least 2"),
-        (["--n=0"], "n is at least 2"),
-        (["--n=-3"], "n is at least 2"),
         (["--metrics=fd_inf"], "fd_inf needs 120 or more samples"),
         (["--metrics=accuracy", "--extractor=Pixels"], "Pixels gives no logits"),
         (["--metrics=accuracy", "--labels=[-1, 3]"], "label -1 is asked for"),
-        (["--metrics=is", "--n=9"], "is needs 10 or more"),
-        (["--metrics=pr", "--n=5"], "need 6 or more"),
-        (["--guidance_interval=[0.2, 0.8]"], "change nothing at strength 1"),
+        (["--extractor=Inception", "--extractor.weights=none.pth"], "cannot read the weights"),
         (
             [
-                "--sampler.spacing=Levels",
-                "--sampler.spacing.levels=[20, 0]",
-                "--sampler.steps=null",
+                "--reference.data=MNIST",
+                "--reference.data.root=no",
+                "--reference.data.download=false",
             ],
-            "starts at level 20",
+            "lacks",
         ),
-        (["--sweep.evaluations=[4]", "--guidance=2"], "leave out guidance"),
-        (["--sweep.evaluations=[4]", "--sampler=DDIM"], "leave out sampler"),
-        (["--sweep.evaluations=[4]", "--variance=FixedLarge"], "leave out variance"),
-        (["--sweep.evaluations=[4]", "--guidance_rescale=0.5"], "--sweep.guidance"),
-        (["--labels=10"], "give one or more from 0…9"),
-        (["--extractor=Inception", "--extractor.weights=none.pth"], "cannot read the weights"),
-        (["--reference=MNIST", "--reference.root=nowhere", "--reference.download=false"], "lacks"),
-        (["--sweep.evaluations=[]"], "empty list"),
         (["--ckpt=none.ckpt"], "no checkpoint at none.ckpt"),
-        (["--floor=[100]"], "floor [100]: give numbers from 120"),
-        (["--floor=[700]"], "half of the 150 real images"),
+        ([DIGITS, "--reference.folder=."], "give one of them"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
     checkpoint, tmp_path, capsys, flags, message, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    few = FEW if any("sampler.s" in flag for flag in flags) else []
-    args = [f"--ckpt={checkpoint}", "--out=out", "--n=60", *few, *flags]
+    args = [f"--ckpt={checkpoint}", "--out=out", "--n=60", *FEW, *flags]
     assert message in fail(capsys, "evaluate", *args)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_class_that_the_extractor_does_not_know_is_refused_before_any_work(checkpoint, tmp_path):
-    module = "tests.test_evaluate.FiveDigits"
-    flags = [f"--ckpt={checkpoint}", f"--out={tmp_path / 'out'}", "--n=60", *FEW]
-    with pytest.raises(SystemExit):
-        main(["evaluate", *flags, "--metrics=accuracy", f"--extractor={module}"])
     assert not (tmp_path / "out").exists()
 
 
@@ -816,58 +796,33 @@ class FiveDigits(LeNet):
 )
 def test_accuracy_is_refused_where_it_means_nothing(extractor, data, message):
     with pytest.raises(InputError, match=message):
-        check_accuracy(extractor, data, torch.arange(10))
+        Accuracy().check_labels(extractor, data, torch.arange(10))
     for known in (MNIST(), Digits()):
-        check_accuracy(LeNet(), known, torch.arange(10))
+        Accuracy().check_labels(LeNet(), known, torch.arange(10))
     with pytest.raises(InputError, match="the model takes no labels"):
-        check_accuracy(LeNet(), Digits(), None)
+        Accuracy().check_labels(LeNet(), Digits(), None)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--guidance=2"],
-        ["--guidance_interval=[0.2, 0.8]"],
-        ["--guidance_rescale=0.5"],
-        ["--weights=raw"],
-        ["--labels=[1]"],
-        ["--sampler=DDIM"],
-        ["--variance=FixedLarge"],
-        ["--sweep.evaluations=[4]"],
-    ],
-)
-def test_what_has_no_say_in_images_of_a_folder_is_refused(tmp_path, capsys, flags):
-    folder = folder_of(Digits().images("train")[0][:20], tmp_path / "images")
-    args = [f"--samples={folder}", "--reference=Digits", f"--out={tmp_path / 'out'}", *flags]
-    name = flags[0].removeprefix("--").split("=")[0].split(".")[0]
-    assert f"leave out {name}" in fail(capsys, "evaluate", *args)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_cannot_hold_the_results_is_refused_first(
-    checkpoint, tmp_path, capsys, monkeypatch
-):
+def test_a_folder_that_cannot_hold_the_results_is_refused_first(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    read = []
+    read: list = []
     monkeypatch.setattr(ImageFolder, "read", lambda self, files: read.append(files))
-    folder = folder_of(Digits().images("train")[0][:20], tmp_path / "images")
-    args = [f"--samples={folder}", "--reference=Digits"]
+    images = Digits().images("train")[0][:20]
+    folder, more = (folder_of(images, tmp_path / name) for name in ("images", "more"))
+    args = ["score", f"--samples={folder}", f"--reference.folder={more}"]
     for out, message in (
-        (tmp_path / "file", "is a file"),
         (tmp_path / "file" / "deeper", "is a file"),
         (folder, "lies in --samples"),
         (folder / "scores", "lies in --samples"),
+        (more, "lies in --reference.folder"),
     ):
-        assert message in fail(capsys, "evaluate", *args, f"--out={out}")
-    args[1] = f"--reference={folder}"
-    args[0] = f"--samples={folder_of(Digits().images('train')[0][:20], tmp_path / 'more')}"
-    assert "lies in --reference" in fail(capsys, "evaluate", *args, f"--out={folder}")
+        assert message in fail(capsys, *args, f"--out={out}")
 
     def refuse(dir):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    line = fail(capsys, "evaluate", *args, f"--out={tmp_path / 'x'}")
+    line = fail(capsys, *args, f"--out={tmp_path / 'x'}")
     assert "nothing can be written into" in line
     assert "Permission denied" in line
     assert not read
@@ -907,8 +862,8 @@ def test_a_bad_folder_is_one_line_and_leaves_nothing(tmp_path, capsys, spoil, me
     folder = folder_of(Digits().images("train")[0][:20], tmp_path / "images")
     spoil(folder)
     out = tmp_path / "out"
-    flags = [f"--samples={folder}", "--reference=Digits", "--n=20", f"--out={out}"]
-    assert message in fail(capsys, "evaluate", *flags)
+    flags = [f"--samples={folder}", DIGITS, "--n=20", f"--out={out}"]
+    assert message in fail(capsys, "score", *flags)
     assert not out.exists()
 
 
@@ -916,7 +871,7 @@ def test_grey_images_for_a_reference_in_colour_are_an_error(tmp_path, capsys):
     folder = folder_of(Digits().images("train")[0][:5], tmp_path / "grey")
     (tmp_path / "colour").mkdir()
     grey((8, 8), "RGB").save(tmp_path / "colour" / "0.png")
-    flags = [f"--samples={folder}", f"--reference={tmp_path / 'colour'}", "--extractor=LeNet"]
-    message = fail(capsys, "evaluate", *flags, f"--out={tmp_path / 'out'}")
+    flags = [f"--samples={folder}", f"--reference.folder={tmp_path / 'colour'}"]
+    message = fail(capsys, "score", *flags, "--extractor=LeNet", f"--out={tmp_path / 'out'}")
     assert "[1, 8, 8]" in message
     assert "[3, 8, 8]" in message

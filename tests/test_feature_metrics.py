@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -12,14 +13,25 @@ import torch
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import (
+    KID,
+    MMD,
     Features,
+    Floor,
     Inception,
+    InceptionScore,
     LeNet,
+    Measures,
+    Metric,
     Pixels,
+    PrecisionRecall,
+    Reference,
+    Score,
+    SlicedWasserstein,
     Statistics,
+    as_metrics,
     extrapolated_frechet,
     frechet_distance,
-    frechet_spread,
+    frechet_error,
     inception_score,
     kid,
     kid_error,
@@ -97,18 +109,6 @@ def test_distance_does_not_depend_on_the_batch_size(extractor, digits):
 
 
 # Fréchet distance: other implementations, its limit and its standard error
-
-
-def test_frechet_distance_is_torch_fidelitys(digits):
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    a, b = LeNet()(digits[:800]), LeNet()(digits[800:])
-    expected = fid_statistics_to_metric(
-        *(fid_features_to_statistics(x) for x in (a, b)), verbose=False
-    )["frechet_inception_distance"]
-    assert frechet_distance(Statistics.of(a), Statistics.of(b)) == pytest.approx(
-        expected, rel=1e-3
-    )
 
 
 @pytest.mark.slow  # torch-fidelity's eigenvalues of a matrix [2048, 2048] that is not symmetric
@@ -198,8 +198,8 @@ def test_extrapolated_distance_is_the_closed_form_and_closer_than_any_sample(shi
     assert result.values[0] == pytest.approx(raw)
     assert result.values[0] < result.values[1] < result.values[2]
     assert abs(result.value - truth) < abs(raw - truth)
-    assert abs(result.value - truth) < 3 * result.spread
-    assert 0 < result.spread < 0.2 * max(truth, 0.5)
+    assert abs(result.value - truth) < 3 * result.standard_error
+    assert 0 < result.standard_error < 0.2 * max(truth, 0.5)
 
 
 def test_a_reference_of_features_loses_its_own_bias_too():
@@ -217,11 +217,11 @@ def test_standard_errors_are_the_scatter_over_repeated_draws():
     reference = Statistics(torch.zeros(d).double(), torch.eye(d).double(), 10**9)
     draws = [1.3 * gaussian(600, d, seed=i) + 0.2 for i in range(repeats)]
     distances = [frechet_distance(Statistics.of(x), reference) for x in draws]
-    spreads = [frechet_spread(x, reference) for x in draws]
+    spreads = [frechet_error(x, reference) for x in draws]
     assert np.mean(spreads) == pytest.approx(np.std(distances, ddof=1), rel=0.25)
     limits = [extrapolated_frechet(x, reference) for x in draws]
     scatter = np.std([limit.value for limit in limits], ddof=1)
-    assert np.mean([limit.spread for limit in limits]) == pytest.approx(scatter, rel=0.3)
+    assert np.mean([limit.standard_error for limit in limits]) == pytest.approx(scatter, rel=0.3)
 
 
 def test_standard_error_is_that_of_the_linearised_distance():
@@ -235,7 +235,7 @@ def test_standard_error_is_that_of_the_linearised_distance():
     influence = 2 * centred @ (a.mean - b.mean)
     influence += ((centred @ (torch.eye(5).double() - T)) * centred).sum(dim=1)
     expected = float(influence.std()) / 4000**0.5
-    assert frechet_spread(x, b, blocks=400) == pytest.approx(expected, rel=0.1)
+    assert frechet_error(x, b, blocks=400) == pytest.approx(expected, rel=0.1)
 
 
 def test_the_order_of_the_samples_decides_nothing_but_the_cuts():
@@ -244,7 +244,7 @@ def test_the_order_of_the_samples_decides_nothing_but_the_cuts():
     x = (centres[:, None] + 0.1 * gaussian(1000, 3, seed=0).view(10, 100, 3)).reshape(-1, 3)
     shuffled = x[torch.randperm(1000, generator=torch.Generator().manual_seed(1))]
     reference = Statistics.of(x + 1)
-    spread, other = (frechet_spread(rows, reference) for rows in (x, shuffled))
+    spread, other = (frechet_error(rows, reference) for rows in (x, shuffled))
     assert spread == pytest.approx(other, rel=0.5)
     assert extrapolated_frechet(x, reference, seed=1).value == pytest.approx(3.0, abs=0.2)
 
@@ -252,7 +252,31 @@ def test_the_order_of_the_samples_decides_nothing_but_the_cuts():
 # KID
 
 
-def test_kid_is_torchmetrics_on_the_same_subsets():
+def test_fid_and_kid_are_torchmetrics_of_the_same_features(digits):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Network(torch.nn.Module):
+        num_features = 84
+
+        def forward(self, images):
+            return LeNet()(images)
+
+    a, b = digits[:200], digits[900:1100]
+    fid = FrechetInceptionDistance(Network(), input_img_size=(1, 8, 8)).set_dtype(torch.float64)
+    kd = KernelInceptionDistance(Network(), subsets=1, subset_size=200)
+    for metric in (fid, kd):
+        metric.update(a, real=False)
+        metric.update(b, real=True)
+    x, y = LeNet()(a), LeNet()(b)
+    distance = frechet_distance(Statistics.of(x), Statistics.of(y))
+    assert distance == pytest.approx(float(fid.compute()), rel=1e-4)
+    assert kid(x, y, subsets=1, subset_size=200)[0] == pytest.approx(
+        float(kd.compute()[0]), rel=1e-4
+    )
+
+
+def test_subsets_of_kid_are_drawn_by_the_seed():
     from torchmetrics.image.kid import poly_mmd
 
     x, y = gaussian(90, 20, seed=0).double(), gaussian(70, 20, seed=1, scale=1.3).double()
@@ -340,10 +364,12 @@ def test_manifold_is_the_plain_one_whatever_the_blocks(monkeypatch, k, offset):
     expected = plain_manifold(fake.numpy(), real.numpy(), k)
     assert values(manifold(fake, real, k)) == pytest.approx(expected)
     module = sys.modules["ddpm_lightning.metrics.manifold"]  # the function has its name
-    errors = [one.error for one in manifold(fake, real, k).values()]
+    errors = [one.standard_error for one in manifold(fake, real, k).values()]
     monkeypatch.setattr(module, "DISTANCES", 83 * 2)
     assert values(manifold(fake, real, k)) == pytest.approx(expected)
-    assert [one.error for one in manifold(fake, real, k).values()] == pytest.approx(errors)
+    assert [one.standard_error for one in manifold(fake, real, k).values()] == pytest.approx(
+        errors
+    )
     assert 0 < expected["recall"] < 1
 
 
@@ -379,23 +405,23 @@ def test_manifolds_errors_are_the_plain_jackknife_the_binomial_and_that_of_a_mea
     for name in ("recall", "coverage"):
         left_out = np.array([one[name] for one in rest])
         expected = np.sqrt(19 / 20 * np.square(left_out - left_out.mean()).sum())
-        assert found[name].error == pytest.approx(expected)
+        assert found[name].standard_error == pytest.approx(expected)
         assert expected > 0
     p = found["precision"].value
-    assert found["precision"].error == pytest.approx((p * (1 - p) / 103) ** 0.5)
+    assert found["precision"].standard_error == pytest.approx((p * (1 - p) / 103) ** 0.5)
     cross = np.sqrt(np.square(fake.numpy()[:, None] - real.numpy()[None]).sum(2))
     within = np.sqrt(np.square(real.numpy()[:, None] - real.numpy()[None]).sum(2))
     counts = (cross < np.sort(within, axis=1)[:, 3]).sum(1) / 3
-    assert found["density"].error == pytest.approx(counts.std(ddof=1) / 103**0.5)
+    assert found["density"].standard_error == pytest.approx(counts.std(ddof=1) / 103**0.5)
 
 
 def test_no_jackknife_without_enough_samples_or_without_being_asked():
     few = manifold(gaussian(6, 2, seed=0), gaussian(9, 2, seed=1), k=5)
-    assert few["recall"].error is few["coverage"].error is None
+    assert few["recall"].standard_error is few["coverage"].standard_error is None
     found = manifold(gaussian(50, 2, seed=0), gaussian(50, 2, seed=1), errors=False)
-    assert found["recall"].error is found["coverage"].error is None
+    assert found["recall"].standard_error is found["coverage"].standard_error is None
     limit = extrapolated_frechet(gaussian(200, 3, 0), Statistics.of(gaussian(99, 3, 1)), 0, False)
-    assert limit.spread is None
+    assert limit.standard_error is None
 
 
 def test_kids_error_is_the_plain_jackknife_and_the_choice_of_subsets():
@@ -430,22 +456,22 @@ def test_errors_are_the_scatter_over_repeated_draws_whatever_the_subsets():
     shares = [manifold(gaussian(200, 5, seed=i, scale=0.9), real[:200], k=3) for i in range(40)]
     for name, most in (("precision", 1.35), ("density", 1.35), ("recall", 2.5), ("coverage", 2.5)):
         scatter = np.std([one[name].value for one in shares], ddof=1)
-        mean_error = np.mean([one[name].error for one in shares])
+        mean_error = np.mean([one[name].standard_error for one in shares])
         assert 0.7 * scatter < mean_error < most * scatter, name
 
 
 def test_features_know_no_tf32_and_leave_the_switches_alone():
     products = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-
-    def precisions():
-        return [one.fp32_precision for one in products]
-
-    before = precisions()
-    assert "tf32" in before  # or the test says nothing
-    with plain_float32(torch.device("cpu")):
-        assert precisions() == ["ieee"] * 3
-    assert precisions() == before
-    assert torch.backends.cudnn.allow_tf32
+    before = [one.fp32_precision for one in products]
+    try:
+        for one in products:
+            one.fp32_precision = "tf32"
+        with plain_float32(torch.device("cpu")):
+            assert [one.fp32_precision for one in products] == ["ieee"] * 3
+        assert [one.fp32_precision for one in products] == ["tf32"] * 3
+    finally:
+        for one, value in zip(products, before, strict=True):
+            one.fp32_precision = value
 
 
 # What cannot be measured
@@ -462,8 +488,8 @@ REFERENCE = Statistics.of(gaussian(50, 4, seed=0))
         (lambda: extrapolated_frechet(BROKEN, REFERENCE), "not finite"),
         (lambda: extrapolated_frechet(gaussian(500, 5, 0), REFERENCE), "same extractor"),
         (lambda: extrapolated_frechet(gaussian(500, 4, 0), FEW), "needs 120 or more"),
-        (lambda: frechet_spread(FEW, REFERENCE), "needs 40 or more"),
-        (lambda: frechet_spread(BROKEN, REFERENCE), "not finite"),
+        (lambda: frechet_error(FEW, REFERENCE), "needs 40 or more"),
+        (lambda: frechet_error(BROKEN, REFERENCE), "not finite"),
         (lambda: kid_error(FEW, FEW, 0.0), "needs 40 or more"),
         (lambda: kid(gaussian(50, 4, 0), gaussian(60, 4, 0)), "subset size of 50 or less"),
         (lambda: kid(FEW, torch.zeros(3, 5), subset_size=2), "same extractor"),
@@ -485,3 +511,137 @@ def test_what_cannot_be_measured_is_one_clear_error(call, message):
 def test_too_few_features_for_their_length_are_warned_about():
     with pytest.warns(UserWarning, match="rough"):
         extrapolated_frechet(gaussian(120, 50, 0), Statistics.of(gaussian(200, 50, 1)))
+
+
+# Metrics by name
+
+
+class Spread(Metric):
+    """The standard deviation of all features."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def __call__(self, sets):
+        return {self.name: Score(self.factor * float(sets.samples.features.std()))}
+
+
+class Needy(Metric):
+    """Has a setting without a default."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    __call__ = Spread.__call__
+
+
+def kinds(metrics):
+    return [type(metric).__name__ for metric in as_metrics(metrics)]
+
+
+def test_metrics_are_found_by_short_name_class_and_path():
+    assert kinds("fd, fd_inf,kid") == ["FrechetDistance", "ExtrapolatedFrechetDistance", "KID"]
+    assert kinds(["is", "PrecisionRecall", "accuracy"])[1:] == ["PrecisionRecall", "Accuracy"]
+    assert kinds("swd,ddpm_lightning.metrics.MMD") == ["SlicedWasserstein", "MMD"]
+    assert kinds([f"{__name__}.Spread", "fd"]) == ["Spread", "FrechetDistance"]
+    assert kinds("spread") == kinds("Spread") == ["Spread"]
+    own = KID(subset_size=7)
+    assert as_metrics([own, "fd"])[0] is own
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ("", "name one or more, each once"),
+        ([], "name one or more, each once"),
+        (["fd", "FrechetDistance"], "name one or more, each once"),
+        ("fdd", "no metric 'fdd'; did you mean fd?"),
+        ("sharp", "there are accuracy, fd, fd_inf, is, kid"),
+        ("my_metric.Sharpness", "cannot import my_metric.Sharpness"),
+        ("ddpm_lightning.metrics.LeNet", "is no metric"),
+        (f"{__name__}.Needy", "needs settings"),
+    ],
+)
+def test_what_is_no_metric_is_named(metrics, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        as_metrics(metrics)
+
+
+@pytest.mark.parametrize(
+    ("metric", "extractor", "sizes", "message"),
+    [
+        (KID(50), LeNet(), (30,), "subset_size: 30"),
+        (KID(65), LeNet(), (70, 64), "70 samples and from 64 real ones; .* subset_size: 64"),
+        ("is", LeNet(), (9,), "is needs 10 or more samples, not 9"),
+        ("is", Pixels(), (50,), "Pixels gives no logits"),
+        ("fd_inf", LeNet(), (119,), "fd_inf needs 120 or more"),
+        ("fd", LeNet(), (119, 1), "fd needs 2 or more real data, not 1"),
+        ("pr", LeNet(), (5,), "pr needs 6 or more samples"),
+        ("pr", LeNet(), (50, 5), "pr needs 6 or more real data"),
+        ("swd", None, (50, 51), "compares equally many"),
+        ("accuracy", None, (50,), "gives no logits"),
+    ],
+)
+def test_what_is_too_little_for_a_metric_is_refused(metric, extractor, sizes, message):
+    with pytest.raises(InputError, match=message):
+        Measures(as_metrics([metric]), extractor).check(*sizes)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: KID(1),
+        lambda: KID(subsets=0),
+        lambda: InceptionScore(0),
+        lambda: PrecisionRecall(0),
+        lambda: SlicedWasserstein(0),
+        lambda: MMD([]),
+        lambda: MMD([0.0]),
+    ],
+)
+def test_settings_of_metrics_that_are_out_of_range_are_refused(make):
+    with pytest.raises(InputError, match=r"at least 1|above 0"):
+        make()
+
+
+def test_scores_are_named_after_the_extractor_and_as_published_for_inception():
+    def names(metrics, extractor):
+        x = Features(gaussian(130, 3, 0), gaussian(130, 4, 0))
+        labels = torch.zeros(130, dtype=torch.long)
+        scores = Measures(as_metrics(metrics), extractor)(x, x, labels, errors=False)
+        return {name: score.alias for name, score in scores.items()}
+
+    metrics = ["fd", "fd_inf", "kid", "is", "accuracy", Spread(2.0)]
+    assert names(metrics, LeNet()) == {
+        "fd_lenet": "fd",
+        "fd_lenet_inf": "fd_inf",
+        "kd_lenet": "kd",
+        "is_lenet": "is",
+        "accuracy": "accuracy",
+        "spread_lenet": "spread",
+    }
+    published = ("fid", "fid_inf", "kid", "is", "accuracy", "spread")
+    assert names(metrics, Inception("none")) == {name: name for name in published}
+    assert names("fd,kid,swd,mmd", None) == {name: name for name in ("fd", "kid", "swd", "mmd")}
+
+
+def test_a_reference_without_its_features_gives_the_same_distances():
+    x, real = Features(gaussian(150, 3, 0)), Features(gaussian(90, 3, 1))
+    measures = Measures(as_metrics("fd,fd_inf"))
+    assert measures(x, real.summarised()) == measures(x, real)
+    assert not measures.needs_pairs
+    assert Measures(as_metrics("fd,kid")).needs_pairs
+
+
+def test_floors_hold_random_real_data_against_all_others_and_leave_out_what_cannot_be():
+    real = Features(gaussian(100, 3, 1))
+    reference = Reference(Measures(as_metrics(["fd", "fd_inf", KID(60), "pr"])), real, {})
+    floors, order = reference.floors(70), shuffled(100, 0)
+    a, b = (Statistics.of(real.features[rows]) for rows in (order[:50], order[50:]))
+    assert floors["fd"] == Floor(frechet_distance(a, b), 50, 50)
+    assert floors.keys() == {"fd", "kid", "precision", "recall", "density", "coverage"}
+    assert reference.in_words(70).startswith("50 against the 50 others (fewer than the 70 samples")
+    assert reference.in_words(20) == "20 against the 80 others"
+    score = reference(Features(gaussian(150, 3, 2)))["fd_inf"]
+    assert score.value < 1
+    assert score.floor is None

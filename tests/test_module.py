@@ -530,7 +530,7 @@ def test_labels_that_do_not_fit_are_refused(conditional, labels, message):
 def test_two_modules_share_neither_the_default_schedule_nor_the_default_average():
     a, b = tiny_module(), tiny_module()
     a.schedule.to("meta")
-    assert b.schedule._alpha32.device.type == "cpu"
+    assert next(b.schedule.buffers()).device.type == "cpu"
     assert a.ema.net is not b.ema.net
 
 

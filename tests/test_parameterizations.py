@@ -5,11 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.losses import MSE, NoisedBatch
+from ddpm_lightning.diffusion.losses import MSE
 from ddpm_lightning.diffusion.parameterizations import (
     X0,
     EDMPreconditioning,
@@ -28,20 +26,9 @@ from ddpm_lightning.diffusion.schedules import (
     Table,
     ZeroTerminalSNR,
 )
-from ddpm_lightning.diffusion.weightings import EpsMSE, MinSNR, Plain
+from ddpm_lightning.diffusion.weightings import EpsMSE, Plain
 from ddpm_lightning.errors import InputError
-
-
-class Says(nn.Module):
-    """A network whose output is given."""
-
-    def __init__(self, output: torch.Tensor) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, x, c_noise, condition=Condition()):
-        return self.output
-
+from tests.core import Says, named, noised, predicting
 
 PARAMETERIZATIONS = [
     Eps(),
@@ -61,6 +48,15 @@ values = st.floats(-3, 3)
 
 def column(*numbers):
     return torch.tensor(numbers, dtype=torch.float64).view(-1, 1)
+
+
+def coefficients(parameterization, schedule, t, like=None):
+    return parameterization.coefficients(schedule.level(t, like))
+
+
+def target(parameterization, schedule, t, x0, eps):
+    level = schedule.level(t, like=x0)
+    return parameterization.target(level, parameterization.coefficients(level), x0, eps)
 
 
 @st.composite
@@ -98,8 +94,8 @@ def test_targets_are_what_each_network_is_defined_to_predict(level, x0, eps):
     schedule, t = level
     expected = targets(schedule, t, x0, eps)
     for parameterization in PARAMETERIZATIONS:
-        target = parameterization.target(schedule, t, column(x0), column(eps))
-        assert target.item() == pytest.approx(expected[type(parameterization)], abs=1e-9)
+        ours = target(parameterization, schedule, t, column(x0), column(eps))
+        assert ours.item() == pytest.approx(expected[type(parameterization)], abs=1e-9)
 
 
 @pytest.mark.parametrize("schedule", [SohlDickstein(), Linear(), Cosine()])
@@ -123,24 +119,15 @@ def test_mean_shift_is_added_to_the_forward_mean_in_forward_deviations(schedule)
 def test_a_network_that_hits_its_target_recovers_x0_and_eps(level, x0, eps, parameterization):
     schedule, t = level
     x0, eps = column(x0), column(eps)
-    target = parameterization.target(schedule, t, x0, eps)
-    denoiser = Denoiser(Says(target), schedule, parameterization)
+    output = target(parameterization, schedule, t, x0, eps)
+    denoiser = Denoiser(Says(output), schedule, parameterization)
     prediction = denoiser(schedule.add_noise(x0, t, eps), t)
     assert prediction.x0.item() == pytest.approx(x0.item(), abs=1e-9)
     # Through x0 the digits of eps are those of sigma·eps: 1e-16/sigma is left.
     assert prediction.eps.item() == pytest.approx(eps.item(), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=200)
-@given(levels(), values, values, st.sampled_from(PARAMETERIZATIONS))
-def test_output_to_x0_and_eps_and_back_is_the_identity(level, x_t, output, parameterization):
-    schedule, t = level
-    prediction = Denoiser(Says(column(output)), schedule, parameterization)(column(x_t), t)
-    back = parameterization.target(schedule, t, prediction.x0, prediction.eps)
-    assert back.item() == pytest.approx(output, abs=1e-9)
-
-
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=50)
 @given(levels(), values, values)
 def test_all_networks_convert_into_each_other(level, x_t, output):
     # Any output of any one is an x0 and an eps, and those as targets of the others say the same.
@@ -148,37 +135,37 @@ def test_all_networks_convert_into_each_other(level, x_t, output):
     for one in PARAMETERIZATIONS:
         told = Denoiser(Says(column(output)), schedule, one)(column(x_t), t)
         for other in PARAMETERIZATIONS:
-            converted = other.target(schedule, t, told.x0, told.eps)
+            converted = target(other, schedule, t, told.x0, told.eps)
+            if one is other:
+                assert converted.item() == pytest.approx(output, abs=1e-9)
             same = Denoiser(Says(converted), schedule, other)(column(x_t), t)
             assert same.x0.item() == pytest.approx(told.x0.item(), rel=1e-8, abs=1e-8)
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("schedule", [Linear(), Linear(4000), Cosine()])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=named)
+@pytest.mark.parametrize("schedule", [Linear(4000), Cosine()], ids=named)
 def test_float32_targets_are_right_to_four_decimals_at_every_level(schedule, parameterization):
     t = torch.arange(1, schedule.T + 1)
     x0, eps = torch.randn(2, schedule.T, 4, dtype=torch.float64).unbind()
-    exact = parameterization.target(schedule, t, x0, eps)
-    single = parameterization.target(schedule, t, x0.float(), eps.float())
+    exact = target(parameterization, schedule, t, x0, eps)
+    single = target(parameterization, schedule, t, x0.float(), eps.float())
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single, exact, rtol=0, atol=3e-5)
 
 
-@pytest.mark.parametrize(
-    "parameterization", PARAMETERIZATIONS[:-1], ids=lambda p: type(p).__name__
-)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS[:-1], ids=named)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_network_counts_levels_from_0_in_a_dtype_that_holds_them(parameterization, dtype):
     t = torch.tensor([1, 258, 1000])
-    coefficients = parameterization.coefficients(Linear(), t, torch.zeros(3, 1, dtype=dtype))
-    assert coefficients.c_noise.tolist() == [0, 257, 999]
-    assert coefficients.c_noise.dtype == torch.float32
+    c_noise = coefficients(parameterization, Linear(), t, torch.zeros(3, 1, dtype=dtype)).c_noise
+    assert c_noise.tolist() == [0, 257, 999]
+    assert c_noise.dtype == torch.float32
 
 
 # EDM's preconditioning
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 def test_edm_tells_the_network_a_quarter_of_the_log_of_the_noise_level(schedule):
     t = torch.tensor([1, 2, 50, 100])
     expected = np.log((schedule.sigma[t] / schedule.alpha[t]).numpy()) / 4
@@ -186,25 +173,25 @@ def test_edm_tells_the_network_a_quarter_of_the_log_of_the_noise_level(schedule)
         (torch.zeros(4, 1, 2), 1e-5),
         (torch.zeros(4, 1, dtype=torch.float64), 1e-12),
     ):
-        c_noise = EDMPreconditioning().coefficients(schedule, t, like).c_noise
+        c_noise = coefficients(EDMPreconditioning(), schedule, t, like).c_noise
         assert c_noise.shape == (4,)
         assert c_noise.dtype == like.dtype
         np.testing.assert_allclose(c_noise, expected, rtol=rtol, atol=1e-7)
-    alone = EDMPreconditioning().coefficients(schedule, 50, like).c_noise
+    alone = coefficients(EDMPreconditioning(), schedule, 50, like).c_noise
     assert alone == pytest.approx(expected[2], rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 def test_edm_gives_inputs_and_targets_unit_variance_at_every_level(schedule):
     # Both are linear in x_0 (variance sigma_data²) and eps (variance 1).
     edm, like = EDMPreconditioning(0.5), torch.zeros(1, 1, dtype=torch.float64)
     for t in range(1, schedule.T + 1, 9):
-        c_in = edm.coefficients(schedule, t, like).c_in
+        c_in = coefficients(edm, schedule, t, like).c_in
         for of_x0, of_eps in (
             (c_in * schedule.alpha[t], c_in * schedule.sigma[t]),
             (
-                edm.target(schedule, t, column(1), column(0)),
-                edm.target(schedule, t, column(0), column(1)),
+                target(edm, schedule, t, column(1), column(0)),
+                target(edm, schedule, t, column(0), column(1)),
             ),
         ):
             assert float((0.5 * of_x0) ** 2 + of_eps**2) == pytest.approx(1, rel=1e-12)
@@ -213,7 +200,7 @@ def test_edm_gives_inputs_and_targets_unit_variance_at_every_level(schedule):
 def test_edm_has_the_papers_coefficients_where_alpha_is_one():
     schedule = Karras(18)
     sigma = float(schedule.sigma[9])
-    c = EDMPreconditioning(0.5).coefficients(schedule, 9, torch.zeros(1))
+    c = coefficients(EDMPreconditioning(0.5), schedule, 9, torch.zeros(1))
     assert c.c_skip == pytest.approx(0.25 / (sigma**2 + 0.25))
     assert c.c_out == pytest.approx(sigma * 0.5 / np.sqrt(0.25 + sigma**2))
     assert c.c_in == pytest.approx(1 / np.sqrt(sigma**2 + 0.25))
@@ -224,31 +211,29 @@ def test_edm_sees_the_same_network_whether_x_t_carries_an_alpha_or_not():
     # One noise level on two schedules: input, coordinate and x0 must agree.
     scaled, plain = Table([1, 0.6], [0, 0.8]), Karras(2, 0.8 / 0.6, 80)
     edm, like = EDMPreconditioning(), torch.zeros(1)
-    a, b = edm.coefficients(scaled, 1, like), edm.coefficients(plain, 1, like)
+    a, b = coefficients(edm, scaled, 1, like), coefficients(edm, plain, 1, like)
     assert a.c_in * 0.6 == pytest.approx(b.c_in)
     assert a.c_skip * 0.6 == pytest.approx(b.c_skip)
     assert a.c_out == pytest.approx(b.c_out)
     assert a.c_noise == pytest.approx(b.c_noise)
 
 
-@pytest.mark.parametrize("sigma_data", [0, -1, float("nan")])
-def test_edm_refuses_data_without_a_spread(sigma_data):
-    with pytest.raises(InputError, match="sigma_data"):
-        EDMPreconditioning(sigma_data)
+def test_edm_refuses_data_without_a_spread():
+    for sigma_data in (0, float("nan")):
+        with pytest.raises(InputError, match="sigma_data"):
+            EDMPreconditioning(sigma_data)
 
 
-@pytest.mark.parametrize(
-    "parameterization", [EDMPreconditioning(), Velocity()], ids=lambda p: type(p).__name__
-)
-@pytest.mark.parametrize("schedule", [Karras(), Straight(4000)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("parameterization", [EDMPreconditioning(), Velocity()], ids=named)
+@pytest.mark.parametrize("schedule", [Karras(), Straight(4000)], ids=named)
 def test_float32_targets_keep_their_digits_where_there_is_hardly_any_noise(
     schedule, parameterization
 ):
     t, generator = torch.arange(1, 21), torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 20, 4, dtype=torch.float64, generator=generator).float().unbind()
-    exact = parameterization.target(schedule, t, x0.double(), eps.double())
+    exact = target(parameterization, schedule, t, x0.double(), eps.double())
     np.testing.assert_allclose(
-        parameterization.target(schedule, t, x0, eps), exact, rtol=1e-5, atol=1e-6
+        target(parameterization, schedule, t, x0, eps), exact, rtol=1e-5, atol=1e-6
     )
 
 
@@ -256,7 +241,7 @@ def test_velocity_is_the_slope_of_the_straight_path():
     schedule, x0, eps = Straight(10), column(0.3), column(-1.2)
     for t in range(1, 11):
         step = schedule.add_noise(x0, t, eps) - schedule.add_noise(x0, t - 1, eps)
-        slope = Velocity().target(schedule, t, x0, eps)
+        slope = target(Velocity(), schedule, t, x0, eps)
         assert (10 * step).item() == pytest.approx(slope.item(), rel=1e-12)
 
 
@@ -271,8 +256,8 @@ def test_a_refusal_names_both_parts_the_level_and_the_fix(parameterization, sche
         parameterization.check(schedule)
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=named)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 def test_every_other_pair_is_allowed(parameterization, schedule):
     parameterization.check(schedule)
 
@@ -289,100 +274,39 @@ def test_eps_is_refused_where_alpha_vanishes_in_float32_only():
         Denoiser(Says(torch.zeros(1)), schedule, Eps())
 
 
-@pytest.mark.parametrize("parameterization", SAFE_AT_ZERO_SNR, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("parameterization", SAFE_AT_ZERO_SNR, ids=named)
 @pytest.mark.parametrize("schedule", [ZeroTerminalSNR(Cosine(100)), Straight(100)])
 def test_the_others_recover_x0_at_zero_terminal_snr(parameterization, schedule):
     x0, eps = torch.randn(2, 1, 4).unbind()
-    target = parameterization.target(schedule, schedule.T, x0, eps)
-    denoiser = Denoiser(Says(target), schedule, parameterization)
+    output = target(parameterization, schedule, schedule.T, x0, eps)
+    denoiser = Denoiser(Says(output), schedule, parameterization)
     prediction = denoiser(schedule.add_noise(x0, schedule.T, eps), torch.tensor([schedule.T]))
     np.testing.assert_allclose(prediction.x0, x0, atol=1e-6)
 
 
-# Weighted losses
+# Losses
 
 
-def loss_of(prediction, batch, schedule, parameterization, weighting):
-    """Per-sample loss of the network that predicts this x0, whatever its parameterization."""
-    alpha, sigma = schedule.at(batch.t, batch.x0)
-    eps = (batch.x_t - alpha * prediction) / sigma
-    output = parameterization.target(schedule, batch.t, prediction, eps)
-    denoiser = Denoiser(Says(output), schedule, parameterization)
-    return MSE(weighting)(denoiser, batch)["loss"]
-
-
-def noised(schedule, t, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    x0, eps, error = torch.randn(3, len(t), 2, 3, dtype=dtype, generator=generator).unbind()
-    batch = NoisedBatch(x0, eps, t, schedule.add_noise(x0, t, eps))
-    return batch, x0 + 0.1 * error, 0.01 * error.square().flatten(1).mean(1)
-
-
-def snr_of(schedule, t):
-    return ((schedule.alpha / schedule.sigma) ** 2)[t]
-
-
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
-def test_eps_mse_weighs_the_error_of_x0_by_the_snr_whatever_is_predicted(
-    schedule, parameterization
-):
-    t = torch.tensor([1, 2, 30, 60, schedule.T])
-    batch, prediction, error = noised(schedule, t)
-    loss = loss_of(prediction, batch, schedule, parameterization, EpsMSE())
-    np.testing.assert_allclose(loss, snr_of(schedule, t) * error, rtol=1e-8)
-
-
-def test_min_snrs_cap_defaults_to_the_papers_5():
-    weight = MinSNR()(Linear(), torch.tensor([1]), 1.0, torch.zeros(1, 1))
-    assert weight.item() == 5
-
-
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=named)
 def test_eps_mse_is_the_unweighted_error_of_eps_whatever_is_predicted(parameterization):
     # DDPM eq. 14, the paper's L_simple.
     schedule, t = Linear(), torch.tensor([1, 10, 500, 1000])
-    batch, prediction, _ = noised(schedule, t)
-    alpha, sigma = schedule.at(t, batch.x0)
-    eps_hat = (batch.x_t - alpha * prediction) / sigma
+    batch, x0_hat, _ = noised(schedule, t)
+    level = schedule.level(t, batch.x0)
+    eps_hat = (batch.x_t - level.alpha * x0_hat) / level.sigma
     expected = (eps_hat - batch.eps).square().flatten(1).mean(1)
-    loss = loss_of(prediction, batch, schedule, parameterization, EpsMSE())
-    np.testing.assert_allclose(loss, expected, rtol=1e-8)
+    loss = MSE(EpsMSE())(predicting(x0_hat, batch, schedule, parameterization), batch)["loss"]
+    np.testing.assert_allclose(loss.detach(), expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=named)
 def test_plain_is_the_unweighted_error_of_the_networks_output(parameterization):
     schedule, t = Cosine(), torch.tensor([1, 10, 500, 1000])
     batch, _, _ = noised(schedule, t)
-    output = torch.full_like(batch.x0, 0.3)
-    rows = [
-        targets(schedule, int(t[i]), batch.x0[i].numpy(), batch.eps[i].numpy())[
-            type(parameterization)
-        ]
-        for i in range(len(t))
+    denoiser = Denoiser(Says(torch.full_like(batch.x0, 0.3)), schedule, parameterization)
+    rows = zip(t.tolist(), batch.x0.numpy(), batch.eps.numpy(), strict=True)
+    expected = [
+        np.mean((0.3 - targets(schedule, *row)[type(parameterization)]) ** 2) for row in rows
     ]
-    expected = [np.mean((0.3 - row) ** 2) for row in rows]
-    loss = MSE(Plain())(Denoiser(Says(output), schedule, parameterization), batch)["loss"]
+    loss = MSE(Plain())(denoiser, batch)["loss"].detach()
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
-
-
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("weighting", [Plain(), EpsMSE(), MinSNR()])
-def test_float32_losses_are_finite_at_every_level_of_the_cosine_schedule(
-    parameterization, weighting
-):
-    schedule = Cosine()
-    t = torch.arange(1, schedule.T + 1)
-    batch, _, _ = noised(schedule, t, torch.float32)
-    denoiser = Denoiser(Says(torch.zeros_like(batch.x0)), schedule, parameterization)
-    loss = MSE(weighting)(denoiser, batch)["loss"]
-    assert loss.shape == (schedule.T,)
-    assert loss.isfinite().all()
-
-
-@pytest.mark.parametrize("weighting", [Plain(), EpsMSE(), MinSNR()])
-def test_losses_are_finite_at_zero_terminal_snr(weighting):
-    schedule = ZeroTerminalSNR(Linear(100))
-    batch, _, _ = noised(schedule, torch.tensor([schedule.T]), torch.float32)
-    denoiser = Denoiser(Says(torch.zeros_like(batch.x0)), schedule, V())
-    assert MSE(weighting)(denoiser, batch)["loss"].isfinite().all()

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import ArgumentParser, auto_parser
+from jsonargparse import auto_parser
 
 from ddpm_lightning.commands.analytic_variance import analytic_variance
 from ddpm_lightning.commands.compare import compare
@@ -16,9 +16,8 @@ from ddpm_lightning.commands.plot import PLOTS
 from ddpm_lightning.commands.sample import sample
 from ddpm_lightning.commands.score import score
 from ddpm_lightning.commands.sweep import sweep
-from ddpm_lightning.terminal.mistakes import constructing, hints_of, parsing
-
-PROGRAM = "python -m ddpm_lightning"
+from ddpm_lightning.commands.words import check_command, complete
+from ddpm_lightning.terminal.parser import PROGRAM, Parser, flags_of
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "sample": sample,
@@ -33,13 +32,6 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
 """Plain commands."""
 
 
-class CommandParser(ArgumentParser):
-    """Calls the program by what a user types, in the help of a class, too."""
-
-    def __init__(self, *args: Any, prog: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, prog=prog or PROGRAM, **kwargs)
-
-
 def run_command(name: str, words: list[str]) -> None:
     """Run a plain command.
 
@@ -51,18 +43,17 @@ def run_command(name: str, words: list[str]) -> None:
     parser = auto_parser(
         function,
         as_positional=name == "compare",
-        exit_on_error=False,
         allow_abbrev=False,
-        parser_class=CommandParser,
+        parser_class=Parser,
         prog=f"{PROGRAM} {name}",
         description=about(name) if subcommands else None,
     )
-    with parsing(
-        words, hints_of(parser, words[0] if subcommands and words else None), subcommands
-    ):
-        settings = parser.parse_args(words)
-    with constructing():
-        settings = parser.instantiate_classes(settings)
+    command: list[str] = []
+    if subcommands:
+        check_command(words, list(subcommands))
+        command, words = words[:1], words[1:]
+    words = complete(words, flags_of(parser, *command))
+    settings = parser.instantiate_classes(parser.parse_args([*command, *words]))
     if subcommands:
         function = subcommands[settings.subcommand]
         settings = settings[settings.subcommand]

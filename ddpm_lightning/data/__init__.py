@@ -1,4 +1,4 @@
-"""Data sets as LightningDataModules: batches of (x0, y), images in [−1, 1]."""
+"""Data sets as LightningDataModules: batches of x0 and its condition, images in [−1, 1]."""
 
 from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
 from ddpm_lightning.data.conditioned import (
@@ -9,6 +9,7 @@ from ddpm_lightning.data.conditioned import (
 )
 from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.data.image_data import ImageData
+from ddpm_lightning.data.map_style import MapStyleImages
 from ddpm_lightning.data.mnist import MNIST, FashionMNIST
 from ddpm_lightning.data.toy2d import Toy2D
 
@@ -22,6 +23,7 @@ __all__ = [
     "FashionMNIST",
     "ImageData",
     "Inpainting",
+    "MapStyleImages",
     "SuperResolution",
     "Toy2D",
 ]

@@ -190,7 +190,7 @@ def _named(name: str) -> Metric:
         close = get_close_matches(name, classes, n=1, cutoff=0.6)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise InputError(
-            f"no metric '{name}'{meant}; there are {', '.join(known)}, and classes of your own by "
+            f"no metric '{name}'{meant}; there are {', '.join(sorted(known))}, and classes of your own by "
             "their path (my_metric.Sharpness)"
         )
     if not issubclass(cls, Metric) or isabstract(cls):

@@ -99,7 +99,7 @@ def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any
 
     Args:
         path: A results.json, a metrics.json of a run, or the folder of either.
-        step: Optimizer steps; default: the last that each metric was measured at.
+        step: Optimizer steps, of a file with several; default: the last of each metric.
 
     Raises:
         InputError: There is no such file, it holds something else, or nothing of this step.
@@ -118,10 +118,11 @@ def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any
             f"{path} holds no results of this version: a results.json, or a run's metrics.json; "
             "measure again"
         )
+    several = len({record["step"] for record in records}) > 1
     found: dict[str, dict[str, Any]] = {}
     for record in records:
         best = found.get(record["metric"])
-        wanted = step is None or record["step"] == step
+        wanted = step is None or not several or record["step"] == step
         if wanted and (best is None or (record["step"] or 0) > (best["step"] or 0)):
             found[record["metric"]] = record
     if not found:

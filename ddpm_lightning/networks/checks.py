@@ -16,19 +16,14 @@ def check_counts(network: str, **counts: int) -> None:
 
 
 def check_image(
-    network: str,
-    shape: tuple[int, ...],
-    channels: int,
-    factor: int,
-    fix: Callable[[int], str] | None = None,
+    network: str, shape: tuple[int, ...], factor: int, fix: Callable[[int], str] | None = None
 ) -> None:
-    """Raise InputError unless a shape is that of images which a network can take.
+    """Raise InputError unless a shape is that of images whose sides are multiples of a factor.
 
     Args:
         network: Name of the network.
-        shape: To be [channels, height, width], with multiples of factor as height and width.
-        channels: Channels that the network was built for.
-        factor: What the network divides height and width by.
+        shape: To be [channels, height, width].
+        factor: What height and width must be multiples of.
         fix: Names another remedy, given the greatest common divisor of height and width.
     """
     if len(shape) != 3:
@@ -36,8 +31,6 @@ def check_image(
             f"{network} takes images [channels, height, width], not data of shape "
             f"{list(shape)}; choose another network, e.g. MLP for points (--model.net MLP)"
         )
-    if shape[0] != channels:
-        raise InputError(f"{network} was built for {channels} image channels, not {shape[0]}")
     height, width = shape[1:]
     if height % factor or width % factor:
         other = f", or {fix(math.gcd(height, width))}" if fix else ""

@@ -56,7 +56,13 @@ class DiT(Network):
         super().__init__()
         counts = {"patch": patch, "width": width, "depth": depth, "heads": heads}
         check_counts("DiT", **counts, mlp_ratio=mlp_ratio)
-        _check_width(width, heads)
+        step = math.lcm(4, heads)
+        if width % step:
+            raise InputError(
+                f"DiT(width={width}, heads={heads}): width must be a multiple of 4, for the sines "
+                "and cosines of row and column, and of heads; set width="
+                f"{math.ceil(width / step) * step}"
+            )
         self.data = data
         self.patch = patch
         self.check_shape(data.shape)
@@ -83,10 +89,8 @@ class DiT(Network):
 
     @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        def fix(side: int) -> str:
-            return f"patch to {largest_divisor(side, self.patch)}"
-
-        check_image("DiT", shape, self.data.shape[0], self.patch, fix)
+        patch = self.patch
+        check_image("DiT", shape, patch, lambda side: f"patch to {largest_divisor(side, patch)}")
 
 
 class DiTBlock(nn.Module):
@@ -171,13 +175,3 @@ def position_embedding(rows: int, columns: int, like: Tensor) -> Tensor:
     column = along(columns).repeat(rows, 1)
     row = along(rows).repeat_interleave(columns, dim=0)
     return torch.cat([column, row], dim=1).to(like.dtype)
-
-
-def _check_width(width: int, heads: int) -> None:
-    step = math.lcm(4, heads)
-    if width % step:
-        fitting = math.ceil(width / step) * step
-        raise InputError(
-            f"DiT(width={width}, heads={heads}): width must be a multiple of 4, for the sines and "
-            f"cosines of row and column, and of heads; set width={fitting}"
-        )

@@ -66,9 +66,6 @@ class MLP(Network):
                 f"MLP takes points [coordinates], not data of shape {list(shape)}; choose another "
                 "network, e.g. UNet for images (--model.net UNet)"
             )
-        if shape != self.data.shape:
-            built = self.data.shape[0]
-            raise InputError(f"MLP was built for {built} coordinates, not {shape[0]}")
 
 
 class ResidualLayers(nn.Module):

@@ -48,24 +48,22 @@ class Network(Configurable, nn.Module, ABC):
         """Raise InputError, with the fix, if samples of this shape [C, ...] do not fit."""
 
     def stack_image(self, x: Tensor, condition: Condition) -> Tensor:
-        """Check the shapes of x [B, C, ...] and the condition's image; stack them as channels.
+        """Stack the condition's image below the channels of x [B, C, ...], checking both shapes.
 
         Returns:
             [B, in_channels, ...] in the dtype of x.
         """
         self.check_shape(tuple(x.shape[1:]))
-        image, channels = condition.image, self.data.image_channels
-        if image is None:
-            if channels:
-                raise InputError(
-                    f"{type(self).__name__} was built for an image of {channels} channels beside "
-                    "x_t, and got none; pass condition=Condition(image=...)"
-                )
-            return x
-        if image.shape != (len(x), channels, *x.shape[2:]):
+        network, image, channels = type(self).__name__, condition.image, self.data.image_channels
+        if x.shape[1] != self.data.shape[0]:
             raise InputError(
-                f"{type(self).__name__} was built for an image of {channels} channels beside "
-                f"x_t: for x of shape {list(x.shape)}, it is {[len(x), channels, *x.shape[2:]]}, "
-                f"not {list(image.shape)}"
+                f"{network} was built for {self.data.shape[0]} channels, not {x.shape[1]}"
             )
-        return torch.cat([x, image.to(x.dtype)], dim=1)
+        shape = None if image is None else tuple(image.shape)
+        expected = (len(x), channels, *x.shape[2:]) if channels else None
+        if shape != expected:
+            raise InputError(
+                f"the shape of condition.image is {shape}; {network}, built for image_channels="
+                f"{channels}, needs {expected} beside x of shape {tuple(x.shape)}"
+            )
+        return x if image is None else torch.cat([x, image.to(x.dtype)], dim=1)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks.checks import check_counts, check_image
+from ddpm_lightning.networks.checks import check_image
 from ddpm_lightning.networks.layers import (
     ConditionEmbedding,
     Conv,
@@ -33,17 +33,13 @@ class SmallUNet(Network):
         channels: Features at full resolution, a multiple of 8; twice as many further down.
 
     Raises:
-        InputError: channels or the data's shape does not fit; the message names one that does.
+        InputError: channels or the shape of the data does not fit.
     """
 
     def __init__(self, data: DataSpec, out_channels: int, channels: int = 32):
         super().__init__()
-        check_counts("SmallUNet", channels=channels)
-        if channels % GROUPS:
-            fitting = (channels // GROUPS + 1) * GROUPS
-            raise InputError(
-                f"SmallUNet(channels={channels}): give a multiple of {GROUPS}, e.g. {fitting}"
-            )
+        if channels < 1 or channels % GROUPS:
+            raise InputError(f"SmallUNet(channels={channels}): give a multiple of {GROUPS}")
         self.data = data
         self.check_shape(data.shape)
         fine, coarse = channels, 2 * channels
@@ -72,7 +68,7 @@ class SmallUNet(Network):
 
     @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        check_image("SmallUNet", shape, self.data.shape[0], factor=4)
+        check_image("SmallUNet", shape, factor=4)
 
 
 class Stage(nn.Module):

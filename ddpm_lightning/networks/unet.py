@@ -102,8 +102,6 @@ class UNet(Network):
         _check_heads([widths[level] for level in attended], heads)
         if not 0 <= dropout < 1:
             raise InputError(f"UNet(dropout={dropout}): must be in [0, 1); 0 turns it off")
-        if block not in BLOCKS:
-            raise InputError(f"UNet(block={block!r}): give one of {', '.join(BLOCKS)}")
 
         self.data = data
         self.multipliers = list(multipliers)
@@ -162,7 +160,7 @@ class UNet(Network):
     @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
         factor = 2 ** (len(self.multipliers) - 1)
-        check_image("UNet", shape, self.data.shape[0], factor, _fewer_multipliers)
+        check_image("UNet", shape, factor, _fewer_multipliers)
         height, width = shape[1:]
         if height * width * self.features_per_group == factor**2:
             raise InputError(
@@ -220,27 +218,21 @@ class Up(nn.Module):
 
 
 def _check_channels(channels: int, groups: int) -> None:
-    fitting = math.ceil(channels / math.lcm(2, groups)) * math.lcm(2, groups)
-    if channels % 2:
+    step = math.lcm(2, groups)
+    if channels % step:
+        groups_fix = "" if channels % 2 else f" or groups={largest_divisor(channels, groups)}"
         raise InputError(
-            f"UNet(channels={channels}): must be even, for as many sines as cosines of the noise "
-            f"level; set channels={fitting}"
-        )
-    if channels % groups:
-        raise InputError(
-            f"UNet(channels={channels}, groups={groups}): {channels} channels do not split into "
-            f"{groups} equal groups; set groups={largest_divisor(channels, groups)} or "
-            f"channels={fitting}"
+            f"UNet(channels={channels}, groups={groups}): channels must be even, for the sines "
+            "and cosines of the noise level, and a multiple of groups; set channels="
+            f"{math.ceil(channels / step) * step}{groups_fix}"
         )
 
 
 def _check_levels(bottom: int, full: Sequence[int], linear: Sequence[int]) -> None:
     for name, levels in (("attention_levels", full), ("linear_attention_levels", linear)):
-        existing = [level for level in levels if 0 <= level <= bottom]
-        if len(existing) < len(levels):
+        if any(level not in range(bottom + 1) for level in levels):
             raise InputError(
-                f"UNet({name}={list(levels)}): there is one level per multiplier, 0 to "
-                f"{bottom}; set {name}={existing} or add multipliers"
+                f"UNet({name}={list(levels)}): there is one level per multiplier, 0 to {bottom}"
             )
     if both := sorted(set(full) & set(linear)):
         raise InputError(

@@ -1,139 +1,99 @@
-"""Which errors are the user's to mend, in one line; others are bugs and keep their traceback."""
+"""A user's mistake, in one line. What is none is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
 import re
-import sys
-from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from traceback import walk_tb
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.terminal.seams import asked_for_choices
-from ddpm_lightning.terminal.settings import check_config_files
-from ddpm_lightning.terminal.usage import explain
+from ddpm_lightning.terminal.choices import bases_of, hint_of, nearest, no_class
+from ddpm_lightning.terminal.parser import ParseError, flags_of
 
-BUILDERS = ("jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect")
-"""Packages that make objects from settings and refuse these by TypeError and ValueError."""
-
-OURS = ("ddpm_lightning.cli", "ddpm_lightning.commands.run", "ddpm_lightning.terminal.mistakes")
-"""The modules through which they are called."""
-
-WRONG_ARGUMENTS = re.compile(r"__init__\(\) (takes|missing|got) ")
-
-
-LIGHTNING = {
-    r"Connection closed by peer|Connection reset by peer|Broken pipe": (
-        "another process of this run has ended; its own message says why"
-    ),
-    r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)": (
-        "trainer.val_check_interval {0} is more than the {1} batches of an epoch; give less, or "
-        "--trainer.check_val_every_n_epoch null, which counts batches through the whole run"
-    ),
-    r"Early stopping conditioned on metric `(.+?)` which is not available.*: (`.*`)": (
-        "EarlyStopping monitors {0}, which is not logged; these are: {1}"
-    ),
-}
-"""Lightning's complaints about settings that it meets only when it runs."""
+LIBRARIES = {"jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect"}
+CALLERS = {"ddpm_lightning.cli", "ddpm_lightning.commands.run"}
+LIST = 'a list is one word in brackets, e.g. "[1,2]"'
+KEY = re.compile(r'Parser key "([^"]+)"')
+VALUE = re.compile(
+    r"(?:value:|string:|Import path) (?:NestedArg.*val=)?'?(.+?)'?\)?(?: does .*)?$"
+)
 
 
-def users_mistake(error: BaseException | None) -> str | None:
-    """Find what the user can mend among an error and its causes; None: it is a bug."""
-    while error is not None:
-        if isinstance(error, InputError | MisconfigurationException):
-            return str(error)
-        if said := _explain_lightning(error):
-            return said
-        error = error.__cause__
-    return None
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Follow an error of jsonargparse to what caused it, which comes last."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    library = frame.f_globals["__name__"].startswith("jsonargparse.")
+    if not library and not isinstance(error, ParseError):
+        return [error]
+    # Of a union's errors it chains but the first; the frame has all, and the furthest was meant.
+    alternatives = frame.f_locals.get("exceptions") or [error.__cause__]
+    chains = [causes_of(one) for one in alternatives if one is not None]
+    return [error, *max(chains, key=lambda c: (isinstance(c[-1], InputError), len(c)), default=[])]
 
 
-@contextmanager
-def parsing(
-    words: list[str], hints: Mapping[str, Any], commands: Iterable[str] = ()
-) -> Iterator[None]:
-    """Turn mistakes in the command line into one line; answer --FLAG.help without a class.
-
-    Args:
-        words: The command line.
-        hints: Its flags and their types.
-        commands: Names of its commands.
-
-    Raises:
-        InputError: The parser refuses something.
-        SystemExit: The classes for a flag were asked for and have been shown.
-    """
-    check_config_files(words)
-    if listing := asked_for_choices(words, hints):
-        print(listing)
-        sys.exit(0)
-    try:
-        yield
-    except ArgumentError as error:
-        raise InputError(explain(str(error), hints, commands)) from error
-    except UnicodeDecodeError as error:
-        raise InputError("a file given for settings is not text; is it the right one?") from error
+def users_mistake(error: Exception) -> str | None:
+    """Say in one line what the user can mend; None: it is a bug."""
+    causes = causes_of(error)
+    cause = causes[-1]
+    for one in (cause, cause.__cause__):
+        if isinstance(one, InputError | MisconfigurationException):
+            return str(one)
+    if any(isinstance(one, ParseError) for one in causes):
+        return _explain(causes)
+    # What libraries refuse before code of ours or of the user runs are settings, too.
+    modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(cause.__traceback__)]
+    settings = all(name.split(".")[0] in LIBRARIES or name in CALLERS for name in modules)
+    refused = isinstance(cause, ImportError | RuntimeError | TypeError | ValueError)
+    return str(cause) if refused and settings else None
 
 
-@contextmanager
-def constructing() -> Iterator[None]:
-    """Turn what a constructor refuses into one line, but never a bug inside a user's class.
-
-    Raises:
-        InputError: The arguments do not fit.
-    """
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if said := users_mistake(error):
-            raise InputError(said) from error
-        cause = error
-        while _modules(cause)[-1].startswith("jsonargparse.") and isinstance(
-            cause.__cause__, TypeError | ValueError
-        ):
-            cause = cause.__cause__  # of what the parser makes of it
-        modules = _modules(cause)
-        ours = modules[-1].split(".")[0] in (*BUILDERS, "ddpm_lightning")
-        if all(name.split(".")[0] in BUILDERS or name in OURS for name in modules) or (
-            ours and WRONG_ARGUMENTS.search(str(cause))
-        ):
-            raise InputError(str(cause)) from error
-        raise cause from None
-
-
-def _modules(error: BaseException) -> list[str]:
-    """The modules that an error went through, the one that raised it last."""
-    return [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
-
-
-def hints_of(parser: Any, subcommand: str | None = None) -> dict[str, Any]:
-    """Find the flags of a parser, without dashes, and their types.
-
-    Args:
-        parser: A jsonargparse parser.
-        subcommand: Those of this subcommand only; None: of all.
-    """
-    hints: dict[str, Any] = {}
-    for action in parser._actions:
-        for option in action.option_strings:
-            hints[option.lstrip("-").removesuffix("+")] = getattr(action, "_typehint", None)
-    if parser._subcommands_action is not None:
-        for name, inner in parser._subcommands_action._name_parser_map.items():
-            if subcommand in (None, name):
-                hints |= hints_of(inner)
-    return hints
+def _explain(causes: list[BaseException]) -> str:
+    """Say which setting the parser refuses, why, and what was probably meant."""
+    parser = [one.parser for one in causes if isinstance(one, ParseError)][-1]
+    matches = [KEY.match(str(one)) for one in causes if not isinstance(one, ParseError)]
+    keys = [match[1] for match in matches if match][0 if parser.component else -1 :]
+    cause, where, text = causes[-1], ".".join(keys), " ".join(str(causes[-1]).split())
+    owner = parser.component.__name__ if parser.component else ""
+    flags = flags_of(getattr(cause, "subcommand_parser", parser))
+    if isinstance(cause, KeyError):  # names in quotes: a group's or a subcommand's, the setting's
+        *group, name = text.split("'")[1::2]
+        if owner:
+            known = nearest(name, flags, otherwise=f"; it has {', '.join(flags)}")
+            return f"{where}: {owner} has no argument '{name}'{known}"
+        path = name if hasattr(cause, "subcommand_parser") else ".".join([*group, name])
+        return f"no setting {path}{nearest(path, flags, otherwise='; --help lists them')}"
+    if missing := text.partition("arguments are required: ")[2]:
+        names = [name.rpartition(".")[2] for name in missing.split(", ")]
+        within = f"--{where}." if owner else "--"
+        return f"missing: {', '.join(within + name for name in names)}; --help tells more"
+    if word := text.partition("recognized arguments: ")[2].partition(" ")[0].partition("=")[0]:
+        if word.startswith("-"):
+            return f"no flag {word}{nearest(word.lstrip('-'), flags, '--', '; --help lists them')}"
+        config = f"did you mean --config {word}?" if word.endswith(".yaml") else ""
+        return f"unexpected '{word}'; {config or LIST}"
+    where += f" of {owner}" if len(keys) > 1 else ""
+    hint = hint_of(keys[-1], flags) if keys else None
+    value = VALUE.search(text.partition(" Subclass types ")[0])
+    if hint is None or value is None:
+        return f"{where}: {text}" if keys else text
+    if bases_of(hint) and float not in get_args(hint):
+        return f"{where}: {no_class(value[1], hint)}"
+    listed = f"; {LIST}" if "list" in _spelled(hint) else ""
+    return f"{where}: expected {_spelled(hint)}, got {value[1]:.60}{listed}"
 
 
-def _explain_lightning(error: BaseException) -> str | None:
-    """Turn what Lightning says to a user's setting while it runs into one line; None: a bug."""
-    if not isinstance(error, ValueError | RuntimeError):
-        return None
-    text = " ".join(str(error).split())
-    for pattern, answer in LIGHTNING.items():
-        if match := re.search(pattern, text):
-            return answer.format(*match.groups())
-    return None
+def _spelled(hint: Any) -> str:
+    """Write a type hint as a person would."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin in (Union, UnionType):
+        null = " or null" if NoneType in arguments else ""
+        return ", ".join(_spelled(one) for one in arguments if one is not NoneType) + null
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"list of {_spelled(arguments[0])}"
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,121 @@
+"""The words of a command line: the command, and what the parser would mix up, set right.
+
+The parser keeps, of the class that a config file names, each argument that a class named on the
+command line has by the same name: DiT would get the heads of a U-Net. And it forgets the number
+given for a guidance, in a file or by a flag, when its interval is given by a flag of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from argparse import Action
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback
+
+from ddpm_lightning.configurable import Configurable, plain
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.terminal.choices import classes, find_class, help_for, hint_of, nearest
+from ddpm_lightning.terminal.parser import PROGRAM
+
+
+def check_command(words: list[str], commands: list[str]) -> None:
+    """Raise InputError unless the first word is one of the commands, or asks for help."""
+    first, listed = [*words, ""][0], ", ".join(commands)
+    if first in ("-h", "--help", *commands):
+        return
+    if late := [word for word in words if word in commands]:
+        raise InputError(f"the command comes first: {PROGRAM} {late[0]} {first} …")
+    if not first or first.startswith("-"):
+        raise InputError(f"which command? One of {listed}; --help tells more")
+    raise InputError(f"no command '{first}'{nearest(first, commands, '', f'; one of {listed}')}")
+
+
+def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
+    """Complete the words after a command; answer --FLAG.help where the flag takes a class.
+
+    Args:
+        words: The command line without its command.
+        flags: The command's flags, without dashes.
+
+    Raises:
+        InputError: A config file is none.
+    """
+    pairs = list(_pairs(words))
+    configs = [_read_settings(value) for name, value in pairs if name in ("config", "c")]
+    given, added = dict(pairs), dict[str, Any]()
+    for name, value in pairs:
+        parent, _, last = name.rpartition(".")
+        if last == "help" and classes(hint := hint_of(parent, flags)):
+            print(help_for(parent, value, hint))
+            sys.exit(0)
+        if re.fullmatch(r"[\w.]*\b[A-Z]\w*", value):
+            stated = list(_stated(name, flags, configs))
+            added |= _own_defaults(name, find_class(value, hint_of(name, flags)), stated)
+        if parent.endswith("guidance"):
+            words = [re.sub(rf"^--{parent}(?==|$)", f"--{parent}.scale", word) for word in words]
+            number = next(_stated(parent, flags, configs), None)
+            if parent not in given and isinstance(number, int | float):
+                added[f"{parent}.scale"] = number
+    more = (f"--{name}={json.dumps(value)}" for name, value in added.items() if name not in given)
+    return [*words, *more]
+
+
+def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Read flags, without dashes, and their values; a flag without a value gets an empty one."""
+    for word, following in zip(words, [*words[1:], "-"], strict=False):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("-"):
+            name = flag.lstrip("-").replace(".init_args", "").removesuffix(".class_path")
+            yield name, value if equals else "" if following.startswith("-") else following
+
+
+def _read_settings(file: str) -> dict[str, Any]:
+    """Read a config file, or name it and the line that is wrong."""
+    path = Path(file)
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        near = nearest(path.stem, [other.stem for other in path.parent.glob("*.yaml")])
+        raise InputError(f"no config file {file}: {error.strerror}{near}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a text file of settings") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{file}{line}: {error.problem}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} holds no settings (name: value)")
+    return settings
+
+
+def _stated(name: str, flags: Mapping[str, Action], configs: list[Any]) -> Iterator[Any]:
+    """Look up what config files, the last first, and the defaults say of a setting."""
+    places = [(settings, name) for settings in reversed(configs)]
+    places += [(a.default, name.removeprefix(f)) for f, a in flags.items() if name.startswith(f)]
+    for settings, path in places:
+        for part in filter(None, path.split(".")):
+            get: Any = getattr(settings, "get", {}.get)
+            settings = (get("init_args") or {}).get(part, get(part))
+        if settings is not None:
+            yield settings
+
+
+def _own_defaults(name: str, new: type | None, stated: list[Any]) -> dict[str, Any]:
+    """State the defaults of a class in another's place, but for arguments that both inherit."""
+    paths = [getattr(one, "get", {"class_path": one}.get)("class_path") for one in stated]
+    old = next((find_class(path) for path in paths if isinstance(path, str)), None)
+    if new is None or old in (new, None) or not issubclass(new, Configurable | Callback):
+        return {}
+    bases = [base for base in new.__mro__ if base in old.__mro__ and "__init__" in vars(base)]
+    kept = {argument for base in bases for argument in inspect.signature(base).parameters}
+    return {
+        f"{name}.{argument}": plain(parameter.default, argument)
+        for argument, parameter in inspect.signature(new).parameters.items()
+        if argument not in kept and parameter.default is not parameter.empty
+    }

@@ -1,0 +1,99 @@
+"""The classes that can be named for a flag, and the nearest names."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import sys
+from argparse import Action
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from itertools import accumulate
+from pydoc import locate
+from typing import Any, Union, get_args, get_origin
+
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.loggers import Logger
+from torch.optim.lr_scheduler import LRScheduler, Optimizer
+
+from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.terminal.parser import flags_of, parser_of
+
+ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRScheduler)
+
+
+def bases_of(hint: Any) -> list[type]:
+    """Find the classes in a type hint; those of a factory are what it returns."""
+    arguments = get_args(hint)
+    if get_origin(hint) is collections.abc.Callable:
+        arguments = arguments[-1:]
+    if isinstance(hint, type) and not arguments:
+        return [hint] if issubclass(hint, ROOTS) else []
+    return [base for argument in arguments for base in bases_of(argument)]
+
+
+def classes(hint: Any) -> dict[str, type]:
+    """Find the classes to choose from, by name: concrete ones, and of ours those on show."""
+    found, remaining = {}, bases_of(hint)
+    while remaining:
+        cls = remaining.pop()
+        remaining.extend(cls.__subclasses__())
+        shown = [getattr(sys.modules[name], cls.__name__, 0) for name in _prefixes(cls.__module__)]
+        private = cls.__module__.startswith("ddpm_lightning.") and cls not in shown[:-1]
+        if not (private or inspect.isabstract(cls) or cls in ROOTS or cls.__name__[0] == "_"):
+            found[cls.__name__] = cls
+    return dict(sorted(found.items()))
+
+
+def find_class(name: str, hint: Any = Union[ROOTS]) -> type | None:  # noqa: UP007
+    """Find a class by its name among those for a type hint, or by its path."""
+    cls = classes(hint).get(name) or locate(name)
+    return cls if isinstance(cls, type) else None
+
+
+def hint_of(flag: str, flags: Mapping[str, Action]) -> Any:
+    """Find the type hint of a flag, or of an argument of a class that a flag can name."""
+    parent, _, name = flag.rpartition(".")
+    if flag in flags or not parent:
+        return getattr(flags.get(flag), "_typehint", None)
+    parsers = [parser_of(cls) for cls in classes(hint_of(parent, flags)).values()]
+    return next((hint_of(name, flags_of(one)) for one in parsers if name in flags_of(one)), None)
+
+
+def help_for(flag: str, name: str, hint: Any) -> str:
+    """Answer --FLAG.help: by the classes to choose from, or by the arguments of one."""
+    known = classes(hint)
+    name = name or (min(known) if len(known) == 1 else "")
+    if cls := find_class(name, hint):
+        return parser_of(cls, hint, flag).format_help()
+    if name:
+        raise InputError(f"{flag}: {no_class(name, hint)}")
+    lines = [f"  {one:16}  {inspect.getdoc(cls) or ''}" for one, cls in known.items()]
+    head = f"--{flag} takes one of these, or the full path of a class of your own:"
+    last = f"The arguments of one: --{flag}.help {min(known)}"
+    return "\n".join([head, *(line.split("\n")[0] for line in lines), last])
+
+
+def no_class(name: str, hint: Any) -> str:
+    """Say that a name is none of the classes for a type hint, and which was probably meant."""
+    known, other = classes(hint), find_class(name)
+    listed = f"; choose one of {', '.join(known)}" if len(known) <= 20 else "; .help lists them"
+    if other is None:
+        return f"no class '{name}'{nearest(name, known, otherwise=listed)}"
+    kinds = [one.__name__ for one in other.__mro__ if issubclass(one, ROOTS) and one not in ROOTS]
+    wanted = " or a ".join(one.__name__ for one in bases_of(hint))
+    return f"{name} is {f'a {kinds[-1]}, ' if kinds else ''}not a {wanted}{listed}"
+
+
+def nearest(name: str, known: Iterable[str], dashes: str = "", otherwise: str = "") -> str:
+    """Propose the name that was probably meant, up to the first part that is unknown."""
+    names = sorted({part for one in known for part in _prefixes(one)})
+    unknown = next((part for part in _prefixes(name) if part not in names), name)
+    close = get_close_matches(unknown, names, n=1)
+    close = close or [one for one in names if one.endswith(f".{unknown}")]
+    return f"; did you mean {dashes}{close[0]}?" if close else otherwise
+
+
+def _prefixes(name: str) -> list[str]:
+    return list(accumulate(name.split("."), "{}.{}".format))

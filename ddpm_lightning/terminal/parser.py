@@ -1,0 +1,52 @@
+"""The parser of every command: jsonargparse's, with errors that know which parser raised them."""
+
+from __future__ import annotations
+
+import collections.abc
+from argparse import Action, ArgumentError
+from typing import Any, NoReturn, get_args, get_origin
+
+from jsonargparse import ArgumentParser
+
+PROGRAM = "python -m ddpm_lightning"
+
+
+class ParseError(ArgumentError):
+    """What a parser refuses: the command's, or that of a class which the settings name."""
+
+    def __init__(self, parser: Parser, message: str) -> None:
+        super().__init__(None, message)
+        self.parser = parser
+
+
+class Parser(ArgumentParser):
+    """Parses the arguments of a command, or of a component: a class which the settings name."""
+
+    component: type | None = None
+
+    def __init__(self, *args: Any, prog: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, prog=prog or PROGRAM, **kwargs)
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        if not args:  # no key: the parser is made for this class alone
+            self.component = theclass
+        return super().add_class_arguments(theclass, *args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
+        raise ParseError(self, message) from ex
+
+
+def parser_of(cls: type, hint: Any = None, key: str | None = None) -> Parser:
+    """Make a parser for the arguments of a class, but for those that a factory is called with."""
+    given = len(get_args(hint)[0]) if get_origin(hint) is collections.abc.Callable else 0
+    parser = Parser(description=f"The arguments of --{key} {cls.__name__}")
+    parser.add_class_arguments(cls, *[key] if key else [], skip={given} - {0}, fail_untyped=False)
+    return parser
+
+
+def flags_of(parser: Any, subcommand: str | None = None) -> dict[str, Action]:
+    """Find the flags, without dashes, of a parser or of one of its subcommands."""
+    if parser._subcommands_action is not None:
+        parser = parser._subcommands_action.choices.get(subcommand, parser)
+    options = [(option, action) for action in parser._actions for option in action.option_strings]
+    return {n.lstrip("-"): action for n, action in options if not n.endswith((".help", "+"))}

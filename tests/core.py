@@ -1,0 +1,120 @@
+"""Helpers of the tests of the diffusion core: networks whose answer is known, and fixed noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.levels import Level, Schedule
+from ddpm_lightning.diffusion.losses import NoisedBatch
+from ddpm_lightning.diffusion.parameterizations import Parameterization
+from ddpm_lightning.diffusion.prediction import FixedSmall, Variance
+from ddpm_lightning.networks import Network
+from ddpm_lightning.randomness import IndexedNoise, Stream
+
+
+def named(value: object) -> str:
+    return type(value).__name__
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def keyed(draw: int, shape: tuple[int, ...], rows: int = 2) -> Tensor:
+    """Step noise in float64 that depends on the draw alone."""
+    return normal(rows, *shape, seed=1000 + draw)
+
+
+def noise_of(n: int) -> IndexedNoise:
+    return IndexedNoise(0, torch.arange(n), Stream.LIKELIHOOD)
+
+
+def pair(schedule: Schedule, s, t, like: Tensor | None = None) -> tuple[Level, Level]:  # type: ignore[no-untyped-def]
+    return schedule.level(s, like), schedule.level(t, like)
+
+
+def linear_betas(T: int = 1000) -> np.ndarray:
+    return np.linspace(0.1 / T, 20 / T, T)
+
+
+def sigma_squared(betas: np.ndarray) -> np.ndarray:
+    """1 − alpha_bar of the levels 0…T by a recursion that loses no digits to the difference."""
+    variance = [0.0]
+    for beta in betas:
+        variance.append((1 - beta) * variance[-1] + beta)
+    return np.array(variance)
+
+
+class Says(Network):
+    """A network whose output is given, as a tensor or as a parameter."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x, c_noise, condition=Condition()):
+        return self.output
+
+
+class Waves(Network):
+    """A fixed function of x, level and label, one element at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x, c_noise, condition=Condition()):
+        label = 0 if condition.label is None else condition.label
+        return torch.sin(2 * x + (c_noise / 300 + label).view(-1, *[1] * (x.ndim - 1)))
+
+
+def noised(
+    schedule: Schedule, t: Tensor, dtype: torch.dtype = torch.float64
+) -> tuple[NoisedBatch, Tensor, Tensor]:
+    """A batch, a prediction of x_0 that is a little off, and how far each row is off."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps, error = torch.randn(3, len(t), 2, 3, dtype=dtype, generator=generator).unbind()
+    x0 = x0.clamp(-1, 1)
+    batch = NoisedBatch(x0, eps, t, schedule.add_noise(x0, t, eps))
+    return batch, x0 + 0.1 * error, 0.01 * error.square().flatten(1).mean(1)
+
+
+def predicting(
+    x0_hat: Tensor,
+    batch: NoisedBatch,
+    schedule: Schedule,
+    parameterization: Parameterization,
+    variance: Variance = FixedSmall(),
+    extra: Tensor | None = None,
+) -> Denoiser:
+    """The denoiser whose network says just what makes it predict this x_0."""
+    level = schedule.level(batch.t, like=batch.x0)
+    eps_hat = (batch.x_t - level.alpha * x0_hat) / level.sigma
+    output = parameterization.target(level, parameterization.coefficients(level), x0_hat, eps_hat)
+    if extra is not None:
+        output = torch.cat([output, extra], dim=1)
+    return Denoiser(Says(nn.Parameter(output)), schedule, parameterization, variance)
+
+
+class SeenDtypes(TorchDispatchMode):
+    """Records which operations touch a float64 tensor. Reading one number of a table may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.float64: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.operations += 1
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        reads_one_number = str(func) in ("aten.select.int", "aten._local_scalar_dense.default")
+        if any(x.dtype == torch.float64 for x in tensors) and not reads_one_number:
+            self.float64.add(str(func))
+        return out

@@ -47,7 +47,7 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     Raises:
         InputError: A config file is none.
     """
-    pairs = list(_pairs(words))
+    pairs = list(read_words(words))
     configs = [_read_settings(value) for name, value in pairs if name in ("config", "c")]
     given, added = dict(pairs), dict[str, Any]()
     for name, value in pairs:
@@ -67,7 +67,7 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     return [*words, *more]
 
 
-def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
     """Read flags, without dashes, and their values; a flag without a value gets an empty one."""
     for word, following in zip(words, [*words[1:], "-"], strict=False):
         flag, equals, value = word.partition("=")

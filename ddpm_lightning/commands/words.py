@@ -63,8 +63,10 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
             number = next(_stated(parent, flags, configs), None)
             if parent not in given and isinstance(number, int | float):
                 added[f"{parent}.scale"] = number
-    more = (f"--{name}={json.dumps(value)}" for name, value in added.items() if name not in given)
-    return [*words, *more]
+    for name in added.keys() - given.keys():
+        text = added[name] if isinstance(added[name], str) else json.dumps(added[name])
+        words = [*words, f"--{name}={text}"]
+    return words
 
 
 def read_words(words: list[str]) -> Iterator[tuple[str, str]]:

@@ -24,8 +24,7 @@ VALUE = re.compile(r"(?:value:|string:|Import path) (?:NestedArg.*val=)?'?(.+?)'
 def causes_of(error: BaseException) -> list[BaseException]:
     """Follow an error of jsonargparse to what caused it, which comes last."""
     *_, (frame, _) = walk_tb(error.__traceback__)
-    library = frame.f_globals["__name__"].startswith("jsonargparse.")
-    if not library and not isinstance(error, ParseError):
+    if "jsonargparse." not in frame.f_globals["__name__"] and not isinstance(error, ParseError):
         return [error]
     # Of a union's errors it chains but the first; the frame has all, and the furthest was meant.
     alternatives = frame.f_locals.get("exceptions") or [error.__cause__]

@@ -94,7 +94,9 @@ def test_two_processes_draw_the_grid_of_one(one_and_two):
 
 def measured(root: Path) -> dict[tuple[str, str], list[float]]:
     results = json.loads((root / "metrics.json").read_text())
-    return {(r["metric"], r["weights"]): [r["value"], r["floor"]] for r in results}
+    return {
+        (r["metric"], r["samples"]["weights"]): [r["value"], r["floor"]["value"]] for r in results
+    }
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ddpm_lightning import EMA, DiffusionModule
 from ddpm_lightning.batch import Batch, Condition
-from ddpm_lightning.callbacks import Likelihood, SampleGrid
+from ddpm_lightning.callbacks import GenerativeMetrics, Likelihood, PointMetrics, SampleGrid
 from ddpm_lightning.data import Toy2D
 from ddpm_lightning.diffusion import (
     Cosine,
@@ -32,6 +32,7 @@ from ddpm_lightning.diffusion import (
 from ddpm_lightning.diffusion.losses import NoisedBatch
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.metrics import LeNet
 from ddpm_lightning.networks import MLP, Network
 from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import (
@@ -277,11 +278,10 @@ def test_every_precision_steps_validates_and_draws(tmp_path, precision, what):
 
 
 @contextmanager
-def first_convolutions(net: nn.Module) -> Iterator[set[torch.dtype]]:
-    """The dtypes that the network's first convolution computes in."""
+def first_layer(net: nn.Module) -> Iterator[set[torch.dtype]]:
+    """The dtypes that the network's first layer, a convolution for images, computes in."""
     seen: set[torch.dtype] = set()
-    convolution = next(part for part in net.modules() if isinstance(part, nn.Conv2d))
-    hook = convolution.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    hook = net.stem.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
     yield seen
     hook.remove()
 
@@ -289,9 +289,9 @@ def first_convolutions(net: nn.Module) -> Iterator[set[torch.dtype]]:
 def test_autocast_acts_in_training_and_validation(tmp_path):
     module = tiny_module()
     run = trainer(tmp_path, 1, precision="bf16-mixed", limit_val_batches=1)
-    with first_convolutions(module.net) as training:
+    with first_layer(module.net) as training:
         run.fit(module, tiny_data())
-    with first_convolutions(module.net) as raw, first_convolutions(module.ema.net) as averaged:
+    with first_layer(module.net) as raw, first_layer(module.ema.net) as averaged:
         run.validate(module, tiny_data(), verbose=False)
     assert training == raw == averaged == {torch.bfloat16}
 
@@ -300,18 +300,23 @@ def test_autocast_acts_in_training_and_validation(tmp_path):
     ("callback", "dtype"),
     [
         (SampleGrid(n=2, sampler=DDIM(1)), torch.bfloat16),
+        (GenerativeMetrics(LeNet(), n=86, sampler=DDIM(1), neighbours=0), torch.bfloat16),
+        (PointMetrics(n=16, sampler=DDIM(1)), torch.bfloat16),
         (Likelihood(2, flow_n=1, flow_steps=1), torch.float32),  # in full precision on purpose
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_callbacks_run_the_network_in_the_precision_meant(tmp_path, callback, dtype):
     # The averaged network, which training never runs; of evaluation steps only what is theirs.
-    module = tiny_module(schedule=Linear(25))
+    points = isinstance(callback, PointMetrics)
+    data = Toy2D(n=64, global_batch_size=8) if points else tiny_data()
+    net = partial(MLP, width=8) if points else TinyUNet
+    module = tiny_module(data=data.spec, net=net, schedule=Linear(25))
     module.test_step = lambda *_: None
     run = trainer(tmp_path, 1, precision="bf16-mixed", callbacks=[callback], limit_test_batches=1)
-    with first_convolutions(module.ema.net) as seen:
-        run.fit(module, tiny_data())
-        run.test(module, tiny_data(), verbose=False)
+    with first_layer(module.ema.net) as seen:
+        run.fit(module, data)
+        run.test(module, data, verbose=False)
     assert seen == {dtype}
 
 

@@ -1,8 +1,8 @@
 """The museum: known failures of public diffusion code, each shown beside what this library does.
 
 A comment names the failure as it is committed; below it stand the tests, named after the right
-behaviour. Where it helps, a test first writes the broken formula out (``broken``) and shows that
-it misses the reference, then that the library meets it. References are closed forms and float64
+behaviour. Where the library could make the same mistake, a test first writes the broken formula
+out (``broken``) and shows that it misses the reference. References are closed forms and float64
 numpy written here, never the library again.
 """
 
@@ -16,12 +16,13 @@ import torch
 from scipy import stats
 from torch import nn
 
-from ddpm_lightning.batch import Condition
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.diffusion import schedules, timesteps
 from ddpm_lightning.diffusion.bound import prior_term
 from ddpm_lightning.diffusion.decoders import GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.guidance import Guided
+from ddpm_lightning.diffusion.guidance import guide
+from ddpm_lightning.diffusion.label_dropout import LabelDropout
 from ddpm_lightning.diffusion.losses import MSE, NoisedBatch, VariationalBound
 from ddpm_lightning.diffusion.parameterizations import (
     X0,
@@ -41,8 +42,12 @@ from ddpm_lightning.diffusion.samplers import (
     DPMSolverPPSDE,
     Euler,
     Heun,
+    KarrasSpacing,
+    Levels,
+    LogSNRSpacing,
+    QuadraticSpacing,
+    UniformSpacing,
     UniPC,
-    spacings,
 )
 from ddpm_lightning.diffusion.schedules import Cosine, Linear, SohlDickstein, ZeroTerminalSNR
 from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedRange
@@ -50,40 +55,24 @@ from ddpm_lightning.diffusion.weightings import MinSNR
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network, UNet
 from ddpm_lightning.networks.layers import ResidualBlock
-from tests.small import TinyUNet, tiny_data, tiny_module, trainer
+from tests.core import Says, Waves, keyed, named, normal, pair, sigma_squared
+from tests.small import TinyUNet, image_spec, labels, tiny_data, tiny_module, trainer
 
 SAMPLERS = [DDPM, DDIM, DPMSolverPP, DPMSolverPPSDE, Euler, Heun, LMS, UniPC]
 EVERY_SAMPLER = pytest.mark.parametrize("make", SAMPLERS, ids=lambda make: make.__name__)
 EVERY_SPACING = pytest.mark.parametrize(
-    "spacing",
-    [spacings.Uniform(), spacings.Quadratic(), spacings.LogSNR(), spacings.Karras()],
-    ids=lambda spacing: type(spacing).__name__,
+    "spacing", [UniformSpacing(), QuadraticSpacing(), LogSNRSpacing(), KarrasSpacing()], ids=named
 )
 
 
 def linear_tables(T=1000):
     """beta, alpha_bar and 1 − alpha_bar of the linear schedule: float64 [T+1], level 0 first."""
     beta = np.concatenate([[0.0], np.linspace(0.1 / T, 20 / T, T)])
-    alpha_bar, variance = [1.0], [0.0]
-    for b in beta[1:]:
-        alpha_bar.append((1 - b) * alpha_bar[-1])
-        variance.append((1 - b) * variance[-1] + b)  # loses no digits to 1 − alpha_bar
-    return beta, np.array(alpha_bar), np.array(variance)
+    return beta, np.cumprod(1 - beta), sigma_squared(beta[1:])
 
 
 BETA, ALPHA_BAR, VARIANCE = linear_tables()
 ALPHA, SIGMA = np.sqrt(ALPHA_BAR), np.sqrt(VARIANCE)
-
-
-class Says(Network):
-    """A network whose output is given."""
-
-    def __init__(self, output):
-        super().__init__()
-        self.output = output
-
-    def forward(self, x, c_noise, condition=Condition()):
-        return self.output
 
 
 class ExactEps(Network):
@@ -97,16 +86,6 @@ class ExactEps(Network):
     def forward(self, x, c_noise, condition=Condition()):
         t = int(c_noise[0]) + 1  # networks count the noise levels from 0
         return (x - self.alpha[t] * self.point) / self.sigma[t]
-
-
-class Waves(Network):
-    """A fixed function of x and level."""
-
-    def __init__(self):
-        super().__init__()
-
-    def forward(self, x, c_noise, condition=Condition()):
-        return torch.sin(2 * x + c_noise.view(-1, *[1] * (x.ndim - 1)) / 300)
 
 
 class Labelled(Network):
@@ -129,25 +108,12 @@ class Quantiles:
         return ((torch.arange(self.n, dtype=torch.float64) + 0.5) / self.n).float()
 
 
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def step_noise(draw, shape, rows=2):
-    """The noise of step i: another for each draw."""
-    return normal(rows, *shape, seed=1000 + draw)
-
-
 # ---- Levels at the ends ---------------------------------------------------------------------
 # The first or last level is never seen: t in 1…T−1 on tables that count from 0, `t -= 1` in place.
 
 
 @pytest.mark.parametrize("T", [21, 1000, 4000])
 def test_the_first_and_the_last_level_are_trained_as_often_as_any_other(T):
-    u = Quantiles(7 * T).uniform(1)
-    broken = 1 + (u * (T - 1)).long()  # torch.randint(1, T), as an index into tables of T
-    assert torch.bincount(broken, minlength=T)[0] == 0
     t, weight = timesteps.Uniform()(Linear(T), Quantiles(7 * T))
     assert torch.bincount(t, minlength=T + 1).tolist() == [0] + [7] * T
     assert torch.equal(weight, torch.ones(7 * T))
@@ -156,30 +122,13 @@ def test_the_first_and_the_last_level_are_trained_as_often_as_any_other(T):
 @EVERY_SAMPLER
 def test_sampling_visits_every_level_from_T_to_the_data(make):
     point, x_T = normal(1, 3), normal(2, 3, seed=1)
-    alpha_bar = np.cumprod(1 - np.linspace(1e-3, 0.2, 100))  # counts from 0, as public code does
-    broken = x_T
-    for i in reversed(range(1, 100)):  # never takes the step at i = 0
-        eps = (broken - np.sqrt(alpha_bar[i]) * point) / np.sqrt(1 - alpha_bar[i])
-        broken = np.sqrt(alpha_bar[i - 1]) * point + np.sqrt(1 - alpha_bar[i - 1]) * eps
-    assert (broken - point).abs().max() > 0.01
     denoiser = Denoiser(ExactEps(point, 100), Linear(100), Eps())
-    states = list(make(None).trajectory(denoiser, x_T, noise=step_noise))
+    states = list(make(None).trajectory(denoiser, x_T, noise=keyed))
     assert [state.t for state in states] == list(range(100, -1, -1))
     np.testing.assert_allclose(states[-1].x_t, point.expand(2, 3), atol=1e-10)
 
 
 def test_the_callers_levels_are_not_counted_down_behind_its_back():
-    def broken(x, t):
-        t -= 1  # to count from 0
-        return x
-
-    t, visited = torch.tensor([10]), []
-    while t > 0:
-        visited.append(int(t))
-        broken(0.0, t)
-        t -= 1
-    assert visited == [10, 8, 6, 4, 2]
-
     t, x0, eps = torch.tensor([1, 500, 1000]), normal(3, 2), normal(3, 2, seed=1)
     denoiser = Denoiser(Says(0.9 * eps), Linear(), Eps())
     batch = NoisedBatch(x0, eps, t, denoiser.schedule.add_noise(x0, t, eps))
@@ -194,21 +143,15 @@ def test_the_callers_levels_are_not_counted_down_behind_its_back():
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_tables_move_with_the_module_around_them(dtype):
-    broken = nn.Module()
-    broken.alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
-    assert nn.ModuleDict({"schedule": broken}).to("meta")["schedule"].alpha_bar.is_cpu
     module = nn.ModuleDict({"schedule": Linear()}).to("meta", dtype)
     assert {b.device.type for b in module.buffers()} == {"meta"}
     assert {b.dtype for b in module.buffers()} == {torch.float32}
     t = torch.ones(2, dtype=torch.int64, device="meta")
-    alpha, _ = module["schedule"].at(t, like=torch.zeros(2, 1, device="meta"))
-    assert alpha.device.type == "meta"
+    level = module["schedule"].level(t, like=torch.zeros(2, 1, device="meta"))
+    assert level.alpha.device.type == "meta"
 
 
 def test_tables_are_not_in_the_checkpoint():
-    broken = nn.Module()
-    broken.register_buffer("alpha_bar", torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
-    assert list(broken.state_dict()) == ["alpha_bar"]
     schedule = Linear()
     assert schedule.state_dict() == {}
     assert list(schedule.parameters()) == []
@@ -305,18 +248,16 @@ def test_beta_tilde_keeps_its_digits_at_every_level():
     before = torch.cat([torch.ones(1), alpha_bar[:-1]])
     broken = betas * (1 - before) / (1 - alpha_bar)
     assert abs(float(broken[2]) / expected[2] - 1) == pytest.approx(1.6e-4, rel=0.01)
-    schedule, t, x = Linear(), torch.arange(1, 1001), torch.zeros(1000, 1)
-    single = posterior(schedule, t - 1, t, x).variance.flatten()
+    t = torch.arange(1, 1001)
+    single = posterior(*pair(Linear(), t - 1, t)).variance
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single, expected, rtol=1e-6)
-    double = [posterior(schedule, k - 1, k, x).variance for k in range(1, 1001)]
+    double = [posterior(*pair(Linear(), k - 1, k)).variance for k in range(1, 1001)]
     np.testing.assert_allclose(double, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
 def test_casting_the_module_around_them_leaves_the_tables_alone(cast):
-    alpha_bar = torch.from_numpy(ALPHA_BAR[1:]).bfloat16()
-    assert (1 - alpha_bar == 0).sum() == 10  # ten levels without noise
     module = nn.ModuleDict({"schedule": Linear(), "layer": nn.Linear(1, 1)})
     assert cast(module)["layer"].weight.dtype != torch.float32
     t, one = torch.arange(1001), torch.ones(1001, 1)
@@ -342,49 +283,22 @@ def test_half_precision_data_is_noised_and_denoised_in_float32():
 
 
 @EVERY_SPACING
-def test_no_step_stays_at_its_level(spacing):
-    seq = list(range(0, 1000, 100))
-    broken = list(zip(seq, [0, *seq[:-1]], strict=True))[::-1]
-    assert broken[-1] == (0, 0)
+def test_as_many_steps_as_asked_fall_from_T_to_0(spacing):
+    # range(0, 1000, 1000 // 300) has 334 levels; evenly from 0 to T − 1 divides by S − 1 = 0.
     for steps in range(1, 101):
-        assert all(t > s for t, s in pairwise(spacing(Linear(100), steps)))
+        levels = spacing(Linear(100), steps)
+        assert (len(levels) - 1, levels[0], levels[-1]) == (steps, 100, 0)
+        assert all(t > s for t, s in pairwise(levels))
+    assert spacing(Linear(), None) == spacing(Linear(), 1000) == list(range(1000, -1, -1))
 
 
 @EVERY_SAMPLER
 def test_the_last_step_ends_at_the_data_and_not_at_the_first_noise_level(make):
-    T, point, x_T = 25, normal(1, 3), normal(2, 3, seed=1)
-    _, alpha_bar, variance = linear_tables(T)
-    eps = (x_T - np.sqrt(alpha_bar[T]) * point) / np.sqrt(variance[T])
-    broken = np.sqrt(alpha_bar[1]) * point + np.sqrt(variance[1]) * eps  # alphas_cumprod[0]
-    assert (broken - point).abs().max() > 0.01
+    T, point, x_T = 25, normal(1, 3), normal(2, 3, seed=1)  # not at alphas_cumprod[0]
     denoiser = Denoiser(ExactEps(point, T), Linear(T), Eps())
-    for steps in range(1, T + 1):
-        x0 = make(steps)(denoiser, x_T, noise=step_noise)
+    for steps in (1, 2, 3, 8, 24, 25):
+        x0 = make(steps)(denoiser, x_T, noise=keyed)
         np.testing.assert_allclose(x0, point.expand(2, 3), atol=1e-10)
-
-
-@EVERY_SPACING
-def test_the_first_step_starts_from_T(spacing):
-    broken = torch.linspace(0, 1000, 1 + 2)[:-1].int().tolist()[::-1]
-    assert broken[0] == 500  # pure noise is taken for data half in noise
-    assert {spacing(Linear(100), steps)[0] for steps in range(1, 101)} == {100}
-
-
-@EVERY_SPACING
-def test_a_sampler_takes_exactly_as_many_steps_as_asked(spacing):
-    broken = range(0, 1000, 1000 // 300)
-    assert len(broken) == 334
-    for steps in range(1, 101):
-        assert len(spacing(Linear(100), steps)) - 1 == steps
-
-
-@EVERY_SPACING
-def test_one_step_goes_from_T_to_0_and_T_steps_visit_every_level(spacing):
-    with pytest.raises(ZeroDivisionError):
-        [999 * i // (1 - 1) for i in range(1)]  # evenly from 0 to T − 1, in S = 1 levels
-    assert spacing(Linear(), 1) == [1000, 0]
-    assert spacing(Linear(), 1000) == list(range(1000, -1, -1))
-    assert spacing(Linear(), None) == list(range(1000, -1, -1))
 
 
 # ---- Clipping -------------------------------------------------------------------------------
@@ -439,8 +353,6 @@ def test_a_step_of_ddpm_takes_the_clipped_x0():
 @pytest.mark.parametrize("t", [1, 9])
 def test_the_last_step_adds_no_noise(sampler, variance, t):
     point = normal(1, 3)
-    broken = point + np.sqrt(BETA[t]) * normal(2, 3)
-    assert (broken - point).abs().max() > 0.01
     denoiser = Denoiser(ExactEps(point, 1000), Linear(), Eps(), variance)
     x_t = ALPHA[t] * point + SIGMA[t] * normal(2, 3)
     x0 = sampler.step(denoiser(x_t, t), 0, lambda: normal(2, 3, seed=1))
@@ -452,8 +364,6 @@ def test_a_learned_log_variance_is_an_exponent_of_the_steps_variance():
     beta, beta_tilde = BETA[500], BETA[500] * VARIANCE[499] / VARIANCE[500]
     log_variance = (v + 1) / 2 * np.log(beta) + (1 - v) / 2 * np.log(beta_tilde)
     expected = np.exp(log_variance / 2)
-    broken = np.exp(log_variance)  # as the factor of the noise
-    assert (broken < 0.2 * expected).all()
     output = torch.cat([normal(3, 1), torch.from_numpy(v)], dim=1)
     prediction = Denoiser(Says(output), Linear(), Eps(), LearnedRange())(normal(3, 1), 500)
     steps = [DDPM().step(prediction, 499, lambda z=z: z * torch.ones(3, 1)) for z in (0, 1)]
@@ -464,20 +374,16 @@ PAIRS = [(0, 1), (1, 2), (499, 500), (999, 1000), (0, 1000), (1, 1000), (400, 70
 
 
 @pytest.mark.parametrize(("s", "t"), PAIRS)
-def test_fixed_large_is_the_beta_of_all_levels_skipped(s, t):
-    expected = -np.expm1(np.log1p(-BETA[s + 1 : t + 1]).sum())  # 1 − alpha_bar_t/alpha_bar_s
+def test_the_fixed_variances_are_those_of_all_levels_skipped(s, t):
+    beta = -np.expm1(np.log1p(-BETA[s + 1 : t + 1]).sum())  # 1 − alpha_bar_t/alpha_bar_s
     if t - s > 1:
-        assert BETA[t] < 0.05 * expected  # the beta of one step is far too small
-    prediction = Denoiser(Says(normal(1, 1)), Linear(), Eps(), FixedLarge())(normal(1, 1), t)
-    assert prediction.variance(s) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(("s", "t"), PAIRS)
-def test_fixed_small_is_the_beta_tilde_of_all_levels_skipped(s, t):
-    beta = -np.expm1(np.log1p(-BETA[s + 1 : t + 1]).sum())
-    prediction = Denoiser(Says(normal(1, 1)), Linear(), Eps(), FixedSmall())(normal(1, 1), t)
-    expected = beta * VARIANCE[s] / VARIANCE[t]
-    assert prediction.variance(s) == pytest.approx(expected, rel=1e-12)
+        assert BETA[t] < 0.05 * beta  # the beta of one step is far too small
+    for variance, expected in (
+        (FixedLarge(), beta),
+        (FixedSmall(), beta * VARIANCE[s] / VARIANCE[t]),
+    ):
+        prediction = Denoiser(Says(normal(1, 1)), Linear(), Eps(), variance)(normal(1, 1), t)
+        assert prediction.variance(s) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("sampler", [DDPM, partial(DDIM, eta=1.0)], ids=["DDPM", "DDIM(eta=1)"])
@@ -491,9 +397,9 @@ def test_ancestral_sampling_is_the_papers_algorithm_on_all_levels_and_on_some(sa
         eps = np.sin(2 * expected + (t - 1) / 300)
         mean = (expected - (1 - ratio) / np.sqrt(variance[t]) * eps) / np.sqrt(ratio)  # eq. 11
         std = np.sqrt((1 - ratio) * variance[s] / variance[t])
-        expected = mean + std * step_noise(i, (3,)).numpy()
-    ours = sampler(None, spacing=spacings.Levels(levels))
-    x0 = ours(Denoiser(Waves(), Linear(100), Eps()), x_T, noise=step_noise)
+        expected = mean + std * keyed(i, (3,)).numpy()
+    ours = sampler(None, spacing=Levels(levels))
+    x0 = ours(Denoiser(Waves(), Linear(100), Eps()), x_T, noise=keyed)
     np.testing.assert_allclose(x0, expected, rtol=1e-8, atol=1e-9)
 
 
@@ -510,8 +416,6 @@ def test_each_row_of_a_batch_is_denoised_at_its_own_level():
 def test_each_row_of_a_batch_gets_noise_of_its_own():
     x_T = torch.zeros(4000, 1, dtype=torch.float64)  # the same for all rows
     std = np.sqrt((1 - ALPHA_BAR[1000] / ALPHA_BAR[500]) * VARIANCE[500] / VARIANCE[1000])
-    broken = x_T + std * torch.randn(x_T.shape[1:])  # one draw for the batch
-    assert len(broken.unique()) == 1
     torch.manual_seed(0)
     states = list(DDPM(2).trajectory(Denoiser(Says(x_T), Linear(), Eps()), x_T))
     # The standard deviation of 4,000 normal numbers is known to 1.1 %.
@@ -523,8 +427,6 @@ def test_each_row_of_a_batch_gets_noise_of_its_own():
 
 
 def test_an_error_of_eps_at_the_last_cosine_level_grows_20291_fold_and_no_more():
-    broken = np.prod(1 - paper_cosine(1000))
-    assert broken == 0  # and x0 = (x_T − eps)/0
     schedule, x_t = Cosine(), normal(1, 1)
     a, b = (Denoiser(Says(x_t + e), schedule, Eps())(x_t, 1000).x0 for e in (0, 1))
     assert float(a - b) == pytest.approx(20_291, abs=1)
@@ -535,7 +437,7 @@ def test_an_error_of_eps_at_the_last_cosine_level_grows_20291_fold_and_no_more()
 @pytest.mark.parametrize(
     "parameterization",
     [Eps(), X0(), V(), PosteriorMean(), Velocity(), EDMPreconditioning()],
-    ids=lambda p: type(p).__name__,
+    ids=named,
 )
 def test_float32_predictions_are_finite_at_every_cosine_level_and_clip_into_range(
     parameterization,
@@ -553,9 +455,6 @@ def test_float32_predictions_are_finite_at_every_cosine_level_and_clip_into_rang
 
 
 def test_eps_is_refused_at_zero_terminal_snr_with_the_fix_in_the_message():
-    with np.errstate(divide="ignore"):
-        broken = (np.float64(0.3) - 1.0 * 0.2) / np.float64(0)
-    assert np.isinf(broken)
     with pytest.raises(InputError, match="use V or X0"):
         Denoiser(Says(torch.zeros(1)), ZeroTerminalSNR(Linear(100)), Eps())
 
@@ -576,8 +475,8 @@ def test_min_snr_is_the_smaller_of_snr_and_gamma():
     broken = np.maximum(snr, 3)
     expected = np.minimum(snr, 3)
     assert (broken != expected).all()
-    weight = MinSNR(gamma=3.0)(Linear(), torch.from_numpy(t), 1.0, torch.zeros(3, 1))
-    np.testing.assert_allclose(weight.flatten(), expected, rtol=1e-6)
+    weight = MinSNR(gamma=3.0)(Linear().level(torch.from_numpy(t)), 1.0)
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
 
 
 def test_min_snr_gives_eps_x0_and_v_the_same_weighted_error_of_x0():
@@ -624,19 +523,18 @@ def labels_seen_by_the_objective(module):
 
 
 def test_labels_are_dropped_row_by_row_at_the_asked_rate(tmp_path):
-    module = tiny_module(conditional=True, label_dropout=0.3)
+    module = tiny_module(conditional=True, label_dropout=LabelDropout(0.3))
     seen = labels_seen_by_the_objective(module)
     trainer(tmp_path, 5).fit(module, tiny_data(global_batch_size=200, subset=1.0))
     dropped = torch.stack(seen) == -1  # [5, 200]
-    broken = (torch.rand(5, 1) < 0.3).expand(5, 200)  # if random() < 0.3: y = None
-    assert set(broken.float().mean(1).tolist()) <= {0.0, 1.0}
+    # Not "if random() < 0.3: y = None", which drops whole batches.
     # The standard deviation of a share of 0.3 is 0.0145 in 1,000 rows and 0.032 in 200.
     assert abs(dropped.float().mean() - 0.3) < 4 * 0.0145
     assert (dropped.float().mean(1) - 0.3).abs().max() < 4 * 0.032
 
 
 def test_no_label_is_dropped_in_validation(tmp_path):
-    module = tiny_module(conditional=True, label_dropout=0.9)
+    module = tiny_module(conditional=True, label_dropout=LabelDropout(0.9))
     seen = labels_seen_by_the_objective(module)
     run = trainer(tmp_path, 1, limit_val_batches=None)
     run.validate(module, tiny_data(global_batch_size=50), verbose=False)
@@ -644,50 +542,34 @@ def test_no_label_is_dropped_in_validation(tmp_path):
 
 
 def test_the_null_label_is_learned():
-    labels = nn.Embedding(10, 4)
-    labels(torch.tensor([3, 7]) * torch.tensor([0, 1])).sum().backward()  # dropped by a product
-    broken = labels.weight.grad.abs().sum(1).nonzero().flatten().tolist()
-    assert broken == [0, 7]  # the first class learns to be no class
+    # Labels times a mask of 0 and 1 would teach the first class to be no class.
     module = tiny_module(conditional=True)
     for parameter in module.net.parameters():
         nn.init.normal_(parameter, std=0.1)
     x = torch.randn(4, 1, 8, 8)
-    module.denoiser(ema=False)(x, 500, torch.full((4,), -1)).x0.sum().backward()
+    module.denoiser("raw")(x, 500, labels(-1, -1, -1, -1)).x0.sum().backward()
     (embedding,) = [m for m in module.net.modules() if isinstance(m, nn.Embedding)]
     assert embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [10]
 
 
-X_T, Y = normal(2, 5, 3), torch.tensor([0, 2])
-COND, NULL = np.tanh(X_T.numpy() + Y.view(2, 1, 1).numpy()), np.tanh(X_T.numpy() - 1)
+X_T = normal(2, 5, 3)
+COND, NULL = np.tanh(X_T.numpy() + np.array([[[0]], [[2]]])), np.tanh(X_T.numpy() - 1)
 """What the network Labelled says about five channels, with the labels and without."""
 
 
 def guided_eps(scale):
-    return Guided(Denoiser(Labelled(), Linear(), Eps()), scale)(X_T, 500, Condition(Y)).eps
+    return guide(Denoiser(Labelled(), Linear(), Eps()), scale)(X_T, 500, labels(0, 2)).eps
 
 
 def test_guidance_0_is_unconditional_and_1_conditional():
-    scale = 0.0
-    broken = NULL + scale * (COND - NULL) if scale else COND  # "if guidance is given"
-    assert np.abs(broken - NULL).min() > 0.01
     np.testing.assert_allclose(guided_eps(0.0), NULL, rtol=1e-9)
     np.testing.assert_allclose(guided_eps(1.0), COND, rtol=1e-9)
 
 
-def test_a_guidance_scale_is_the_papers_one_plus_w():
-    scale = 3.0
-    w = scale - 1
+def test_a_guidance_scale_is_the_papers_one_plus_w_in_all_channels():
+    w = 2.0
     expected = (1 + w) * COND - w * NULL  # Ho & Salimans 2022, eq. 6
-    broken = (1 + scale) * COND - scale * NULL
-    assert np.abs(broken - expected).min() > 0.01
-    np.testing.assert_allclose(guided_eps(scale), expected, rtol=1e-9)
-
-
-def test_all_channels_are_guided():
-    expected = NULL + 3 * (COND - NULL)
-    broken = np.concatenate([expected[:, :3], COND[:, 3:]], axis=1)
-    assert np.abs(broken - expected)[:, 3:].min() > 0.01
-    np.testing.assert_allclose(guided_eps(3.0), expected, rtol=1e-9)
+    np.testing.assert_allclose(guided_eps(1 + w), expected, rtol=1e-9)
 
 
 # ---- Likelihood -----------------------------------------------------------------------------
@@ -697,7 +579,7 @@ def test_all_channels_are_guided():
 @pytest.mark.parametrize(
     "schedule",
     [SohlDickstein(), Linear(50), Cosine(30), ZeroTerminalSNR(Linear(50))],
-    ids=lambda s: type(s).__name__,
+    ids=named,
 )
 def test_the_bound_is_the_entropy_of_standard_normal_data(schedule):
     # x_T is exactly the prior, v = 0 exactly right and every reverse step Gaussian with the
@@ -719,10 +601,7 @@ def test_the_bound_is_the_entropy_of_standard_normal_data(schedule):
 
 
 def test_the_first_term_of_8_bit_data_is_the_mass_of_its_bin_in_bits():
-    with np.errstate(divide="ignore"):
-        broken = -stats.norm(0, np.sqrt(BETA[1] * VARIANCE[0] / VARIANCE[1])).logpdf(0.003)
-    assert not np.isfinite(broken)  # beta_tilde_1 = 0
-    std = np.sqrt(BETA[2] * VARIANCE[1] / VARIANCE[2])
+    std = np.sqrt(BETA[2] * VARIANCE[1] / VARIANCE[2])  # beta_tilde_1 = 0 gives no density
     grey = 2 * 100 / 255 - 1
     edges = stats.norm(grey + 0.003, std).cdf([grey - 1 / 255, grey + 1 / 255])
     expected = -np.log2(edges[1] - edges[0])
@@ -743,25 +622,21 @@ def test_dropout_is_off_while_sampling(guidance):
     module = tiny_module(conditional=True, net=partial(TinyUNet, dropout=0.5))
     for parameter in module.net.parameters():
         nn.init.normal_(parameter, std=0.1)
-    x, y = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
-    broken = [module.net.train()(x, torch.zeros(2), Condition(y)) for _ in range(2)]
-    assert not torch.equal(*broken)
-    ours = [module.sample(2, DDIM(3), [0, 1], guidance, ema=False) for _ in range(2)]
+    x = torch.randn(2, 1, 8, 8)
+    assert not torch.equal(*(module.net(x, torch.zeros(2), labels(0, 1)) for _ in range(2)))
+    ours = [module.sample(2, DDIM(3), [0, 1], guidance, weights="raw") for _ in range(2)]
     assert torch.equal(*ours)
 
 
 def test_training_goes_on_with_dropout_after_sampling():
     module = tiny_module()
-    module.sample(1, DDIM(1), ema=False)
+    module.sample(1, DDIM(1), weights="raw")
     assert all(m.training for m in module.net.modules() if isinstance(m, nn.Dropout))
 
 
 def test_shortcuts_start_at_full_strength():
     torch.manual_seed(0)
     x = torch.randn(8, 64, 16, 16)
-    broken = nn.Conv2d(64, 128, 1, bias=False)
-    nn.init.uniform_(broken.weight, -np.sqrt(3e-10 / 96), np.sqrt(3e-10 / 96))
-    assert broken(x).std() < 1e-4
     out = ResidualBlock(64, 128, embedding=8, groups=4)(x, torch.randn(8, 8))
     # Glorot: weights of variance 2/(64 + 128), so 64 inputs of variance 1 add up to 2/3.
     assert out.std().item() == pytest.approx(np.sqrt(2 / 3), rel=0.05)
@@ -774,15 +649,12 @@ def test_shortcuts_start_at_full_strength():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_network_answers_with_the_channels_of_the_data(channels):
     x0 = torch.zeros(2, channels, 8, 8)
-    if channels == 1:
-        broken = nn.Conv2d(1, 3, 3, padding=1)(x0)
-        assert (broken - x0).square().mean().isfinite()  # a loss like any other
-    module = tiny_module(shape=[channels, 8, 8])
+    module = tiny_module(data=image_spec(channels))
     assert module.net(x0, torch.zeros(2)).shape == x0.shape
 
 
 class TwoChannels(Network):
-    def __init__(self, in_channels, out_channels, num_classes=None):
+    def __init__(self):
         super().__init__()
 
     def forward(self, x, c_noise, condition=Condition()):
@@ -790,16 +662,14 @@ class TwoChannels(Network):
 
 
 def test_network_with_the_wrong_number_of_channels_is_refused_instead_of_broadcast():
-    denoiser = Denoiser(TwoChannels(1, 1), Linear(), X0())
+    denoiser = Denoiser(TwoChannels(), Linear(), X0())
     with pytest.raises(InputError, match=r"gives 2 channels.*needs 1"):
         denoiser(torch.zeros(3, 1, 4, 4), 5)
 
 
 def test_groups_that_do_not_divide_28_channels_are_refused_with_ones_that_do():
-    with pytest.raises(ValueError, match="divisible"):
-        nn.GroupNorm(8, 28)  # names no setting
-    small = partial(UNet, 1, 1, multipliers=[1, 2], blocks=1)
-    with pytest.raises(InputError, match="set groups=7 or channels=32"):
+    small = partial(UNet, image_spec(), 1, multipliers=[1, 2], blocks=1)
+    with pytest.raises(InputError, match="set channels=32 or groups=7"):
         small(channels=28, groups=8)
     for channels, groups in ((28, 7), (32, 8)):
         net = small(channels=channels, groups=groups)
@@ -813,16 +683,13 @@ def test_groups_that_do_not_divide_28_channels_are_refused_with_ones_that_do():
 )
 def test_any_size_that_the_levels_can_halve_fits(shape, levels):
     channels, multipliers = shape[0], [1, 2, 2, 3][:levels]
-    net = TinyUNet(channels, 2 * channels, multipliers=multipliers, attention_levels=[0])
-    net.check_shape(shape)
+    data = DataSpec(shape)
+    net = TinyUNet(data, 2 * channels, multipliers=multipliers, attention_levels=[0])
     output = net(torch.zeros(2, *shape), torch.zeros(2))
     assert output.shape == (2, 2 * channels, *shape[1:])
 
 
 def test_a_size_that_the_levels_cannot_halve_is_refused_when_built_with_sizes_that_fit():
-    halved = nn.Conv2d(4, 4, 3, stride=2, padding=1)(torch.zeros(1, 4, 7, 7))
-    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
-        torch.cat([nn.Upsample(scale_factor=2)(halved), torch.zeros(1, 4, 7, 7)], dim=1)
     net = partial(TinyUNet, multipliers=[1, 1, 1, 1])
     with pytest.raises(InputError, match="24×24 or 32×32"):
-        tiny_module(shape=[1, 28, 28], net=net)
+        tiny_module(data=DataSpec((1, 28, 28)), net=net)

@@ -1,6 +1,5 @@
 """Samplers: which levels, which formula, which noise; against closed forms and diffusers."""
 
-import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +27,7 @@ from ddpm_lightning.diffusion.samplers import (
     Levels,
     LogSNRSpacing,
     QuadraticSpacing,
+    SingleStep,
     UniformSpacing,
     UniPC,
     encode,
@@ -635,7 +635,7 @@ def test_churn_adds_just_the_noise_of_the_raised_level():
 def test_dynamic_thresholding_is_imagens():
     x0 = 2 * normal(3, 4, 5)
     prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 4, 5), 500)
-    ours = dataclasses.replace(prediction, x0=x0).clip((-1.0, 1.0), threshold=0.9)
+    ours = prediction.with_x0(x0).clip((-1.0, 1.0), threshold=0.9)
     for k in range(3):
         row = x0[k].numpy()
         reach = np.sort(np.abs(row).ravel())[18 - 1]  # 90 % of 20 values lie within
@@ -658,24 +658,20 @@ def test_dynamic_thresholding_is_imagens():
 def test_the_share_that_stays_is_rounded_up_to_whole_values(threshold, n, kept):
     x0 = torch.arange(n, 0, -1, dtype=torch.float64)[None] + 1  # n + 1 … 2
     prediction = Denoiser(Waves(), LINEAR, X0())(normal(1, n), 500)
-    ours = dataclasses.replace(prediction, x0=x0).clip((-1.0, 1.0), threshold)
+    ours = prediction.with_x0(x0).clip((-1.0, 1.0), threshold)
     assert (ours.x0 == 1).sum() == n - kept + 1  # the largest that stays is the reach itself
 
 
-def test_thresholding_a_prediction_within_the_range_is_clipping():
+def test_thresholding_within_the_range_is_clipping_and_maps_onto_any_range():
     prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 400), 500)
     x0 = 0.2 * normal(3, 400)
     x0[:, 0] = 5.0
-    within = dataclasses.replace(prediction, x0=x0)
-    for low, high in [(-1.0, 1.0), (-2.0, 1.5)]:
-        a, b = within.clip((low, high), threshold=0.99), within.clip((low, high))
+    for data_range in [(-1.0, 1.0), (-2.0, 1.5)]:
+        within = prediction.with_x0(x0)
+        a, b = within.clip(data_range, threshold=0.99), within.clip(data_range)
         torch.testing.assert_close(a.x0, b.x0)
-
-
-def test_thresholding_maps_onto_any_range():
-    prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 400), 500)
-    base = dataclasses.replace(prediction, x0=3 * normal(3, 400))
-    moved = dataclasses.replace(prediction, x0=(base.x0 + 1) / 2)
+    base = prediction.with_x0(3 * normal(3, 400))
+    moved = prediction.with_x0((base.x0 + 1) / 2)
     a, b = base.clip((-1.0, 1.0), 0.9).x0, moved.clip((0.0, 1.0), 0.9).x0
     torch.testing.assert_close((a + 1) / 2, b)
 
@@ -774,40 +770,37 @@ def test_the_trajectory_goes_from_x_T_to_what_a_call_returns(sampler):
     assert torch.equal(states[-1].x_t, states[-1].x0)
 
 
-def test_each_state_holds_the_prediction_at_its_level():
-    denoiser = Denoiser(Waves(), LINEAR, Eps())
-    for state in list(DDIM(4).trajectory(denoiser, normal(2, 3)))[:-1]:
-        assert torch.equal(state.x0, denoiser(state.x_t, state.t).x0)
-
-
-def test_labels_reach_every_step():
+def test_each_state_holds_the_prediction_at_its_level_and_its_label():
     denoiser, x_T = Denoiser(Waves(), LINEAR, X0()), normal(2, 3)
     y = Condition(torch.tensor([1, 4]))
     for state in list(DDIM(4).trajectory(denoiser, x_T, y))[:-1]:
         assert torch.equal(state.x0, denoiser(state.x_t, state.t, y).x0)
 
 
-def test_a_clipping_sampler_keeps_every_prediction_and_the_sample_in_range():
-    denoiser = Denoiser(Waves(), LINEAR, Eps())
-    for state in DDPM(20, clip=(-0.5, 0.25)).trajectory(denoiser, normal(2, 3), noise=keyed):
-        assert -0.5 <= state.x0.min() <= state.x0.max() <= 0.25
-
-
-def test_by_default_nothing_is_clipped():
+def test_a_sampler_clips_to_its_own_range_or_to_that_of_the_data_and_by_default_never():
     states = DDPM(20).trajectory(Denoiser(Waves(), LINEAR, Eps()), normal(2, 3))
     assert next(states).x0.abs().max() > 10
-
-
-def test_clipping_to_the_datas_range_changes_nothing_else():
-    sampler = DDIM(7, eta=0.5, spacing=QuadraticSpacing()).clipped((-1.0, 1.0))
-    assert sampler.clip == (-1.0, 1.0)
-    assert (sampler.steps, sampler.eta, type(sampler.spacing)) == (7, 0.5, QuadraticSpacing)
-
-
-def test_a_samplers_own_range_and_data_without_one_win_over_clipping():
-    own, free = DDPM(clip=(0.0, 1.0)), DDPM()
+    own, free = DDPM(clip=(0.0, 1.0)), DDIM(7, eta=0.5, spacing=QuadraticSpacing())
     assert own.clipped((-1.0, 1.0)) is own
     assert free.clipped(None) is free
+    clipped = free.clipped((-1.0, 1.0))
+    assert clipped.describe() == DDIM(7, 0.5, QuadraticSpacing(), (-1.0, 1.0)).describe()
+
+
+class OwnStep(SingleStep):
+    """A step of a stranger's, with a setting of its own and none of the others."""
+
+    def __init__(self, share: float = 0.5) -> None:
+        super().__init__()
+        self.share = share
+
+    def step(self, prediction, s, noise):
+        return prediction.x0
+
+
+def test_a_sampler_that_takes_no_range_is_an_error_that_says_so():
+    with pytest.raises(InputError, match="OwnStep takes no argument 'clip'"):
+        OwnStep().clipped((-1.0, 1.0))
 
 
 # Evaluation mode
@@ -839,30 +832,20 @@ def moody(net):
     return Denoiser(net, LINEAR, X0())
 
 
-def test_every_part_has_its_mode_back_after_sampling():
+def test_every_part_is_in_evaluation_mode_while_sampling_and_has_its_mode_back_after():
     net = Moody()
     modes = [net.modes() for _ in DDIM(3).trajectory(moody(net), normal(2, 1))]
     assert modes[:-1] == [[False] * 3] * 3
     assert net.modes() == AS_BUILT
-
-
-def test_modes_are_back_when_the_iterator_is_closed_early():
-    net = Moody()
     states = DDIM(3).trajectory(moody(net), normal(2, 1))
     next(states)
     assert net.modes() == [False] * 3
-    states.close()
+    states.close()  # early
     assert net.modes() == AS_BUILT
-
-
-def test_modes_are_back_when_the_network_raises():
     net = Moody(fails_at=2)
     with pytest.raises(RuntimeError, match="out of memory"):
         DDIM(3)(moody(net), normal(2, 1))
     assert net.modes() == AS_BUILT
-
-
-def test_a_network_in_evaluation_mode_stays_there():
     net = Moody().eval()
     DDIM(3)(moody(net), normal(2, 1))
     assert net.modes() == [False] * 3

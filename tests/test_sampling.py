@@ -6,6 +6,7 @@ import torch
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import guide
+from ddpm_lightning.diffusion.label_dropout import LabelDropout
 from ddpm_lightning.diffusion.parameterizations import X0, V
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Levels
 from ddpm_lightning.diffusion.schedules import Linear, Table
@@ -13,6 +14,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import Request, from_noise, run
 from tests.core import Waves, named
+from tests.small import tiny_module
 
 DENOISER = Denoiser(Waves(), Linear(), V())
 
@@ -66,3 +68,11 @@ def test_no_frames_are_kept_unless_asked_for_and_one_is_an_error():
 def test_noise_is_not_taken_for_data_of_a_lower_level():
     with pytest.raises(InputError, match="starts at level 500, but samples start from noise"):
         draw(DDIM(None, spacing=Levels([500, 0])), (1,), range(2))
+
+
+@pytest.mark.parametrize(("labels", "scale"), [(None, 2.0), ([3], 0.0), ([-1], 1.0)])
+def test_a_model_that_never_dropped_labels_knows_no_null_label(labels, scale):
+    module = tiny_module(conditional=True, label_dropout=LabelDropout(0.0))
+    Request(labels=[3]).check(module)
+    with pytest.raises(InputError, match="label_dropout 0"):
+        Request(labels=labels, guidance=scale).check(module)

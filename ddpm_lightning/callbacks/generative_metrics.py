@@ -27,7 +27,6 @@ from ddpm_lightning.metrics import (
     Features,
     Measures,
     Metric,
-    Reference,
     Result,
     as_metrics,
 )
@@ -128,10 +127,9 @@ class GenerativeMetrics(Periodic):
         features = self._features_of_real(trainer, pl_module)
         if not trainer.is_global_zero:  # one process measures, and tells the others
             return
-        digest = {"sha256": pixels_digest(self._real.take(torch.arange(self._real.count)))}
-        classes = self._real.labels if self.extractor.knows_classes_of(self._real.data) else None
-        description = self._real.describe() | digest
-        self._against = Reference(self.measures, features, description, classes)
+        images = self._real.source
+        assert isinstance(images, Tensor)
+        self._against = self._real.reference(self.measures, features, pixels_digest(images))
         self._against.floors(self.n)
         if not (self.measures.needs_pairs or self.neighbours):
             self._against.features = features.summarised()
@@ -168,8 +166,9 @@ class GenerativeMetrics(Periodic):
             images = self._drawn(trainer, module, request)
             features = self._gathered(images, self.n, trainer, module)
             results: list[Result] = []
+            how, words = request.tag(module), ""
             if trainer.is_global_zero:
-                how = request.tag(module)
+                words = self._against.in_words(self.n)
                 self._show_neighbours(trainer, features, f"neighbours_{how}", step)
                 labels = request.labels_of(module, self._known)
                 scores = self._against(features, labels, self.n <= MOST_WITH_ERRORS)
@@ -177,7 +176,8 @@ class GenerativeMetrics(Periodic):
                 samples |= {"n": self.n, "precision": str(trainer.precision)}
                 results = self._against.results(scores, samples, step)
             for result in trainer.strategy.broadcast(results):
-                self._report(trainer, module, result, request)
+                alias = result.score.alias + ("" if request is self.requests[0] else "_raw")
+                report(trainer, result, how, alias, words)
 
     def _drawn(
         self, trainer: Trainer, module: DiffusionModule, request: SampleSet
@@ -208,27 +208,6 @@ class GenerativeMetrics(Periodic):
         write_png(folder / f"{name}_step_{step:08d}.png", panel)
         show_picture(trainer, f"samples/{name}", panel, step)
 
-    def _report(
-        self, trainer: Trainer, module: DiffusionModule, result: Result, request: SampleSet
-    ) -> None:
-        name, score, how = result.metric, result.score, request.tag(module)
-        alias = score.alias if request is self.requests[0] else f"{score.alias}_raw"
-        report(trainer, result, f"{name}/n{self.n}_{how}_{self.reference}", alias)
-        if not trainer.is_global_zero:
-            return
-        error = "" if score.standard_error is None else f" ± {_shown(score.standard_error)}"
-        spread = "" if score.spread is None else f", spread {_shown(score.spread)}"
-        real = "too few real images for a floor"
-        if score.floor is not None:
-            words = self._against.in_words(self.n)
-            real = f"real images: {_shown(score.floor.value)}, {words}"
-        value = f"{_shown(score.value)}{error}"
-        tqdm.write(f"step {result.step}: {name} {value} (n={self.n}{spread}, {how}; {real})")
-
 
 _NOTHING = Features(torch.empty(0, 0))
 """Stands in for the features on a process that does not measure."""
-
-
-def _shown(value: float) -> str:
-    return f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"

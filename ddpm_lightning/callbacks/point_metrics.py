@@ -8,7 +8,6 @@ from itertools import combinations
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from tqdm.auto import tqdm
 from typing_extensions import override
 
 from ddpm_lightning.callbacks.periodic import Periodic
@@ -130,13 +129,7 @@ class PointMetrics(Periodic):
         drawn = [Features(part) for part in gather(x, count, trainer).split(n)]
         samples = self.request.state(module, self._condition)
         samples |= {"n": n, "sets": len(self._sets), "precision": str(trainer.precision)}
-        how = self.request.tag(module)
         for name, score in self._mean(zip(drawn, self._sets, strict=True)).items():
             score = replace(score, floor=self._floors[name])
             result = Result(name, score, samples, self._described, None, step)
-            report(trainer, result, f"{name}/n{n}_{how}_{self.reference}", score.alias)
-            if trainer.is_global_zero:
-                tqdm.write(
-                    f"step {step}: {name} {score.value:.5f} (n={n}, {how}; real against real: "
-                    f"{self._floors[name].value:.5f})"
-                )
+            report(trainer, result, self.request.tag(module), score.alias, "set against set")

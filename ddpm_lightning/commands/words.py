@@ -47,7 +47,7 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     Raises:
         InputError: A config file is none.
     """
-    pairs = list(_pairs(words))
+    pairs = list(read_words(words))
     configs = [_read_settings(value) for name, value in pairs if name in ("config", "c")]
     given, added = dict(pairs), dict[str, Any]()
     for name, value in pairs:
@@ -63,11 +63,13 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
             number = next(_stated(parent, flags, configs), None)
             if parent not in given and isinstance(number, int | float):
                 added[f"{parent}.scale"] = number
-    more = (f"--{name}={json.dumps(value)}" for name, value in added.items() if name not in given)
-    return [*words, *more]
+    for name in added.keys() - given.keys():
+        text = added[name] if isinstance(added[name], str) else json.dumps(added[name])
+        words = [*words, f"--{name}={text}"]
+    return words
 
 
-def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
     """Read flags, without dashes, and their values; a flag without a value gets an empty one."""
     for word, following in zip(words, [*words[1:], "-"], strict=False):
         flag, equals, value = word.partition("=")

@@ -92,9 +92,7 @@ class Judge:
             features = reference_features(
                 self.extractor, source, None, self.device, self.batch_size, progress=True
             )
-        known = self.extractor.knows_classes_of(self.real.data)
-        description = self.real.describe() | {"sha256": digest}
-        return Reference(self.measures, features, description, self.real.labels if known else None)
+        return self.real.reference(self.measures, features, digest)
 
     def __call__(
         self,

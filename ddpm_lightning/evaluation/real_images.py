@@ -16,6 +16,7 @@ from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import ImageFolder
+from ddpm_lightning.metrics import Features, Measures, Reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +97,17 @@ class RealImages:
             return self.source.read([self.source.files[row] for row in rows.tolist()])
         return self.source[torch.as_tensor(rows)]
 
-    def describe(self) -> dict[str, Any]:
-        """State what they are, wherever they lie, as plain data."""
+    def reference(self, measures: Measures, features: Features, sha256: str) -> Reference:
+        """What samples are scored against.
+
+        Args:
+            measures: How.
+            features: Features of the images.
+            sha256: Of all their pixels.
+        """
+        origin: dict[str, Any] = {"data": identity(self.data), "split": self.split}
         if self.folder is not None:
-            return {"folder": str(self.folder), "count": self.count}
-        return {"data": identity(self.data), "split": self.split, "count": self.count}
+            origin = {"folder": str(self.folder)}
+        known = measures.extractor is not None and measures.extractor.knows_classes_of(self.data)
+        description = {**origin, "count": self.count, "sha256": sha256}
+        return Reference(measures, features, description, self.labels if known else None)

@@ -7,7 +7,7 @@ from ddpm_lightning.metrics.extrapolation import (
     Extrapolation,
     extrapolated_frechet,
 )
-from ddpm_lightning.metrics.features import Extracted, FeatureExtractor, Features
+from ddpm_lightning.metrics.features import FeatureExtractor, Features
 from ddpm_lightning.metrics.frechet import FrechetDistance, frechet_distance, frechet_error
 from ddpm_lightning.metrics.inception import Inception
 from ddpm_lightning.metrics.inception_score import InceptionScore, inception_score
@@ -26,7 +26,6 @@ __all__ = [
     "MMD",
     "Accuracy",
     "Comparison",
-    "Extracted",
     "ExtrapolatedFrechetDistance",
     "Extrapolation",
     "FeatureExtractor",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,6 @@ from tqdm.auto import tqdm
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.statistics import Statistics
-
-
-class Extracted(NamedTuple):
-    """What one pass of a network over images [B, C, H, W] gives.
-
-    Attributes:
-        features: float32 [B, dim].
-        logits: float32 [B, classes] of the network's own classes, or None if it has none.
-    """
-
-    features: Tensor
-    logits: Tensor | None = None
 
 
 class FeatureExtractor(Configurable, ABC):
@@ -63,10 +51,7 @@ class FeatureExtractor(Configurable, ABC):
 
     @abstractmethod
     def load(self) -> tuple[nn.Module, str]:
-        """Read the weights.
-
-        Returns:
-            The network, and the sha256 of its weights as 64 hexadecimal digits.
+        """Read the weights: the network, and their sha256 as 64 hexadecimal digits.
 
         Raises:
             InputError: The weights are missing, or not those of this network.
@@ -76,9 +61,9 @@ class FeatureExtractor(Configurable, ABC):
     def features(self, images: Tensor) -> Tensor:
         """Map uint8 [B, C, H, W], checked and on the network's device, to float32 [B, dim]."""
 
-    def features_and_logits(self, images: Tensor) -> Extracted:
+    def features_and_logits(self, images: Tensor) -> Features:
         """Do as ``features``, and give the logits of the same pass, float32 [B, classes]."""
-        return Extracted(self.features(images))
+        return Features(self.features(images))
 
     def knows_classes_of(self, data: object) -> bool:
         """Tell whether the labels of a data set are the network's classes."""
@@ -101,36 +86,18 @@ class FeatureExtractor(Configurable, ABC):
         return network.eval().requires_grad_(False), digest
 
     def check(self) -> None:
-        """Load the weights now, so that a missing file is found before hours of training.
-
-        Raises:
-            InputError: The weights are missing, or not those of this network.
-        """
+        """Load the weights now, so that a missing file is found before hours of training."""
         _ = self._loaded
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Compute features on the images' device, without gradients, in float32.
-
-        Args:
-            images: uint8 [B, C, H, W], 0…255.
-
-        Returns:
-            float32 [B, dim].
-
-        Raises:
-            InputError: The images do not fit, or the weights are missing.
-        """
+        """Compute the features of :meth:`both` alone: float32 [B, dim]."""
         return self.both(images).features
 
-    def logits(self, images: Tensor) -> Tensor | None:
-        """Classify images uint8 [B, C, H, W]: float32 [B, classes], None without classes."""
-        return self.both(images).logits
-
-    def both(self, images: Tensor) -> Extracted:
-        """Compute features and logits in one pass; otherwise as a call.
+    def both(self, images: Tensor) -> Features:
+        """Compute features and logits in one pass, without gradients, in float32.
 
         Args:
-            images: uint8 [B, C, H, W], 0…255.
+            images: uint8 [B, C, H, W], 0…255; the features are on their device.
 
         Raises:
             InputError: The images do not fit, or the weights are missing.

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.features import Extracted, FeatureExtractor
+from ddpm_lightning.metrics.features import FeatureExtractor, Features
 
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -27,7 +28,7 @@ class Inception(FeatureExtractor):
 
     Network, weights and the resize to 299×299 (TensorFlow 1's bilinear, without anti-aliasing)
     are torch-fidelity's, which agree with the original FID code. Grey images are repeated to
-    three channels. Its logits are those of published Inception scores.
+    three channels. Its logits are those of published Inception scores, which leave the bias out.
 
     Args:
         weights: Local file weights-inception-2015-12-05-6726825d.pth. Default: torch hub's cache
@@ -44,13 +45,8 @@ class Inception(FeatureExtractor):
     def __init__(self, weights: str | None = None) -> None:
         self.weights = weights
 
+    @override
     def load(self) -> tuple[nn.Module, str]:
-        """Read the weights, from their file or from the network.
-
-        Raises:
-            InputError: The file is missing, cannot be downloaded, or holds anything but these
-                weights.
-        """
         path = Path(self.weights).expanduser() if self.weights else _cached()
         try:
             content = path.read_bytes()
@@ -66,13 +62,13 @@ class Inception(FeatureExtractor):
             )
         return network, digest
 
+    @override
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 [B, 1 or 3, H, W] to float32 [B, 2048]."""
         return self.features_and_logits(images).features
 
-    def features_and_logits(self, images: Tensor) -> Extracted:
-        """Add the logits [B, 1008] of the Inception score, which leave the bias out."""
-        return Extracted(*self.network(images.expand(-1, 3, -1, -1)))
+    @override
+    def features_and_logits(self, images: Tensor) -> Features:
+        return Features(*self.network(images.expand(-1, 3, -1, -1)))
 
 
 _WAYS = (

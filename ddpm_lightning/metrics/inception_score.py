@@ -16,10 +16,8 @@ class InceptionScore(Metric):
     """The Inception score of the extractor's classifier; the data take no part in it.
 
     Args:
-        splits: Equal parts of the samples that are scored one by one.
-
-    Raises:
-        InputError: There is no part.
+        splits: Equal parts of the samples that are scored one by one; publications use 10 of
+            50000 samples.
     """
 
     name = "is"
@@ -35,43 +33,37 @@ class InceptionScore(Metric):
     @override
     def __call__(self, sets: Comparison) -> dict[str, Score]:
         assert sets.samples.logits is not None
-        mean, std = inception_score(sets.samples.logits, self.splits, seed=sets.seed)
+        mean, std = inception_score(sets.samples.logits, self.splits, sets.seed)
         # A mean over disjoint parts: the jackknife that leaves out each in turn says just this.
         error = std / (self.splits - 1) ** 0.5 if self.splits > 1 else None
         settings = {"splits": self.splits}
         return {self.name: Score(mean, error, std, settings, smaller_is_better=False)}
 
 
-def inception_score(
-    logits: Tensor, splits: int = 10, shuffle: bool = True, seed: int = 0
-) -> tuple[float, float]:
+def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> tuple[float, float]:
     """Compute exp of the mean over samples of KL(p(y|x) ‖ p(y)), by torch-fidelity, in float64.
 
-    From 1 (the classifier cannot tell samples apart) to the number of classes. The data take no
-    part in it.
+    From 1 (the classifier cannot tell samples apart) to the number of classes.
 
     Args:
         logits: float32 [n, K]; of Inception for published numbers.
-        splits: Equal parts that are scored one by one; publications use 10 of 50000 samples.
-        shuffle: Shuffle before splitting, for samples may come a class after the other.
-        seed: Seed of the shuffling.
+        splits: Equal parts.
+        seed: Shuffles before splitting, for samples may come a class after the other; None: not.
 
     Returns:
-        Mean and standard deviation over the parts. The parts are disjoint, so that the standard
-        error of the mean is std/√(splits − 1); it needs two parts.
+        Mean and standard deviation over the parts.
 
     Raises:
         InputError: Fewer samples than parts, or logits that are not finite.
 
     Source: Salimans et al. (2016), sec. 4.
     """
-    if splits < 1:
-        raise InputError(f"inception_score(splits={splits}): at least 1")
     check_features(logits, least=splits, metric=f"the Inception score in {splits} splits")
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    result = isc_features_to_metric(logits, splits, shuffle, seed % 2**32)
-    mean, std = result["inception_score_mean"], result["inception_score_std"]
+    shuffle = seed is not None
+    found = isc_features_to_metric(logits, splits, shuffle, (seed or 0) % 2**32)
+    mean, std = found["inception_score_mean"], found["inception_score_std"]
     if not math.isfinite(mean):
         raise InputError(
             "the Inception score is not finite: the logits are hundreds apart; let the classifier "

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.features import Extracted, FeatureExtractor
+from ddpm_lightning.metrics.features import FeatureExtractor, Features
 
 WEIGHTS = Path(__file__).with_name("lenet.safetensors")
 
@@ -38,8 +39,8 @@ class LeNet(FeatureExtractor):
     knows = ("MNIST", "Digits")
     resize = "bilinear-28"
 
+    @override
     def load(self) -> tuple[LeNetNetwork, str]:
-        """Read the weights that ship with the package."""
         with torch.device("meta"):  # no memory, and no draw from the global generator
             network = LeNetNetwork()
         try:
@@ -52,24 +53,17 @@ class LeNet(FeatureExtractor):
             ) from error
         return network, hashlib.sha256(weights).hexdigest()
 
+    @override
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 [B, 1, H, W] to float32 [B, 84]."""
         return self.network(images)
 
-    def features_and_logits(self, images: Tensor) -> Extracted:
-        """Add the logits [B, 10] of the digits."""
+    @override
+    def features_and_logits(self, images: Tensor) -> Features:
         features = self.network(images)
-        return Extracted(features, self.network.get_submodule("classifier")(features))
+        return Features(features, self.network.get_submodule("classifier")(features))
 
     def classify(self, images: Tensor) -> Tensor:
-        """Recognise digits.
-
-        Args:
-            images: uint8 [B, 1, H, W], white (255) on black (0).
-
-        Returns:
-            float32 logits [B, 10].
-        """
+        """Recognise digits uint8 [B, 1, H, W], white on black: float32 logits [B, 10]."""
         logits = self.both(images).logits
         assert logits is not None
         return logits

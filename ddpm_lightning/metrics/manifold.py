@@ -27,9 +27,6 @@ class PrecisionRecall(Metric):
     Args:
         k: Which neighbour bounds the balls of precision and recall; 3 as in their paper.
         density_k: Which one bounds those of density and coverage; 5 as in theirs.
-
-    Raises:
-        InputError: There is no such neighbour.
     """
 
     name = "pr"
@@ -91,13 +88,8 @@ def manifold(
     Returns:
         ``precision``, ``recall``, ``density`` and ``coverage``.
 
-    Raises:
-        InputError: Too few features, they do not fit each other, or are not finite.
-
     Source: Kynkäänniemi et al. (2019), eq. 1 and 2; Naeem et al. (2020), eq. 3 and 4.
     """
-    if k < 1:
-        raise InputError(f"manifold(k={k}): at least 1")
     check_features(
         features, reference_features, least=k + 1, metric=f"precision and recall with k = {k}"
     )

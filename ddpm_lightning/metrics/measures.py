@@ -124,13 +124,11 @@ class Reference:
         samples, real = self.features[order[:n]], self.features[order[n:]]
         labels = None if self.labels is None else self.labels[order[:n]]
         for metric in self.measures.metrics:
-            if metric.needs_labels and labels is None:
-                continue
-            one = replace(self.measures, metrics=[metric.fitted(min(n, others))])
-            with suppress(InputError):
-                one.check(n, others)
-                found = one(samples, real, labels, errors=False)
-                yield from ((k, Floor(score.value, n, others)) for k, score in found.items())
+            if labels is not None or not metric.needs_labels:
+                with suppress(InputError):
+                    one = replace(self.measures, metrics=[metric])
+                    found = one(samples, real, labels, errors=False)
+                    yield from ((k, Floor(score.value, n, others)) for k, score in found.items())
 
     def __call__(
         self, samples: Features, labels: Tensor | None = None, errors: bool = True

@@ -108,15 +108,12 @@ class Metric(Configurable, ABC):
         """
 
     def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
-        """Refuse what cannot be measured, before anything is computed.
+        """Raise InputError for what cannot be measured, before anything is computed.
 
         Args:
             extractor: Whose features will be compared; None: the data themselves.
             n: Number of samples.
             real_n: Number of real data, if known.
-
-        Raises:
-            InputError: Too few of either, or the extractor gives no logits.
         """
         if self.needs_logits and (extractor is None or extractor.classes is None):
             raise InputError(
@@ -134,25 +131,18 @@ class Metric(Configurable, ABC):
     def check_labels(
         self, extractor: FeatureExtractor | None, data: object, labels: Tensor | None
     ) -> None:
-        """Refuse classes that the metric cannot use, before anything is computed.
+        """Raise InputError for classes that cannot be used, before anything is computed.
 
         Args:
             extractor: Whose features will be compared.
             data: The data set whose classes they are.
             labels: int64 [n] classes that samples will be asked to be of; None: of none.
-
-        Raises:
-            InputError: It needs classes, and there are none.
         """
         if self.needs_labels and labels is None:
             raise InputError(
                 f"{self.name} compares with the classes that were asked for, and the model takes "
                 "no labels; train one with --model.conditional true, or leave it out of metrics"
             )
-
-    def fitted(self, n: int) -> Metric:
-        """Give the metric with settings for as few as n samples or real data, if it has such."""
-        return self
 
     def names(self, score: str, extractor: FeatureExtractor | None) -> tuple[str, str]:
         """Name a score by what was measured, and give its alias: ``is_lenet`` and ``is``.
@@ -190,8 +180,8 @@ def _named(name: str) -> Metric:
         close = get_close_matches(name, classes, n=1, cutoff=0.6)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise InputError(
-            f"no metric '{name}'{meant}; there are {', '.join(sorted(known))}, and classes of your own by "
-            "their path (my_metric.Sharpness)"
+            f"no metric '{name}'{meant}; there are {', '.join(sorted(known))}, "
+            "and classes of your own by their path (my_metric.Sharpness)"
         )
     if not issubclass(cls, Metric) or isabstract(cls):
         raise InputError(f"{name} is no metric")

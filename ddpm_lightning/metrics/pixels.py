@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ddpm_lightning.metrics.features import FeatureExtractor
 
@@ -22,10 +23,10 @@ class Pixels(FeatureExtractor):
     dim = None
     channels = None
 
+    @override
     def load(self) -> tuple[nn.Module, str]:
-        """Give no network, and the sha256 of no weights."""
         return nn.Identity(), hashlib.sha256(b"").hexdigest()
 
+    @override
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 [B, C, H, W] to float32 [B, C·H·W]."""
         return images.flatten(1).float() / 255

@@ -9,7 +9,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.features import FeatureExtractor
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 
 
@@ -18,9 +17,6 @@ class SlicedWasserstein(Metric):
 
     Args:
         projections: Random directions.
-
-    Raises:
-        InputError: There is no direction.
     """
 
     name = "swd"
@@ -29,12 +25,6 @@ class SlicedWasserstein(Metric):
         if projections < 1:
             raise InputError(f"SlicedWasserstein(projections={projections}): at least 1")
         self.projections = projections
-
-    @override
-    def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
-        super().check(extractor, n, real_n)
-        if real_n is not None and n != real_n:
-            raise InputError(f"swd compares equally many, not {n} samples with {real_n} real ones")
 
     @override
     def __call__(self, sets: Comparison) -> dict[str, Score]:
@@ -48,9 +38,6 @@ class MMD(Metric):
 
     Args:
         bandwidths: Widths of its Gaussian kernels, in the units of the data.
-
-    Raises:
-        InputError: There is no width, or one that is not above 0.
     """
 
     name = "mmd"

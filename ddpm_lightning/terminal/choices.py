@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import sys
+from abc import ABC
 from argparse import Action
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -41,15 +42,16 @@ def classes(hint: Any) -> dict[str, type]:
         remaining.extend(cls.__subclasses__())
         shown = [getattr(sys.modules[name], cls.__name__, 0) for name in _prefixes(cls.__module__)]
         private = cls.__module__.startswith("ddpm_lightning.") and cls not in shown[:-1]
-        if not (private or inspect.isabstract(cls) or cls in ROOTS or cls.__name__[0] == "_"):
+        abstract = inspect.isabstract(cls) or ABC in cls.__bases__ or cls in ROOTS
+        if not (private or abstract or cls.__name__.startswith("_")):
             found[cls.__name__] = cls
     return dict(sorted(found.items()))
 
 
 def find_class(name: str, hint: Any = Union[ROOTS]) -> type | None:  # noqa: UP007
     """Find a class by its name among those for a type hint, or by its path."""
-    cls = classes(hint).get(name) or locate(name)
-    return cls if isinstance(cls, type) else None
+    found = classes(hint).get(name) or locate(name)
+    return found if isinstance(found, type) else None
 
 
 def hint_of(flag: str, flags: Mapping[str, Action]) -> Any:
@@ -69,10 +71,10 @@ def help_for(flag: str, name: str, hint: Any) -> str:
         return parser_of(cls, hint, flag).format_help()
     if name:
         raise InputError(f"{flag}: {no_class(name, hint)}")
-    lines = [f"  {one:16}  {inspect.getdoc(cls) or ''}" for one, cls in known.items()]
-    head = f"--{flag} takes one of these, or the full path of a class of your own:"
-    last = f"The arguments of one: --{flag}.help {min(known)}"
-    return "\n".join([head, *(line.split("\n")[0] for line in lines), last])
+    about = [f"  {one:16}  {inspect.getdoc(cls) or ''}" for one, cls in known.items()]
+    lines = [f"--{flag} takes one of these, or the full path of a class of your own:", *about]
+    lines.append(f"The arguments of one: --{flag}.help {min(known)}")
+    return "\n".join(line.split("\n")[0] for line in lines)
 
 
 def no_class(name: str, hint: Any) -> str:

@@ -14,20 +14,17 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.terminal.choices import bases_of, hint_of, nearest, no_class
 from ddpm_lightning.terminal.parser import ParseError, flags_of
 
-LIBRARIES = {"jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect"}
 CALLERS = {"ddpm_lightning.cli", "ddpm_lightning.commands.run"}
+LIBRARIES = {"jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect"}
 LIST = 'a list is one word in brackets, e.g. "[1,2]"'
 KEY = re.compile(r'Parser key "([^"]+)"')
-VALUE = re.compile(
-    r"(?:value:|string:|Import path) (?:NestedArg.*val=)?'?(.+?)'?\)?(?: does .*)?$"
-)
+VALUE = re.compile(r"(?:value:|string:|Import path) (?:NestedArg.*val=)?'?(.+?)'?\)?(?: does.*)?$")
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
     """Follow an error of jsonargparse to what caused it, which comes last."""
     *_, (frame, _) = walk_tb(error.__traceback__)
-    library = frame.f_globals["__name__"].startswith("jsonargparse.")
-    if not library and not isinstance(error, ParseError):
+    if "jsonargparse." not in frame.f_globals["__name__"] and not isinstance(error, ParseError):
         return [error]
     # Of a union's errors it chains but the first; the frame has all, and the furthest was meant.
     alternatives = frame.f_locals.get("exceptions") or [error.__cause__]
@@ -46,7 +43,7 @@ def users_mistake(error: Exception) -> str | None:
         return _explain(causes)
     # What libraries refuse before code of ours or of the user runs are settings, too.
     modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(cause.__traceback__)]
-    settings = all(name.split(".")[0] in LIBRARIES or name in CALLERS for name in modules)
+    settings = all(name in CALLERS or name.split(".")[0] in LIBRARIES for name in modules)
     refused = isinstance(cause, ImportError | RuntimeError | TypeError | ValueError)
     return str(cause) if refused and settings else None
 
@@ -67,9 +64,10 @@ def _explain(causes: list[BaseException]) -> str:
         path = name if hasattr(cause, "subcommand_parser") else ".".join([*group, name])
         return f"no setting {path}{nearest(path, flags, otherwise='; --help lists them')}"
     if missing := text.partition("arguments are required: ")[2]:
+        options = flags_of(parser, missing.partition(".")[0])
         names = [name.rpartition(".")[2] for name in missing.split(", ")]
-        within = f"--{where}." if owner else "--"
-        return f"missing: {', '.join(within + name for name in names)}; --help tells more"
+        flag = f"--{where}." if owner else "--"
+        return f"missing: {', '.join(flag * (name in options) + name for name in names)}"
     if word := text.partition("recognized arguments: ")[2].partition(" ")[0].partition("=")[0]:
         if word.startswith("-"):
             return f"no flag {word}{nearest(word.lstrip('-'), flags, '--', '; --help lists them')}"

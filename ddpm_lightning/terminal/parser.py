@@ -28,8 +28,7 @@ class Parser(ArgumentParser):
         super().__init__(*args, prog=prog or PROGRAM, **kwargs)
 
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        if not args:  # no key: the parser is made for this class alone
-            self.component = theclass
+        self.component = self.component if args else theclass  # without a key: for it alone
         return super().add_class_arguments(theclass, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102

@@ -1,4 +1,4 @@
-"""Strips with captions: data on its way into noise, and back with the prediction beside it."""
+"""Strips with captions: data becoming noise, and noise becoming data."""
 
 from __future__ import annotations
 

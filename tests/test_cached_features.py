@@ -22,7 +22,6 @@ from ddpm_lightning.metrics import (
     Features,
     LeNet,
     Pixels,
-    reference_features,
 )
 from ddpm_lightning.metrics.cache import cache_path, default_cache, lookup, store
 
@@ -30,6 +29,15 @@ from ddpm_lightning.metrics.cache import cache_path, default_cache, lookup, stor
 def images(n=20, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def reference_features(extractor, images, folder=None):
+    path = cache_path(extractor, images, folder)
+    found = lookup(path)
+    if found is None:
+        found = Features.compute(extractor, images)
+        store(found, path)
+    return found
 
 
 class Counting(FeatureExtractor):

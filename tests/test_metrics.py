@@ -209,9 +209,10 @@ def test_extrapolated_distance_is_the_closed_form_and_closer_than_any_sample(shi
     truth = d * (shift**2 + 0.2**2)
     limit = extrapolated_frechet(x, reference)
     raw = frechet_distance(Statistics.of(x), reference)
-    assert limit.sizes == (1200, 600, 400)
-    assert limit.values[0] == pytest.approx(raw)
-    assert limit.values[0] < limit.values[1] < limit.values[2]
+    assert limit.settings == {"sizes": [1200, 600, 400]}
+    values = limit.parts["values"]
+    assert values[0] == pytest.approx(raw)
+    assert values[0] < values[1] < values[2]
     assert abs(limit.value - truth) < abs(raw - truth)
     assert abs(limit.value - truth) < 3 * limit.standard_error
     assert 0 < limit.standard_error < 0.2 * max(truth, 0.5)

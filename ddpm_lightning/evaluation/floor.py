@@ -45,11 +45,8 @@ def floors(real: Reference, sizes: Sequence[int], seed: int = 1) -> list[Result]
     for n in sizes:
         a, b = features[order[:n]], features[order[n : 2 * n]]
         limit = extrapolated_frechet(a, b, seed)
-        scores = {
-            extractor.name: Score(limit.values[0]),
-            f"{extractor.name}_inf": Score(
-                limit.value, limit.standard_error, settings={"sizes": list(limit.sizes)}
-            ),
-        }
+        assert limit.parts is not None
+        raw = Score(limit.parts["values"][0])
+        scores = {extractor.name: raw, f"{extractor.name}_inf": limit}
         found += real.results(scores, {"n": n, "reference_n": n, "seed": seed})
     return found

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,36 +19,6 @@ from ddpm_lightning.metrics.features import FeatureExtractor, Features
 
 VERSION = 2
 """Raised when the same images and the same extractor would give other features than before."""
-
-
-def reference_features(
-    extractor: FeatureExtractor,
-    images_uint8: Tensor,
-    cache_dir: str | Path | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int = 256,
-    progress: bool = False,
-) -> Features:
-    """Give the features of images that are compared with again and again, from disk if possible.
-
-    Args:
-        extractor: Whose features.
-        images_uint8: uint8 [n, C, H, W].
-        cache_dir: Folder of the kept features; default: :func:`default_cache`. A folder that
-            cannot be written to costs a warning and the time.
-        device: Where to compute.
-        batch_size: Images at a time.
-        progress: Show a progress bar.
-
-    Raises:
-        InputError: The images do not fit the extractor, or its weights are missing.
-    """
-    path = cache_path(extractor, images_uint8, cache_dir)
-    found = lookup(path)
-    if found is None:
-        found = Features.compute(extractor, images_uint8, device, batch_size, progress)
-        store(found, path)
-    return found
 
 
 def pixels_digest(images: Tensor) -> str:

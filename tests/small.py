@@ -76,7 +76,8 @@ def fit(
     module = tiny_module(**{"ema": EMA(0.9)} | spec | arguments)
     saved_first = {"callbacks": [RunCheckpoint(every_n_steps=3), *callbacks]}
     one = trainer(folder, steps, **saved_first | (run or {}))
-    one.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))
+    # Lightning moves checkpoints to the end of the list.
+    one.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
     path = last_checkpoint(folder) if resume is True else resume or None
     one.fit(module, data, ckpt_path=path, weights_only=True)
     return module

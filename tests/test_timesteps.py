@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddpm_lightning.configurable import build
 from ddpm_lightning.diffusion.schedules import Cosine, Karras, Linear, Straight, ZeroTerminalSNR
 from ddpm_lightning.diffusion.timesteps import (
-    GlobalBatchNoise,
     LogitNormal,
     LogNormal,
     LossSecondMoment,
@@ -21,7 +20,7 @@ from ddpm_lightning.diffusion.timesteps import (
     level_of,
 )
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.randomness import IndexedNoise
+from ddpm_lightning.randomness import BatchNoise, IndexedNoise
 from tests.core import named
 
 
@@ -35,20 +34,16 @@ class Given:
         return self.u
 
 
-class GlobalNoise:
-    """What the trainer gives: keyed noise that knows its rows' places in the global batch."""
+def global_noise(step, size, rows=None):
+    """What the trainer gives: noise that knows its rows' places in the global batch."""
+    return BatchNoise(0, step, torch.arange(size) if rows is None else rows, size)
 
-    def __init__(self, step, size, rows=None, seed=0):
-        self.rows = torch.arange(size) if rows is None else rows
-        self.global_batch_size = size
-        self.noise = IndexedNoise(seed, step * size + self.rows)
-        self.first = IndexedNoise(seed, torch.tensor([step * size]))
+
+class Extreme(BatchNoise):
+    """The ends of [0, 1), and numbers between."""
 
     def uniform(self, draw):
-        return self.noise.uniform(draw)
-
-    def shared(self, draw):
-        return self.first.uniform(100 + draw)[0]
+        return torch.tensor([0.0, 1e-45, 2.0**-24, 0.5, 0.999, 1 - 2.0**-24])
 
 
 def evenly(n):
@@ -70,8 +65,7 @@ ALL = [
 @pytest.mark.parametrize("T", [1, 2, 1000, 4000])
 @pytest.mark.filterwarnings("ignore:.*not noise")
 def test_levels_lie_in_1_to_T_however_extreme_the_draw(timesteps, T):
-    noise = GlobalNoise(0, 6)
-    noise.noise = Given([0.0, 1e-45, 2.0**-24, 0.5, 0.999, 1 - 2.0**-24])
+    noise = Extreme(0, 0, torch.arange(6), 6)
     schedule = Cosine(T) if T > 1 else Straight(1)
     t, weight = build(timesteps.describe())(schedule, noise)
     assert t.dtype == torch.int64
@@ -85,8 +79,8 @@ def test_levels_lie_in_1_to_T_however_extreme_the_draw(timesteps, T):
 def test_a_distribution_is_rebuilt_from_its_description(timesteps):
     again = build(timesteps.describe())
     assert again.describe() == timesteps.describe()
-    t, _ = timesteps(Linear(), GlobalNoise(3, 50))
-    assert torch.equal(t, again(Linear(), GlobalNoise(3, 50)).t)
+    t, _ = timesteps(Linear(), global_noise(3, 50))
+    assert torch.equal(t, again(Linear(), global_noise(3, 50)).t)
 
 
 # Log-normal and logit-normal
@@ -143,9 +137,9 @@ def test_a_uniform_share_reaches_every_level_that_the_logit_normal_leaves_out():
 @pytest.mark.parametrize("size", [1, 7, 64, 100])
 @pytest.mark.parametrize("step", [0, 5])
 def test_each_part_of_the_levels_gets_exactly_its_rows(size, step):
-    t, _ = Stratified()(Linear(size * 30), GlobalNoise(step, size))
+    t, _ = Stratified()(Linear(size * 30), global_noise(step, size))
     # The parts are rotated by a number shared by all rows: undo it.
-    shift = float(GlobalNoise(step, size).shared(1))
+    shift = float(global_noise(step, size).shared(1))
     part = np.floor(((t.numpy() - 0.5) / (size * 30) - shift) % 1 * size + 1e-4)
     # Rounding to levels moves a row over an edge now and then, by one level at most.
     assert np.abs(np.sort(part) - np.arange(size)).max() <= 1
@@ -154,39 +148,40 @@ def test_each_part_of_the_levels_gets_exactly_its_rows(size, step):
 
 
 def test_processes_and_accumulated_parts_draw_what_one_process_would():
-    whole, _ = Stratified(LogNormal())(Cosine(), GlobalNoise(9, 48))
+    whole, _ = Stratified(LogNormal())(Cosine(), global_noise(9, 48))
     for rows in torch.arange(48).split(8):
-        part, _ = Stratified(LogNormal())(Cosine(), GlobalNoise(9, 48, rows))
+        part, _ = Stratified(LogNormal())(Cosine(), global_noise(9, 48, rows))
         assert torch.equal(part, whole[rows])
 
 
 def test_the_rows_of_one_process_are_spread_over_the_levels_too():
     for first in (0, 16, 48):
-        t, _ = Stratified()(Linear(), GlobalNoise(1, 64, torch.arange(first, first + 16)))
+        t, _ = Stratified()(Linear(), global_noise(1, 64, torch.arange(first, first + 16)))
         quarters = np.bincount((t.numpy() - 1) // 250, minlength=4)
         assert quarters.min() >= 3
         assert quarters.max() <= 5
 
 
 def test_every_row_alone_is_uniform_over_the_steps():
-    draws = [Stratified()(Linear(), GlobalNoise(step, 8)).t for step in range(4000)]
+    draws = [Stratified()(Linear(), global_noise(step, 8)).t for step in range(4000)]
     for row in torch.stack(draws, dim=1):
         assert stats.kstest(row.numpy() / 1000, "uniform").pvalue > 1e-4
 
 
 def test_stratification_makes_the_mean_of_a_batch_vary_less():
-    stratified = [Stratified()(Linear(), GlobalNoise(k, 64)).t.double().mean() for k in range(200)]
-    uniform = [Uniform()(Linear(), GlobalNoise(k, 64)).t.double().mean() for k in range(200)]
+    stratified = [
+        Stratified()(Linear(), global_noise(k, 64)).t.double().mean() for k in range(200)
+    ]
+    uniform = [Uniform()(Linear(), global_noise(k, 64)).t.double().mean() for k in range(200)]
     assert np.std(stratified) < 0.2 * np.std(uniform)
 
 
 def test_the_parts_differ_from_step_to_step():
-    a, b = (Stratified()(Linear(), GlobalNoise(step, 64)).t for step in (0, 1))
+    a, b = (Stratified()(Linear(), global_noise(step, 64)).t for step in (0, 1))
     assert not torch.equal(a, b)
 
 
 def test_a_source_that_does_not_know_the_global_batch_is_an_error():
-    assert isinstance(GlobalNoise(0, 4), GlobalBatchNoise)
     with pytest.raises(InputError, match="IndexedNoise does not know"):
         Stratified()(Linear(), IndexedNoise(0, torch.arange(4)))
 

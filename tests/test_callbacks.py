@@ -88,6 +88,19 @@ def test_drawing_leaves_training_as_it_was(tmp_path):
         assert torch.equal(value, drawn.state_dict()[name]), name
 
 
+def test_a_grid_is_drawn_in_the_precision_of_training(tmp_path, monkeypatch):
+    seen, generate = [], DiffusionModule.generate
+
+    def record(self, *args):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return generate(self, *args)
+
+    monkeypatch.setattr(DiffusionModule, "generate", record)
+    for precision in ("bf16-mixed", "32-true"):
+        fit(tmp_path / precision, 1, SampleGrid(n=2, sampler=DDIM(2)), precision=precision)
+    assert seen == [True, False]
+
+
 @pytest.fixture
 def requests(monkeypatch) -> list:
     """The request of every sampling."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -151,6 +153,10 @@ def logging_trainer(folder: Path, max_steps: int, callbacks: list, **arguments: 
     """The same, with these callbacks alone, logging to TensorBoard."""
     logger = TensorBoardLogger(folder, name="", version="")
     return trainer(folder, max_steps, callbacks=callbacks, logger=logger, **arguments)
+
+
+def frames_in(gif: Path | BytesIO) -> int:
+    return len(list(ImageSequence.Iterator(Image.open(gif))))
 
 
 def events(folder: Path) -> EventAccumulator:

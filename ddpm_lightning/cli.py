@@ -33,7 +33,7 @@ from ddpm_lightning.callbacks import (
 )
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.commands.run import COMMANDS, about, run_command
-from ddpm_lightning.commands.words import check_command, complete
+from ddpm_lightning.commands.words import check_command, complete, read_words
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import check_folder
@@ -55,6 +55,8 @@ DESCRIPTIONS = {
     "test": "Measure that and the bound on the likelihood, on the test split.",
     "predict": "Sample images for Python's trainer.predict; in a terminal, use sample.",
 }
+
+DEFAULT_ROOT = "runs/default"
 
 BLOCKS: dict[str, tuple[type[Callback], ...]] = {
     "grid": (SampleGrid,),
@@ -146,11 +148,12 @@ class DiffusionCLI(LightningCLI):
         for name, kinds in BLOCKS.items():
             parser.add_subclass_arguments(kinds, name, required=False)
         parser.set_defaults(_stated_defaults(self._module_class))
-        parser.set_defaults({"trainer.default_root_dir": "runs/default"})
+        parser.set_defaults({"trainer.default_root_dir": DEFAULT_ROOT})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words, completed."""
         command, *words = sys.argv[1:] if args is None else args
+        words = [*_config_of_checkpoint(words), *words]
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
 
     def before_instantiate_classes(self) -> None:
@@ -267,6 +270,18 @@ class SaveRunConfig(SaveConfigCallback):
         file = Path(trainer.default_root_dir) / self.config_filename
         file.parent.mkdir(parents=True, exist_ok=True)
         self.parser.save(config, file, skip_none=False, overwrite=True)
+
+
+def _config_of_checkpoint(words: list[str]) -> list[str]:
+    """Name the configuration of the run that a checkpoint belongs to, where none is named."""
+    given = dict(read_words(words))
+    checkpoint = given.get("ckpt_path")
+    if not checkpoint or {"c", "config"} & given.keys():
+        return []
+    root = Path(checkpoint).parent.parent
+    if checkpoint == "last":
+        root = Path(given.get("trainer.default_root_dir", DEFAULT_ROOT))
+    return [f"--config={root / 'config.yaml'}"] if (root / "config.yaml").is_file() else []
 
 
 def _check_trainer(settings: Any) -> None:

@@ -14,11 +14,11 @@ def last_checkpoint(run_folder: str | Path) -> Path:
     return Path(run_folder) / "checkpoints" / "last.ckpt"
 
 
-def mark(trainer: Trainer, step: int, owed: bool) -> None:
+def mark(trainer: Trainer, step: int, pending: bool) -> None:
     """Note whether validation, grids and metrics of a saved step are still to come, or done."""
     if trainer.is_global_zero:
         with atomic_write(_note(trainer)) as partial:
-            partial.write_text(_text(step, owed))
+            partial.write_text(_text(step, pending))
 
 
 def was_cut_off(trainer: Trainer) -> bool:
@@ -27,14 +27,14 @@ def was_cut_off(trainer: Trainer) -> bool:
     if path is None or Path(path).resolve() != own.resolve():
         return False
     note = _note(trainer)
-    owed = note.is_file() and note.read_text() == _text(trainer.global_step, owed=True)
-    return bool(trainer.strategy.broadcast(owed))
+    pending = note.is_file() and note.read_text() == _text(trainer.global_step, pending=True)
+    return bool(trainer.strategy.broadcast(pending))
 
 
 def _note(trainer: Trainer) -> Path:
     return last_checkpoint(trainer.default_root_dir).with_suffix(".txt")
 
 
-def _text(step: int, owed: bool) -> str:
-    state = "still to come" if owed else "done"
+def _text(step: int, pending: bool) -> str:
+    state = "still to come" if pending else "done"
     return f"step {step}: validation, grids and metrics are {state}\n"

@@ -1,4 +1,4 @@
-"""Drawing samples: how they are asked for, and the loop over their indices.
+"""Requests for samples, and the loop that draws them by index.
 
 Sample k is the same whatever the batch size or the number of processes.
 """
@@ -46,7 +46,7 @@ class Model(Protocol):
 
 
 class Request(Configurable):
-    """How samples are asked for: all that decides about sample k but its index and its condition.
+    """A request for samples: all that decides about sample k but its index and its condition.
 
     Args:
         sampler: How to sample, e.g. --sampler DDIM --sampler.steps 50 --sampler.eta 0.5; default:
@@ -121,7 +121,7 @@ class Request(Configurable):
                 )
 
     def denoiser(self, model: Model) -> Denoiser:
-        """The model's denoiser with the weights and the variance asked for, not guided.
+        """The model's denoiser with the requested weights and variance, not guided.
 
         Raises:
             InputError: The sampler has no use for a variance, or the variance was measured or
@@ -157,8 +157,8 @@ class Request(Configurable):
         Args:
             model: The model.
             indices: int64 [n].
-            given: Of the data at hand, repeated along the index; its labels give way to those
-                that are asked for.
+            given: Of the data at hand, repeated along the index; requested labels replace its
+                own.
 
         Raises:
             InputError: The model needs an image beside x_t, or takes none.
@@ -191,12 +191,12 @@ class Frames:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Generated data and, if asked for, how it came about.
+    """Generated data and, on request, how it came about.
 
     Args:
         x: float32 [n, ...] samples.
-        frames: None unless asked for.
-        inputs: float32 [M, ...] what an edit started from; None where nothing was given.
+        frames: None unless requested.
+        inputs: float32 [M, ...] what an edit started from; None for other samples.
     """
 
     x: Tensor
@@ -249,7 +249,7 @@ def generate(
     Args:
         model: What to sample from.
         indices: int64 [n]; a sample's noise depends on (seed, index) alone.
-        request: How the samples are asked for.
+        request: How to sample.
         condition: Labels and images at hand, repeated along the index.
         frames: Keep x_t at this many levels, at most one a step; 0 for none, or at least 2.
         progress: Show a progress bar.
@@ -352,13 +352,13 @@ def levels_from_noise(sampler: Sampler, denoiser: Denoises) -> list[int]:
 
 
 def check_frames(frames: int) -> None:
-    """Raise InputError unless this many frames show the way from noise to sample, or none."""
+    """Raise InputError unless this many frames make a trajectory, or none."""
     if frames < 0 or frames == 1:
         raise InputError(f"frames={frames}: a trajectory has 2 or more (noise and sample), or 0")
 
 
 def check_image(data: DataSpec, image: Tensor | None) -> None:
-    """Raise InputError unless the images given beside x_t are those that a model asks for.
+    """Raise InputError unless condition images are those that a model takes.
 
     Args:
         data: The model's data.

@@ -37,14 +37,7 @@ from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
 from ddpm_lightning.randomness import IndexedNoise, Stream
-
-
-def named(value):
-    return type(value).__name__
-
-
-def noise_of(n, seed=0):
-    return IndexedNoise(seed, torch.arange(n), Stream.LIKELIHOOD)
+from tests.core import named, noise_of
 
 
 class Nodes(IndexedNoise):
@@ -66,7 +59,9 @@ SIGNS = torch.tensor(list(product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
 def expected_terms(oracle, decoder):
     root = torch.linalg.cholesky(oracle.cov)
     x0 = oracle.mean + SIGNS[:, :2] @ root.T
-    return variational_bound(oracle, x0, Nodes(SIGNS[:, 2:]), None, decoder).terms.mean(0).numpy()
+    return (
+        variational_bound(oracle, x0, Nodes(SIGNS[:, 2:]), decoder=decoder).terms.mean(0).numpy()
+    )
 
 
 def optimal_variance(schedule, c):
@@ -285,7 +280,7 @@ def test_images_are_counted_in_bits_and_everything_else_in_nats():
 @pytest.mark.parametrize(
     "spacing", [UniformSpacing(), QuadraticSpacing(), LogSNRSpacing(), KarrasSpacing()], ids=named
 )
-@pytest.mark.parametrize("T", [21, 1000, 4000])
+@pytest.mark.parametrize("T", [21, 1000])
 @pytest.mark.parametrize("evaluations", [2, 3, 20])
 def test_strata_cover_the_levels_in_as_many_evaluations_with_level_1_alone(
     spacing, T, evaluations
@@ -297,9 +292,9 @@ def test_strata_cover_the_levels_in_as_many_evaluations_with_level_1_alone(
     assert evaluations - 1 <= len(edges) - 1 <= evaluations
 
 
-@pytest.mark.parametrize("evaluations", [None, 50, 99])
-def test_as_many_evaluations_as_levels_see_every_level(evaluations):
-    assert strata(Linear(50), evaluations) == list(range(51))
+def test_as_many_evaluations_as_levels_see_every_level():
+    for evaluations in (None, 50, 99):
+        assert strata(Linear(50), evaluations) == list(range(51))
 
 
 def test_an_estimate_averages_to_the_bound_and_its_standard_error_covers_the_difference():

@@ -263,8 +263,8 @@ def test_a_class_without_arguments_takes_none():
 def test_wrong_arguments_give_the_type_error_of_init():
     with pytest.raises(TypeError, match=r"Named.__init__\(\) missing 1 required positional"):
         Named()
-    with pytest.raises(TypeError, match=r"Linear.__init__\(\) got an unexpected keyword.*'t'"):
-        Linear(t=5)
+    with pytest.raises(TypeError, match=r"Cosine.__init__\(\) got an unexpected keyword.*'t'"):
+        Cosine(t=5)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_inceptions_features_and_logits_are_torch_fidelitys(inception, inception
 
     images = torch.randint(256, (2, 3, 32, 40), dtype=torch.uint8)
     outputs = ["2048", "logits_unbiased"]
-    features, logits = Network("reference", outputs, str(inception_file))(images)
+    features, logits = Network("reference", outputs, str(inception_file)).eval()(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         both = inception.both(images)
     assert (both.features.shape, both.features.dtype) == ((2, 2048), torch.float32)

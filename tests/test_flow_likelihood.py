@@ -19,18 +19,11 @@ from ddpm_lightning.diffusion.samplers import DDIMQuadratic, QuadraticSpacing
 from ddpm_lightning.diffusion.schedules import Cosine, Karras, Linear, Straight, ZeroTerminalSNR
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise, Stream
+from tests.core import named, noise_of
 from tests.small import TinyUNet
 
 MEANS = torch.tensor([[0.4, -0.5], [-0.6, 0.3], [0.5, 0.7]], dtype=torch.float64)
 SPREADS = torch.tensor([0.04, 0.1, 0.3], dtype=torch.float64)
-
-
-def named(value):
-    return type(value).__name__
-
-
-def noise_of(n, seed=0):
-    return IndexedNoise(seed, torch.arange(n), Stream.LIKELIHOOD)
 
 
 def points(n=100):
@@ -202,14 +195,13 @@ def denoiser():
 
 
 def test_the_flow_of_a_network_does_not_depend_on_the_batch(denoiser):
-    x, y = torch.rand(5, 1, 8, 8) * 2 - 1, torch.tensor([0, 1, 2, 0, 1])
-    together = flow_likelihood(denoiser, x, noise_of(5), Condition(y), bins=256, probes=2, steps=4)
+    x, y = torch.rand(5, 1, 8, 8) * 2 - 1, Condition(torch.tensor([0, 1, 2, 0, 1]))
+    settings = {"bins": 256, "probes": 2, "steps": 4}
+    together = flow_likelihood(denoiser, x, noise_of(5), y, **settings)
     assert together.nll.dtype == torch.float32
     for rows in torch.arange(5).split(3):
         noise = IndexedNoise(0, rows, Stream.LIKELIHOOD)
-        apart = flow_likelihood(
-            denoiser, x[rows], noise, Condition(y[rows]), bins=256, probes=2, steps=4
-        )
+        apart = flow_likelihood(denoiser, x[rows], noise, y.rows(rows), **settings)
         torch.testing.assert_close(apart.nll, together.nll[rows], rtol=1e-4, atol=1e-5)
     assert denoiser.net.training
     assert all(parameter.grad is None for parameter in denoiser.net.parameters())
@@ -242,8 +234,8 @@ def test_the_divergence_of_a_network_is_that_of_finite_differences():
 
 def test_it_works_in_lightnings_inference_mode(denoiser):
     with torch.inference_mode():
-        x = torch.zeros(2, 1, 8, 8)
-        flow = flow_likelihood(denoiser, x, noise_of(2), torch.tensor([0, 1]), probes=1, steps=3)
+        x, y = torch.zeros(2, 1, 8, 8), Condition(torch.tensor([0, 1]))
+        flow = flow_likelihood(denoiser, x, noise_of(2), y, probes=1, steps=3)
     assert flow.nll.isfinite().all()
 
 

@@ -12,6 +12,7 @@ from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
 from ddpm_lightning.errors import InputError
+from tests.core import normal
 
 LINEAR = Linear()
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.5, -1.0]], dtype=torch.float64)
@@ -19,11 +20,6 @@ VARIANCES = torch.tensor([0.1, 0.2, 0.05], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 1])
 Y = Condition(torch.tensor([0, 1, 1, 0]))
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 class Counting:
@@ -50,7 +46,8 @@ class SaysLabel:
         self.schedule = schedule
 
     def __call__(self, x_t, t, condition=Condition()):
-        return Prediction(condition.label.to(x_t).view(-1, 1), x_t, t, self.schedule, FixedSmall())
+        x0 = condition.label.to(x_t).view(-1, 1)
+        return Prediction(x0, x_t, self.schedule.level(t, x_t), FixedSmall())
 
 
 def log_density(x, t, chosen):
@@ -61,8 +58,8 @@ def log_density(x, t, chosen):
     return dist.MixtureSameFamily(dist.Categorical(WEIGHTS[chosen]), components).log_prob(x)
 
 
-@pytest.mark.parametrize("t", [30, 300, 1000])
-@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0, -1.0])
+@pytest.mark.parametrize("t", [30, 1000])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0, -1.0])
 @pytest.mark.parametrize("label", [0, 1])
 def test_guidance_follows_the_score_of_the_tilted_distribution(t, guidance, label):
     # q(x_t)·(q(x_t | y) / q(x_t))^guidance: 0 is unconditional, 1 conditional.
@@ -119,12 +116,6 @@ def test_the_interval_of_all_levels_is_plain_guidance():
         assert torch.equal(everywhere, guide(denoiser, 3.0)(x_t, t, Y).x0)
 
 
-@pytest.mark.parametrize("interval", [(0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.5, 1.1)])
-def test_an_interval_that_is_none_is_an_error(interval):
-    with pytest.raises(InputError, match="0 ≤ low < high ≤ 1"):
-        Guidance(3.0, interval=interval)
-
-
 # Rescaling
 
 
@@ -137,12 +128,10 @@ class Two:
         self.values = conditional, unconditional
 
     def __call__(self, x_t, t, condition=Condition()):
-        oracle = Mixture(LINEAR, torch.zeros(1, *x_t.shape[1:]), torch.ones(1))
-        prediction = oracle(x_t, t)
         x0 = torch.where(
             (condition.label >= 0).view(-1, 1, 1, 1), *(v.repeat(2, 1, 1, 1) for v in self.values)
         )
-        return type(prediction)(x0, x_t, t, LINEAR, prediction.reverse_variance)
+        return Prediction(x0, x_t, LINEAR.level(t, x_t), FixedSmall())
 
 
 @pytest.mark.parametrize("t", [500, torch.tensor([1, 500, 1000])])
@@ -167,13 +156,7 @@ def test_rescaling_leaves_a_constant_prediction_alone():
     assert torch.equal(ours.x0, 4 * flat)
 
 
-@pytest.mark.parametrize("rescale", [-0.1, 1.1])
-def test_rescaling_by_another_share_is_an_error(rescale):
-    with pytest.raises(InputError, match="between 0"):
-        Guidance(3.0, rescale=rescale)
-
-
-def test_strength_0_is_the_unlabelled_prediction_at_the_cost_of_one():
+def test_scale_0_is_the_unlabelled_prediction_at_the_cost_of_one():
     denoiser, x_t = Counting(), normal(4, 2)
     ours = guide(denoiser, 0.0)(x_t, 500, Y)
     assert denoiser.rows == [4]
@@ -183,14 +166,14 @@ def test_strength_0_is_the_unlabelled_prediction_at_the_cost_of_one():
 @pytest.mark.parametrize(
     ("t", "labels"), [(200, Y), (201, Condition()), (800, Condition()), (801, Y)]
 )
-def test_strength_0_leaves_the_labels_out_inside_its_interval_only(t, labels):
+def test_scale_0_leaves_the_labels_out_inside_its_interval_only(t, labels):
     denoiser, x_t = Counting(), normal(4, 2)
     ours = guide(denoiser, Guidance(0.0, interval=(0.2, 0.8)))(x_t, t, Y)
     assert denoiser.rows == [4]
     assert torch.equal(ours.x0, denoiser.oracle(x_t, t, labels).x0)
 
 
-def test_strength_0_with_a_rescale_still_looks_at_the_labelled_prediction():
+def test_scale_0_with_a_rescale_still_looks_at_the_labelled_prediction():
     labelled, unlabelled = normal(3, 2, 4, 4), 5 * normal(3, 2, 4, 4, seed=1)
     ours = guide(Two(labelled, unlabelled), Guidance(0.0, rescale=1.0))(
         normal(3, 2, 4, 4, seed=2), 500, Condition(torch.tensor([0, 1, 0]))
@@ -199,7 +182,7 @@ def test_strength_0_with_a_rescale_still_looks_at_the_labelled_prediction():
     torch.testing.assert_close(ours.x0.std((1, 2, 3), correction=0), spread)
 
 
-def test_strength_1_leaves_the_denoiser_as_it_is():
+def test_scale_1_leaves_the_denoiser_as_it_is():
     denoiser = Counting()
     assert guide(denoiser, 1.0) is denoiser
     assert guide(denoiser, Guidance(1.0)) is denoiser
@@ -218,13 +201,26 @@ def test_the_tag_names_what_differs_from_no_guidance(guidance, tag):
     assert guidance.tag == tag
 
 
-@pytest.mark.parametrize("settings", [{"interval": (0.2, 0.8)}, {"rescale": 0.7}])
-def test_settings_of_a_guidance_that_does_nothing_are_an_error(settings):
-    with pytest.raises(InputError, match="another scale"):
-        Guidance(1.0, **settings)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((float("nan"),), "finite"),
+        ((1.0, (0.2, 0.8)), "another scale"),
+        ((1.0, None, 0.7), "another scale"),
+        ((3.0, (0.5, 0.5)), "0 ≤ low < high ≤ 1"),
+        ((3.0, (0.8, 0.2)), "0 ≤ low < high ≤ 1"),
+        ((3.0, (-0.1, 0.5)), "0 ≤ low < high ≤ 1"),
+        ((3.0, (0.5, 1.1)), "0 ≤ low < high ≤ 1"),
+        ((3.0, None, -0.1), "between 0"),
+        ((3.0, None, 1.1), "between 0"),
+    ],
+)
+def test_settings_that_make_no_guidance_are_an_error(settings, message):
+    with pytest.raises(InputError, match=message):
+        Guidance(*settings)
 
 
-@pytest.mark.parametrize("T", [40, 50, 100, 1000])
+@pytest.mark.parametrize("T", [40, 100, 1000])
 def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
     # In floating point 0.29·100 is less than 29, and 0.07·100 is more than 7.
     denoiser, levels = SaysLabel(Linear(T)), torch.arange(1, T + 1)
@@ -240,18 +236,3 @@ def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
             assert torch.equal(rows == 3, guided)  # −1 + 2·(1 + 1), elsewhere 1
             for t in {max(edge, 1), edge + 1}:
                 assert ours(x[:1], t, y.rows(slice(1))).x0 == rows[t - 1]
-
-
-def test_a_scale_that_is_no_number_is_an_error():
-    with pytest.raises(InputError, match="finite"):
-        Guidance(float("nan"))
-
-
-@pytest.mark.parametrize(("labels", "guidance"), [(None, 2.0), ([3], 0.0), ([-1], 1.0)])
-def test_a_model_that_never_dropped_labels_knows_no_null_label(labels, guidance):
-    from tests.small import tiny_module
-
-    module = tiny_module(conditional=True, label_dropout=0.0)
-    module.check_labels([3], 1.0)
-    with pytest.raises(InputError, match="label_dropout 0"):
-        module.sample(2, DDIM(2), labels, guidance)

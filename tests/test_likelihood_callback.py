@@ -1,4 +1,4 @@
-"""What `test` says about the likelihood: the number, its error, the files."""
+"""What `test` says about the likelihood: the numbers, their errors, the files."""
 
 from __future__ import annotations
 
@@ -6,60 +6,64 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.callbacks import FlowLikelihood, Likelihood
+from ddpm_lightning.batch import Batch, Condition
+from ddpm_lightning.callbacks import Likelihood
 from ddpm_lightning.cli import main
+from ddpm_lightning.diffusion import AnalyticVariance, Linear, ZeroTerminalSNR
 from ddpm_lightning.diffusion.oracles import Gaussian
 from ddpm_lightning.diffusion.samplers import DDIMQuadratic
-from ddpm_lightning.diffusion.schedules import Linear, ZeroTerminalSNR
-from ddpm_lightning.diffusion.variances import AnalyticVariance
 from ddpm_lightning.errors import InputError
-from tests.small import TinyUNet, tiny_data, tiny_module
-from tests.test_cli import tiny_run
+from tests.small import TinyUNet, image_spec, lively, tiny_data, tiny_module
 
 SPREAD = 0.25
 SCHEDULE = ZeroTerminalSNR(Linear(100))
 
 
-def quiet_trainer(folder, *callbacks, **arguments):
+def results(folder: Path) -> list[dict]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def measure(folder: Path, likelihood: Likelihood, module: DiffusionModule, data) -> dict:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        **quiet | {"limit_test_batches": None} | arguments,
-    )
+    run = Trainer(default_root_dir=folder, accelerator="cpu", callbacks=[likelihood], **quiet)
+    (logged,) = run.test(module, data, verbose=False)
+    return dict(logged)
 
 
 class Knows(DiffusionModule):
     """A module whose denoiser is that of N(0, SPREAD), with the variance that is best for it."""
 
-    def denoiser(self, ema=True):
-        shape = self.shape
+    def denoiser(self, weights="ema"):
         total = SCHEDULE.alpha**2 * SPREAD + SCHEDULE.sigma**2
         variance = AnalyticVariance((SPREAD * SCHEDULE.sigma**2 / total).tolist())
-        d = math.prod(shape)
-        return Gaussian(SCHEDULE, torch.zeros(shape), torch.eye(d) * SPREAD, variance)
+        return Gaussian(SCHEDULE, torch.zeros(1, 2, 2), torch.eye(4) * SPREAD, variance)
+
+    def test_step(self, batch, batch_idx):
+        """The network stands aside."""
+
+
+def measure_known(folder: Path, likelihood: Likelihood, n: int) -> tuple[torch.Tensor, dict]:
+    """n samples of N(0, SPREAD), and what is measured of them with the exact denoiser."""
+    module = Knows(image_spec(size=2, data_range=None), TinyUNet, SCHEDULE)
+    x0 = SPREAD**0.5 * torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    batches = [Batch(x0[k], Condition(), k) for k in torch.arange(n).split(400)]
+    return x0, measure(folder, likelihood, module, DataLoader(batches, batch_size=None))
 
 
 @pytest.mark.parametrize("evaluations", [None, 10])
 def test_continuous_data_of_known_entropy_has_it_in_nats_within_the_standard_error(
     tmp_path, evaluations
 ):
-    module = Knows([1, 2, 2], data_range=None, net=TinyUNet, schedule=Linear(100))
-    module.schedule = SCHEDULE
-    module._evaluation_step = lambda batch, split: {}  # of the network, which stands aside
-    x0 = SPREAD**0.5 * torch.randn(1500, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    loader = DataLoader(TensorDataset(x0, torch.zeros(1500).long()), batch_size=400)
-    run = quiet_trainer(tmp_path, Likelihood(evaluations))
-    (logged,) = run.test(module, loader, verbose=False)
+    _, logged = measure_known(tmp_path, Likelihood(evaluations), n=1500)
     entropy = 0.5 * math.log(2 * math.pi * math.e * SPREAD)
     error = logged["test/npd_stderr"]
     assert 0 < error < 0.1
@@ -68,20 +72,28 @@ def test_continuous_data_of_known_entropy_has_it_in_nats_within_the_standard_err
     assert parts == pytest.approx(logged["test/npd"], rel=1e-5)
 
 
+def test_the_probability_flow_gives_the_exact_density_of_known_data(tmp_path):
+    flow = Likelihood(0, flow_n=450, flow_steps=None, flow_probes=None)
+    x0, logged = measure_known(tmp_path, flow, n=500)
+    squares = x0[:450].square().flatten(1).sum(1).double() / SPREAD
+    exact = 0.5 * (math.log(2 * math.pi * SPREAD) + squares / 4)
+    assert logged["test/npd_flow"] == pytest.approx(float(exact.mean()), rel=2e-3)
+    expected = float(exact.std()) / 450**0.5
+    assert logged["test/npd_flow_stderr"] == pytest.approx(expected, rel=2e-2)
+    (result,) = results(tmp_path)
+    assert (result["metric"], result["settings"]["count"]) == ("npd_flow", 450)
+
+
 def test_the_number_does_not_depend_on_the_batches(tmp_path):
-    torch.manual_seed(0)
-    module = tiny_module(schedule=Linear(100))
-    for parameter in module.ema.net.parameters():
-        parameter.data.normal_(std=0.05)
-    values = [
-        quiet_trainer(tmp_path / str(size), Likelihood(6)).test(
-            module, tiny_data(global_batch_size=size), verbose=False
-        )[0]
+    module = lively(tiny_module(schedule=Linear(100)))
+    flow = {"flow_n": 150, "flow_steps": 2}
+    one, other = (
+        measure(tmp_path, Likelihood(6, **flow), module, tiny_data(global_batch_size=size))
         for size in (100, 297)
-    ]
-    assert values[0].keys() == values[1].keys()
-    for key in ("test/bpd", "test/bpd_stderr", "test/bpd_L0"):
-        assert values[0][key] == pytest.approx(values[1][key], rel=1e-4)
+    )
+    assert one.keys() == other.keys()
+    for key in ("test/bpd", "test/bpd_stderr", "test/bpd_L0", "test/bpd_flow"):
+        assert one[key] == pytest.approx(other[key], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +101,9 @@ def test_the_number_does_not_depend_on_the_batches(tmp_path):
     [
         ({"evaluations": 1}, "at least 2"),
         ({"evaluations": -3}, "at least 2"),
+        ({"flow_n": -1}, "not negative"),
+        ({"flow_steps": 0}, "at least 1"),
+        ({"flow_probes": 0}, "at least 1"),
         ({"seed": -1}, "not negative"),
     ],
 )
@@ -98,87 +113,63 @@ def test_impossible_settings_are_refused(arguments, message):
 
 
 def test_a_spacing_without_the_last_levels_is_refused_before_the_test(tmp_path):
-    run = quiet_trainer(tmp_path, Likelihood(5, spacing=DDIMQuadratic()))
+    likelihood = Likelihood(5, spacing=DDIMQuadratic())
     with pytest.raises(InputError, match="leaves out the levels above"):
-        run.test(tiny_module(), tiny_data(), verbose=False)
+        measure(tmp_path, likelihood, tiny_module(), tiny_data())
 
 
 # The command line
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    root = tmp_path_factory.mktemp("run")
-    main(["fit", *tiny_run(root)])
-    return root
+def words_for(folder: Path, checkpoint: Path, *flags: str) -> list[str]:
+    """The words that measure a checkpoint on the digits."""
+    return [
+        *("test", "--data=Digits", f"--ckpt_path={checkpoint}", "--data.global_batch_size=50"),
+        *("--trainer.accelerator=cpu", "--trainer.logger=false"),
+        *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
+        *(f"--trainer.default_root_dir={folder}", "--likelihood.evaluations=4"),
+        *("--likelihood.flow_steps=2", *flags),
+    ]
 
 
-def test_the_test_command_prints_bits_and_keeps_them_with_their_curve(run, capsys):
-    flags = ("--ckpt_path=last", "--trainer.limit_test_batches=3", "--likelihood.evaluations=4")
-    for _ in range(2):  # the second result takes the first one's place
-        main(["test", *tiny_run(run, *flags)])
+def test_the_test_command_prints_both_numbers_and_keeps_them_with_a_curve(
+    lively_checkpoint, tmp_path, capsys
+):
+    flags = "--likelihood.flow_n=3", "--trainer.limit_test_batches=2"
+    for _ in range(2):  # the second results take the first ones' place
+        main(words_for(tmp_path, lively_checkpoint, *flags))
+    bound, flow = results(tmp_path)
     printed = capsys.readouterr().out
     assert "test/bpd" in printed
     assert "bits a dimension ≤" in printed
-    (result,) = json.loads((run / "metrics.json").read_text())
-    assert (result["metric"], result["step"], result["n"]) == ("bpd", 2, 24)
-    assert (result["evaluations"], result["T"], result["weights"]) == (4, 1000, "ema")
-    assert math.isfinite(result["value"])
-    assert 0 < result["standard_error"] < result["value"]
-    assert sum(result["parts"].values()) == pytest.approx(result["value"])
-    assert Image.open(run / "bound_test.png").width > 400
+    assert f"probability flow: {flow['value']:.4f}" in printed
+    assert (bound["metric"], bound["step"], bound["samples"]["weights"]) == ("bpd", 2, "ema")
+    settings = {"split": "test", "count": 100, "evaluations": 4, "T": 40}
+    assert bound["settings"] == bound["settings"] | settings
+    assert 0 < bound["standard_error"] < bound["value"] < math.inf
+    parts = sum(bound["parts"][name] for name in ("L0", "L1_to_LT-1", "LT"))
+    assert parts == pytest.approx(bound["value"])
+    assert (flow["metric"], flow["settings"]["count"]) == ("bpd_flow", 3)
+    assert Image.open(tmp_path / "bound_test.png").width > 400
 
 
-def test_zero_evaluations_leave_it_out(run, capsys):
-    flags = ("--ckpt_path=last", "--trainer.limit_test_batches=1", "--likelihood.evaluations=0")
-    main(["test", *tiny_run(run, *flags)])
-    assert "test/bpd" not in capsys.readouterr().out
+def test_zero_evaluations_leave_it_out(lively_checkpoint, tmp_path, capsys):
+    main(words_for(tmp_path, lively_checkpoint, "--likelihood.evaluations=0"))
+    assert "bpd" not in capsys.readouterr().out
+    assert not (tmp_path / "metrics.json").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_measure_the_bits_of_one(run, tmp_path):
-    values = []
+def test_two_processes_measure_the_bits_of_one(lively_checkpoint, tmp_path):
     for processes in (1, 2):
-        command = [
-            *(sys.executable, "-m", "ddpm_lightning", "test"),
-            *tiny_run(run, "--ckpt_path", str(run / "checkpoints" / "last.ckpt")),
-            "--likelihood.evaluations=4",
-            "--data.global_batch_size=100",
-            f"--trainer.devices={processes}",
-            f"--trainer.default_root_dir={tmp_path / str(processes)}",
-            *(["--trainer.strategy=ddp"] if processes == 2 else []),
-        ]
+        flags = [f"--trainer.devices={processes}", "--likelihood.flow_n=3"]
+        flags += ["--trainer.strategy=ddp"] if processes == 2 else []
+        words = words_for(tmp_path / str(processes), lively_checkpoint, *flags)
+        command = [sys.executable, "-m", "ddpm_lightning", *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
-        (result,) = json.loads((tmp_path / str(processes) / "metrics.json").read_text())
-        values.append(result)
-    one, two = values
-    assert one["n"] == two["n"] == 297  # uneven shares: 149 and 148
-    assert two["value"] == pytest.approx(one["value"], rel=1e-4)
-    assert two["standard_error"] == pytest.approx(one["standard_error"], rel=1e-3)
-
-
-def test_the_probability_flow_gives_the_exact_density_of_known_data(tmp_path):
-    module = Knows([1, 2, 2], data_range=None, net=TinyUNet, schedule=Linear(100))
-    module.schedule = SCHEDULE
-    module._evaluation_step = lambda batch, split: {}
-    x0 = SPREAD**0.5 * torch.randn(60, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    loader = DataLoader(TensorDataset(x0, torch.zeros(60).long()), batch_size=25)
-    run = quiet_trainer(tmp_path, FlowLikelihood(n=40, steps=None, probes=None))
-    (logged,) = run.test(module, loader, verbose=False)
-    squares = x0[:40].square().flatten(1).sum(1).double() / SPREAD
-    exact = 0.5 * (math.log(2 * math.pi * SPREAD) + squares / 4)
-    assert logged["test/npd_flow"] == pytest.approx(float(exact.mean()), rel=2e-3)
-    expected = float(exact.std()) / 40**0.5
-    assert logged["test/npd_flow_stderr"] == pytest.approx(expected, rel=2e-2)
-    (result,) = json.loads((tmp_path / "metrics.json").read_text())
-    assert (result["metric"], result["n"]) == ("npd_flow", 40)
-
-
-def test_the_flow_is_measured_by_the_test_command(tmp_path, capsys):
-    main(["fit", *tiny_run(tmp_path)])
-    flags = ["--ckpt_path=last", "--flow.n=3", "--flow.steps=2", "--likelihood.evaluations=2"]
-    main(["test", *tiny_run(tmp_path), *flags])
-    bound, flow = json.loads((tmp_path / "metrics.json").read_text())
-    assert (bound["metric"], flow["metric"], flow["n"]) == ("bpd", "bpd_flow", 3)
-    assert f"probability flow: {flow['value']:.4f}" in capsys.readouterr().out
+    for one, two in zip(results(tmp_path / "1"), results(tmp_path / "2"), strict=True):
+        assert two["value"] == pytest.approx(one["value"], rel=1e-4)
+        assert two["standard_error"] == pytest.approx(one["standard_error"], rel=1e-3)
+    counts = [result["settings"]["count"] for result in results(tmp_path / "2")]
+    assert counts == [297, 3]  # uneven shares of the bound: 149 and 148

@@ -203,10 +203,11 @@ def test_a_network_is_rebuilt_from_its_own_settings(make):
 )
 def test_a_shape_that_does_not_fit_is_refused_with_the_fix(network, shape, message):
     kind, settings = NETWORKS[network]
-    more = {"unet": {"multipliers": [1, 1, 1, 1]}, "dit": {"patch": 4}}.get(network, {})
+    coarse: dict[str, dict] = {"unet": {"multipliers": [1, 1, 1, 1]}, "dit": {"patch": 4}}
+    settings = settings | coarse.get(network, {})
     with pytest.raises(InputError, match=message):
-        kind(DataSpec(shape), 3, **{**settings, **more})
-    net = kind(image_spec(3, 32), 3, **{**settings, **more})
+        kind(DataSpec(shape), 3, **settings)
+    net = kind(image_spec(3, 32), 3, **settings)
     with pytest.raises(InputError, match=message):
         net(*inputs(2, *shape))
 
@@ -223,8 +224,8 @@ def test_other_channels_than_the_datas_are_refused(make):
         (DiT, {"depth": 0}, "depth=0.*at least 1"),
         (SmallUNet, {"channels": 20}, "channels=20.*multiple of 8"),
         (SmallUNet, {"channels": 0}, "channels=0.*multiple of 8"),
-        (UNet, {"channels": 28}, "channels=28, groups=32.* set channels=32 or groups=28$"),
-        (UNet, {"channels": 100}, "set channels=128 or groups=25$"),
+        (UNet, {"channels": 28}, "channels=28, groups=32.* set groups=28 or channels=32$"),
+        (UNet, {"channels": 100}, "set groups=25 or channels=128$"),
         (UNet, {"channels": 27, "groups": 9}, "channels=27.* even.* set channels=36$"),
         (UNet, {"heads": 3}, "256 .* 3 equal heads; set heads=2 or channels to a multiple of 3"),
         (UNet, {"attention_levels": [1, 4]}, r"levels=\[1, 4\].*per multiplier, 0 to 3"),

@@ -13,14 +13,10 @@ from ddpm_lightning.diffusion.prediction import FixedLarge
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Karras, Linear
 from ddpm_lightning.errors import InputError
+from tests.core import normal, pair
 
 LINEAR = Linear()
 LEVELS = [1, 200, 1000]
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 MEAN = torch.tensor([1.0, -0.5, 0.25])
@@ -179,7 +175,7 @@ def test_a_label_selects_its_components_and_minus_one_or_none_takes_all():
 
 def test_an_oracle_states_its_reverse_variance_like_any_denoiser():
     x_t = normal(2, 3)
-    expected = posterior(LINEAR, 100, 500, x_t).variance
+    expected = posterior(*pair(LINEAR, 100, 500)).variance
     assert gaussian()(x_t, 500).variance(100) == expected
     large = Gaussian(LINEAR, MEAN, COV, FixedLarge())
     assert large(x_t, 500).variance(499) == pytest.approx(

@@ -48,8 +48,8 @@ DDPM = {
     "model.optimizer": "Adam",
     "model.optimizer.lr": 2e-4,
     "model.warmup_steps": 5000,
-    "model.ema_decay": 0.9999,
-    "model.ema_warmup": False,
+    "model.ema.decay": 0.9999,
+    "model.ema.warmup": False,
     "data": "CIFAR10",
     "data.root": "data",
     "data.held_out": 0,
@@ -58,7 +58,7 @@ DDPM = {
     "samplers.0": "DDPM",
     "samplers.1": "DDIM",
     "samplers.1.steps": 50,
-    "samplers.1.spacing": "Quadratic",
+    "samplers.1.spacing": "QuadraticSpacing",
 }
 
 
@@ -106,10 +106,10 @@ RECIPES = {
             "model.timesteps": "LogNormal",
             "samplers.0": "Heun",
             "samplers.0.steps": 18,
-            "samplers.0.spacing": "Karras",
+            "samplers.0.spacing": "KarrasSpacing",
             "samplers.1": "Heun",
             "samplers.1.steps": 18,
-            "samplers.1.spacing": "Karras",
+            "samplers.1.spacing": "KarrasSpacing",
         },
         without=("model.schedule.beta",),
     ),
@@ -128,7 +128,7 @@ RECIPES = {
     ),
     # Ho & Salimans 2022: labels dropped for a tenth of the rows.
     "cifar10_cfg": changed(
-        {"model.conditional": True, "model.label_dropout": 0.1, "guidances.0": 3.0}
+        {"model.conditional": True, "model.label_dropout.share": 0.1, "guidances.0": 3.0}
     ),
 }
 

@@ -21,17 +21,13 @@ from ddpm_lightning.diffusion.samplers import (
     UniPC,
 )
 from ddpm_lightning.diffusion.samplers.lms import adams_bashforth
-from ddpm_lightning.diffusion.schedules import Cosine, Karras, Linear, Sigmoid, Straight
+from ddpm_lightning.diffusion.schedules import Cosine, Karras, Linear, Straight
 from ddpm_lightning.diffusion.variances import AnalyticVariance
+from tests.core import named, normal
 
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]], dtype=torch.float64)
 VARIANCES = torch.tensor([0.05, 0.1, 0.08], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def exact_flow(x_T, schedule, bottom):
@@ -70,11 +66,10 @@ ORDERS = [
 ]
 
 
-# Steps must be evenly spaced levels for an order to show: 320 must divide T − bottom. At T = 1000
-# the level nearest to sigma/alpha = 0.1 that allows it has 0.14; at T = 12,800 one has 0.09.
-@pytest.mark.parametrize(("T", "bottom"), [(1000, 40), (12_800, 320)])
 @pytest.mark.parametrize(("sampler", "settings", "order"), ORDERS)
-def test_order_of_convergence(sampler, settings, order, T, bottom):
+def test_order_of_convergence(sampler, settings, order):
+    # Steps must be evenly spaced levels for an order to show: 320 must divide T − bottom.
+    T, bottom = 1000, 40
     schedule, x_T = Linear(T), normal(64, 2)
     oracle = Mixture(schedule, MEANS, VARIANCES, WEIGHTS)
     reference = exact_flow(x_T, schedule, bottom)
@@ -86,7 +81,6 @@ def test_order_of_convergence(sampler, settings, order, T, bottom):
         z = next(state.x_t for state in states if state.t == bottom) / schedule.alpha[bottom]
         errors.append(float(np.sqrt(np.mean((z.numpy() - reference) ** 2))))
     slope = -np.polyfit(np.log2([40, 80, 160, 320]), np.log2(errors), 1)[0]
-    print(f"\n{sampler.__name__} {settings} T={T}: order {slope:.2f}, errors {errors}")
     # The fourth order still settles at these step counts.
     assert slope == pytest.approx(order, abs=0.25 if order < 4 else 0.6)
 
@@ -102,16 +96,15 @@ STOCHASTIC_ORDERS = [
 ]
 
 
-@pytest.mark.parametrize("c", [0.1, 0.5])
 @pytest.mark.parametrize(("sampler", "settings", "order"), STOCHASTIC_ORDERS)
-def test_weak_order_of_stochastic_samplers(sampler, settings, order, c):
+def test_weak_order_of_stochastic_samplers(sampler, settings, order):
     """The variance of x_t on normal data of variance c, without a single random number.
 
     There every step is linear: with the unit vectors e_0, e_1, … in place of the noises of x_T and
     of each step, a sample ends as the list of its coefficients, and its variance is their square
     sum.
     """
-    T, bottom, counts = 1000, 40, (80, 160, 320)
+    T, bottom, c, counts = 1000, 40, 0.1, (80, 160, 320)
     schedule = Linear(T)
 
     def exact(t):
@@ -129,17 +122,12 @@ def test_weak_order_of_stochastic_samplers(sampler, settings, order, c):
         variance = next(state.x_t for state in states if state.t == bottom).square().sum()
         errors.append(abs(float(variance) / exact(bottom) - 1))
     slope = -np.polyfit(np.log2(counts), np.log2(errors), 1)[0]
-    print(f"\n{sampler.__name__} {settings} c={c}: weak order {slope:.2f}, errors {errors}")
     assert slope == pytest.approx(order, abs=0.25)
 
 
-@pytest.mark.parametrize("steps", [2, 5, 20])
+@pytest.mark.parametrize("steps", [2, 20])
 @pytest.mark.parametrize("c", [0.1, 2.0])
-@pytest.mark.parametrize(
-    "schedule",
-    [Linear(), Cosine(), Sigmoid(), Straight(), Karras()],
-    ids=lambda schedule: type(schedule).__name__,
-)
+@pytest.mark.parametrize("schedule", [Cosine(), Straight(), Karras()], ids=named)
 def test_ddpm_with_the_analytic_variance_is_exact_on_normal_data_in_any_number_of_steps(
     schedule, c, steps
 ):
@@ -237,22 +225,7 @@ def assert_moments(samples, mean, cov):
     assert (error.abs() < allowed).all(), error / scale
 
 
-ON_BOTH = pytest.mark.parametrize(
-    "schedule", [Linear(), Cosine()], ids=lambda schedule: type(schedule).__name__
-)
-
-
-@ON_BOTH
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_of_a_gaussian_have_its_mean_and_covariance(name, schedule):
-    mean = torch.tensor([0.5, -1.0], dtype=torch.float64)
-    cov = torch.tensor([[0.8, 0.3], [0.3, 0.4]], dtype=torch.float64)
-    torch.manual_seed(0)
-    samples = SAMPLERS[name](Gaussian(schedule, mean, cov), normal(N, 2))
-    assert_moments(samples, mean, cov)
-
-
-@ON_BOTH
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=named)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_of_a_mixture_have_its_weights_means_and_covariance(name, schedule):
     means = 2 * MEANS  # components too far apart to be mistaken for each other

@@ -1,6 +1,5 @@
 """Samplers: which levels, which formula, which noise; against closed forms and diffusers."""
 
-import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import nn
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.guidance import Guided
 from ddpm_lightning.diffusion.oracles import Empirical, Gaussian, Mixture
 from ddpm_lightning.diffusion.parameterizations import X0, EDMPreconditioning, Eps, V
 from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall
@@ -29,6 +27,7 @@ from ddpm_lightning.diffusion.samplers import (
     Levels,
     LogSNRSpacing,
     QuadraticSpacing,
+    SingleStep,
     UniformSpacing,
     UniPC,
     encode,
@@ -47,6 +46,7 @@ from ddpm_lightning.diffusion.schedules import Karras as KarrasSchedule
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
 from ddpm_lightning.randomness import IndexedNoise
+from tests.core import Waves, keyed, named, normal
 
 LINEAR = Linear()
 SPACINGS = [
@@ -57,6 +57,7 @@ SPACINGS = [
     KarrasSpacing(rho=1.0),
 ]
 SAMPLERS = [DDPM, DDIM, DPMSolverPP, DPMSolverPPSDE, Euler, Heun, LMS, UniPC]
+OF_THE_ODE = [DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC]
 EVERY_SAMPLER = pytest.mark.parametrize("make", SAMPLERS, ids=lambda make: make.__name__)
 
 
@@ -64,19 +65,6 @@ def straight_to(top: float) -> Schedule:
     """alpha falls from 1 to 0 while sigma rises from 0 to top: zero terminal SNR."""
     rising = np.arange(21) / 20
     return Table((1 - rising).tolist(), (top * rising).tolist())
-
-
-class Waves(Network):
-    """A fixed function of x, level and label, one element at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def forward(self, x, c_noise, condition=Condition()):
-        rows = (-1,) + (1,) * (x.ndim - 1)
-        label = 0 if condition.label is None else condition.label
-        phase = c_noise / 300 + label
-        return torch.sin(2 * x + phase.view(rows))
 
 
 class ExactEps(Network):
@@ -101,16 +89,6 @@ class Zero(Network):
 
     def forward(self, x, c_noise, condition=Condition()):
         return torch.zeros_like(x)
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def keyed(draw, shape, rows=2):
-    """Step noise in float64 that depends on the draw alone."""
-    return normal(rows, *shape, seed=1000 + draw)
 
 
 def no_noise(*_):
@@ -222,20 +200,21 @@ def test_crowded_levels_make_way_without_leaving_0_to_T(wanted, levels):
     assert distinct(wanted) == levels
 
 
-@pytest.mark.parametrize("S", [1, 2, 3, 4, 5, 7, 10, 25, 30, 50, 100, 250, 500, 999, 1000])
-def test_uniform_is_diffusers_trailing_spacing(S):
+def test_uniform_is_diffusers_trailing_spacing():
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
-    scheduler.set_timesteps(S)
-    # They count levels from 0 and leave out the clean data at the end.
-    assert [t + 1 for t in scheduler.timesteps.tolist()] == UniformSpacing()(LINEAR, S)[:-1]
+    for S in (1, 3, 7, 30, 250, 999, 1000):
+        scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
+        scheduler.set_timesteps(S)
+        # They count levels from 0 and leave out the clean data at the end.
+        levels = [t + 1 for t in scheduler.timesteps.tolist()]
+        assert levels == UniformSpacing()(LINEAR, S)[:-1]
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_a_number_of_steps_outside_1_to_T_is_an_error(spacing, steps):
-    with pytest.raises(InputError, match="1 to 1000"):
-        spacing(LINEAR, steps)
+@pytest.mark.parametrize("spacing", SPACINGS, ids=named)
+def test_a_number_of_steps_outside_1_to_T_is_an_error(spacing):
+    for steps in (0, -1, 1001):
+        with pytest.raises(InputError, match="1 to 1000"):
+            spacing(LINEAR, steps)
 
 
 def test_named_levels_are_visited_as_they_stand():
@@ -244,18 +223,12 @@ def test_named_levels_are_visited_as_they_stand():
     assert [state.t for state in states] == [900, 10, 3, 0]
 
 
-@pytest.mark.parametrize("levels", [[], [0], [10, 5], [10, 10, 0], [5, 10, 0], [10, 0, -1]])
-def test_levels_that_do_not_fall_to_0_are_an_error(levels):
-    with pytest.raises(InputError, match="strictly decreasing levels down to 0"):
-        Levels(levels)
-
-
-def test_named_levels_above_T_are_an_error():
+def test_named_levels_that_do_not_fit_are_an_error_with_the_fix():
+    for levels in ([], [0], [10, 5], [10, 10, 0], [5, 10, 0], [10, 0, -1]):
+        with pytest.raises(InputError, match="strictly decreasing levels down to 0"):
+            Levels(levels)
     with pytest.raises(InputError, match="above the last level 1000"):
         Levels([1001, 0])(LINEAR, None)
-
-
-def test_named_levels_and_another_number_of_steps_are_an_error_with_the_fix():
     assert Levels([1000, 500, 0])(LINEAR, 2) == [1000, 500, 0]
     with pytest.raises(InputError, match=r"2 steps, but the sampler asks for 50; .*steps=None"):
         DDIM(spacing=Levels([1000, 500, 0])).levels(LINEAR)
@@ -283,19 +256,17 @@ def test_heun_in_edms_18_steps_makes_its_35_evaluations():
     assert net.calls == 35
 
 
-def test_the_tag_names_the_steps_taken():
-    assert DDIM(50).tag(LINEAR) == "ddim50"
-    assert DDPM().tag(Linear(100)) == "ddpm100"
-
-
 @pytest.mark.parametrize(
     ("sampler", "tag"),
     [
+        (DDPM(), "ddpm1000"),
+        (DDIM(50, clip=(-1, 1)), "ddim50"),
         (DDIM(50, 1.0, QuadraticSpacing()), "ddim50_quadratic_eta1"),
         (DDPM(20, threshold=0.995), "ddpm20_threshold0.995"),
         (DPMSolverPP(20), "dpmsolverpp20"),
         (DPMSolverPPSDE(20, order=1, spacing=LogSNRSpacing()), "dpmsolverppsde20_logsnr_order1"),
         (Heun(18, churn=40.0, spacing=KarrasSpacing()), "heun18_karras_churn40"),
+        (Euler(9, 8.0, (0.05, 50.0), 1.003), "euler9_churn8_churn_range0.05-50_churn_noise1.003"),
         (Euler(30), "euler30"),
         (LMS(10), "lms10"),
         (LMS(10, order=2), "lms10_order2"),
@@ -316,6 +287,8 @@ def test_the_tag_names_what_differs_from_the_default(sampler, tag):
         (lambda: UniPC(threshold=0.0), "above 0 and at most 1"),
         (lambda: UniPC(threshold=99.5), "above 0 and at most 1"),
         (lambda: DDPM(clip=(1.0, -1.0)), "low < high"),
+        (lambda: DDIM(eta=-0.1), "eta lies between 0"),
+        (lambda: DDIM(eta=1.1), "eta lies between 0"),
     ],
 )
 def test_settings_out_of_range_are_an_error(make, message):
@@ -323,28 +296,21 @@ def test_settings_out_of_range_are_an_error(make, message):
         make()
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1])
-def test_eta_outside_0_to_1_is_an_error(eta):
-    with pytest.raises(InputError, match="eta lies between 0"):
-        DDIM(eta=eta)
-
-
 # Closed forms
 
 
-@pytest.mark.parametrize("schedule", [Linear(50), Cosine(50)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [Linear(50), Cosine(50)], ids=named)
 @EVERY_SAMPLER
-@pytest.mark.parametrize("spacing", SPACINGS[:4], ids=lambda s: type(s).__name__)
-def test_with_exact_eps_every_number_of_steps_ends_at_the_data_point(schedule, make, spacing):
+def test_with_exact_eps_every_number_of_steps_ends_at_the_data_point(schedule, make):
     point = normal(3, 2)
     denoiser = Denoiser(ExactEps(schedule, point), schedule, Eps())
-    for steps in (1, 2, 3, 4, 7, 25, 49, 50):
+    for steps, spacing in zip((1, 2, 7, 49, 50), SPACINGS, strict=True):
         x0 = make(steps, spacing=spacing)(denoiser, normal(4, 3, 2), noise=None)
         np.testing.assert_allclose(x0, point.expand(4, 3, 2), atol=1e-10)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 50])
-@pytest.mark.parametrize("make", [DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC])
+@pytest.mark.parametrize("steps", [3, 50])
+@pytest.mark.parametrize("make", OF_THE_ODE)
 def test_with_exact_eps_the_ode_is_a_line_from_noise_to_data(make, steps):
     schedule, point, x_T = Cosine(50), normal(1, seed=1), normal(4, 1)
     denoiser = Denoiser(ExactEps(schedule, point), schedule, Eps())
@@ -376,7 +342,7 @@ def test_ddpm_with_fixed_large_keeps_standard_normal_data_standard_normal(s, t):
     assert gain**2 + noise.item() ** 2 == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+@pytest.mark.parametrize("steps", [1, 7, 100])
 @pytest.mark.parametrize(
     ("sampler", "eta"),
     [
@@ -394,12 +360,12 @@ def test_first_order_methods_are_ddim(sampler, eta, steps):
         torch.testing.assert_close(a.x_t, b.x_t, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("top", np.linspace(0.3, 5, 30))
-def test_ddim_with_eta_1_stays_real_at_zero_terminal_snr(top):
+def test_ddim_with_eta_1_stays_real_at_zero_terminal_snr():
     # There the posterior's variance is all of sigma_s²: a share above 1 would have a complex root.
-    x0 = DDIM(None, eta=1.0)(Denoiser(Waves(), straight_to(top), X0()), normal(2, 1))
-    assert x0.dtype == torch.float64
-    assert x0.isfinite().all()
+    for top in np.linspace(0.3, 5, 30):
+        x0 = DDIM(None, eta=1.0)(Denoiser(Waves(), straight_to(top), X0()), normal(2, 1))
+        assert x0.dtype == torch.float64
+        assert x0.isfinite().all()
 
 
 EXTREMES = [
@@ -466,10 +432,8 @@ def test_the_first_step_from_zero_terminal_snr_is_a_plain_one(make):
 
 
 @EVERY_SAMPLER
-@pytest.mark.parametrize(
-    "schedule", [LINEAR, Cosine(4000), Sigmoid()], ids=lambda s: type(s).__name__
-)
-@pytest.mark.parametrize("steps", [1, 2, 10, 50])
+@pytest.mark.parametrize("schedule", [LINEAR, Cosine(4000)], ids=named)
+@pytest.mark.parametrize("steps", [2, 50])
 def test_float32_sampling_follows_float64(make, schedule, steps):
     mean, cov = torch.tensor([0.5, -1.0, 2.0]), torch.diag(torch.tensor([1.0, 0.1, 0.01]))
     denoiser, x_T = Gaussian(schedule, mean, cov), normal(4, 3)
@@ -518,12 +482,12 @@ def both_steps(scheduler, sampler, denoiser, t, s, **settings):
 
 
 @pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
-@pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=named)
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize(
-    "spacing", [UniformSpacing(), QuadraticSpacing()], ids=lambda s: type(s).__name__
+    ("steps", "spacing"),
+    [(10, UniformSpacing()), (1000, UniformSpacing()), (30, QuadraticSpacing())],
 )
-@pytest.mark.parametrize("steps", [10, 1000])
 def test_ddpm_steps_are_those_of_diffusers(steps, spacing, variance, parameterization, clip):
     diffusers = pytest.importorskip("diffusers")
     scheduler = with_our_tables(
@@ -550,8 +514,8 @@ def test_ddpm_steps_are_those_of_diffusers(steps, spacing, variance, parameteriz
 
 
 @pytest.mark.parametrize("clip", [None, (-1.0, 1.0)])
-@pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=named)
+@pytest.mark.parametrize("eta", [0.0, 0.5])
 # They find the next level by subtracting T // S, so S must divide T.
 @pytest.mark.parametrize("steps", [10, 1000])
 def test_ddim_steps_are_those_of_diffusers(steps, eta, parameterization, clip):
@@ -578,12 +542,12 @@ def test_ddim_steps_are_those_of_diffusers(steps, eta, parameterization, clip):
 # Noise
 
 
-@pytest.mark.parametrize("make", [DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC])
+@pytest.mark.parametrize("make", OF_THE_ODE)
 def test_solvers_of_the_ode_draw_no_noise(make):
     make(5)(Denoiser(Waves(), LINEAR, Eps()), normal(2, 1), noise=no_noise)
 
 
-@pytest.mark.parametrize("sampler", [DDPM(5), DDIM(5, eta=0.3)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", [DDPM(5), DDIM(5, eta=0.3)], ids=named)
 def test_step_i_asks_for_draw_i_with_the_shape_of_a_sample(sampler):
     asked = []
 
@@ -671,7 +635,7 @@ def test_churn_adds_just_the_noise_of_the_raised_level():
 def test_dynamic_thresholding_is_imagens():
     x0 = 2 * normal(3, 4, 5)
     prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 4, 5), 500)
-    ours = dataclasses.replace(prediction, x0=x0).clip((-1.0, 1.0), threshold=0.9)
+    ours = prediction.with_x0(x0).clip((-1.0, 1.0), threshold=0.9)
     for k in range(3):
         row = x0[k].numpy()
         reach = np.sort(np.abs(row).ravel())[18 - 1]  # 90 % of 20 values lie within
@@ -694,24 +658,20 @@ def test_dynamic_thresholding_is_imagens():
 def test_the_share_that_stays_is_rounded_up_to_whole_values(threshold, n, kept):
     x0 = torch.arange(n, 0, -1, dtype=torch.float64)[None] + 1  # n + 1 … 2
     prediction = Denoiser(Waves(), LINEAR, X0())(normal(1, n), 500)
-    ours = dataclasses.replace(prediction, x0=x0).clip((-1.0, 1.0), threshold)
+    ours = prediction.with_x0(x0).clip((-1.0, 1.0), threshold)
     assert (ours.x0 == 1).sum() == n - kept + 1  # the largest that stays is the reach itself
 
 
-def test_thresholding_a_prediction_within_the_range_is_clipping():
+def test_thresholding_within_the_range_is_clipping_and_maps_onto_any_range():
     prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 400), 500)
     x0 = 0.2 * normal(3, 400)
     x0[:, 0] = 5.0
-    within = dataclasses.replace(prediction, x0=x0)
-    for low, high in [(-1.0, 1.0), (-2.0, 1.5)]:
-        a, b = within.clip((low, high), threshold=0.99), within.clip((low, high))
+    for data_range in [(-1.0, 1.0), (-2.0, 1.5)]:
+        within = prediction.with_x0(x0)
+        a, b = within.clip(data_range, threshold=0.99), within.clip(data_range)
         torch.testing.assert_close(a.x0, b.x0)
-
-
-def test_thresholding_maps_onto_any_range():
-    prediction = Denoiser(Waves(), LINEAR, X0())(normal(3, 400), 500)
-    base = dataclasses.replace(prediction, x0=3 * normal(3, 400))
-    moved = dataclasses.replace(prediction, x0=(base.x0 + 1) / 2)
+    base = prediction.with_x0(3 * normal(3, 400))
+    moved = prediction.with_x0((base.x0 + 1) / 2)
     a, b = base.clip((-1.0, 1.0), 0.9).x0, moved.clip((0.0, 1.0), 0.9).x0
     torch.testing.assert_close((a + 1) / 2, b)
 
@@ -735,9 +695,7 @@ WIDE = Gaussian(LINEAR, torch.tensor([0.3, -0.2]), torch.tensor([[1.0, 0.4], [0.
 
 
 @pytest.mark.parametrize("steps", [10, 50])
-@pytest.mark.parametrize(
-    "spacing", [UniformSpacing(), LogSNRSpacing()], ids=lambda s: type(s).__name__
-)
+@pytest.mark.parametrize("spacing", [UniformSpacing(), LogSNRSpacing()], ids=named)
 def test_iterated_inversion_is_the_exact_inverse_of_ddim(steps, spacing):
     x_T = normal(5, 2)
     x0 = DDIM(steps, spacing=spacing)(WIDE, x_T)
@@ -802,9 +760,7 @@ def test_inversion_takes_labels_restores_modes_and_refuses_the_impossible():
 # The trajectory
 
 
-@pytest.mark.parametrize(
-    "sampler", [*(make(4) for make in SAMPLERS), DDIM(4, eta=0.5)], ids=lambda s: type(s).__name__
-)
+@pytest.mark.parametrize("sampler", [*(make(4) for make in SAMPLERS), DDIM(4, eta=0.5)], ids=named)
 def test_the_trajectory_goes_from_x_T_to_what_a_call_returns(sampler):
     denoiser, x_T = Denoiser(Waves(), LINEAR, Eps()), normal(2, 3)
     states = list(sampler.trajectory(denoiser, x_T, noise=keyed))
@@ -814,40 +770,37 @@ def test_the_trajectory_goes_from_x_T_to_what_a_call_returns(sampler):
     assert torch.equal(states[-1].x_t, states[-1].x0)
 
 
-def test_each_state_holds_the_prediction_at_its_level():
-    denoiser = Denoiser(Waves(), LINEAR, Eps())
-    for state in list(DDIM(4).trajectory(denoiser, normal(2, 3)))[:-1]:
-        assert torch.equal(state.x0, denoiser(state.x_t, state.t).x0)
-
-
-def test_labels_reach_every_step():
+def test_each_state_holds_the_prediction_at_its_level_and_its_label():
     denoiser, x_T = Denoiser(Waves(), LINEAR, X0()), normal(2, 3)
     y = Condition(torch.tensor([1, 4]))
     for state in list(DDIM(4).trajectory(denoiser, x_T, y))[:-1]:
         assert torch.equal(state.x0, denoiser(state.x_t, state.t, y).x0)
 
 
-def test_a_clipping_sampler_keeps_every_prediction_and_the_sample_in_range():
-    denoiser = Denoiser(Waves(), LINEAR, Eps())
-    for state in DDPM(20, clip=(-0.5, 0.25)).trajectory(denoiser, normal(2, 3), noise=keyed):
-        assert -0.5 <= state.x0.min() <= state.x0.max() <= 0.25
-
-
-def test_by_default_nothing_is_clipped():
+def test_a_sampler_clips_to_its_own_range_or_to_that_of_the_data_and_by_default_never():
     states = DDPM(20).trajectory(Denoiser(Waves(), LINEAR, Eps()), normal(2, 3))
     assert next(states).x0.abs().max() > 10
-
-
-def test_clipping_to_the_datas_range_changes_nothing_else():
-    sampler = DDIM(7, eta=0.5, spacing=QuadraticSpacing()).clipped((-1.0, 1.0))
-    assert sampler.clip == (-1.0, 1.0)
-    assert (sampler.steps, sampler.eta, type(sampler.spacing)) == (7, 0.5, QuadraticSpacing)
-
-
-def test_a_samplers_own_range_and_data_without_one_win_over_clipping():
-    own, free = DDPM(clip=(0.0, 1.0)), DDPM()
+    own, free = DDPM(clip=(0.0, 1.0)), DDIM(7, eta=0.5, spacing=QuadraticSpacing())
     assert own.clipped((-1.0, 1.0)) is own
     assert free.clipped(None) is free
+    clipped = free.clipped((-1.0, 1.0))
+    assert clipped.describe() == DDIM(7, 0.5, QuadraticSpacing(), (-1.0, 1.0)).describe()
+
+
+class OwnStep(SingleStep):
+    """A step of a stranger's, with a setting of its own and none of the others."""
+
+    def __init__(self, share: float = 0.5) -> None:
+        super().__init__()
+        self.share = share
+
+    def step(self, prediction, s, noise):
+        return prediction.x0
+
+
+def test_a_sampler_that_takes_no_range_is_an_error_that_says_so():
+    with pytest.raises(InputError, match="OwnStep takes no argument 'clip'"):
+        OwnStep().clipped((-1.0, 1.0))
 
 
 # Evaluation mode
@@ -879,30 +832,20 @@ def moody(net):
     return Denoiser(net, LINEAR, X0())
 
 
-def test_every_part_has_its_mode_back_after_sampling():
+def test_every_part_is_in_evaluation_mode_while_sampling_and_has_its_mode_back_after():
     net = Moody()
     modes = [net.modes() for _ in DDIM(3).trajectory(moody(net), normal(2, 1))]
     assert modes[:-1] == [[False] * 3] * 3
     assert net.modes() == AS_BUILT
-
-
-def test_modes_are_back_when_the_iterator_is_closed_early():
-    net = Moody()
     states = DDIM(3).trajectory(moody(net), normal(2, 1))
     next(states)
     assert net.modes() == [False] * 3
-    states.close()
+    states.close()  # early
     assert net.modes() == AS_BUILT
-
-
-def test_modes_are_back_when_the_network_raises():
     net = Moody(fails_at=2)
     with pytest.raises(RuntimeError, match="out of memory"):
         DDIM(3)(moody(net), normal(2, 1))
     assert net.modes() == AS_BUILT
-
-
-def test_a_network_in_evaluation_mode_stays_there():
     net = Moody().eval()
     DDIM(3)(moody(net), normal(2, 1))
     assert net.modes() == [False] * 3
@@ -927,84 +870,11 @@ def test_a_denoiser_without_a_network_can_be_sampled():
     assert torch.equal(DDIM(3)(Oracle(), normal(2, 1)), torch.zeros(2, 1, dtype=torch.float64))
 
 
-# Samples by index
+# Few steps, steep schedules
 
 
-def generate(*arguments, **settings):
-    from ddpm_lightning.sampling import generate
-
-    return generate(*arguments, **settings)
-
-
-@pytest.mark.parametrize("sampler", [DDPM(6), DDIM(6, eta=0.5)], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("guidance", [None, 3.0])
-def test_samples_do_not_depend_on_the_batch_size(sampler, guidance):
-    denoiser = Denoiser(Waves(), LINEAR, V())
-    if guidance is not None:
-        denoiser = Guided(denoiser, guidance)
-    runs = [
-        generate(
-            denoiser,
-            sampler,
-            (1, 4, 4),
-            torch.arange(7),
-            labels=torch.tensor([0, 1, 2, 0, 1, 2, 0]),
-            batch_size=batch_size,
-            frames=3,
-        )
-        for batch_size in (7, 1, 3)
-    ]
-    assert runs[0].x.shape == (7, 1, 4, 4)
-    for other in runs[1:]:
-        assert torch.equal(other.x, runs[0].x)
-        assert torch.equal(other.frames, runs[0].frames)
-
-
-def test_a_sample_depends_on_its_index_and_not_on_its_place():
-    denoiser = Denoiser(Waves(), LINEAR, V())
-    some = generate(denoiser, DDPM(6), (2,), torch.tensor([8, 3, 5])).x
-    all_of_them = generate(denoiser, DDPM(6), (2,), torch.arange(9)).x
-    assert torch.equal(some, all_of_them[[8, 3, 5]])
-
-
-def test_another_seed_gives_other_samples():
-    denoiser = Denoiser(Waves(), LINEAR, V())
-    a, b = (generate(denoiser, DDPM(6), (2,), torch.arange(3), seed=seed).x for seed in (0, 1))
-    assert not torch.isclose(a, b).any()
-
-
-# No trajectory has more frames than levels: 6 steps have 7.
-@pytest.mark.parametrize(("frames", "kept"), [(2, 2), (3, 3), (5, 5), (7, 7), (50, 7)])
-def test_frames_lead_from_the_noise_to_the_sample(frames, kept):
-    schedule = straight_to(3.0)
-    denoiser = Denoiser(Waves(), schedule, X0())
-    samples = generate(
-        denoiser, DDPM(6), (2, 3), torch.arange(5), seed=4, batch_size=2, frames=frames
-    )
-    noise = IndexedNoise(4, torch.arange(5))(0, (2, 3))
-    assert samples.frames.shape == (kept, 5, 2, 3)
-    torch.testing.assert_close(samples.frames[0], 3 * noise)  # x_T has standard deviation sigma_T
-    assert torch.equal(samples.frames[-1], samples.x)
-
-
-def test_no_frames_are_kept_unless_asked_for():
-    samples = generate(Denoiser(Waves(), LINEAR, V()), DDIM(2), (1,), torch.arange(2))
-    assert samples.frames is None
-
-
-@pytest.mark.parametrize("frames", [1, -1])
-def test_a_trajectory_of_one_frame_is_an_error(frames):
-    with pytest.raises(InputError, match="2 or more"):
-        generate(Denoiser(Waves(), LINEAR, V()), DDIM(2), (1,), torch.arange(2), frames=frames)
-
-
-# ------------------------------------------------------------- few steps, steep schedules
-
-
-@pytest.mark.parametrize("make", [DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC])
-@pytest.mark.parametrize(
-    "schedule", [Linear(), Cosine(), Sigmoid()], ids=lambda schedule: type(schedule).__name__
-)
+@pytest.mark.parametrize("make", OF_THE_ODE)
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Sigmoid()], ids=named)
 def test_few_steps_find_both_modes_of_a_mixture_whatever_the_schedules_last_levels(make, schedule):
     means = torch.tensor([[-0.4], [0.6]], dtype=torch.float64)
     weights = torch.tensor([0.3, 0.7])

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from scipy.stats import kstest, wasserstein_distance
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ddpm_lightning import DiffusionModule
+from ddpm_lightning.batch import DataSpec
 from ddpm_lightning.callbacks import SampleGrid
 from ddpm_lightning.cli import main
 from ddpm_lightning.configurable import build
 from ddpm_lightning.data import Toy2D
-from ddpm_lightning.diffusion.parameterizations import V
+from ddpm_lightning.diffusion import Cosine, V
 from ddpm_lightning.diffusion.samplers import DDIM
-from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import mmd, sliced_wasserstein
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.plots.pictures import Scatter, pictures_of
-from tests.small import trainer
+from tests.small import events, frames_in, labels, lively, logging_trainer, trainer
 
 KINDS = ("swiss_roll", "moons", "mixture", "checkerboard")
 
@@ -126,62 +125,58 @@ def test_impossible_data_are_refused(arguments):
 
 # --------------------------------------------------------------------------- network
 
+POINTS = DataSpec((2,), None)
+
 
 def random_mlp(**arguments) -> MLP:
     torch.manual_seed(0)
-    net = MLP(**{"in_channels": 2, "out_channels": 4, "width": 16, "depth": 2} | arguments)
+    spec = replace(POINTS, num_classes=3)
+    net = MLP(**{"data": spec, "out_channels": 4, "width": 16, "depth": 2} | arguments)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return net
 
 
 def test_every_parameter_of_the_mlp_gets_a_gradient():
-    net = random_mlp(num_classes=3)
-    y = torch.tensor([0, 1, 2, -1])
-    net(torch.randn(4, 2), torch.tensor([0.0, 1.0, 20.0, 39.0]), y).square().sum().backward()
+    c_noise = torch.tensor([0.0, 1.0, 20.0, 39.0])
+    net = random_mlp()
+    net(torch.randn(4, 2), c_noise, labels(0, 1, 2, -1)).square().sum().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad.view(len(parameter), -1).any(dim=1).all(), name  # every row
 
 
 def test_the_mlp_starts_from_zero():
-    assert torch.equal(MLP(2, 4)(torch.randn(3, 2), torch.arange(3.0)), torch.zeros(3, 4))
+    assert torch.equal(MLP(POINTS, 4)(torch.randn(3, 2), torch.arange(3.0)), torch.zeros(3, 4))
 
 
 def test_the_mlp_hears_point_level_and_label():
-    net = random_mlp(num_classes=3).eval()
-    x, c, y = torch.tensor([[0.3, -0.2]]), torch.tensor([5.0]), torch.tensor([1])
-    reference = net(x, c, y)
-    for changed in (net(x + 0.1, c, y), net(x, c + 1, y), net(x, c, y + 1), net(x, c)):
-        assert not torch.allclose(reference, changed)
-
-
-def test_rows_of_the_mlp_do_not_mix():
     net = random_mlp().eval()
-    x, c = torch.randn(5, 2), torch.arange(5.0)
-    assert torch.allclose(net(x, c)[2:3], net(x[2:3], c[2:3]), atol=1e-6)
+    x, c = torch.tensor([[0.3, -0.2]]), torch.tensor([5.0])
+    reference = net(x, c, labels(1))
+    others = net(x + 0.1, c, labels(1)), net(x, c + 1, labels(1)), net(x, c, labels(2)), net(x, c)
+    assert not any(torch.allclose(reference, other) for other in others)
 
 
-def test_dropout_of_the_mlp_acts_in_training_alone():
-    net = random_mlp(dropout=0.5)
-    x, c = torch.randn(5, 2), torch.arange(5.0)
+def test_rows_of_the_mlp_do_not_mix_and_dropout_acts_in_training_alone():
+    net, x, c = random_mlp(dropout=0.5), torch.randn(5, 2), torch.arange(5.0)
     assert not torch.equal(net(x, c), net(x, c))
     net.eval()
     assert torch.equal(net(x, c), net(x, c))
+    assert torch.allclose(net(x, c)[2:3], net(x[2:3], c[2:3]), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
-    [((1, 8, 8), "--model.net UNet"), ((3,), "in_channels=3")],
+    ("shape", "message"), [((1, 8, 8), "--model.net UNet"), ((3,), "built for 2 channels, not 3")]
 )
 def test_data_that_are_not_its_points_are_refused_with_the_fix(shape, message):
     with pytest.raises(InputError, match=message):
-        MLP(2, 2).check_shape(shape)
+        random_mlp()(torch.zeros(1, *shape), torch.zeros(1))
 
 
 @pytest.mark.parametrize("arguments", [{"width": 5}, {"depth": 0}, {"dropout": 1.0}])
 def test_impossible_mlps_are_refused(arguments):
     with pytest.raises(InputError, match="MLP"):
-        MLP(2, 2, **arguments)
+        MLP(POINTS, 2, **arguments)
 
 
 # ------------------------------------------------------------------------- distances
@@ -270,9 +265,16 @@ def test_points_of_two_kinds_are_not_compared(distance):
 
 
 def blue(picture: torch.Tensor) -> torch.Tensor:
-    """Where a picture [3, H, W] is blue: bool [H, W]."""
+    """Where a picture [3, H, W] is blue, as samples are: bool [H, W]."""
     red, _, blue = picture.int()
     return blue - red > 60
+
+
+def shows_samples_and_data(file: Path) -> bool:
+    """Whether a file has blue points, and grey ones behind."""
+    picture = torch.tensor(np.asarray(Image.open(file))).permute(2, 0, 1)
+    grey = (picture == picture[0]).all(0) & (picture[0] > 150) & (picture[0] < 230)
+    return bool(blue(picture).any() and grey.any())
 
 
 def test_a_scatter_plot_shows_a_point_where_it_is():
@@ -308,86 +310,79 @@ def test_data_without_a_picture_are_refused(shape):
         pictures_of(shape)
 
 
-# ------------------------------------------------------------------------- callbacks
+# -------------------------------------------------------------------------- sampling
 
 
-def toy_module(**arguments) -> DiffusionModule:
+def toy_module(data: Toy2D, **arguments) -> DiffusionModule:
     net = partial(MLP, width=16, depth=1)
-    parts = {"net": net, "schedule": Cosine(), "parameterization": V()}
-    return DiffusionModule(**{"shape": [2], "data_range": None} | parts | arguments)
+    return DiffusionModule(data.spec, net, Cosine(), V(), **arguments)
 
 
-def fit(folder: Path, steps: int, callbacks: list, data: Toy2D | None = None, **arguments) -> None:
-    torch.manual_seed(0)
-    logger = TensorBoardLogger(folder, name="", version="")
-    run = trainer(folder, steps, callbacks=callbacks, logger=logger)
-    run.fit(toy_module(**arguments), data or Toy2D(n=200, global_batch_size=8))
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Of a two-step conditional run."""
+    root, data = tmp_path_factory.mktemp("toy"), Toy2D("moons", n=100, global_batch_size=8)
+    trainer(root, 2).fit(lively(toy_module(data, conditional=True)), data)
+    return root / "checkpoints" / "last.ckpt"
 
 
-def events(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
-    accumulator.Reload()
-    return accumulator
+def draw(folder: Path, data: Toy2D, grid: SampleGrid, **arguments) -> None:
+    logging_trainer(folder, 2, [grid]).fit(toy_module(data, **arguments), data)
 
 
 def test_sample_grid_draws_points_as_scatter_plots(tmp_path):
-    fit(tmp_path, 2, [SampleGrid(n=30, sampler=DDIM(4), frames=3)])
+    draw(tmp_path, Toy2D(n=200), SampleGrid(n=30, sampler=DDIM(4), frames=3))
     name = "ddim4_ema_step_00000002"
-    picture = np.asarray(Image.open(tmp_path / "samples" / f"{name}.png"))
-    assert blue(torch.tensor(picture).permute(2, 0, 1)).any()
-    grey = np.ptp(picture.astype(int), axis=2) == 0
-    assert (grey & (picture[..., 0] > 150) & (picture[..., 0] < 230)).any()  # the data behind
-    assert Image.open(tmp_path / "samples" / f"{name}.gif").n_frames == 3
+    assert shows_samples_and_data(tmp_path / "samples" / f"{name}.png")
+    assert frames_in(tmp_path / "samples" / f"{name}.gif") == 3
     strip = Image.open(tmp_path / "samples" / "ddim4_ema_denoising_step_00000002.png")
     assert strip.size == (3 * 160, 20 + 160)  # a caption above
     tags = events(tmp_path).Tags()["images"]
     assert set(tags) == {f"samples/ddim4_ema{what}" for what in ("", "_denoising", "_animated")}
 
 
-def test_sample_grid_of_a_conditional_toy_shows_every_class(tmp_path):
-    grid = SampleGrid(n=30, sampler=DDIM(2))
-    data = Toy2D("mixture", n=50, global_batch_size=8)
-    fit(tmp_path, 1, [grid], data, num_classes=8, conditional=True)
+def test_sample_grid_of_a_conditional_toy_lets_the_classes_take_turns(tmp_path, monkeypatch):
+    requests, generate = [], DiffusionModule.generate
+
+    def record(self, indices, request, *args):
+        requests.append(request)
+        return generate(self, indices, request, *args)
+
+    monkeypatch.setattr(DiffusionModule, "generate", record)
+    draw(tmp_path, Toy2D("mixture", n=50), SampleGrid(n=30, sampler=DDIM(2)), conditional=True)
+    assert [request.labels for request in requests] == [None]
     assert list((tmp_path / "samples").glob("*.png"))
-    assert grid.labels is None  # then the classes take turns
 
 
-# -------------------------------------------------------------------------- commands
+def test_sample_writes_points_and_a_scatter_plot(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    args = "--sampler=DDIM", "--sampler.steps=3", "--n=7", "--grid.frames=3", "--guidance=2"
+    main(["sample", "--ckpt", str(checkpoint), "--out", str(out), *args])
+    assert {p.name for p in out.iterdir()} == {"samples.npy", "scatter.png", "trajectory.gif"}
+    assert shows_samples_and_data(out / "scatter.png")
+    x = np.load(out / "samples.npy")
+    assert (x.dtype, x.shape) == (np.float32, (7, 2))
+    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    in_turns = module.sample(7, DDIM(3), labels=[0, 1], guidance=2.0)
+    assert np.array_equal(x, in_turns.numpy())
+    assert frames_in(out / "trajectory.gif") == 3
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """Of a two-step run from the command line, without a config file."""
-    root = tmp_path_factory.mktemp("toy")
+def test_points_are_trained_from_the_command_line_and_the_network_for_images_refused(
+    tmp_path, capsys
+):
     flags = {
         "data": "Toy2D",
         "data.n": 100,
-        "model.net": "MLP",
-        "model.schedule": "Cosine",
-        "model.parameterization": "V",
-        "trainer.default_root_dir": root,
+        "trainer.default_root_dir": tmp_path,
         "trainer.max_steps": 2,
         "trainer.accelerator": "cpu",
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
     }
-    main(["fit", *(f"--{name}={value}" for name, value in flags.items())])
-    return root / "checkpoints" / "last.ckpt"
-
-
-def test_sample_writes_points_and_a_scatter_plot(checkpoint, tmp_path):
-    out = tmp_path / "out"
-    args = ["--sampler=DDIM", "--sampler.steps=3", "--n=7", "--frames=3"]
-    main(["sample", "--ckpt", str(checkpoint), "--out", str(out), *args])
-    assert {p.name for p in out.iterdir()} == {"samples.npy", "scatter.png", "trajectory.gif"}
-    x = np.load(out / "samples.npy")
-    assert (x.dtype, x.shape) == (np.float32, (7, 2))
-    expected = DiffusionModule.load_from_checkpoint(checkpoint).sample(7, DDIM(3))
-    assert np.array_equal(x, expected.numpy())
-    assert Image.open(out / "trajectory.gif").n_frames == 3
-
-
-def test_the_image_network_says_which_one_takes_points(tmp_path, capsys):
+    words = [f"--{name}={value}" for name, value in flags.items()]
     with pytest.raises(SystemExit):
-        main(["fit", "--data=Toy2D", f"--trainer.default_root_dir={tmp_path}"])
+        main(["fit", *words])
     assert "--model.net MLP" in capsys.readouterr().err
+    main(["fit", *words, "--model.net=MLP", "--model.parameterization=V"])
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback
 
 from ddpm_lightning.configurable import Configurable, plain
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.terminal.choices import bases_of, find_class, help_for, hint_of, nearest
+from ddpm_lightning.terminal.choices import classes, find_class, help_for, hint_of, nearest
 from ddpm_lightning.terminal.parser import PROGRAM
 
 
@@ -47,12 +47,12 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     Raises:
         InputError: A config file is none.
     """
-    pairs = list(_pairs(words))
+    pairs = list(read_words(words))
     configs = [_read_settings(value) for name, value in pairs if name in ("config", "c")]
-    given, added = dict(pairs), {}
+    given, added = dict(pairs), dict[str, Any]()
     for name, value in pairs:
         parent, _, last = name.rpartition(".")
-        if last == "help" and bases_of(hint := hint_of(parent, flags)):
+        if last == "help" and classes(hint := hint_of(parent, flags)):
             print(help_for(parent, value, hint))
             sys.exit(0)
         if re.fullmatch(r"[\w.]*\b[A-Z]\w*", value):
@@ -63,11 +63,13 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
             number = next(_stated(parent, flags, configs), None)
             if parent not in given and isinstance(number, int | float):
                 added[f"{parent}.scale"] = number
-    more = (f"--{name}={json.dumps(value)}" for name, value in added.items() if name not in given)
-    return [*words, *more]
+    for name in added.keys() - given.keys():
+        text = added[name] if isinstance(added[name], str) else json.dumps(added[name])
+        words = [*words, f"--{name}={text}"]
+    return words
 
 
-def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
     """Read flags, without dashes, and their values; a flag without a value gets an empty one."""
     for word, following in zip(words, [*words[1:], "-"], strict=False):
         flag, equals, value = word.partition("=")
@@ -100,7 +102,7 @@ def _stated(name: str, flags: Mapping[str, Action], configs: list[Any]) -> Itera
     places += [(a.default, name.removeprefix(f)) for f, a in flags.items() if name.startswith(f)]
     for settings, path in places:
         for part in filter(None, path.split(".")):
-            get = getattr(settings, "get", {}.get)
+            get: Any = getattr(settings, "get", {}.get)
             settings = (get("init_args") or {}).get(part, get(part))
         if settings is not None:
             yield settings

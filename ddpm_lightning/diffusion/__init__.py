@@ -1,5 +1,7 @@
 """Diffusion: the parts that a config file names, by the path that checkpoints store."""
 
+# ruff: noqa: F401 (exports)
+
 from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.guidance import Guidance, guide
@@ -49,63 +51,3 @@ from ddpm_lightning.diffusion.timesteps import (
 )
 from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
 from ddpm_lightning.diffusion.weightings import EDM, P2, VLB, EpsMSE, MinSNR, Plain, Weighting
-
-__all__ = [
-    "EDM",
-    "L1",
-    "MSE",
-    "P2",
-    "VLB",
-    "X0",
-    "AnalyticVariance",
-    "BetaSchedule",
-    "Cosine",
-    "Decoder",
-    "Denoiser",
-    "Denoises",
-    "DiscretizedGaussian",
-    "EDMPreconditioning",
-    "Eps",
-    "EpsMSE",
-    "FixedLarge",
-    "FixedSmall",
-    "GaussianDecoder",
-    "Guidance",
-    "Huber",
-    "Hybrid",
-    "Karras",
-    "LabelDropout",
-    "LearnedDiagonal",
-    "LearnedRange",
-    "Level",
-    "Linear",
-    "LogNormal",
-    "LogitNormal",
-    "LossSecondMoment",
-    "MeanShift",
-    "MinSNR",
-    "NoisedBatch",
-    "Objective",
-    "Parameterization",
-    "Plain",
-    "PosteriorMean",
-    "Prediction",
-    "Quadratic",
-    "Regression",
-    "Schedule",
-    "Sigmoid",
-    "SigmoidBetas",
-    "SohlDickstein",
-    "Straight",
-    "Stratified",
-    "Table",
-    "Timesteps",
-    "Uniform",
-    "V",
-    "Variance",
-    "VariationalBound",
-    "Velocity",
-    "Weighting",
-    "ZeroTerminalSNR",
-    "guide",
-]

@@ -1,4 +1,4 @@
-"""The whole variational bound of data under a model: every level, or an unbiased estimate."""
+"""Variational bound on −log p(x_0): its terms, their sum over all levels, or an estimate of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
-from ddpm_lightning.diffusion.levels import Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Scalar, Schedule, Time
 from ddpm_lightning.diffusion.posterior import posterior
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.spacings import QuadraticSpacing, Spacing
@@ -21,7 +21,7 @@ from ddpm_lightning.randomness import IndexedNoise
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """−log p(x_0) ≤ L_0 + L_1 + … + L_T (DDPM eq. 5), sample by sample.
+    """Variational bound on −log p(x_0), L_0 + … + L_T (DDPM eq. 5), sample by sample.
 
     Args:
         terms: [B, K + 1], averaged over dimensions. Column k is L_e + … + L_{e' − 1} with e =
@@ -51,7 +51,7 @@ def variational_bound(
     evaluations: int | None = None,
     spacing: Spacing = QuadraticSpacing(),
 ) -> Bound:
-    """Bound −log p(x_0) by L_T + sum L_{t−1} + L_0 (DDPM eq. 5), one draw of noise for each term.
+    """Compute L_T + sum L_{t−1} + L_0 ≥ −log p(x_0) (DDPM eq. 5), each term by one noise draw.
 
     With fewer evaluations than levels, the levels are cut into strata and each sample sees one
     level of each, drawn evenly and weighted by how many there are: the expectation of the column
@@ -81,7 +81,7 @@ def variational_bound(
     with torch.no_grad(), evaluation_mode(denoiser.net):
         for k, (below, top) in enumerate(pairwise(edges), start=1):
             size = top - below
-            t: int | Tensor = top
+            t: Time = top
             if size > 1:
                 t = below + 1 + (noise.uniform(k) * size).long().clamp(max=size - 1)
             x_t = schedule.add_noise(x0, t, noise(k, tuple(x0.shape[1:])).to(x0))

@@ -1,4 +1,4 @@
-"""The variational bound on −log p(x_0), term by term (DDPM eq. 5), in bits or nats a dimension."""
+"""Decoders p(x_0 | x_1) of the variational bound, in bits or nats a dimension."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ddpm_lightning.errors import InputError
 
 
 class Decoder(Configurable, ABC):
-    """p(x_0 | x_1), the last step as a density of the data, and the unit of the bound with it."""
+    """Decoder p(x_0 | x_1): the last step as a density of the data, and the unit of the bound."""
 
     unit: str
     """``bits`` for data in steps, ``nats`` for continuous data; a dimension each."""
@@ -34,7 +34,7 @@ class Decoder(Configurable, ABC):
 
 
 class DiscretizedGaussian(Decoder):
-    """The Gaussian's mass in the bin around x_0 (DDPM eq. 13): for images, in bits.
+    """Discretized Gaussian, its mass in the bin around x_0 (DDPM eq. 13): for images, in bits.
 
     The outermost bins reach to infinity. The mass is computed from the tail it lies in, so it is
     exact however improbable x_0 is, without a floor.
@@ -71,7 +71,7 @@ class DiscretizedGaussian(Decoder):
 
 
 class GaussianDecoder(Decoder):
-    """The Gaussian density itself: for continuous data such as the 2-D toys, in nats."""
+    """Gaussian density: for continuous data such as the 2-D toys, in nats."""
 
     unit = "nats"
     nats = 1.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_lightning.batch import Condition
-from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.levels import Schedule, Time
 from ddpm_lightning.diffusion.parameterizations import Parameterization
 from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.errors import InputError
@@ -29,9 +29,7 @@ class Denoises(Protocol):
     def schedule(self) -> Schedule:
         """The forward process."""
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 from x_t [B, ...] at level(s) t, given a condition of B rows."""
 
 
@@ -57,9 +55,7 @@ class Denoiser:
     def __post_init__(self) -> None:
         self.parameterization.check(self.schedule)
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 = c_skip·x_t + c_out·F(c_in·x_t, c_noise, condition) (EDM eq. 7).
 
         Everything but the network itself is computed in float32 at least.
@@ -109,7 +105,7 @@ class Denoiser:
 
 @contextmanager
 def evaluation_mode(net: nn.Module | None) -> Iterator[None]:
-    """Switch dropout and its like off, and back on where it was on."""
+    """Put a network in evaluation mode; afterwards each part has its own mode back."""
     training = [module for module in net.modules() if module.training] if net is not None else []
     for module in training:
         module.training = False

@@ -1,4 +1,4 @@
-"""Editing given data with any denoiser: painting parts anew, variations, interpolation."""
+"""Editing given data with any denoiser: inpainting, variations, interpolation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
 from ddpm_lightning.diffusion.posterior import transition_variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State, encode
-from ddpm_lightning.diffusion.samplers.sampler import Noise, drawing
+from ddpm_lightning.diffusion.samplers.sampler import Noise, bind_noise
 from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
@@ -27,7 +27,7 @@ def repaint(
     jump: int = 10,
     noise: Noise | None = None,
 ) -> Tensor:
-    """Paint a part of given data anew to suit the rest (RePaint, Lugmayr et al. 2022, alg. 1).
+    """Inpaint: paint a part of given data anew (RePaint, Lugmayr et al. 2022, alg. 1).
 
     At every level known pixels come from q(x_s | x_0) and the others from the reverse step. Taken
     once, that leaves the two ill-matched; so x_s is noised again by some levels, and the steps are
@@ -70,7 +70,7 @@ def repaint_trajectory(
 
     On a way up the State's x0 is the last prediction before it.
     """
-    schedule, draw = denoiser.schedule, drawing(noise, like=x0)
+    schedule, draw = denoiser.schedule, bind_noise(noise, like=x0)
     visits = revisited(sampler.levels(schedule), resamplings, jump)
     x = draw(0) * schedule.prior_std
     guess = x
@@ -131,7 +131,7 @@ def sdedit(
     condition: Condition = Condition(),
     noise: Noise | None = None,
 ) -> Tensor:
-    """Vary given data: noise it to level strength·T and sample from there (Meng et al. 2022).
+    """SDEdit: noise data to level strength·T and sample from there (Meng et al. 2022).
 
     Args:
         denoiser: The model.
@@ -166,7 +166,7 @@ def sdedit_trajectory(
     if start == 0:
         yield State(0, x0, x0)
         return
-    x_t = schedule.add_noise(x0, start, drawing(noise, like=x0)(0))
+    x_t = schedule.add_noise(x0, start, bind_noise(noise, like=x0)(0))
     yield from sampler.from_level(start, schedule).trajectory(denoiser, x_t, condition, noise)
 
 
@@ -193,7 +193,7 @@ def interpolate(
     spacing: Spacing = UniformSpacing(),
     iterations: int = 5,
 ) -> Tensor:
-    """Go from one datum to another through the noise that they come from (DDIM, app. D.5).
+    """Interpolate between two data in the latent space of DDIM (DDIM, app. D.5).
 
     Both are encoded by DDIM run backwards, what is between them is sampled by DDIM.
 
@@ -233,7 +233,7 @@ def noise_between(
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Spherical interpolation, which keeps noise as long as noise is (DDIM app. D.5).
+    """Spherical interpolation, which keeps the norm of noise (DDIM app. D.5).
 
     sin((1 − share)·angle)/sin(angle)·a + sin(share·angle)/sin(angle)·b; a straight line where
     they point the same way.

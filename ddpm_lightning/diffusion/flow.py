@@ -1,4 +1,4 @@
-"""The likelihood of the probability-flow ODE: the second way to it, beside the bound."""
+"""Likelihood of the probability-flow ODE."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise
 
 EXACT_DIMENSIONS = 64
-"""Up to here the divergence may be exact: it takes as many backward passes."""
+"""Largest dimension of an exact divergence, which takes as many backward passes."""
 
 
 @dataclass(frozen=True, eq=False)
 class FlowResult:
-    """−log p(x_0) of the probability flow, sample by sample.
+    """Likelihood under the probability flow, −log p(x_0), sample by sample.
 
     Args:
         nll: [B], averaged over dimensions.
@@ -45,9 +45,9 @@ def flow_likelihood(
     steps: int | None = None,
     spacing: Spacing = UniformSpacing(),
 ) -> FlowResult:
-    """Follow data to noise along the ODE, and add up its divergence (Song et al. 2021, eq. 39).
+    """Integrate the divergence of the probability flow from data to noise (Song et al. 2021).
 
-    With the angle phi = arctan(sigma/alpha) and z = x_t/√(alpha² + sigma²) the ODE is
+    Eq. 39. With the angle phi = arctan(sigma/alpha) and z = x_t/√(alpha² + sigma²) the ODE is
 
         dz/dphi = v,  v = cos(phi)·eps − sin(phi)·x0_hat  (Salimans & Ho 2022, app. D)
         log p(x_0) = log N(z_T; 0, I) + ∫ div v dphi

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoises
-from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.levels import Schedule, Time
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import Network
@@ -19,7 +19,7 @@ from ddpm_lightning.networks.network import Network
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly samples are pulled towards their condition, and at which levels.
+    """Settings of classifier-free guidance.
 
     Args:
         scale: x0 = x0_null + scale·(x0_cond − x0_null): 0 is unconditional, 1 conditional, more
@@ -117,9 +117,7 @@ class Unconditional(_Wrapper):
         denoiser: A conditional denoiser.
     """
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 without label and tokens; arguments as for any denoiser."""
         return self.denoiser(x_t, t, condition.null())
 
@@ -135,9 +133,7 @@ class Guided(_Wrapper):
 
     scale: float
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 under guidance; both halves go through the network as one batch.
 
         Args:
@@ -154,16 +150,16 @@ class Guided(_Wrapper):
         both_conditions = condition.followed_by(condition.null())
         both = self.denoiser(torch.cat([x_t, x_t]), both_t, both_conditions)
         conditional, null = both.rows(slice(len(x_t))), both.rows(slice(len(x_t), None))
-        return conditional.with_x0(self.combined(conditional.x0, null.x0))
+        return conditional.with_x0(self.combine(conditional.x0, null.x0))
 
-    def combined(self, conditional: Tensor, null: Tensor) -> Tensor:
+    def combine(self, conditional: Tensor, null: Tensor) -> Tensor:
         """Guided x0 from the conditional and the unconditional one, [B, ...] each."""
         return null + self.scale * (conditional - null)
 
 
 @dataclass(frozen=True, eq=False)
 class RescaledGuided(Guided):
-    """Guidance whose standard deviation is brought back to the conditional one's.
+    """Classifier-free guidance with its standard deviation rescaled to the conditional one's.
 
     x0·(1 − rescale + rescale·std(x0_cond)/std(x0)), over each sample (Lin et al. 2023, sec. 3.4).
 
@@ -176,8 +172,8 @@ class RescaledGuided(Guided):
     rescale: float
 
     @override
-    def combined(self, conditional: Tensor, null: Tensor) -> Tensor:
-        x0 = super().combined(conditional, null)
+    def combine(self, conditional: Tensor, null: Tensor) -> Tensor:
+        x0 = super().combine(conditional, null)
         axes = list(range(1, x0.ndim))
         wanted = conditional.std(axes, correction=0, keepdim=True)
         std = x0.std(axes, correction=0, keepdim=True)
@@ -187,7 +183,7 @@ class RescaledGuided(Guided):
 
 @dataclass(frozen=True, eq=False)
 class InInterval(_Wrapper):
-    """One denoiser at levels low < t/T ≤ high, another elsewhere.
+    """Guidance interval: one denoiser at levels low < t/T ≤ high, another elsewhere.
 
     Args:
         denoiser: The one outside the interval.
@@ -198,11 +194,9 @@ class InInterval(_Wrapper):
     inside: Denoises
     interval: tuple[float, float]
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0; arguments as for any denoiser."""
-        # Whole levels, once: 0.29·100 is a little less than 29 in floating point.
+        # Whole levels, because 0.29·100 is a little less than 29 in floating point.
         first, last = (math.floor(share * self.schedule.T + 1e-6) for share in self.interval)
         if isinstance(t, int):
             denoiser = self.inside if first < t <= last else self.denoiser

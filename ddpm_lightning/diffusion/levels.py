@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 
+Time = int | Tensor
+"""A level t in 0…T: an int, one for the whole batch, or int64 [B], one for each row."""
+
 Scalar = float | Tensor
 """A Python float (one level for the whole batch) or a tensor [B, 1, …] (a level per row)."""
 
@@ -34,7 +37,7 @@ class Level:
     """
 
     schedule: Schedule
-    t: int | Tensor
+    t: Time
     alpha: Scalar
     sigma: Scalar
     log_snr: Scalar
@@ -45,7 +48,7 @@ class Level:
         """Signal-to-noise ratio, alpha²/sigma²."""
         return (self.alpha / self.sigma) ** 2
 
-    def at(self, t: int | Tensor) -> Level:
+    def at(self, t: Time) -> Level:
         """Another level of the same schedule, in the same dtype and rank."""
         return self.schedule.level(t, self.alpha if isinstance(self.alpha, Tensor) else None)
 
@@ -118,7 +121,7 @@ class Schedule(Configurable, nn.Module, ABC):
         """Standard deviation of x_T for data of unit variance: 1 when variance is preserved."""
         return math.hypot(float(self.alpha[-1]), float(self.sigma[-1]))
 
-    def level(self, t: int | Tensor, like: Tensor | None = None) -> Level:
+    def level(self, t: Time, like: Tensor | None = None) -> Level:
         """Look up a level.
 
         Args:
@@ -136,7 +139,7 @@ class Schedule(Configurable, nn.Module, ABC):
         rank = 1 if like is None else like.ndim
         return Level(self, t, *values.view(4, -1, *[1] * (rank - 1)))
 
-    def add_noise(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """Noise data: x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4).
 
         Args:

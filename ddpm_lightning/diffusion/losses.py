@@ -98,11 +98,7 @@ class Regression(Objective):
 
 
 class MSE(Regression):
-    """Mean squared error of the network's output, times the weight (DDPM eq. 12 and 14).
-
-    Args:
-        weighting: Weight over noise levels; Plain weighs the output's error equally.
-    """
+    """Mean squared error of the network's output, times the weight (DDPM eq. 12 and 14)."""
 
     @override
     def error(self, output: Tensor, target: Tensor) -> Tensor:
@@ -110,11 +106,7 @@ class MSE(Regression):
 
 
 class L1(Regression):
-    """Mean absolute error of the network's output, times the weight of the squared one.
-
-    Args:
-        weighting: Weight over noise levels; Plain weighs the output's error equally.
-    """
+    """Mean absolute error of the network's output, times the weight of the squared one."""
 
     @override
     def error(self, output: Tensor, target: Tensor) -> Tensor:

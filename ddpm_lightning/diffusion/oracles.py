@@ -1,4 +1,4 @@
-"""Exact denoisers: data whose expectation given x_t is known, for tests, notebooks, benchmarks.
+"""Oracles: exact denoisers of known distributions, for tests, notebooks and benchmarks.
 
 Called exactly like a learned denoiser, so samplers, guidance and likelihood run on them unchanged.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition
-from ddpm_lightning.diffusion.levels import Level, Schedule
+from ddpm_lightning.diffusion.levels import Level, Schedule, Time
 from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.errors import InputError
 
@@ -48,9 +48,7 @@ class Oracle(ABC):
     def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """Log q(x_t | label) [B] for flat x_t [B, d] of one level."""
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Give the exact E[x0 | x_t, label].
 
         Args:
@@ -62,23 +60,19 @@ class Oracle(ABC):
         x0 = self._by_level(self.expectation, x_t, t, condition).view(x_t.shape)
         return Prediction(x0, x_t, self.schedule.level(t, like=x_t), self.variance)
 
-    def log_density(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Tensor:
+    def log_density(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Tensor:
         """Log-density of q(x_t | label) [B] in nats; arguments as for a call.
 
         t = 0 is the data's own, where it has one.
         """
         return self._by_level(self.flat_log_density, x_t, t, condition)
 
-    def score(self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()) -> Tensor:
+    def score(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Tensor:
         """Gradient of log q(x_t | label) by x_t: (alpha·E[x0 | x_t] − x_t) / sigma² (Tweedie)."""
         level = self.schedule.level(t, like=x_t)
         return (level.alpha * self(x_t, t, condition).x0 - x_t) / level.sigma**2
 
-    def _by_level(
-        self, function: Any, x_t: Tensor, t: int | Tensor, condition: Condition
-    ) -> Tensor:
+    def _by_level(self, function: Any, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         if tuple(x_t.shape[1:]) != self.shape:
             raise InputError(
                 f"{type(self).__name__} of data {list(self.shape)} was given x_t of shape "

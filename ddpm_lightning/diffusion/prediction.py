@@ -10,14 +10,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule
+from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule, Time
 from ddpm_lightning.diffusion.parameterizations import Coefficients
 from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a denoiser says about noisy data: x0, and from it eps and the reverse variance.
+    """Prediction from noisy data: x0, and from it eps and the reverse variance.
 
     Args:
         x0: [B, ...] expectation of the data given x_t.
@@ -38,7 +38,7 @@ class Prediction:
     extra: Tensor | None = None
 
     @property
-    def t(self) -> int | Tensor:
+    def t(self) -> Time:
         """Number of the level(s)."""
         return self.level.t
 
@@ -52,7 +52,7 @@ class Prediction:
         """[B, ...] the noise that belongs to x0: (x_t − alpha·x0) / sigma, whatever changed x0."""
         return (self.x_t - self.level.alpha * self.x0) / self.level.sigma
 
-    def variance(self, s: int | Tensor) -> Scalar:
+    def variance(self, s: Time) -> Scalar:
         """Variance of the reverse step p(x_s | x_t), for any s < t."""
         return self.reverse_variance(self, self.level.at(s))
 
@@ -95,7 +95,7 @@ class Prediction:
         middle, half = (low + high) / 2, (high - low) / 2
         scaled = (self.x0 - middle) / half
         distances = scaled.abs().flatten(1)
-        # A hair down: 0.55·100 is a little more than 55 in floating point.
+        # Less 1e-9, because 0.55·100 is a little more than 55 in floating point.
         kept = math.ceil(threshold * distances.shape[1] - 1e-9)
         # kthvalue, because quantile refuses more than 2^24 numbers.
         reach = distances.kthvalue(max(kept, 1), dim=1).values.clamp(min=1)

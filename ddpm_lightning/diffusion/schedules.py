@@ -95,14 +95,7 @@ def tables_from_betas(betas: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Linear(BetaSchedule):
-    """Betas rise linearly (DDPM, sec. 4): the schedule of the CIFAR-10 recipe at T = 1000.
-
-    Args:
-        T: Number of noise levels, more than 20.
-        beta_start: beta_1 at 1000 levels.
-        beta_end: beta_T at 1000 levels.
-        rescale: Scale both by 1000/T; false takes them as they stand.
-    """
+    """Betas rise linearly (DDPM, sec. 4): the schedule of the CIFAR-10 recipe at T = 1000."""
 
     @override
     def betas(self, first: float, last: float, T: int) -> Tensor:
@@ -114,12 +107,6 @@ class Quadratic(BetaSchedule):
 
     beta_t = (linear from sqrt(beta_1) to sqrt(beta_T))² (Rombach et al. 2022, their code).
     Gentler than Linear: the defaults at T = 1000 end at alpha_T = 0.027 where Linear has 0.0064.
-
-    Args:
-        T: Number of noise levels, more than 20.
-        beta_start: beta_1 at 1000 levels.
-        beta_end: beta_T at 1000 levels.
-        rescale: Scale both by 1000/T; false takes them as they stand.
     """
 
     @override
@@ -131,12 +118,6 @@ class SigmoidBetas(BetaSchedule):
     """Betas rise along a sigmoid from −6 to 6 (the annotated diffusion model, GeoDiff's code).
 
     beta_t = σ(linear from −6 to 6)·(beta_T − beta_1) + beta_1.
-
-    Args:
-        T: Number of noise levels, more than 20.
-        beta_start: Lower end of the betas at 1000 levels.
-        beta_end: Upper end of the betas at 1000 levels.
-        rescale: Scale both by 1000/T; false takes them as they stand.
     """
 
     @override

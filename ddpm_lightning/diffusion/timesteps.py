@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from typing_extensions import override
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.randomness import BatchNoise
 
 
 class Drawn(NamedTuple):
@@ -24,26 +25,10 @@ class Drawn(NamedTuple):
 
 
 class UniformNoise(Protocol):
-    """The part of a keyed noise source that a timestep distribution uses."""
+    """The part of a noise source (IndexedNoise, BatchNoise) that a distribution uses."""
 
     def uniform(self, draw: int) -> Tensor:
-        """Give numbers [B] in [0, 1), one a row."""
-
-
-@runtime_checkable
-class GlobalBatchNoise(UniformNoise, Protocol):
-    """A noise source that knows the place of its rows in the global batch.
-
-    The global batch is all that one optimizer step sees: every process, every accumulated part.
-    """
-
-    rows: Tensor
-    """int64 [B] places of these rows in the global batch, 0…global_batch_size − 1."""
-    global_batch_size: int
-    """Rows in the global batch."""
-
-    def shared(self, draw: int) -> Tensor:
-        """Give one number [] in [0, 1) that is the same for every row of the global batch."""
+        """Uniform numbers [B] in [0, 1), one a row."""
 
 
 class Timesteps(Configurable, ABC):
@@ -51,7 +36,7 @@ class Timesteps(Configurable, ABC):
 
     @property
     def learns(self) -> bool:
-        """Whether it is to be told the losses of each optimizer step."""
+        """Whether :meth:`update` does something."""
         return type(self).update is not Timesteps.update
 
     @abstractmethod
@@ -65,7 +50,7 @@ class Timesteps(Configurable, ABC):
         """
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses of an optimizer step; most distributions have nothing to learn.
+        """Learn from the losses of an optimizer step, if there is anything to learn.
 
         Args:
             t: int64 [N] the levels of all processes, in the same order on each.
@@ -73,11 +58,11 @@ class Timesteps(Configurable, ABC):
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Give what was learned, as plain tensors on the CPU, for the checkpoint."""
+        """What was learned, as plain tensors on the CPU, for the checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` gave.
 
         Raises:
             InputError: It belongs to other settings.
@@ -161,7 +146,7 @@ class LogitNormal(Timesteps):
 
 
 class Stratified(Timesteps):
-    """Another distribution, its quantiles spread evenly over the global batch.
+    """Stratified sampling: another distribution's quantiles spread evenly over the global batch.
 
     Of N rows, exactly one falls into each N-th of the distribution, counted from a place that
     changes with the step, so the loss varies less (as in VDM, app. I.1), while each row alone has
@@ -177,12 +162,7 @@ class Stratified(Timesteps):
 
     @override
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
-        """See the base class.
-
-        Raises:
-            InputError: The noise source does not know the global batch.
-        """
-        if not isinstance(noise, GlobalBatchNoise):
+        if not isinstance(noise, BatchNoise):
             raise InputError(
                 f"Stratified needs the rows' places in the global batch, which "
                 f"{type(noise).__name__} does not know; use the distribution it wraps"
@@ -208,7 +188,7 @@ class Stratified(Timesteps):
 
 
 class LossSecondMoment(Timesteps):
-    """Levels in proportion to the root mean square of their last losses (improved DDPM eq. 18).
+    """Importance sampling by the root mean square of the last losses (improved DDPM eq. 18).
 
     p_t ~ sqrt(mean of the last losses at t, squared), with importance weights 1/(T·p_t); uniform
     until every level has a full history. Meant for the bound, whose terms differ in size.
@@ -260,9 +240,8 @@ class LossSecondMoment(Timesteps):
 
     @override
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """See the base class. Losses that are not finite are left out."""
         t, losses = t.detach().cpu(), losses.detach().float().cpu()
-        finite = losses.isfinite()
+        finite = losses.isfinite()  # the others are left out
         t, order = torch.sort(t[finite], stable=True)
         losses = losses[finite][order]
         if not len(t):
@@ -279,12 +258,11 @@ class LossSecondMoment(Timesteps):
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
-        """See the base class: ``losses`` float32 [T, history] and ``counts`` int64 [T]."""
         return {"losses": self._losses.clone(), "counts": self._counts.clone()}
 
     @override
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if not state:  # a checkpoint of another distribution: begin from nothing
+        if not state:  # a checkpoint of another distribution: start from nothing
             return
         losses, counts = state["losses"], state["counts"]
         if losses.shape != (len(counts), self.history):
@@ -308,9 +286,9 @@ def level_of(u: Tensor, schedule: Schedule) -> Tensor:
 
 
 class _StratifiedNoise:
-    """The noise whose uniform numbers are stratified over the global batch."""
+    """Uniform numbers stratified over the global batch."""
 
-    def __init__(self, noise: GlobalBatchNoise) -> None:
+    def __init__(self, noise: BatchNoise) -> None:
         self.noise = noise
 
     def uniform(self, draw: int) -> Tensor:

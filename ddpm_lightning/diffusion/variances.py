@@ -42,7 +42,7 @@ class _Learned(Variance):
 
 
 class LearnedRange(_Learned):
-    """Learned between beta_tilde and beta, on a log scale (improved DDPM eq. 15).
+    """Learned range, between beta_tilde and beta on a log scale (improved DDPM eq. 15).
 
     exp(v·ln beta + (1 − v)·ln beta_tilde) with v = (extra + 1)/2 from one extra output channel for
     each of the data's; beta and beta_tilde are those of the pair (s, t), so levels may be
@@ -60,7 +60,7 @@ class LearnedRange(_Learned):
 
 
 class LearnedDiagonal(_Learned):
-    """Any variance, learned for each dimension (Sohl-Dickstein et al. 2015, table App.1).
+    """Learned diagonal, any variance in each dimension (Sohl-Dickstein et al. 2015, table App.1).
 
     The step t → t − 1 has beta_t·exp(extra), from one extra output channel for each of the data's:
     a network that says 0 starts from FixedLarge. A step to another s has the variance that
@@ -81,7 +81,7 @@ class LearnedDiagonal(_Learned):
 
 
 class AnalyticVariance(Variance):
-    """The optimal variance that does not depend on x_t (Analytic-DPM, Bao et al. 2022, thm. 1).
+    """Analytic-DPM: the optimal variance that does not depend on x_t (Bao et al. 2022, thm. 1).
 
     beta_tilde + A²·e_t, with A the posterior's coefficient of x_0 and e_t the mean squared error
     of x0_hat at level t, a number a dimension: what the network leaves unexplained. For an exact

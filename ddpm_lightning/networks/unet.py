@@ -220,11 +220,11 @@ class Up(nn.Module):
 def _check_channels(channels: int, groups: int) -> None:
     step = math.lcm(2, groups)
     if channels % step:
-        groups_fix = "" if channels % 2 else f" or groups={largest_divisor(channels, groups)}"
+        fewer = "" if channels % 2 else f"groups={largest_divisor(channels, groups)} or "
         raise InputError(
             f"UNet(channels={channels}, groups={groups}): channels must be even, for the sines "
-            "and cosines of the noise level, and a multiple of groups; set channels="
-            f"{math.ceil(channels / step) * step}{groups_fix}"
+            "and cosines of the noise level, and a multiple of groups; set "
+            f"{fewer}channels={math.ceil(channels / step) * step}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import sys
+from abc import ABC
 from argparse import Action
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -12,24 +13,21 @@ from itertools import accumulate
 from pydoc import locate
 from typing import Any, Union, get_args, get_origin
 
-from lightning.pytorch import Callback, LightningDataModule, loggers
-from torch.optim import Optimizer, lr_scheduler
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.loggers import Logger
+from torch.optim.lr_scheduler import LRScheduler, Optimizer
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.terminal.parser import flags_of, parser_of
 
-ROOTS = (
-    *(LightningDataModule, Callback, loggers.Logger),
-    *(Optimizer, lr_scheduler.LRScheduler, Configurable),
-)
+ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRScheduler)
 
 
 def bases_of(hint: Any) -> list[type]:
     """Find the classes in a type hint; those of a factory are what it returns."""
-    arguments = get_args(hint)
-    if get_origin(hint) is collections.abc.Callable:
-        arguments = arguments[-1:]
+    is_factory = get_origin(hint) is collections.abc.Callable
+    arguments = get_args(hint)[-1 if is_factory else 0 :]
     if isinstance(hint, type) and not arguments:
         return [hint] if issubclass(hint, ROOTS) else []
     return [base for argument in arguments for base in bases_of(argument)]
@@ -43,7 +41,7 @@ def classes(hint: Any) -> dict[str, type]:
         remaining.extend(cls.__subclasses__())
         shown = [getattr(sys.modules[name], cls.__name__, 0) for name in _prefixes(cls.__module__)]
         private = cls.__module__.startswith("ddpm_lightning.") and cls not in shown[:-1]
-        abstract = inspect.isabstract(cls) or cls in ROOTS
+        abstract = inspect.isabstract(cls) or ABC in cls.__bases__ or cls in ROOTS
         if not (private or abstract or cls.__name__.startswith("_")):
             found[cls.__name__] = cls
     return dict(sorted(found.items()))
@@ -51,8 +49,8 @@ def classes(hint: Any) -> dict[str, type]:
 
 def find_class(name: str, hint: Any = Union[ROOTS]) -> type | None:  # noqa: UP007
     """Find a class by its name among those for a type hint, or by its path."""
-    cls = classes(hint).get(name) or locate(name)
-    return cls if isinstance(cls, type) else None
+    found = classes(hint).get(name) or locate(name)
+    return found if isinstance(found, type) else None
 
 
 def hint_of(flag: str, flags: Mapping[str, Action]) -> Any:
@@ -72,14 +70,10 @@ def help_for(flag: str, name: str, hint: Any) -> str:
         return parser_of(cls, hint, flag).format_help()
     if name:
         raise InputError(f"{flag}: {no_class(name, hint)}")
-    about = {one: (inspect.getdoc(cls) or "").partition("\n")[0] for one, cls in known.items()}
-    return "\n".join(
-        [
-            f"--{flag} takes one of these, or the full path of a class of your own:",
-            *(f"  {one:{max(map(len, known))}}  {text}" for one, text in about.items()),
-            f"The arguments of one: --{flag}.help {min(known)}",
-        ]
-    )
+    about = [f"  {one:16}  {inspect.getdoc(cls) or ''}" for one, cls in known.items()]
+    lines = [f"--{flag} takes one of these, or the full path of a class of your own:", *about]
+    lines.append(f"The arguments of one: --{flag}.help {min(known)}")
+    return "\n".join(line.split("\n")[0] for line in lines)
 
 
 def no_class(name: str, hint: Any) -> str:
@@ -89,8 +83,8 @@ def no_class(name: str, hint: Any) -> str:
     if other is None:
         return f"no class '{name}'{nearest(name, known, otherwise=listed)}"
     kinds = [one.__name__ for one in other.__mro__ if issubclass(one, ROOTS) and one not in ROOTS]
-    is_not = f"is a {kinds[-1]}, not a" if kinds else "is not a"
-    return f"{name} {is_not} {' or a '.join(one.__name__ for one in bases_of(hint))}{listed}"
+    wanted = " or a ".join(one.__name__ for one in bases_of(hint))
+    return f"{name} is {f'a {kinds[-1]}, ' if kinds else ''}not a {wanted}{listed}"
 
 
 def nearest(name: str, known: Iterable[str], dashes: str = "", otherwise: str = "") -> str:

@@ -14,28 +14,23 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.terminal.choices import bases_of, hint_of, nearest, no_class
 from ddpm_lightning.terminal.parser import ParseError, flags_of
 
-LIBRARIES = {"jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect"}
 CALLERS = {"ddpm_lightning.cli", "ddpm_lightning.commands.run"}
+LIBRARIES = {"jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect"}
 LIST = 'a list is one word in brackets, e.g. "[1,2]"'
 KEY = re.compile(r'Parser key "([^"]+)"')
-VALUE = re.compile(
-    r"(?:value: |path string: |Import path )(?:NestedArg\(.*val=)?'?(.+?)'?\)?(?: does not .*)?$"
-)
+VALUE = re.compile(r"(?:value:|string:|Import path) (?:NestedArg.*val=)?'?(.+?)'?\)?(?: does.*)?$")
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
-    """Follow an error of jsonargparse to what caused it, which comes last.
-
-    It chains the first error of a union's types, but the frame that raised it has all of them:
-    the type that got furthest is what was meant.
-    """
+    """Follow an error of jsonargparse to what caused it, which comes last."""
     *_, (frame, _) = walk_tb(error.__traceback__)
-    module = frame.f_globals["__name__"]
-    if not isinstance(error, ParseError) and not module.startswith("jsonargparse."):
+    if "jsonargparse." not in frame.f_globals["__name__"] and not isinstance(error, ParseError):
         return [error]
+    # Of a union's errors it chains but the first; the frame has all, and the furthest was meant.
     alternatives = frame.f_locals.get("exceptions") or [error.__cause__]
     chains = [causes_of(one) for one in alternatives if one is not None]
-    return [error, *max(chains, key=lambda c: (isinstance(c[-1], InputError), len(c)), default=[])]
+    chains.sort(key=lambda chain: (len(chain), len([*walk_tb(chain[-1].__traceback__)])))
+    return [error, *(chains[-1] if chains else [])]
 
 
 def users_mistake(error: Exception) -> str | None:
@@ -49,7 +44,7 @@ def users_mistake(error: Exception) -> str | None:
         return _explain(causes)
     # What libraries refuse before code of ours or of the user runs are settings, too.
     modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(cause.__traceback__)]
-    settings = all(name.split(".")[0] in LIBRARIES or name in CALLERS for name in modules)
+    settings = all(name in CALLERS or name.split(".")[0] in LIBRARIES for name in modules)
     refused = isinstance(cause, ImportError | RuntimeError | TypeError | ValueError)
     return str(cause) if refused and settings else None
 
@@ -58,34 +53,32 @@ def _explain(causes: list[BaseException]) -> str:
     """Say which setting the parser refuses, why, and what was probably meant."""
     parser = [one.parser for one in causes if isinstance(one, ParseError)][-1]
     matches = [KEY.match(str(one)) for one in causes if not isinstance(one, ParseError)]
-    keys = [match[1] for match in matches if match]
-    keys = keys if parser.component else keys[-1:]
+    keys = [match[1] for match in matches if match][0 if parser.component else -1 :]
     cause, where, text = causes[-1], ".".join(keys), " ".join(str(causes[-1]).split())
     owner = parser.component.__name__ if parser.component else ""
     flags = flags_of(getattr(cause, "subcommand_parser", parser))
     if isinstance(cause, KeyError):  # names in quotes: a group's or a subcommand's, the setting's
         *group, name = text.split("'")[1::2]
         if owner:
-            meant = nearest(name, flags, otherwise=f"; it has {', '.join(flags)}")
-            return f"{where}: {owner} has no argument '{name}'{meant}"
-        name = name if hasattr(cause, "subcommand_parser") else ".".join([*group, name])
-        return f"no setting {name}{nearest(name, flags, otherwise='; --help lists them')}"
+            known = nearest(name, flags, otherwise=f"; it has {', '.join(flags)}")
+            return f"{where}: {owner} has no argument '{name}'{known}"
+        path = name if hasattr(cause, "subcommand_parser") else ".".join([*group, name])
+        return f"no setting {path}{nearest(path, flags, otherwise='; --help lists them')}"
     if missing := text.partition("arguments are required: ")[2]:
+        options = flags_of(parser, missing.partition(".")[0])
         names = [name.rpartition(".")[2] for name in missing.split(", ")]
-        within = f"--{where}." if owner else "--"
-        return f"missing: {', '.join(within + name for name in names)}; --help tells more"
+        flag = f"--{where}." if owner else "--"
+        return f"missing: {', '.join(flag * (name in options) + name for name in names)}"
     if word := text.partition("recognized arguments: ")[2].partition(" ")[0].partition("=")[0]:
         if word.startswith("-"):
-            meant = nearest(word.lstrip("-"), flags, "--", otherwise="; --help lists them")
-            return f"no flag {word}{meant}"
-        meant = f"did you mean --config {word}?" if word.endswith(".yaml") else LIST
-        return f"unexpected '{word}'; {meant}"
-    if not keys:
-        return text
+            return f"no flag {word}{nearest(word.lstrip('-'), flags, '--', '; --help lists them')}"
+        config = f"did you mean --config {word}?" if word.endswith(".yaml") else ""
+        return f"unexpected '{word}'; {config or LIST}"
     where += f" of {owner}" if len(keys) > 1 else ""
-    hint, value = hint_of(keys[-1], flags), VALUE.search(text.partition(" Subclass types ")[0])
+    hint = hint_of(keys[-1], flags) if keys else None
+    value = VALUE.search(text.partition(" Subclass types ")[0])
     if hint is None or value is None:
-        return f"{where}: {text}"
+        return f"{where}: {text}" if keys else text
     if bases_of(hint) and float not in get_args(hint):
         return f"{where}: {no_class(value[1], hint)}"
     listed = f"; {LIST}" if "list" in _spelled(hint) else ""
@@ -98,8 +91,8 @@ def _spelled(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if origin in (Union, UnionType):
-        types = [_spelled(one) for one in arguments if one is not NoneType]
-        return ", ".join(types) + (" or null" if NoneType in arguments else "")
+        null = " or null" if NoneType in arguments else ""
+        return ", ".join(_spelled(one) for one in arguments if one is not NoneType) + null
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return f"list of {_spelled(arguments[0])}"
     return getattr(hint, "__name__", str(hint))

@@ -14,7 +14,9 @@ PROGRAM = "python -m ddpm_lightning"
 class ParseError(ArgumentError):
     """What a parser refuses: the command's, or that of a class which the settings name."""
 
-    parser: Parser
+    def __init__(self, parser: Parser, message: str) -> None:
+        super().__init__(None, message)
+        self.parser = parser
 
 
 class Parser(ArgumentParser):
@@ -26,14 +28,11 @@ class Parser(ArgumentParser):
         super().__init__(*args, prog=prog or PROGRAM, **kwargs)
 
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        if not args:  # no key: the parser is made for this class alone
-            self.component = theclass
+        self.component = self.component if args else theclass  # without a key: for it alone
         return super().add_class_arguments(theclass, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
-        refused = ParseError(None, message)
-        refused.parser = self
-        raise refused from ex
+        raise ParseError(self, message) from ex
 
 
 def parser_of(cls: type, hint: Any = None, key: str | None = None) -> Parser:
@@ -47,7 +46,6 @@ def parser_of(cls: type, hint: Any = None, key: str | None = None) -> Parser:
 def flags_of(parser: Any, subcommand: str | None = None) -> dict[str, Action]:
     """Find the flags, without dashes, of a parser or of one of its subcommands."""
     if parser._subcommands_action is not None:
-        parser = parser._subcommands_action._name_parser_map.get(subcommand, parser)
+        parser = parser._subcommands_action.choices.get(subcommand, parser)
     options = [(option, action) for action in parser._actions for option in action.option_strings]
-    hidden = (".help", "+")
-    return {name.lstrip("-"): action for name, action in options if not name.endswith(hidden)}
+    return {n.lstrip("-"): action for n, action in options if not n.endswith((".help", "+"))}

@@ -1,5 +1,7 @@
 """Samplers: from noise to data."""
 
+# ruff: noqa: F401 (exports)
+
 from ddpm_lightning.diffusion.samplers.ddim import DDIM
 from ddpm_lightning.diffusion.samplers.ddpm import DDPM
 from ddpm_lightning.diffusion.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSDE
@@ -18,25 +20,3 @@ from ddpm_lightning.diffusion.samplers.spacings import (
     UniformSpacing,
 )
 from ddpm_lightning.diffusion.samplers.unipc import UniPC
-
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "LMS",
-    "DDIMQuadratic",
-    "DPMSolverPP",
-    "DPMSolverPPSDE",
-    "Euler",
-    "Heun",
-    "KarrasSpacing",
-    "Levels",
-    "LogSNRSpacing",
-    "QuadraticSpacing",
-    "Sampler",
-    "SingleStep",
-    "Spacing",
-    "State",
-    "UniPC",
-    "UniformSpacing",
-    "encode",
-]

@@ -15,7 +15,7 @@ from ddpm_lightning.errors import InputError
 
 
 class DDIM(SingleStep):
-    """Few-step sampling, deterministic at eta = 0 (DDIM eq. 12 and 16).
+    """Denoising diffusion implicit model, deterministic at eta = 0 (DDIM eq. 12 and 16).
 
     x_s = alpha_s·x0 + sqrt(sigma_s² − std²)·eps + std·noise with std = eta·sqrt(beta_tilde);
     eta = 1 is DDPM with the fixed-small variance, eta = 0 an Euler step of the probability-flow
@@ -26,8 +26,7 @@ class DDIM(SingleStep):
         eta: Share of the posterior's noise, 0 to 1.
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
-        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
-            e.g. 0.995; None clips plainly.
+        threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
 
     Raises:
         InputError: eta is outside [0, 1].
@@ -57,7 +56,7 @@ def ddim_step(
     eta: float = 0.0,
     noise: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Go from x_t to x_s (DDIM eq. 12); finite from alpha_T = 0 and to sigma_0 = 0.
+    """Step from x_t to x_s (DDIM eq. 12); finite from alpha_T = 0 and to sigma_0 = 0.
 
     Higher-order samplers take this very step with an x0 that they combined from several
     predictions; eps follows from x_t and x0.
@@ -66,7 +65,7 @@ def ddim_step(
         prediction: The prediction at x_t.
         s: The next level, s < t.
         eta: Share of the posterior's noise.
-        noise: Gives standard normal noise of x_t's shape; not asked where eta or sigma_s is 0.
+        noise: Gives standard normal noise of x_t's shape; not called where eta or sigma_s is 0.
     """
     level = prediction.level.at(s)
     variance = eta**2 * posterior(level, prediction.level).variance

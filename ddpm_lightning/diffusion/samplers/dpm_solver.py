@@ -30,8 +30,7 @@ class DPMSolverPP(Sampler):
         order: 2 extrapolates; 1 is DDIM.
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
-        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
-            e.g. 0.995; None clips plainly.
+        threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
 
     Raises:
         InputError: order is neither 1 nor 2.
@@ -60,7 +59,7 @@ class DPMSolverPP(Sampler):
         for i, (t, s) in enumerate(pairwise(self.levels(schedule)), start=1):
             prediction = predict(x, t)
             yield State(t, x, prediction.x0)
-            ahead = extrapolated(prediction, previous, s) if self.order == 2 else prediction
+            ahead = extrapolate(prediction, previous, s) if self.order == 2 else prediction
             x = ddim_step(ahead, s, self.eta, partial(draw, i))
             previous = prediction
         return x
@@ -75,8 +74,8 @@ class DPMSolverPPSDE(DPMSolverPP):
     eta: ClassVar[float] = 1.0
 
 
-def extrapolated(prediction: Prediction, previous: Prediction | None, s: int) -> Prediction:
-    """Replace x0 by its extrapolation to the middle of the step from t to s, in lambda.
+def extrapolate(prediction: Prediction, previous: Prediction | None, s: int) -> Prediction:
+    """Extrapolate x0 to the middle of the step from t to s, in lambda.
 
     Args:
         prediction: At the level t that the step starts from.

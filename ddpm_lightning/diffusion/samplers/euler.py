@@ -34,8 +34,7 @@ class Euler(Sampler):
         churn_noise: Standard deviation of the added noise (EDM's S_noise).
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
-        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
-            e.g. 0.995; None clips plainly.
+        threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
 
     Raises:
         InputError: A churn setting is below 0 or the range is empty.
@@ -78,7 +77,7 @@ class Euler(Sampler):
         return x
 
     def advance(self, predict: Predict, prediction: Prediction, s: int) -> Tensor:
-        """Go from x_t to x_s, without noise.
+        """Step from x_t to x_s, without noise.
 
         Args:
             predict: For predictions elsewhere.

@@ -26,14 +26,6 @@ class Heun(Euler):
     Args:
         steps: Number of steps, of two network evaluations each, those that are not corrected of
             one; None visits every level.
-        churn: EDM's S_churn: how much noise is added back, summed over the steps; 0 is none. See
-            Euler for what it means on fixed levels.
-        churn_range: Add it only where sigma/alpha is in this range (EDM's S_tmin, S_tmax).
-        churn_noise: Standard deviation of the added noise (EDM's S_noise).
-        spacing: Which levels are visited; EDM's is KarrasSpacing.
-        clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
-        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
-            e.g. 0.995; None clips plainly.
     """
 
     @override

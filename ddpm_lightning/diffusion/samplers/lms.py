@@ -30,8 +30,7 @@ class LMS(Sampler):
         order: Number of predictions used, 1 (DDIM) to 4.
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
-        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
-            e.g. 0.995; None clips plainly.
+        threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
 
     Raises:
         InputError: order is outside 1 to 4.

@@ -1,4 +1,4 @@
-"""What every sampler shares: settings, the way from x_T down to x_0, and the trajectory."""
+"""Base classes of samplers: settings, the loop from x_T down to x_0, and the trajectory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class State:
 
 
 class Sampler(Configurable, ABC):
-    """Turns noise into data by taking a denoiser's predictions down the levels.
+    """Sampler: from noise to data by a denoiser's predictions, level by level.
 
     A sampler whose step needs one prediction and nothing else is a :class:`SingleStep`; any other
     writes :meth:`path` and keeps its history in local variables there.
@@ -96,10 +96,7 @@ class Sampler(Configurable, ABC):
         return self.spacing(schedule, self.steps)
 
     def tag(self, schedule: Schedule) -> str:
-        """Name for files and tags: its steps and what differs from the default, but for the range.
-
-        E.g. ``ddim50``, ``ddim50_eta1`` or ``heun18_karras``.
-        """
+        """Name for files: steps and changed arguments, e.g. ``ddim50_eta1``, ``heun18_karras``."""
         parts = [f"{type(self).__name__.lower()}{len(self.levels(schedule)) - 1}"]
         if not isinstance(self.spacing, UniformSpacing):
             parts.append(type(self.spacing).__name__.removesuffix("Spacing").lower())
@@ -161,7 +158,7 @@ class Sampler(Configurable, ABC):
         def predict(x_t: Tensor, t: int) -> Prediction:
             return denoiser(x_t, t, condition).clip(self.clip, self.threshold)
 
-        draw = drawing(noise, like=x_T)
+        draw = bind_noise(noise, like=x_T)
         with evaluation_mode(getattr(denoiser, "net", None)):
             x = yield from self.path(predict, denoiser.schedule, x_T, draw)
         yield State(0, x, x)
@@ -172,7 +169,7 @@ class SingleStep(Sampler):
 
     @abstractmethod
     def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
-        """Go from x_t to x_s.
+        """Step from x_t to x_s.
 
         Args:
             prediction: The (clipped) prediction at x_t.
@@ -191,8 +188,8 @@ class SingleStep(Sampler):
         return x
 
 
-def drawing(noise: Noise | None, like: Tensor) -> Draw:
-    """Noise by the number of the step, like a tensor in shape, dtype and device.
+def bind_noise(noise: Noise | None, like: Tensor) -> Draw:
+    """Bind a source of noise to a tensor's shape, dtype and device.
 
     Args:
         noise: Its source; None draws from torch's global generator.

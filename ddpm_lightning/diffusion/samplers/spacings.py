@@ -1,4 +1,4 @@
-"""Which levels a sampler visits: strictly decreasing, as many steps as asked, down to level 0."""
+"""Spacings: which levels a sampler visits, strictly decreasing, down to level 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddpm_lightning.errors import InputError
 
 
 class Spacing(Configurable, ABC):
-    """A rule that picks the levels of a sampler with fewer steps than the model has levels."""
+    """Rule for the levels that a sampler visits."""
 
     starts_below_T: ClassVar[bool] = False
     """Whether the first level is below T on purpose, so that noise x_T is used as if it were
@@ -58,7 +58,7 @@ class LogSNRSpacing(Spacing):
 
     @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        return evenly(schedule, steps, np.log)
+        return space_evenly(schedule, steps, np.log)
 
 
 class KarrasSpacing(Spacing):
@@ -78,7 +78,7 @@ class KarrasSpacing(Spacing):
 
     @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        return evenly(schedule, steps, lambda noise: noise ** (1 / self.rho))
+        return space_evenly(schedule, steps, lambda noise: noise ** (1 / self.rho))
 
 
 class DDIMQuadratic(Spacing):
@@ -103,7 +103,7 @@ class DDIMQuadratic(Spacing):
                 f"{steps} sampling steps; from 0.8·T down, DDIMQuadratic takes 1 to {highest}"
             )
         shares = [i / (steps - 1) for i in range(steps - 1, -1, -1)] if steps > 1 else [1.0]
-        # A hair up: floor must not fall below a whole number that rounding just missed.
+        # Plus 1e-9, because floor must not fall below a whole number that rounding just missed.
         wanted = [1 + math.floor(share**2 * top + 1e-9) for share in shares]
         return distinct([min(level, highest) for level in wanted] + [0])
 
@@ -147,7 +147,7 @@ def checked_steps(schedule: Schedule, steps: int | None) -> int:
     return steps
 
 
-def evenly(
+def space_evenly(
     schedule: Schedule, steps: int | None, warp: Callable[[np.ndarray], np.ndarray]
 ) -> list[int]:
     """Pick levels evenly spaced in warp(sigma/alpha) from T to 1, and then 0.

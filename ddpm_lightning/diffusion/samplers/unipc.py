@@ -13,7 +13,7 @@ from typing_extensions import override
 from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step
-from ddpm_lightning.diffusion.samplers.dpm_solver import extrapolated, half_log_snr
+from ddpm_lightning.diffusion.samplers.dpm_solver import extrapolate, half_log_snr
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
 from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 
@@ -30,8 +30,7 @@ class UniPC(Sampler):
         steps: Number of network evaluations; None visits every level.
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
-        threshold: Dynamic thresholding: share of a sample's values that stays within the range,
-            e.g. 0.995; None clips plainly.
+        threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
     """
 
     def __init__(
@@ -52,15 +51,15 @@ class UniPC(Sampler):
         for t, s in pairwise(self.levels(schedule)):
             prediction = predict(x, t)
             if previous is not None and previous.level.alpha > 0:
-                x = ddim_step(corrected(previous, older, prediction), t)
+                x = ddim_step(correct(previous, older, prediction), t)
                 prediction = replace(prediction, x_t=x)
             yield State(t, x, prediction.x0)
-            x = ddim_step(extrapolated(prediction, previous, s), s)
+            x = ddim_step(extrapolate(prediction, previous, s), s)
             previous, older = prediction, previous
         return x
 
 
-def corrected(previous: Prediction, older: Prediction | None, new: Prediction) -> Prediction:
+def correct(previous: Prediction, older: Prediction | None, new: Prediction) -> Prediction:
     """Combine x0 for the step from previous to new, with the prediction at both ends and before.
 
     x0 + sum_k rho_k·(x0_k − x0) / r_k over the older (r_1 < 0) and the new one (r_2 = 1), with

@@ -1,0 +1,313 @@
+"""What is said to a mistake on the command line, and how its words are completed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ddpm_lightning.callbacks import PointMetrics, SampleGrid
+from ddpm_lightning.cli import DiffusionCLI, SaveRunConfig, main
+from ddpm_lightning.commands.words import check_command, complete
+from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.diffusion import Guidance, Schedule
+from ddpm_lightning.diffusion.samplers import Sampler
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.sampling import Request
+from ddpm_lightning.terminal.choices import classes, nearest, no_class
+from ddpm_lightning.terminal.mistakes import users_mistake
+from ddpm_lightning.terminal.parser import Parser, flags_of
+from tests.slips import SLIPS, Slip, command_line
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DIGITS = str(CONFIGS / "digits.yaml")
+
+
+@pytest.fixture(scope="module")
+def run_parser() -> Any:
+    """The parser of fit, validate, test and predict, which takes a while to build."""
+    found = []
+
+    def stop(cli, parser, args):
+        found.append(parser)
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiffusionCLI, "parse_arguments", stop)
+        with pytest.raises(SystemExit):
+            main(["fit"])
+    return found[0]
+
+
+def refusal(act: Callable[[], Any]) -> str | None:
+    """What a user is told about the error of a call."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (any)
+        act()
+    return users_mistake(caught.value)
+
+
+def parsed(parser: Parser, *words: str) -> Any:
+    """Parse words as a command does, without a subcommand."""
+    return parser.instantiate_classes(parser.parse_args(complete(list(words), flags_of(parser))))
+
+
+def parser_with(**hints: Any) -> Parser:
+    """A parser with a flag for each type hint."""
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    for name, hint in hints.items():
+        parser.add_argument(f"--{name}", type=hint)
+    return parser
+
+
+# ---------------------------------------------------------------------------- the slips
+
+
+@pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: slip.words[-40:])
+def test_a_slip_is_answered_by_one_line(slip: Slip, run_parser, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command, *words = command_line(slip, str(tmp_path), DIGITS) or [""]
+    if command == "fit":
+        try:
+            run_parser.parse_args(["fit", *complete(words, flags_of(run_parser, "fit"))])
+        except Exception as error:
+            line = users_mistake(error)
+            assert line is not None
+            assert not [part for part in slip.contains if part not in line], line
+            return
+    with pytest.raises(SystemExit) as caught:
+        main([command, *words] if command else [])
+    assert caught.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert not [part for part in slip.contains if part not in line], line
+
+
+def test_no_slip_is_answered_by_what_was_typed_alone():
+    for slip in SLIPS:
+        assert [part for part in slip.contains if part not in slip.words], slip.words
+
+
+# --------------------------------------------------------------------- mistakes and bugs
+
+
+class Broken(Configurable):
+    """Fails in one of three ways, of its own making."""
+
+    def __init__(self, error: str = "type") -> None:
+        if error == "type":
+            len(3)  # type: ignore[arg-type]
+        elif error == "value":
+            raise ValueError("a bug")
+        else:
+            Broken(nothing=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("error", ["type", "value", "arguments"])
+def test_a_bug_in_a_users_class_is_none_of_the_users_mistakes(error):
+    parser = parser_with(part=Broken)
+    assert refusal(lambda: parsed(parser, f"--part.error={error}")) is None
+
+
+def test_an_input_error_is_a_mistake_wherever_it_was_raised():
+    def refuse(**_):
+        raise InputError("no")
+
+    def wrap():
+        try:
+            refuse()
+        except InputError as error:
+            raise RuntimeError("wrapped") from error
+
+    assert refusal(refuse) == "no"
+    assert refusal(wrap) == "no"
+    with pytest.raises(MisconfigurationException) as caught:
+        raise MisconfigurationException("not so")
+    assert users_mistake(caught.value) == "not so"
+    assert refusal(lambda: [][0]) is None
+
+
+def test_of_a_union_s_types_the_one_that_got_furthest_speaks():
+    parser = parser_with(guidance=float | Guidance, metrics=SampleGrid | PointMetrics)
+    scale = refusal(lambda: parsed(parser, "--guidance.scale=strong"))
+    assert scale == "guidance.scale of Guidance: expected float, got strong"
+    late = refusal(lambda: parsed(parser, "--guidance.scale=2", "--guidance.rescale=3"))
+    assert late == "guidance rescale 3: it lies between 0 (plain guidance) and 1"
+    second = refusal(lambda: parsed(parser, "--metrics=PointMetrics", "--metrics.refrence=val"))
+    assert second == "metrics: PointMetrics has no argument 'refrence'; did you mean reference?"
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "wanted"),
+    [
+        (int, "few", "int, got few"),
+        (int | None, "few", "int or null, got few"),
+        (list[int], "1,2", 'list of int, got 1,2; a list is one word in brackets, e.g. "[1,2]"'),
+        (tuple[float, float] | None, "[1]", "list of float or null, got [1]"),
+    ],
+)
+def test_a_wrong_value_is_told_what_is_wanted(hint, value, wanted):
+    line = refusal(lambda: parsed(parser_with(value=hint), f"--value={value}"))
+    assert line is not None
+    assert line.startswith(f"value: expected {wanted}")
+
+
+# ------------------------------------------------------------------- names and choices
+
+
+def test_choices_are_concrete_and_on_show():
+    known = classes(Schedule)
+    assert {"Cosine", "Linear"} <= known.keys()
+    assert "Schedule" not in known
+    private = ["_Scaled", "Sampler", "Unconditional", SaveRunConfig.__name__]
+    assert not set(private) & classes(Callback | Configurable).keys()
+    ours = [one for one in classes(Configurable).values() if "ddpm_lightning." in one.__module__]
+    assert len(ours) > 40
+    assert not [one for one in ours if one.class_path().startswith(one.__module__)]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "meant"),
+    [
+        ("trainer.max_stepz", ["trainer.max_steps", "model.net"], "trainer.max_steps"),
+        ("max_steps", ["trainer.max_steps", "model.net"], "trainer.max_steps"),
+        ("modle.net.channels", ["trainer.max_steps", "model.net"], "model"),
+        ("DIM", ["DDIM", "DDPM"], "DDIM"),
+        ("xyz", ["DDIM", "DDPM"], None),
+    ],
+)
+def test_the_nearest_name(name, known, meant):
+    assert nearest(name, known) == (f"; did you mean {meant}?" if meant else "")
+
+
+@pytest.mark.parametrize(
+    ("words", "listed"),
+    [
+        ("--schedule.help", "  Cosine            alpha_bar follows a squared cosine"),
+        ("--grid.sampler.help", "  DDIM              Few-step sampling"),
+        ("--grid.sampler.spacing.help", "  KarrasSpacing     Evenly spaced in"),
+        ("--schedule.help Linear", "--schedule.beta_end BETA_END"),
+        ("--grid.sampler.spacing.help=KarrasSpacing", "--grid.sampler.spacing.rho RHO"),
+        ("--grid.help", "--grid.guidance GUIDANCE"),
+    ],
+)
+def test_help_for_a_flag_shows_the_choices_or_the_arguments_of_one(words, listed, capsys):
+    parser = parser_with(schedule=Schedule, grid=SampleGrid | None)
+    with pytest.raises(SystemExit) as caught:
+        complete(words.split(), flags_of(parser))
+    assert caught.value.code == 0
+    assert listed in capsys.readouterr().out
+
+
+def test_a_command_comes_first():
+    for words in (["fit"], ["--help"], ["sample", "--n", "3"]):
+        check_command(words, ["fit", "sample"])
+    with pytest.raises(InputError, match="no command 'fti'; did you mean fit"):
+        check_command(["fti"], ["fit", "sample"])
+
+
+# ------------------------------------------------------------------------- words completed
+
+
+def drawn(ckpt: str, n: int = 4, **request: Any) -> Request:
+    """Ask for samples.
+
+    Args:
+        ckpt: The checkpoint.
+        n: How many.
+    """
+    return Request(**request)
+
+
+@pytest.mark.parametrize(
+    ("words", "guidance"),
+    [
+        ("", Guidance()),
+        ("--guidance 2", Guidance(2)),
+        ("--guidance -1", Guidance(-1)),
+        ("--guidance 2 --guidance.interval [0.2,0.8]", Guidance(2, (0.2, 0.8))),
+        ("--guidance.interval [0.2,0.8] --guidance 2", Guidance(2, (0.2, 0.8))),
+        ("--guidance.scale=2 --guidance.interval=[0.2,0.8]", Guidance(2, (0.2, 0.8))),
+        ("--guidance=2 --guidance.rescale=0.7", Guidance(2, None, 0.7)),
+        ("--config FILE", Guidance(3)),
+        ("--config FILE --guidance.interval [0.2,0.8]", Guidance(3, (0.2, 0.8))),
+        ("--config FILE --guidance.rescale 0.7 --guidance 2", Guidance(2, None, 0.7)),
+    ],
+)
+def test_a_number_for_guidance_is_its_scale_whatever_is_given_besides(words, guidance, tmp_path):
+    (tmp_path / "file.yaml").write_text("guidance: 3")
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_function_arguments(drawn)
+    words = words.replace("FILE", str(tmp_path / "file.yaml"))
+    settings = parsed(parser, "--ckpt=x", *words.split())
+    assert drawn(settings.ckpt, guidance=settings.guidance).guidance == guidance
+
+
+def test_the_fields_of_a_request_are_plain_flags_of_who_passes_them_on():
+    parser = Parser()
+    parser.add_function_arguments(drawn)
+    asked = {"sampler", "guidance", "labels", "variance", "weights", "seed", "batch_size"}
+    assert asked | {"ckpt", "n"} == flags_of(parser).keys() - {"help", "h"}
+    assert "Averaged" not in parser.format_help()
+    assert "ema (averaged) or raw" in " ".join(parser.format_help().split())
+
+
+def configured(parser: Any, config: str, *flags: str) -> Any:
+    """What fit makes of a config and these flags."""
+    words = complete([f"--config={CONFIGS / config}.yaml", *flags], flags_of(parser, "fit"))
+    return yaml.safe_load(parser.dump(parser.parse_args(["fit", *words])))["fit"]
+
+
+@pytest.mark.parametrize("flags", [("--model.net=DiT",), ("--model.net", "DiT")])
+def test_a_new_class_has_its_own_defaults(flags, run_parser):
+    net = configured(run_parser, "cifar10", *flags)["model"]["net"]
+    own = {"patch": 2, "width": 384, "depth": 12, "heads": 6, "mlp_ratio": 4}
+    assert net["init_args"] == own
+
+
+@pytest.mark.parametrize("channels", [48, 128])  # 128 is also the config's
+def test_arguments_given_beside_the_class_hold(channels, run_parser):
+    flags = ("--model.net=SmallUNet", f"--model.net.channels={channels}")
+    net = configured(run_parser, "cifar10", *flags)["model"]["net"]
+    assert net["init_args"]["channels"] == channels
+
+
+def test_the_same_class_named_again_keeps_the_config_s_arguments(run_parser):
+    again = ("--model.net=UNet", "--model.schedule=Cosine", "--grid.sampler=DDIM")
+    before, after = (configured(run_parser, "digits", *more) for more in ((), again))
+    assert after["model"] == before["model"]
+    assert after["grid"] == before["grid"]
+
+
+def test_a_part_of_a_part_has_its_own_defaults_and_keeps_what_both_inherit(run_parser, tmp_path):
+    file = tmp_path / "min_snr.yaml"
+    file.write_text(
+        "model: {objective: {class_path: MSE, init_args: {weighting: "
+        "{class_path: MinSNR, init_args: {gamma: 3.0}}}}}"
+    )
+    more = (f"--config={file}", "--model.objective.weighting=P2")
+    objective = configured(run_parser, "digits", *more)["model"]["objective"]
+    assert objective["init_args"]["weighting"]["init_args"] == {"k": 1.0, "gamma": 1.0}
+    more = (f"--config={file}", "--model.objective=Huber")
+    objective = configured(run_parser, "digits", *more)["model"]["objective"]
+    assert objective["init_args"]["weighting"]["init_args"] == {"gamma": 3.0}
+
+
+def test_blocks_take_flags_another_class_or_null(run_parser):
+    grid = configured(run_parser, "digits", "--grid.n=16", "--grid.sampler.steps=7")["grid"]
+    assert (grid["init_args"]["n"], grid["init_args"]["frames"]) == (16, 12)
+    assert grid["init_args"]["sampler"]["init_args"]["steps"] == 7
+    assert "grid" not in configured(run_parser, "digits", "--grid=null")
+    metrics = configured(run_parser, "digits", "--metrics=PointMetrics")["metrics"]
+    assert metrics["init_args"]["metrics"] == ["swd", "mmd"]  # not the other class's
+    assert metrics["init_args"]["every_n_steps"] == 300  # which both inherit
+
+
+def test_a_sampler_is_no_schedule():
+    line = no_class("Linear", Sampler)
+    assert line.startswith("Linear is a Schedule, not a Sampler; choose one of DDIM, DDPM, ")

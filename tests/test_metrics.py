@@ -467,7 +467,7 @@ def test_metrics_are_found_by_short_name_class_and_path():
         ("", "name one or more, each once"),
         (["fd", "FrechetDistance"], "name one or more, each once"),
         ("fdd", "no metric 'fdd'; did you mean fd?"),
-        ("sharp", "there are accuracy, fd, fd_inf, is, kid"),
+        ("sharp", "there are accuracy, "),
         ("my_metric.Sharpness", "cannot import my_metric.Sharpness"),
         ("ddpm_lightning.metrics.LeNet", "is no metric"),
         (f"{__name__}.Needy", "needs settings"),

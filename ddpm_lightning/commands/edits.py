@@ -64,11 +64,7 @@ class Edit(Configurable, ABC):
 
     @abstractmethod
     def procedure(self, job: Job) -> Procedure:
-        """Read the files and state how the images come about.
-
-        Raises:
-            InputError: A file or the sampler does not suit.
-        """
+        """Read the files and build the sampling procedure."""
 
 
 class RePaint(Edit):

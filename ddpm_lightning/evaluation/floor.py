@@ -11,11 +11,7 @@ from ddpm_lightning.metrics.jackknife import shuffled
 
 
 def check_floor(sizes: Sequence[int], total: int) -> None:
-    """Refuse sizes that cannot be measured, before any feature is computed.
-
-    Raises:
-        InputError: No size, too small a one, or two sets of it are more than there are images.
-    """
+    """Raise InputError unless two sets of each size fit among ``total`` real images."""
     if not sizes or min(sizes) < LEAST or max(sizes) > total // 2:
         raise InputError(
             f"floor {list(sizes)}: give numbers from {LEAST} (for the extrapolation) to "

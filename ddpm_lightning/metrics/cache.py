@@ -39,11 +39,9 @@ def cache_path(
 
     The extractor counts with its description, the sha256 of its weights, the source files of its
     class and base classes, and the versions of torch and torch-fidelity. Modules of your own
-    that these files import do not count: after a change there, delete the kept features.
-
-    Returns:
-        None for an extractor without a source file (of a notebook, of standard input), whose
-        changes could not be told: its features are not kept.
+    that these files import do not count: after a change there, delete the cached features.
+    None, so no cache, for an extractor without a source file (in a notebook, from standard
+    input), because a change of its code could not be detected.
     """
     source = _source(type(extractor))
     if source is None:

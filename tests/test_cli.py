@@ -451,7 +451,7 @@ def test_images_do_not_depend_on_count_or_batch_size(lively_checkpoint, tmp_path
 
 
 def test_every_setting_of_the_request_changes_the_images(lively_checkpoint, tmp_path):
-    guided = ["--labels=3", "--guidance=2.0"]
+    guided = ["--labels=3", "--guidance=4.0"]
     variants = (
         [],
         ["--seed=1"],
@@ -464,7 +464,7 @@ def test_every_setting_of_the_request_changes_the_images(lively_checkpoint, tmp_
         [*guided, "--guidance.rescale=0.7"],
     )
     images = {
-        picture(lively_checkpoint, tmp_path / str(i), "--n=1", "--sampler.steps=4", *more)
+        picture(lively_checkpoint, tmp_path / str(i), "--n=8", "--sampler.steps=10", *more)
         for i, more in enumerate(variants)
     }
     assert len(images) == len(variants)

@@ -248,7 +248,7 @@ def test_a_result_states_all_that_was_measured(tmp_path, capsys):
     reference = found["reference"]
     assert reference["data"]["init_args"]["subset"] == 80
     assert (reference["split"], reference["count"]) == ("train", 80)
-    assert reference["sha256"] == cache.pixels_digest(real)
+    assert reference["sha256"] == cache.pixels_digest([real])
     assert found["extractor"]["sha256"] == LeNet().digest
     printed = capsys.readouterr().out
     assert "40 against the 40 others (fewer than the 45 samples" in printed

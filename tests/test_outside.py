@@ -1,10 +1,12 @@
 """The ten changes a stranger makes, each a class of an outside package and a line of YAML."""
 
+import hashlib
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,3 +85,23 @@ def test_the_checkpoint_describes_itself_to_every_command(run, tmp_path, words):
     out = str(tmp_path / "out")
     main([*words.split(), "--ckpt", checkpoint(run), "--out", out, "--device", "cpu"])
     assert list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_data_set_larger_than_memory_is_trained_and_scored(run, tmp_path):
+    for split in ("train", "val", "test"):
+        folder = tmp_path / "files" / split
+        folder.mkdir(parents=True)
+        for place in range(40):
+            image = np.full((1, 8, 8), 6 * place, dtype=np.uint8)
+            np.save(folder / f"{place}.npy", image)
+    root, out = str(tmp_path / "disk"), str(tmp_path / "scores")
+    words = "fit --config my_idea.yaml --data my_idea.data_on_disk.BarFiles --data.workers 1"
+    main([*words.split(), f"--data.root={tmp_path}/files", f"--trainer.default_root_dir={root}"])
+    trained = json.loads((Path(root) / "metrics.json").read_text())[0]
+    words = "evaluate --n 8 --extractor Pixels --metrics fd --sampler DDIM --sampler.steps 3 --device cpu"
+    main([*words.split(), "--ckpt", checkpoint(Path(root)), "--out", out])
+    scored = json.loads((tmp_path / "scores" / "results.json").read_text())[0]
+    pixels = np.repeat(6 * np.arange(40, dtype=np.uint8), 64)
+    for record in (trained, scored):
+        assert record["reference"]["count"] == 40
+        assert record["reference"]["sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()

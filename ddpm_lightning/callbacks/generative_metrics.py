@@ -30,7 +30,7 @@ from ddpm_lightning.metrics import (
     Result,
     as_metrics,
 )
-from ddpm_lightning.metrics.cache import cache_path, lookup, pixels_digest, store
+from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
 from ddpm_lightning.plots.strips import captioned
@@ -127,9 +127,7 @@ class GenerativeMetrics(Periodic):
         features = self._features_of_real(trainer, pl_module)
         if not trainer.is_global_zero:  # one process measures, and tells the others
             return
-        images = self._real.source
-        assert isinstance(images, Tensor)
-        self._against = self._real.reference(self.measures, features, pixels_digest(images))
+        self._against = self._real.reference(self.measures, features, self._real.digest())
         self._against.floors(self.n)
         if not (self.measures.needs_pairs or self.neighbours):
             self._against.features = features.summarised()
@@ -137,14 +135,13 @@ class GenerativeMetrics(Periodic):
     def _features_of_real(self, trainer: Trainer, module: LightningModule) -> Features:
         """Find the features of the reference on disk, or share the work and keep them there."""
         images, found, path = self._real.source, None, None
-        assert isinstance(images, Tensor)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and isinstance(images, Tensor):
             path = cache_path(self.extractor, images, self.cache)
             found = lookup(path)
         if trainer.strategy.broadcast(found is not None):
             return found if found is not None else _NOTHING
         indices = share(len(images), trainer) % len(images)
-        parts = (images[batch] for batch in indices.split(self.requests[0].batch_size))
+        parts = (self._real.take(batch) for batch in indices.split(self.requests[0].batch_size))
         features = self._gathered(parts, len(images), trainer, module)
         if path is not None:
             store(features, path)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -44,6 +45,35 @@ class MapStyle:
         )
 
 
+class StoredImages:
+    """The images of a split, read as they are needed; used like an ImageFolder.
+
+    Args:
+        source: The split.
+    """
+
+    def __init__(self, source: MapStyle) -> None:
+        self.source = source
+        self.files = range(len(source))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[C, H, W] of every image."""
+        return tuple(self.read([0]).shape[1:])
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """Read all images, uint8 [B, C, H, W] at a time."""
+        chunks = np.split(np.arange(len(self)), range(batch_size, len(self), batch_size))
+        return (images for images, _ in self.source.batches(chunks))
+
+    def read(self, files: Sequence[int]) -> Tensor:
+        """Read some images, by their places: uint8 [B, C, H, W]."""
+        return next(self.source.batches([np.array(files)]))[0]
+
+
 class MapStyleImages(DiffusionData):
     """Images that need not fit into memory.
 
@@ -72,6 +102,7 @@ class MapStyleImages(DiffusionData):
         super().__init__(global_batch_size, predict_n, seed, flip)
         self.workers = workers
         self._sources: dict[Split, MapStyle] = {}
+        self._labels: dict[Split, Tensor] = {}
 
     @abstractmethod
     def dataset(self, split: Split) -> Dataset[Any]:
@@ -82,6 +113,14 @@ class MapStyleImages(DiffusionData):
         if split not in self._sources:
             self._sources[split] = MapStyle(self.dataset(split), self.workers)
         return self._sources[split]
+
+    def images(self, split: Split) -> tuple[StoredImages, Tensor]:
+        """Return the images of a split and their labels int64 [N], for which all are read once."""
+        source = self.source(split)
+        if split not in self._labels:
+            chunks = np.split(np.arange(len(source)), range(256, len(source), 256))
+            self._labels[split] = torch.cat([labels for _, labels in source.batches(chunks)])
+        return StoredImages(source), self._labels[split]
 
     def finish(self, raw: RawBatch) -> Batch:
         """Mirror and normalise: x0 float32 [B, C, H, W] in [−1, 1]."""

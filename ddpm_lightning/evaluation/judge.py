@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ddpm_lightning.data.map_style import StoredImages
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.files import check_folder
@@ -25,7 +26,7 @@ from ddpm_lightning.metrics import (
     Reference,
     Result,
 )
-from ddpm_lightning.metrics.cache import cache_path, lookup, pixels_digest, store
+from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
 from ddpm_lightning.plots.strips import captioned
 
@@ -84,14 +85,14 @@ class Judge:
     def reference(self) -> Reference:
         """The real images' features, computed once; those of a data set are kept on disk."""
         source = self.real.source
-        if isinstance(source, ImageFolder):
+        if not isinstance(source, Tensor):
             return self.real.reference(self.measures, *self._features(source))
         path = cache_path(self.extractor, source)
         features = lookup(path)
         if features is None:
             features = Features.compute(self.extractor, source, self.device, self.batch_size, True)
             store(features, path)
-        return self.real.reference(self.measures, features, pixels_digest(source))
+        return self.real.reference(self.measures, features, self.real.digest())
 
     def __call__(
         self,
@@ -133,7 +134,7 @@ class Judge:
             f"{self.reference.in_words(n)}"
         )
 
-    def _features(self, images: ImageFolder) -> tuple[Features, str]:
+    def _features(self, images: ImageFolder | StoredImages) -> tuple[Features, str]:
         """Features of all images, and the sha256 of all pixels."""
         digest = hashlib.sha256()
 

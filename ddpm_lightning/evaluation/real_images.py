@@ -7,16 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.data.identity import identity
 from ddpm_lightning.data.image_data import ImageData
+from ddpm_lightning.data.map_style import MapStyleImages, StoredImages
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import ImageFolder
 from ddpm_lightning.metrics import Features, Measures, Reference
+from ddpm_lightning.metrics.cache import pixels_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class RealImages:
         InputError: Both are given.
     """
 
-    data: ImageData | None = None
+    data: ImageData | MapStyleImages | None = None
     folder: Path | None = None
     split: Split = "train"
 
@@ -49,16 +50,17 @@ class RealImages:
         """Take the images of a data module; refuse one that is no ImageData."""
         if isinstance(data, Conditioned):
             data = data.data
-        if not isinstance(data, ImageData):
+        if not isinstance(data, ImageData | MapStyleImages):
             raise InputError(
-                f"{type(data).__name__} is no ImageData, whose images samples could be compared "
-                "with; distances of points are measured in training (PointMetrics)"
+                f"{type(data).__name__} has no images that samples could be compared with (it is "
+                "neither ImageData nor MapStyleImages); distances of points are measured in "
+                "training (PointMetrics)"
             )
         return replace(self, data=data)
 
     @cached_property
-    def source(self) -> Tensor | ImageFolder:
-        """The images: uint8 [N, C, H, W], or a folder, which is read as needed.
+    def source(self) -> Tensor | ImageFolder | StoredImages:
+        """The images: uint8 [N, C, H, W], or what is read as needed.
 
         Raises:
             InputError: Files are missing or damaged.
@@ -85,13 +87,21 @@ class RealImages:
     def shape(self) -> tuple[int, ...]:
         """[C, H, W] of an image."""
         source = self.source
-        return source.shape if isinstance(source, ImageFolder) else tuple(source.shape[1:])
+        return tuple(source.shape[1:] if isinstance(source, Tensor) else source.shape)
 
     def take(self, rows: Tensor) -> Tensor:
         """The images of these rows, uint8 [n, C, H, W]."""
-        if isinstance(self.source, ImageFolder):
-            return self.source.read([self.source.files[row] for row in rows.tolist()])
-        return self.source[torch.as_tensor(rows)]
+        source: Any = self.source
+        if isinstance(source, Tensor):
+            return source[rows]
+        return source.read([source.files[row] for row in rows.tolist()])
+
+    def digest(self, batch_size: int = 256) -> str:
+        """The sha256 of all pixels."""
+        source = self.source
+        return pixels_digest(
+            [source] if isinstance(source, Tensor) else source.batches(batch_size)
+        )
 
     def reference(self, measures: Measures, features: Features, sha256: str) -> Reference:
         """What samples are scored against.

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -21,9 +22,12 @@ VERSION = 2
 """Raised when the same images and the same extractor would give other features than before."""
 
 
-def pixels_digest(images: Tensor) -> str:
-    """The sha256 of the pixels of images uint8 [n, C, H, W], as 64 hexadecimal digits."""
-    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
+def pixels_digest(batches: Iterable[Tensor]) -> str:
+    """The sha256 of all pixels of images uint8 [B, C, H, W], as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for images in batches:
+        digest.update(images.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def default_cache() -> Path:
@@ -48,7 +52,7 @@ def cache_path(
         return None
     origin = {
         "version": VERSION,
-        "pixels": pixels_digest(images),
+        "pixels": pixels_digest([images]),
         "shape": list(images.shape),
         "extractor": extractor.describe(),
         "digest": extractor.digest,

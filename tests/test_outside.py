@@ -98,7 +98,7 @@ def test_a_data_set_larger_than_memory_is_trained_and_scored(run, tmp_path):
     words = "fit --config my_idea.yaml --data my_idea.data_on_disk.BarFiles --data.workers 1"
     main([*words.split(), f"--data.root={tmp_path}/files", f"--trainer.default_root_dir={root}"])
     trained = json.loads((Path(root) / "metrics.json").read_text())[0]
-    words = "evaluate --n 8 --extractor Pixels --metrics fd --sampler DDIM --sampler.steps 3 --device cpu"
+    words = "evaluate --n 8 --extractor Pixels --sampler DDIM --sampler.steps 3 --device cpu"
     main([*words.split(), "--ckpt", checkpoint(Path(root)), "--out", out])
     scored = json.loads((tmp_path / "scores" / "results.json").read_text())[0]
     pixels = np.repeat(6 * np.arange(40, dtype=np.uint8), 64)

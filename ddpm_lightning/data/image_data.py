@@ -99,7 +99,7 @@ class ImageData(InMemoryData):
         return channels, self.image_size or height, self.image_size or width
 
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Return the images uint8 [N, C, H, W] and labels int64 [N] of a split; do not modify them.
+        """Return images uint8 [N, C, H, W] and labels int64 [N] of a split; do not modify them.
 
         They are resized and reduced to the subset, but never mirrored.
         """

@@ -22,20 +22,10 @@ Kind = Literal["swiss_roll", "moons", "mixture", "checkerboard"]
 COMPONENTS = 8
 """Number of Gaussians of the mixture, evenly spaced on the unit circle."""
 
-NOISE: dict[Kind, float] = {
-    "swiss_roll": 0.05,
-    "moons": 0.05,
-    "mixture": 0.1,
-    "checkerboard": 0.0,
-}
+NOISE: dict[Kind, float] = {"swiss_roll": 0.05, "moons": 0.05, "mixture": 0.1, "checkerboard": 0.0}
 """Default noise of each kind."""
 
-CLASSES: dict[Kind, int | None] = {
-    "swiss_roll": None,
-    "moons": 2,
-    "mixture": COMPONENTS,
-    "checkerboard": None,
-}
+CLASSES: dict[Kind, int] = {"moons": 2, "mixture": COMPONENTS}
 
 
 class Toy2D(InMemoryData):
@@ -83,7 +73,7 @@ class Toy2D(InMemoryData):
         self.noise = NOISE[kind] if noise is None else noise
         if not 0 <= self.noise < math.inf:
             raise InputError(f"noise is {noise}; use 0 or more (--data.noise)")
-        self.num_classes = CLASSES[kind]
+        self.num_classes = CLASSES.get(kind)
         self._drawn: dict[Split, tuple[Tensor, Tensor]] = {}
 
     @property

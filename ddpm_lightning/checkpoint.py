@@ -80,10 +80,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"{path} has format {own['format']}, this version reads up to {FORMAT}; "
             "update ddpm_lightning"
         )
-    described = isinstance(checkpoint.get("hyper_parameters"), dict)
     missing = [key for key in ("format", "class_path", "data") if key not in own]
-    missing += [] if described else ["hyper_parameters"]
     missing += [key for key in ("state_dict", "global_step") if key not in checkpoint]
+    if not isinstance(checkpoint.get("hyper_parameters"), dict):
+        missing.append("hyper_parameters")
     if missing or "net" not in checkpoint["hyper_parameters"]:
         raise InputError(
             f"{path} is an incomplete checkpoint: it lacks {', '.join(missing or ['net'])}; use "
@@ -148,16 +148,7 @@ def current_path(path: str) -> str:
 def rebuild(
     module_class: type, hyper_parameters: dict[str, Any], overrides: dict[str, Any]
 ) -> Any:
-    """Build the module that hyper-parameters describe, with initial weights.
-
-    Args:
-        module_class: The class of the module.
-        hyper_parameters: Descriptions and plain values, as stored by the module.
-        overrides: Arguments that replace them.
-
-    Raises:
-        InputError: A part cannot be imported, or no longer takes its arguments.
-    """
+    """Build the module that hyper-parameters describe; overrides replace some of them."""
     arguments = dict(hyper_parameters)
     net = arguments.pop("net")
     arguments["data"] = DataSpec(**arguments["data"])

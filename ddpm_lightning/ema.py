@@ -59,12 +59,7 @@ class EMA(Configurable, nn.Module):
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Average the parameters and copy the buffers (running statistics).
-
-        Args:
-            net: The network in training.
-            step: Number of optimizer steps before this one.
-        """
+        """Average the parameters and copy the buffers (running statistics) after a step."""
         averages = list(self.net.parameters())
         weights = [
             p.detach().to(average.dtype)

@@ -18,11 +18,7 @@ PARTIAL = ".part"
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that is renamed to ``path`` at the end, unless writing fails.
-
-    Args:
-        path: The file; its folder is created if it is missing.
-    """
+    """Yield a temporary path that is renamed to ``path`` at the end, unless writing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     yield partial

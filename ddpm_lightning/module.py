@@ -32,11 +32,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.finite import check_finite_loss, check_finite_weights
 from ddpm_lightning.networks.network import Network
 from ddpm_lightning.networks.unet import UNet
-from ddpm_lightning.optimization import (
-    make_lr_schedule,
-    make_optimizer,
-    refuse_fused_clipping,
-)
+from ddpm_lightning.optimization import make_lr_schedule, make_optimizer, refuse_fused_clipping
 from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
 from ddpm_lightning.resume import (
     apply_settings,
@@ -187,10 +183,8 @@ class DiffusionModule(Configurable, LightningModule):
         self._check_optimization()
         if scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        per_step = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": per_step}
 
     @override
     def setup(self, stage: str) -> None:
@@ -364,16 +358,7 @@ class DiffusionModule(Configurable, LightningModule):
     def from_checkpoint(
         cls, checkpoint: dict[str, Any], path: str | Path, **overrides: Any
     ) -> DiffusionModule:
-        """Rebuild the module from the content of a checkpoint.
-
-        Args:
-            checkpoint: As returned by :func:`ddpm_lightning.checkpoint.read_checkpoint`.
-            path: The file, for messages.
-            overrides: Arguments of the module that replace the checkpoint's.
-
-        Raises:
-            InputError: Its parts cannot be imported, or its weights do not fit.
-        """
+        """Rebuild the module from :func:`read_checkpoint`'s content; ``path`` is for messages."""
         module_class = configurable_class(checkpoint[KEY]["class_path"])
         if not issubclass(module_class, cls):
             raise InputError(f"{path} holds a {module_class.__name__}, not a {cls.__name__}")

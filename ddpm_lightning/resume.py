@@ -33,12 +33,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Raise InputError if a run cannot resume from a checkpoint; warn if its data changed.
-
-    Args:
-        checkpoint: As read from disk.
-        trainer: The resumed run's.
-    """
+    """Raise InputError if a run cannot resume from a checkpoint; warn if its data changed."""
     if not {"loops", "optimizer_states", "lr_schedulers"} <= checkpoint.keys():
         raise InputError(
             "the checkpoint holds weights only, so no run can resume from it; load them with "
@@ -51,12 +46,7 @@ def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 
 
 def check_position(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Raise InputError unless the checkpoint's micro-batches make whole optimizer steps.
-
-    Args:
-        checkpoint: As read from disk.
-        accumulate: Micro-batches per optimizer step in the resumed run.
-    """
+    """Raise InputError unless a multiple of ``accumulate`` micro-batches was trained on."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     seen = progress["current"]["ready"]
     if seen % accumulate:
@@ -70,11 +60,7 @@ def check_data(stored: dict[str, Any] | None, data: dict[str, Any] | None) -> No
     """Raise InputError for another global batch size; warn of any other change of the data.
 
     Noise and data order are keyed by the sample's position in the run, and steps of another size
-    would repeat positions.
-
-    Args:
-        stored: Description of the data in the checkpoint, or None.
-        data: That of the resumed run, or None.
+    would repeat positions. ``stored`` and ``data`` are the descriptions before and now, if any.
     """
     if stored is None or data is None:
         return
@@ -104,12 +90,7 @@ def describe_optimization(
 
 
 def check_optimization(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise InputError if optimizer or schedule cannot continue from the checkpoint's state.
-
-    Args:
-        before: :func:`describe_optimization` of the run that wrote the checkpoint.
-        now: That of the resumed run.
-    """
+    """Raise InputError unless optimizer and schedule can continue from the checkpoint's state."""
     for what in ("optimizer", "lr_schedule"):
         if before[what] != now[what]:
             raise InputError(
@@ -135,11 +116,6 @@ def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]
 
     Needed because restoring brings the checkpoint's settings back. A learning rate that a
     schedule has changed is scaled by the ratio of the new setting to the old.
-
-    Args:
-        trainer: The trainer, restored.
-        before: :func:`describe_optimization` of the run that wrote the checkpoint.
-        now: That of the resumed run.
     """
     for i, (old, new) in enumerate(zip(before["groups"], now["groups"], strict=True)):
         group = trainer.optimizers[0].param_groups[i]

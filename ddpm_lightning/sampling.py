@@ -147,25 +147,13 @@ class Request(Configurable):
         return "_".join(filter(None, parts))
 
     def condition(self, model: Model, indices: Tensor, given: Condition) -> Condition:
-        """The condition of each sample.
-
-        Args:
-            model: The model.
-            indices: int64 [n] sample indices.
-            given: Labels and images, repeated along the index; the request's labels take
-                precedence.
-
-        Raises:
-            InputError: The model needs a condition image, or takes none.
-        """
+        """The condition of each sample: ``given``, repeated along the index, or as requested."""
         check_image(model.data, given.image)
         label = None
         if model.data.num_classes is not None:
             known = given.label if self.labels is None else torch.as_tensor(self.labels).long()
-            if known is None:
-                label = indices % model.data.num_classes
-            else:
-                label = known[indices % len(known)]
+            known = torch.arange(model.data.num_classes) if known is None else known
+            label = known[indices % len(known)]
         return given._replace(label=None).repeated(indices)._replace(label=label)
 
 
@@ -215,13 +203,7 @@ class Procedure:
 
 
 def from_noise(denoiser: Denoises, sampler: Sampler, shape: tuple[int, ...]) -> Procedure:
-    """The procedure that generates samples from noise.
-
-    Args:
-        denoiser: The denoiser, guided or not.
-        sampler: The sampler.
-        shape: [C, ...] of one sample.
-    """
+    """The procedure that generates samples of ``shape`` [C, ...] from noise."""
 
     def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
         x_T = noise(0, shape) * denoiser.schedule.prior_std
@@ -254,15 +236,9 @@ def generate(
     request.check(model)
     denoiser = guide(request.denoiser(model), request.guidance)
     sampler = request.sampler.clipped(model.data.data_range)
-    return run(
-        from_noise(denoiser, sampler, model.data.shape),
-        indices,
-        request,
-        request.condition(model, indices, condition),
-        model.device,
-        frames,
-        progress,
-    )
+    procedure = from_noise(denoiser, sampler, model.data.shape)
+    condition = request.condition(model, indices, condition)
+    return run(procedure, indices, request, condition, model.device, frames, progress)
 
 
 def run(

@@ -1,4 +1,4 @@
-"""The plain commands: functions whose arguments are the flags, or several by subcommand."""
+"""The plain commands: functions whose arguments are the flags, or dictionaries of them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,10 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "analytic_variance": analytic_variance,
     "plot": PLOTS,
 }
-"""Plain commands."""
 
 
 def run_command(name: str, words: list[str]) -> None:
-    """Run a plain command.
-
-    Raises:
-        InputError: The words are wrong, or the command refuses what they ask for.
-    """
+    """Run a plain command with the arguments after its name."""
     function: Any = COMMANDS[name]
     subcommands = function if isinstance(function, dict) else {}
     parser = auto_parser(
@@ -62,7 +57,7 @@ def run_command(name: str, words: list[str]) -> None:
 
 
 def about(name: str) -> str:
-    """Say in one line what a plain command does."""
+    """Describe a plain command in one line, for the help."""
     command = COMMANDS[name]
     if isinstance(command, dict):
         return f"Draw a figure or a strip: {', '.join(command)}."

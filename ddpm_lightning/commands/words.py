@@ -1,8 +1,8 @@
-"""The words of a command line: the command, and what the parser would mix up, set right.
+"""Preprocessing of the command line, for two cases that jsonargparse parses otherwise.
 
-The parser keeps, of the class that a config file names, each argument that a class named on the
-command line has by the same name: DiT would get the heads of a U-Net. And it forgets the number
-given for a guidance, in a file or by a flag, when its interval is given by a flag of its own.
+When a flag replaces the class that a config file names, jsonargparse keeps the arguments of the
+same name: DiT would get the heads of a U-Net. And it drops the scale of a guidance given as a
+number when --guidance.interval or another of its arguments is given.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ddpm_lightning.terminal.parser import PROGRAM
 
 
 def check_command(words: list[str], commands: list[str]) -> None:
-    """Raise InputError unless the first word is one of the commands, or asks for help."""
+    """Raise InputError unless the first word is a command or --help."""
     first, listed = [*words, ""][0], ", ".join(commands)
     if first in ("-h", "--help", *commands):
         return
@@ -38,14 +38,14 @@ def check_command(words: list[str], commands: list[str]) -> None:
 
 
 def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
-    """Complete the words after a command; answer --FLAG.help where the flag takes a class.
+    """Add the flags that jsonargparse would parse otherwise; print --FLAG.help for classes.
 
     Args:
         words: The command line without its command.
         flags: The command's flags, without dashes.
 
     Raises:
-        InputError: A config file is none.
+        InputError: A config file cannot be read.
     """
     pairs = list(read_words(words))
     configs = [_read_settings(value) for name, value in pairs if name in ("config", "c")]
@@ -56,11 +56,11 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
             print(help_for(parent, value, hint))
             sys.exit(0)
         if re.fullmatch(r"[\w.]*\b[A-Z]\w*", value):
-            stated = list(_stated(name, flags, configs))
-            added |= _own_defaults(name, find_class(value, hint_of(name, flags)), stated)
+            values = list(_configured(name, flags, configs))
+            added |= _own_defaults(name, find_class(value, hint_of(name, flags)), values)
         if parent.endswith("guidance"):
             words = [re.sub(rf"^--{parent}(?==|$)", f"--{parent}.scale", word) for word in words]
-            number = next(_stated(parent, flags, configs), None)
+            number = next(_configured(parent, flags, configs), None)
             if parent not in given and isinstance(number, int | float):
                 added[f"{parent}.scale"] = number
     for name in added.keys() - given.keys():
@@ -70,7 +70,7 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
 
 
 def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
-    """Read flags, without dashes, and their values; a flag without a value gets an empty one."""
+    """Yield flags, without dashes, and their values, empty for a flag without one."""
     for word, following in zip(words, [*words[1:], "-"], strict=False):
         flag, equals, value = word.partition("=")
         if flag.startswith("-"):
@@ -79,7 +79,7 @@ def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read_settings(file: str) -> dict[str, Any]:
-    """Read a config file, or name it and the line that is wrong."""
+    """Read a config file; errors name the file and the line."""
     path = Path(file)
     try:
         settings = yaml.safe_load(path.read_text("utf-8"))
@@ -96,8 +96,8 @@ def _read_settings(file: str) -> dict[str, Any]:
     return settings
 
 
-def _stated(name: str, flags: Mapping[str, Action], configs: list[Any]) -> Iterator[Any]:
-    """Look up what config files, the last first, and the defaults say of a setting."""
+def _configured(name: str, flags: Mapping[str, Action], configs: list[Any]) -> Iterator[Any]:
+    """Yield a setting's values in the config files, the last first, and its default."""
     places = [(settings, name) for settings in reversed(configs)]
     places += [(a.default, name.removeprefix(f)) for f, a in flags.items() if name.startswith(f)]
     for settings, path in places:
@@ -108,9 +108,9 @@ def _stated(name: str, flags: Mapping[str, Action], configs: list[Any]) -> Itera
             yield settings
 
 
-def _own_defaults(name: str, new: type | None, stated: list[Any]) -> dict[str, Any]:
-    """State the defaults of a class in another's place, but for arguments that both inherit."""
-    paths = [getattr(one, "get", {"class_path": one}.get)("class_path") for one in stated]
+def _own_defaults(name: str, new: type | None, values: list[Any]) -> dict[str, Any]:
+    """The defaults of a class that replaces another, without arguments that both inherit."""
+    paths = [getattr(one, "get", {"class_path": one}.get)("class_path") for one in values]
     old = next((find_class(path) for path in paths if isinstance(path, str)), None)
     if new is None or old in (new, None) or not issubclass(new, Configurable | Callback):
         return {}

@@ -1,12 +1,7 @@
 """Data sets as LightningDataModules: batches of x0 and its condition, images in [−1, 1]."""
 
 from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
-from ddpm_lightning.data.conditioned import (
-    Colourisation,
-    Conditioned,
-    Inpainting,
-    SuperResolution,
-)
+from ddpm_lightning.data.conditioned import Colourisation, Conditioned, Inpainting, SuperResolution
 from ddpm_lightning.data.digits import Digits
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.map_style import MapStyleImages

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 in torchvision's folders, read without running what is in them.
+"""CIFAR-10 and CIFAR-100 in torchvision's folders, unpickled without executing code.
 
-The files are Python pickles, which may name any function to be called. Here the few names that
-an array needs stand for inert records, and any other name is refused.
+The files are Python pickles, which may call any function. Here the few names that an array needs
+are replaced by inert records, and any other name is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import download_and_extract_archive
+from typing_extensions import override
 
 from ddpm_lightning.data.image_data import ImageData, OfficialSplit
 from ddpm_lightning.errors import InputError
@@ -37,28 +38,28 @@ class CIFAR10(ImageData):
     _label_key = "labels"
     _warned = False
 
+    @override
     def files(self, split: OfficialSplit) -> list[Path]:
-        """List the batch files of a split."""
         return [self.root / self._source.base_folder / name for name in self._digests(split)]
 
+    @override
     def fetch(self) -> None:
-        """Download and unpack the authors' archive after a check of its digest."""
         source = self._source
         download_and_extract_archive(
             source.url, str(self.root), filename=source.filename, md5=source.tgz_md5
         )
 
+    @override
     def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
-        """Read the split's batch files."""
         digests = self._digests(split)
         images, labels = [], []
         for path in self.files(split):
             content = path.read_bytes()
-            data, its_labels = _decoded(content, path, self._label_key)
+            batch_images, batch_labels = _decode(content, path, self._label_key)
             if hashlib.md5(content, usedforsecurity=False).hexdigest() != digests[path.name]:
                 self._warn_once(path)
-            images.append(data)
-            labels += its_labels
+            images.append(batch_images)
+            labels += batch_labels
         pixels = np.concatenate(images).reshape(-1, *self.native_shape)
         return torch.from_numpy(pixels), torch.tensor(labels)
 
@@ -86,8 +87,8 @@ class CIFAR100(CIFAR10):
     _label_key = "fine_labels"
 
 
-def _decoded(content: bytes, path: Path, label_key: str) -> tuple[np.ndarray, list[int]]:
-    """Decode a batch file: pixels uint8 [n, 3072], channel by channel, and n labels."""
+def _decode(content: bytes, path: Path, label_key: str) -> tuple[np.ndarray, list[int]]:
+    """Decode a batch file to pixels uint8 [n, 3072], channel by channel, and n labels."""
     try:
         batch = _Unpickler(content, path).load()
         entries = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
@@ -109,7 +110,7 @@ def _decoded(content: bytes, path: Path, label_key: str) -> tuple[np.ndarray, li
 
 
 class _Record:
-    """Stands for whatever a pickle would call: keeps the arguments and does nothing."""
+    """Replaces a callable of the pickle: stores the arguments and does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -119,7 +120,7 @@ class _Record:
         self.state = state
 
     def array(self) -> np.ndarray:
-        """Read the record of a uint8 array: (version, shape, dtype, Fortran order, bytes)."""
+        """Build the uint8 array of a state (version, shape, dtype, Fortran order, bytes)."""
         _, shape, dtype, fortran, content = self.state
         if dtype.arguments[0] not in ("u1", b"u1"):
             raise ValueError("not an array of bytes")
@@ -127,14 +128,14 @@ class _Record:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Decode what Python 3 writes for bytes in the older protocols."""
+    """Encode text to bytes, as which Python 3 pickles bytes in the older protocols."""
     if encoding != "latin1":
         raise ValueError(f"bytes in the encoding {encoding}")
     return text.encode("latin1")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads numbers, strings, lists, dicts and records of arrays, and refuses anything else."""
+    """Unpickler of numbers, strings, lists, dicts and array records; refuses anything else."""
 
     names: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): _Record,

@@ -1,7 +1,7 @@
-"""Data with a given image beside every sample: super-resolution, colourisation, inpainting.
+"""Image-conditioned data: super-resolution, colourisation, inpainting.
 
-The network sees the given image, the condition, as more channels of its input and learns
-p(x0 | condition) instead of p(x0) (SR3, Saharia et al. 2021; Palette, Saharia et al. 2022).
+The network gets the condition image as additional input channels and learns p(x0 | condition)
+instead of p(x0) (SR3, Saharia et al. 2021; Palette, Saharia et al. 2022).
 """
 
 from __future__ import annotations
@@ -26,52 +26,37 @@ Shape = tuple[int, ...]
 
 
 class Task(Configurable, ABC):
-    """What becomes of an image before the model has to find it again.
-
-    A task of your own states how many channels its condition has, makes it, reads it from a file
-    and shows it.
-    """
+    """The degradation of an image that the model learns to undo: computes condition images."""
 
     @abstractmethod
     def channels(self, shape: Shape) -> int:
-        """Channels of the condition of an image [C, H, W].
-
-        Raises:
-            InputError: The task cannot be set on such images.
-        """
+        """Channels of the condition images for images [C, H, W]; refuse unsuitable shapes."""
 
     @abstractmethod
     def __call__(self, x0: Tensor, index: Tensor) -> Tensor:
-        """Make the conditions of a batch, on its device.
+        """Compute the condition images [B, channels, H, W] of a batch, on its device.
 
         Args:
             x0: float [B, C, H, W] in [−1, 1].
-            index: int64 [B], the images' places in their split; chance depends on them alone.
-
-        Returns:
-            float [B, channels, H, W]
+            index: int64 [B] indices in the split; anything random depends on them alone.
         """
 
     @abstractmethod
     def read(self, path: Path, shape: Shape) -> Tensor:
-        """Read a condition [channels, H, W] from a file, for images of shape [C, H, W].
-
-        Raises:
-            InputError: The file does not suit.
-        """
+        """Read a condition image [channels, H, W] from a file, for images of shape [C, H, W]."""
 
     @abstractmethod
     def shown(self, condition: Tensor, shape: Shape) -> Tensor:
-        """Show conditions [B, channels, H, W] as images [B, C, H, W] in [−1, 1]."""
+        """Convert condition images [B, channels, H, W] to images [B, C, H, W] in [−1, 1]."""
 
 
 class SuperResolution(Task):
-    """Enlarge: the condition is the mean over squares of pixels, each mean a square again.
+    """Super-resolution: the condition is x0, downsampled by averaging and enlarged to its size.
 
-    A file holds the small image itself, [H/factor, W/factor] pixels.
+    A condition file is the small image, [H/factor, W/factor] pixels.
 
     Args:
-        factor: Side of the squares; must divide height and width.
+        factor: Downsampling factor; must divide height and width.
 
     Raises:
         InputError: The factor is below 2.
@@ -82,8 +67,8 @@ class SuperResolution(Task):
             raise InputError(f"SuperResolution(factor={factor}): give 2 or more")
         self.factor = factor
 
+    @override
     def channels(self, shape: Shape) -> int:
-        """Those of the image."""
         if shape[1] % self.factor or shape[2] % self.factor:
             raise InputError(
                 f"SuperResolution(factor={self.factor}) needs a height and width that it divides, "
@@ -109,13 +94,13 @@ class SuperResolution(Task):
 
 
 class Colourisation(Task):
-    """Colour: the condition is the image in grey, its luma 0.299 R + 0.587 G + 0.114 B.
+    """Colourisation: the condition is the luma 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
 
-    A file holds a grey image of the data's size.
+    A condition file is a grey image of the data's size.
     """
 
+    @override
     def channels(self, shape: Shape) -> int:
-        """One."""
         if shape[0] != 3:
             raise InputError(
                 f"Colourisation needs RGB images, the data has {shape[0]} channel(s); choose "
@@ -125,7 +110,6 @@ class Colourisation(Task):
 
     @override
     def __call__(self, x0: Tensor, index: Tensor) -> Tensor:
-        # The weights of ITU-R BT.601.
         red, green, blue = x0.unbind(1)
         return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
@@ -139,11 +123,11 @@ class Colourisation(Task):
 
 
 class Inpainting(Task):
-    """Fill a hole: the condition is the image with a square of it at 0, and the square as a mask.
+    """Inpainting: the condition is [x0 · (1 − mask), mask], the mask 1 in a square hole.
 
-    Where the square lies depends on the image's place in its split: it is the same in every epoch
-    and run. A file holds an image of the data's size with transparency (RGBA, or LA for grey):
-    what is transparent is painted.
+    The position of the square depends on the image's index in the split, so it is the same in
+    every epoch and run. A condition file is an image of the data's size with transparency (RGBA,
+    or LA for grey); the transparent pixels are inpainted.
 
     Args:
         size: Side of the square in pixels.
@@ -157,8 +141,8 @@ class Inpainting(Task):
             raise InputError(f"Inpainting(size={size}): give 1 or more")
         self.size = size
 
+    @override
     def channels(self, shape: Shape) -> int:
-        """Those of the image and the mask."""
         if self.size > min(shape[1:]):
             raise InputError(
                 f"Inpainting(size={self.size}) is larger than the {shape[1]}×{shape[2]} images; "
@@ -166,48 +150,44 @@ class Inpainting(Task):
             )
         return shape[0] + 1
 
+    @override
     def __call__(self, x0: Tensor, index: Tensor) -> Tensor:
-        """[x0 · (1 − mask), mask], the mask 1 in the hole and 0 around it."""
-        return _holed(x0, self._holes(index, x0.shape[-2], x0.shape[-1]))
+        return _masked(x0, self._masks(index, x0.shape[-2], x0.shape[-1]))
 
     @override
     def read(self, path: Path, shape: Shape) -> Tensor:
-        image, hole = read_transparent(path, shape)
-        return _holed(image[None], hole[None])[0]
+        image, mask = read_transparent(path, shape)
+        return _masked(image[None], mask[None])[0]
 
     @override
     def shown(self, condition: Tensor, shape: Shape) -> Tensor:
         return condition[:, : shape[0]]
 
-    def _holes(self, index: Tensor, height: int, width: int) -> Tensor:
+    def _masks(self, index: Tensor, height: int, width: int) -> Tensor:
         """The squares, bool [B, 1, H, W].
 
-        Corners are multiples of (1/ρ, 1/ρ²) mod 1 with ρ³ = ρ + 1, which cover all places evenly
-        in any stretch of indices (Roberts 2018), in whole numbers of 2^−32: exact on any device.
+        Corners are multiples of (1/ρ, 1/ρ²) mod 1 with ρ³ = ρ + 1, which cover the image evenly
+        in any range of indices (Roberts 2018), as integers / 2^32 to be exact on any device.
         """
-        inside = torch.ones(len(index), 1, height, width, dtype=torch.bool, device=index.device)
-        for axis, side, step in ((2, height, 3242174889), (3, width, 2447445414)):
-            share = ((index + 1) * step) % 2**32
-            first = (share * (side - self.size + 1)) >> 32
-            shape = [1, 1, 1, 1]
-            shape[axis] = side
-            places = torch.arange(side, device=index.device).view(shape)
-            first = first.view(-1, 1, 1, 1)
-            inside = inside & (places >= first) & (places < first + self.size)
-        return inside
+
+        def inside(side: int, step: int) -> Tensor:  # bool [B, side]
+            first = (((index + 1) * step) % 2**32 * (side - self.size + 1)) >> 32
+            offset = torch.arange(side, device=index.device) - first[:, None]
+            return (offset >= 0) & (offset < self.size)
+
+        rows, columns = inside(height, 3242174889), inside(width, 2447445414)
+        return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 class Conditioned(InMemoryData):
-    """Any image data with a condition image beside every image, made from it by a task.
-
-    `predict` takes the conditions of the test split.
+    """Image data with condition images that a task computes; `predict` takes the test split's.
 
     Args:
-        data: The images; they also say how many make a batch, the order and the rest.
-        task: What the model learns.
+        data: The images, with the batch size, seed and other settings.
+        task: The task, which computes the condition images.
 
     Raises:
-        InputError: The task cannot be set on these images.
+        InputError: The task does not suit these images.
     """
 
     data_range = ImageData.data_range
@@ -220,16 +200,16 @@ class Conditioned(InMemoryData):
         self.image_channels = task.channels(data.shape)
 
     @property
+    @override
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
         return self.data.shape
 
+    @override
     def samples(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Give the images of a split, as the data does."""
         return self.data.samples(split)
 
+    @override
     def finish(self, raw: RawBatch) -> Batch:
-        """Mirror and normalise, then make the condition images."""
         batch = self.data.finish(raw)
         image = self.task(batch.x0, raw.index.to(batch.x0.device))
         return batch._replace(condition=batch.condition._replace(image=image))
@@ -239,10 +219,10 @@ class Conditioned(InMemoryData):
         assert condition.image is not None
         return self.task.shown(condition.image, self.shape)
 
+    @override
     def prepare_data(self) -> None:
-        """Download what is missing, if allowed. Lightning calls this on one process."""
         self.data.prepare_data()
 
 
-def _holed(x0: Tensor, hole: Tensor) -> Tensor:
-    return torch.cat([x0.masked_fill(hole, 0.0), hole.to(x0)], dim=1)
+def _masked(x0: Tensor, mask: Tensor) -> Tensor:
+    return torch.cat([x0.masked_fill(mask, 0.0), mask.to(x0)], dim=1)

@@ -1,4 +1,4 @@
-"""The seam of the data: where samples come from, and what becomes of them on the device."""
+"""Base class of the data modules: sources of samples, loaders, and batches on the device."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Split = Literal["train", "val", "test"]
 
 
 class RawBatch(NamedTuple):
-    """A batch on its way to the device, where it becomes a :class:`Batch`.
+    """A batch as loaded, to be finished on the device, where it becomes a :class:`Batch`.
 
     Attributes:
-        samples: [B, ...] as they are stored, e.g. uint8 images.
+        samples: [B, ...] as stored, e.g. uint8 images.
         labels: int64 [B].
-        index: int64 [B] places in the split.
+        index: int64 [B] indices in the split.
         flip: bool [B], the rows to mirror; None: none.
-        row: int64 [B] places in the global batch of the step; None outside training.
+        row: int64 [B] rows in the global batch of the step; None outside training.
     """
 
     samples: Tensor
@@ -40,23 +40,22 @@ class RawBatch(NamedTuple):
 
 
 class Source(Protocol):
-    """The samples of a split, never mirrored, and how to get at them."""
+    """The stored samples of a split, never mirrored."""
 
     def __len__(self) -> int:
         """Number of samples."""
 
     def batches(self, indices: Iterable[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give samples [B, ...] and labels int64 [B] for each of these indices int64 [B]."""
+        """Yield samples [B, ...] and labels int64 [B] for each array of indices int64 [B]."""
 
 
 class DiffusionData(Configurable, LightningDataModule, ABC):
-    """A data set of samples x0, with or without labels.
+    """Base class of data modules, whose batches are :class:`~ddpm_lightning.batch.Batch`.
 
-    Batches are :class:`~ddpm_lightning.batch.Batch`. Under a trainer the loaders give samples as
-    they are stored and ``on_after_batch_transfer`` finishes them on the device; without one, as
-    in a notebook, the loaders finish them themselves. A data set of your own states ``shape`` and
-    ``num_classes`` and implements ``source`` and ``finish``; for images, ImageData (in memory)
-    and MapStyleImages (larger than memory) ask for less.
+    Under a trainer the loaders yield raw batches, which ``on_after_batch_transfer`` finishes on
+    the device; without one, as in a notebook, the loaders finish them. A subclass defines
+    ``shape``, ``num_classes``, ``source`` and ``finish``; ImageData (images in memory) and
+    MapStyleImages (images larger than memory) require less.
 
     Args:
         global_batch_size: Samples per optimizer step = processes × accumulation × per device.
@@ -99,26 +98,26 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
 
     @abstractmethod
     def finish(self, raw: RawBatch) -> Batch:
-        """Turn a raw batch into what the model sees, on whatever device it is."""
+        """Convert a raw batch to a Batch, on the raw batch's device."""
 
     @property
     def spec(self) -> DataSpec:
-        """What a network must know of the data; known before any data is read."""
+        """Specification of the data; known before any data is read."""
         return DataSpec(self.shape, self.data_range, self.num_classes, self.image_channels)
 
     def shown(self, condition: Condition) -> Tensor | None:
-        """Show condition images as images [B, C, H, W] in [−1, 1]; None: there are none."""
+        """Convert condition images to images [B, C, H, W] in [−1, 1]; None: there are none."""
         return None
 
     def finished(self, split: Split, at_most: int | None = None) -> Batch:
-        """Give a split, or its first samples, as the model sees it, never mirrored."""
+        """Return a split, or its first samples, as one Batch, never mirrored."""
         source = self.source(split)
         index = np.arange(len(source))[:at_most]
         samples, labels = next(source.batches([index]))
         return self.finish(RawBatch(samples, labels, torch.from_numpy(index)))
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what a stage needs: fit, validate, test or predict; None opens all."""
+        """Open the splits of a stage: fit, validate, test or predict; None opens all."""
         needed: dict[str | None, tuple[Split, ...]] = {
             "fit": ("train", "val"),
             "validate": ("val",),
@@ -130,11 +129,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
             self.source(split)
 
     def train_dataloader(self) -> TrainingStream:
-        """The endless training stream, from the trainer's optimizer step on.
-
-        Raises:
-            InputError: global_batch_size is not divisible by processes × accumulation.
-        """
+        """The endless training stream, starting at the trainer's optimizer step."""
         layout = self._layout()
         source = self.source("train")
         n = len(source)
@@ -143,7 +138,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         module = trainer.lightning_module if trainer else None
         overfit: int | float = getattr(trainer, "overfit_batches", 0)
         if overfit:
-            # Lightning limits the batches of an epoch; that they are always the same is up to us.
+            # Lightning limits the number of batches, but does not repeat the same ones.
             steps = overfit if isinstance(overfit, int) else int(overfit * steps_per_epoch)
             n = min(n, max(1, steps) * layout.global_batch)
         return TrainingStream(
@@ -154,7 +149,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
             flip=self.flip,
             shuffle=not overfit,
             steps_per_epoch=steps_per_epoch,
-            # Lightning loads the position of a checkpoint only if it was saved within an epoch.
+            # Because Lightning restores the stream only from a checkpoint within an epoch.
             step=trainer.global_step if trainer else 0,
         )
 
@@ -177,18 +172,18 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move a raw batch, but for its index and row: noise is keyed by them, on the CPU."""
+        """Move a raw batch, but not index and row, which key the noise on the CPU."""
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
         if isinstance(batch, RawBatch):
             return moved._replace(index=batch.index, row=batch.row)
         return moved
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Finish a raw batch on its device; sample indices pass through."""
+        """Finish a raw batch on its device; predict's sample indices pass through."""
         return self.finish(batch) if isinstance(batch, RawBatch) else batch
 
     def _running_trainer(self) -> Trainer | None:
-        """The trainer at work; after its work it stays attached but must not matter."""
+        """The attached trainer, unless it has finished."""
         if self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING:
             return self.trainer
         return None
@@ -198,12 +193,8 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         if trainer is None:
             return Layout(self.global_batch_size)
         share = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
-        return Layout(
-            self.global_batch_size,
-            rank=share["rank"],
-            world=share["num_replicas"],
-            accumulate=trainer.accumulate_grad_batches,
-        )
+        world, accumulate = share["num_replicas"], trainer.accumulate_grad_batches
+        return Layout(self.global_batch_size, share["rank"], world, accumulate)
 
     def _evaluation_loader(self, split: Split) -> EvaluationLoader:
         source = self.source(split)
@@ -214,10 +205,10 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
     def _batches(self, source: Source, places: Iterable[Places]) -> Iterator[RawBatch | Batch]:
         trainer = self._running_trainer()
         pin = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        ours, theirs = tee(places)
-        loaded = source.batches(place.index for place in theirs)
-        for place, (samples, labels) in zip(ours, loaded, strict=True):
-            if pin:  # from pinned memory, transfers to CUDA overlap with computation
+        places, read = tee(places)
+        loaded = source.batches(place.index for place in read)
+        for place, (samples, labels) in zip(places, loaded, strict=True):
+            if pin:  # so that transfers to CUDA overlap with computation
                 samples, labels = samples.pin_memory(), labels.pin_memory()
             index, flip, row = (None if p is None else torch.from_numpy(p) for p in place)
             assert index is not None

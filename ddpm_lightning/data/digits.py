@@ -1,4 +1,4 @@
-"""The 8 × 8 digits that come with scikit-learn: real data without a download."""
+"""scikit-learn's handwritten digits: real data without a download."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.data.image_data import ImageData, OfficialSplit
 
@@ -15,17 +16,16 @@ TRAINING_IMAGES = 1500
 class Digits(ImageData):
     """scikit-learn's 1,797 handwritten digits, 8 × 8 grey (150 held out by default).
 
-    There is no official split: here the first 1,500 are for training and the last 297 for
-    testing. Values 0…16 become round(value · 255 / 16). Nothing is read from ``root`` and nothing
-    downloaded.
+    There is no official split; here the first 1,500 are for training and the last 297 for
+    testing. Values 0…16 become round(value · 255 / 16). ``root`` and ``download`` have no effect.
     """
 
     native_shape = (1, 8, 8)
     num_classes = 10
     default_held_out = 150
 
+    @override
     def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
-        """Take the split from scikit-learn's own files."""
         digits = load_digits()
         part = slice(TRAINING_IMAGES) if split == "train" else slice(TRAINING_IMAGES, None)
         images = np.round(digits.images[part] * (255 / 16)).astype(np.uint8)

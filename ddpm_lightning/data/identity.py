@@ -1,4 +1,4 @@
-"""Which data set this is, wherever it lies."""
+"""Identity of a data set, independent of where its files are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from ddpm_lightning.configurable import Configurable
 
 PASSING = ("root", "download", "global_batch_size", "predict_n", "flip")
-"""Arguments that only say where the files are or how training batches are made."""
+"""Arguments that do not change the stored samples of a data set."""
 
 
 def identity(data: object) -> Any:
-    """Describe a data set by what decides about its samples; None if it does not know itself."""
+    """Describe a data set by the arguments that determine its samples; None: not Configurable."""
     return _stripped(data.describe()) if isinstance(data, Configurable) else None
 
 

@@ -1,4 +1,4 @@
-"""Labelled images: files, official splits, sizes, and what becomes of a batch."""
+"""Base class of labelled image data sets: files, official splits, sizes and batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.data.data_module import RawBatch, Split
@@ -23,27 +24,25 @@ OfficialSplit = Literal["train", "test"]
 class ImageData(InMemoryData):
     """A labelled image data set, kept in memory as 8 bits.
 
-    x0 is float32 [B, C, H, W] in [−1, 1]. A data set of your own states ``native_shape`` and
-    ``num_classes`` and implements ``read``; if it lives in files it also lists them in ``files``
-    and may ``fetch`` them.
+    x0 is float32 [B, C, H, W] in [−1, 1]. A subclass defines ``native_shape``, ``num_classes``
+    and ``read``, and for a data set in files also ``files`` and optionally ``fetch``.
 
     Args:
-        root: Folder that holds the data sets' own folders; downloads go there.
+        root: Folder with one subfolder per data set, also for downloads.
         download: Fetch missing files from the internet.
         image_size: Height and width in pixels; by default the data set's own.
-        resize: How to reach image_size. pad: centre on black, which only enlarges; bilinear:
-            scale, antialiased.
+        resize: How to reach image_size: pad (centred on black, only enlarges) or bilinear
+            (antialiased).
         flip: Mirror half of the training images left to right, at random. Not for digits.
-        subset: Train on a fixed random part of the training images: a share above 0 and up to
-            1.0, or a whole number of images (1 is one image, 1.0 is all).
+        subset: Train on a fixed random subset of the training images: a share in (0, 1.0], or an
+            integer number of images (1 is one image, 1.0 is all).
         held_out: Training images kept for validation, the last ones of the official training
             split; 0 trains on all and validates on the test split. By default the data set's own
             number.
-        global_batch_size: Images per optimizer step = processes × accumulation × per device;
-            the last one follows from the others.
+        global_batch_size: Images per optimizer step = processes × accumulation × per device.
         predict_n: Number of images that `predict` samples.
-        seed: Seed of order, flips and subset. By default the order and the flips follow the
-            run's seed, and the subset is the same in every run.
+        seed: Seed of order, flips and subset. By default the run's seed for order and flips, and
+            0 for the subset.
 
     Raises:
         InputError: An argument is out of range.
@@ -77,15 +76,11 @@ class ImageData(InMemoryData):
         self._official: dict[OfficialSplit, tuple[Tensor, Tensor]] = {}
         self._check_arguments()
 
-    # ------------------------------------------------------- what a data set states
+    # ---------------------------------------------------- to be defined by a data set
 
     @abstractmethod
     def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
-        """Read an official split: images uint8 [N, C, H, W] and labels int64 [N].
-
-        Raises:
-            InputError: A file is damaged.
-        """
+        """Read an official split: images uint8 [N, C, H, W] and labels int64 [N]."""
 
     def files(self, split: OfficialSplit) -> list[Path]:
         """List the files that ``read`` needs; none by default."""
@@ -98,19 +93,15 @@ class ImageData(InMemoryData):
     # ------------------------------------------------------------------------- images
 
     @property
+    @override
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image; known before any data is read."""
         channels, height, width = self.native_shape
         return channels, self.image_size or height, self.image_size or width
 
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Give the images of a split, resized and reduced to the subset, but never mirrored.
+        """Return images uint8 [N, C, H, W] and labels int64 [N] of a split; do not modify them.
 
-        Returns:
-            Images uint8 [N, C, H, W] and labels int64 [N], on the CPU; not to be written to.
-
-        Raises:
-            InputError: Files are missing or damaged, or too few images are left.
+        They are resized and reduced to the subset, but never mirrored.
         """
         if split == "test" or (split == "val" and self.held_out == 0):
             return self._read_once("test")
@@ -130,25 +121,21 @@ class ImageData(InMemoryData):
         rows = torch.tensor(chosen).sort().values
         return images[rows], labels[rows]
 
+    @override
     def samples(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Give the images of a split, as ``images`` does."""
         return self.images(split)
 
+    @override
     def finish(self, raw: RawBatch) -> Batch:
-        """Mirror and normalise: x0 float32 [B, C, H, W] in [−1, 1]."""
         return finish_images(raw)
 
     # -------------------------------------------------------------------------- files
 
+    @override
     def prepare_data(self) -> None:
-        """Download what is missing, if allowed. Lightning calls this on one process.
-
-        Raises:
-            InputError: The download failed.
-        """
         trainer = self._running_trainer()
         if trainer is not None and trainer.predicting:
-            return  # samples come from the model alone
+            return  # because samples come from the model alone
         missing = self._missing("train") + self._missing("test")
         if missing and self.download:
             try:
@@ -239,7 +226,7 @@ def finish_images(raw: RawBatch) -> Batch:
 
 
 def resized(images: Tensor, size: tuple[int, int], how: str) -> Tensor:
-    """Bring images uint8 [N, C, h, w] to [N, C, *size].
+    """Resize images uint8 [N, C, h, w] to [N, C, *size].
 
     Args:
         images: The images.
@@ -253,7 +240,7 @@ def resized(images: Tensor, size: tuple[int, int], how: str) -> Tensor:
     if how == "pad":
         top, left = down // 2, right // 2
         return F.pad(images, (left, right - left, top, down - top))
-    # In parts, for float32 takes four times the memory of the result.
+    # In parts, because float32 takes four times the memory of the result.
     return torch.cat([_scaled(part, size) for part in images.split(1024)])
 
 

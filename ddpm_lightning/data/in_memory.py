@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.data.data_module import DiffusionData, Split
 from ddpm_lightning.data.stream import Indices
@@ -16,7 +17,7 @@ class Tensors:
     """A split in memory.
 
     Args:
-        samples: [N, ...] as they are stored, e.g. uint8 images.
+        samples: [N, ...] as stored, e.g. uint8 images.
         labels: int64 [N].
     """
 
@@ -28,10 +29,10 @@ class Tensors:
         return len(self.samples)
 
     def batches(self, indices: Iterable[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give samples and labels for each of these indices."""
+        """Yield samples and labels for each array of indices."""
         for index in indices:
             rows = torch.from_numpy(index)
-            # index_select copies whole rows, which is many times faster than samples[rows].
+            # index_select, because it copies whole rows, many times faster than samples[rows].
             yield self.samples.index_select(0, rows), self.labels[rows]
 
 
@@ -40,8 +41,8 @@ class InMemoryData(DiffusionData):
 
     @abstractmethod
     def samples(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Give a whole split, never mirrored: samples [N, ...] and labels int64 [N]."""
+        """Return a split, never mirrored: samples [N, ...] and labels int64 [N]."""
 
+    @override
     def source(self, split: Split) -> Tensors:
-        """Open a split."""
         return Tensors(*self.samples(split))

@@ -1,4 +1,4 @@
-"""Images larger than memory: any map-style data set, read ahead by worker processes."""
+"""Images larger than memory: map-style data sets, prefetched by worker processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from ddpm_lightning.batch import Batch
 from ddpm_lightning.data.data_module import DiffusionData, RawBatch, Split
@@ -22,7 +23,7 @@ class MapStyle:
 
     Args:
         dataset: ``dataset[i]`` is an image uint8 [C, H, W] and its label; it has a length.
-        workers: Processes that read ahead; 0 reads in this one.
+        workers: Number of worker processes; 0 reads in this one.
     """
 
     def __init__(self, dataset: Dataset[Any], workers: int) -> None:
@@ -33,16 +34,14 @@ class MapStyle:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batches(self, indices: Iterable[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give samples and labels for each of these indices, in order."""
-        lists = (index.tolist() for index in indices)
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_sampler=_Once(lists),
-                num_workers=self.workers,
-                collate_fn=_stacked,
-            )
+        """Yield samples and labels for each array of indices, in order."""
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=_BatchSampler(index.tolist() for index in indices),
+            num_workers=self.workers,
+            collate_fn=_collate,
         )
+        return iter(loader)
 
 
 class StoredImages:
@@ -77,16 +76,16 @@ class StoredImages:
 class MapStyleImages(DiffusionData):
     """Images that need not fit into memory.
 
-    A data set of your own states ``shape`` and ``num_classes`` and implements ``dataset``. Order,
-    flips and position are those of a data set in memory, whatever the number of workers, for what
-    an item is must depend on its index alone.
+    A subclass defines ``shape``, ``num_classes`` and ``dataset``, whose items must depend on
+    their index alone. Order and flips are those of a data set in memory, for any number of
+    workers.
 
     Args:
         global_batch_size: Images per optimizer step = processes × accumulation × per device.
         predict_n: Number of images that `predict` samples.
         seed: Seed of order and flips; None: the run's.
         flip: Mirror half of the training images left to right, at random.
-        workers: Processes that read ahead; 0 reads in the main one.
+        workers: Number of worker processes; 0 reads in the main one.
     """
 
     data_range = (-1.0, 1.0)
@@ -106,10 +105,10 @@ class MapStyleImages(DiffusionData):
 
     @abstractmethod
     def dataset(self, split: Split) -> Dataset[Any]:
-        """Open a split: ``dataset[i]`` gives an image uint8 [C, H, W] and its label, an int."""
+        """Open a split: ``dataset[i]`` is an image uint8 [C, H, W] and its label, an int."""
 
+    @override
     def source(self, split: Split) -> MapStyle:
-        """Open a split, once."""
         if split not in self._sources:
             self._sources[split] = MapStyle(self.dataset(split), self.workers)
         return self._sources[split]
@@ -122,13 +121,13 @@ class MapStyleImages(DiffusionData):
             self._labels[split] = torch.cat([labels for _, labels in source.batches(chunks)])
         return StoredImages(source), self._labels[split]
 
+    @override
     def finish(self, raw: RawBatch) -> Batch:
-        """Mirror and normalise: x0 float32 [B, C, H, W] in [−1, 1]."""
         return finish_images(raw)
 
 
-class _Once:
-    """Lists of indices as DataLoader's batch_sampler, given out once."""
+class _BatchSampler:
+    """An iterator of index lists as a batch_sampler, because DataLoader wants an iterable."""
 
     def __init__(self, lists: Iterator[list[int]]) -> None:
         self.lists = lists
@@ -137,6 +136,6 @@ class _Once:
         return self.lists
 
 
-def _stacked(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     images, labels = zip(*items, strict=True)
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64)

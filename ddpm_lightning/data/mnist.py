@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
+from typing_extensions import override
 
 from ddpm_lightning.data.image_data import ImageData, OfficialSplit
 from ddpm_lightning.errors import InputError
@@ -25,20 +26,20 @@ class MNIST(ImageData):
     default_held_out = 5000
     _source = datasets.MNIST
 
+    @override
     def files(self, split: OfficialSplit) -> list[Path]:
-        """List the two files of a split: images and labels."""
         folder = self.root / self._source.__name__ / "raw"
         prefix = "train" if split == "train" else "t10k"
         return [folder / f"{prefix}-images-idx3-ubyte", folder / f"{prefix}-labels-idx1-ubyte"]
 
+    @override
     def fetch(self) -> None:
-        """Download by torchvision, which checks the files' digests."""
         self._source(self.root, download=True)
 
+    @override
     def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
-        """Read the split's idx files."""
         images, labels = self.files(split)
-        return _decoded(read_image_file, images).unsqueeze(1), _decoded(read_label_file, labels)
+        return _decode(read_image_file, images).unsqueeze(1), _decode(read_label_file, labels)
 
 
 class FashionMNIST(MNIST):
@@ -51,7 +52,7 @@ class FashionMNIST(MNIST):
     _source = datasets.FashionMNIST
 
 
-def _decoded(decode: Callable[[str], Tensor], path: Path) -> Tensor:
+def _decode(decode: Callable[[str], Tensor], path: Path) -> Tensor:
     try:
         return decode(str(path))
     except Exception as error:

@@ -1,9 +1,9 @@
-"""Which sample comes when: an endless training stream and evaluation in order.
+"""Order of the samples: an endless shuffled training stream, and evaluation in order.
 
-The training order is a function of (seed, optimizer step), never of what was drawn before. Row r
-of the global batch of step k stands at position p = k·global_batch + r; position p shows sample
-``permutation_e[p mod n]`` with e = p // n. So every sample is seen once per n positions, no batch
-is cut short, and neither the number of processes nor a resumed run changes what step k sees.
+The training order is a function of (seed, optimizer step). Row r of the global batch of step k
+has position p = k·global_batch + r, and position p holds sample ``permutation_e[p mod n]`` with
+e = p // n. So every sample is seen once per n positions, every batch is full, and the samples of
+step k depend neither on the number of processes nor on resuming.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Flips = NDArray[np.bool_]
 
 
 class Purpose(IntEnum):
-    """What random numbers are for; each purpose has its own, independent of the others."""
+    """Independent streams of random numbers, one a purpose."""
 
     ORDER = 0
     FLIP = 1
@@ -35,11 +35,11 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch is dealt out to processes and gradient accumulation.
+    """Division of a global batch over processes and gradient accumulation.
 
     Args:
         global_batch: Samples per optimizer step, over all processes and micro-batches.
-        rank: This process, 0…world − 1.
+        rank: Index of this process, 0…world − 1.
         world: Number of processes.
         accumulate: Micro-batches per optimizer step.
     """
@@ -55,11 +55,11 @@ class Layout:
         return ceil(self.global_batch / (self.world * self.accumulate))
 
     def first_row(self, micro: int) -> int:
-        """Return the row of the global batch at which this process' micro-batch begins."""
+        """Return the row of the global batch at which this process's micro-batch begins."""
         return (micro * self.world + self.rank) * self.batch
 
     def check(self) -> None:
-        """Raise InputError, with the fix, if the global batch cannot be dealt out evenly."""
+        """Raise InputError unless the global batch divides evenly."""
         parts = self.world * self.accumulate
         if self.global_batch % parts:
             below = self.global_batch // parts * parts
@@ -71,12 +71,12 @@ class Layout:
 
 
 class Places(NamedTuple):
-    """Which samples make a batch.
+    """The samples of a batch.
 
     Attributes:
-        index: int64 [B] places in the split.
+        index: int64 [B] indices in the split.
         flip: bool [B], the rows to mirror; None: none.
-        row: int64 [B] places in the global batch of the optimizer step; None outside training.
+        row: int64 [B] rows in the global batch of the optimizer step; None outside training.
     """
 
     index: Indices  # type: ignore[assignment]  # hides tuple.index
@@ -85,29 +85,27 @@ class Places(NamedTuple):
 
 
 MakeBatches = Callable[[Iterable[Places]], Iterator[Any]]
-"""From the places of each batch to the batches, in order; it may read ahead."""
+"""Function from the Places of each batch to the batches, in order; it may prefetch."""
 
 
 class TrainingStream:
-    """The endless stream of one process' micro-batches; iterating gives one "epoch" of them.
+    """The endless stream of a process's micro-batches; an iterator yields one epoch of them.
 
-    Each new iterator continues where the last one stopped. Only whole steps count: of a step that
-    was left half-way the next iterator starts again with the first micro-batch. With
-    ``state_dict`` and ``load_state_dict`` Lightning stores the position in its checkpoints.
+    Each new iterator continues where the last one stopped, at the first micro-batch of the first
+    unfinished step. Lightning stores the position in checkpoints by ``state_dict``.
 
     Args:
         n: Number of samples.
-        layout: This process' share of a global batch.
+        layout: This process's share of a global batch.
         make_batches: From places to batches.
         seed: Seed of order and flips, ≥ 0.
         flip: Flip half of the rows, decided by (seed, position).
-        shuffle: False shows the samples in order, again and again.
-        steps_per_epoch: Optimizer steps an iterator gives; by default n // global_batch, at
-            least 1.
+        shuffle: False repeats the samples in order.
+        steps_per_epoch: Optimizer steps per iterator; default: n // global_batch, at least 1.
         step: The optimizer step to start from.
 
     Raises:
-        InputError: The global batch cannot be dealt out evenly.
+        InputError: The global batch does not divide evenly.
     """
 
     def __init__(
@@ -143,39 +141,39 @@ class TrainingStream:
         batches = self.make_batches(self.places(step, micro) for step, micro in plan)
         for (step, micro), batch in zip(plan, batches, strict=True):
             if micro == self.layout.accumulate - 1:
-                # Before the yield: who holds the last micro-batch has seen the whole step.
+                # Before the yield, because with the last micro-batch the step is complete.
                 self.step = step + 1
             yield batch
 
     def places(self, step: int, micro: int) -> Places:
-        """The samples that this process sees at that step and micro-batch."""
+        """The samples of this process at a step and micro-batch."""
         row = self.layout.first_row(micro) + np.arange(self.layout.batch)
         first = step * self.layout.global_batch + int(row[0])
         flip = coin_flips(self.seed, first, len(row)) if self.flip else None
         return Places(self._indices(first, len(row)), flip, row)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position, ``{"step": optimizer steps given in full}``."""
+        """Return the number of completed optimizer steps as ``{"step": n}``."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a position."""
+        """Restore the position."""
         self.step = state["step"]
 
     def _indices(self, first: int, rows: int) -> Indices:
         epochs, indices = np.divmod(np.arange(first, first + rows), self.n)
         if self.shuffle:
             for epoch in np.unique(epochs):
-                now = epochs == epoch
-                indices[now] = permutation(self.seed, self.n, int(epoch))[indices[now]]
+                in_epoch = epochs == epoch
+                indices[in_epoch] = permutation(self.seed, self.n, int(epoch))[indices[in_epoch]]
         return indices
 
 
 class EvaluationLoader:
-    """Every sample once over all processes, in order: r, r + world, … on process r.
+    """Loader of every sample once over all processes, in order: r, r + world, … on process r.
 
-    All processes get the same number of batches, none of them empty, so that collective calls
-    in a step never wait for a process that has finished.
+    All processes get the same number of non-empty batches, because a collective call in a step
+    would otherwise wait for a process that has finished.
 
     Args:
         n: Number of samples.
@@ -198,7 +196,7 @@ class EvaluationLoader:
         self.make_batches = make_batches
 
     def __len__(self) -> int:
-        """Batches on this process, the same number on each."""
+        """Batches per process."""
         return len(self.chunks)
 
     def __iter__(self) -> Iterator[Any]:
@@ -208,19 +206,19 @@ class EvaluationLoader:
 
 @lru_cache(maxsize=2)
 def permutation(seed: int, n: int, epoch: int, purpose: Purpose = Purpose.ORDER) -> Indices:
-    """Shuffle 0…n − 1, int64 [n], by (seed, epoch, purpose) alone."""
+    """A permutation of 0…n − 1, int64 [n], by (seed, epoch, purpose) alone."""
     return np.argsort(_words(seed, purpose, epoch, 0, n), kind="stable")
 
 
 def coin_flips(seed: int, first: int, n: int) -> Flips:
-    """Toss a fair coin, bool [n], for each of the positions first…first + n − 1."""
+    """Fair coin flips, bool [n], of the positions first…first + n − 1."""
     return (_words(seed, Purpose.FLIP, 0, first, n) & np.uint64(1)).astype(bool)
 
 
 def _words(seed: int, purpose: Purpose, epoch: int, first: int, n: int) -> NDArray[np.uint64]:
-    """Random uint64 [n], number ``first`` and the following of an addressable sequence."""
-    # Raw words instead of numpy's Generator, whose methods may change with numpy's version.
-    block, skip = divmod(first, 4)  # a Philox counter stands for four words
+    """The random numbers first…first + n − 1 of a Philox sequence, uint64 [n]."""
+    # Raw words, because the methods of numpy's Generator may change with numpy's version.
+    block, skip = divmod(first, 4)  # a Philox counter gives four words
     bits = np.random.Philox(
         key=np.array([seed, purpose], dtype=np.uint64),
         counter=np.array([block, 0, 0, epoch], dtype=np.uint64),

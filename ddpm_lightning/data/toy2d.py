@@ -1,4 +1,4 @@
-"""Points in the plane whose distribution a picture shows at a glance."""
+"""Two-dimensional toy distributions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.random import RandomState
 from sklearn.datasets import make_moons, make_swiss_roll
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.data.data_module import RawBatch, Split
@@ -19,42 +20,32 @@ from ddpm_lightning.errors import InputError
 Kind = Literal["swiss_roll", "moons", "mixture", "checkerboard"]
 
 COMPONENTS = 8
-"""Gaussians of the mixture, evenly on the unit circle."""
+"""Number of Gaussians of the mixture, evenly spaced on the unit circle."""
 
-NOISE: dict[Kind, float] = {
-    "swiss_roll": 0.05,
-    "moons": 0.05,
-    "mixture": 0.1,
-    "checkerboard": 0.0,
-}
-"""Noise around each kind's shape where none is asked for."""
+NOISE: dict[Kind, float] = {"swiss_roll": 0.05, "moons": 0.05, "mixture": 0.1, "checkerboard": 0.0}
+"""Default noise of each kind."""
 
-CLASSES: dict[Kind, int | None] = {
-    "swiss_roll": None,
-    "moons": 2,
-    "mixture": COMPONENTS,
-    "checkerboard": None,
-}
+CLASSES: dict[Kind, int] = {"moons": 2, "mixture": COMPONENTS}
 
 
 class Toy2D(InMemoryData):
-    """Points in the plane: x0 float32 [B, 2], unbounded, with a reach of about 1.5.
+    """Two-dimensional toy data: x0 float32 [B, 2], unbounded, mostly within 1.5 of the origin.
 
-    Every split is a draw of its own of n points: training, validation and test share no point.
-    swiss_roll is the two columns of scikit-learn's that show the spiral, divided by 10
-    (Sohl-Dickstein et al. 2015, fig. 1); moons are scikit-learn's, centred at 0, the moon is the
-    class; mixture has 8 Gaussians on the unit circle, the Gaussian is the class; checkerboard is
-    uniform on the black squares of 4 × 4 over [−1, 1]². Without classes every label is 0.
+    Every split is an independent draw of n points. swiss_roll: the spiral of scikit-learn's,
+    divided by 10 (Sohl-Dickstein et al. 2015, fig. 1); moons: scikit-learn's, centred at 0, the
+    moon is the class; mixture: 8 Gaussians on the unit circle, the Gaussian is the class;
+    checkerboard: uniform on the black squares of 4 × 4 over [−1, 1]². Without classes every label
+    is 0.
 
     Args:
-        kind: Which distribution.
+        kind: The distribution.
         n: Points in each of the three splits.
-        noise: Standard deviation of Gaussian noise around the shape, in the points' own units; by
-            default 0.05 for swiss_roll and moons, 0.1 for mixture, 0 for checkerboard.
+        noise: Standard deviation of the Gaussian noise, in the points' units; by default 0.05 for
+            swiss_roll and moons, 0.1 for mixture, 0 for checkerboard.
         global_batch_size: Points per optimizer step = processes × accumulation × per device.
         predict_n: Number of points that `predict` draws.
-        seed: Seed of the points and of their order in training. By default the order follows the
-            run's seed, and the points are the same in every run.
+        seed: Seed of the points and of their order in training. By default 0 for the points, and
+            the run's seed for the order.
 
     Raises:
         InputError: An argument is out of range.
@@ -82,16 +73,16 @@ class Toy2D(InMemoryData):
         self.noise = NOISE[kind] if noise is None else noise
         if not 0 <= self.noise < math.inf:
             raise InputError(f"noise is {noise}; use 0 or more (--data.noise)")
-        self.num_classes = CLASSES[kind]
+        self.num_classes = CLASSES.get(kind)
         self._drawn: dict[Split, tuple[Tensor, Tensor]] = {}
 
     @property
+    @override
     def shape(self) -> tuple[int, ...]:
-        """Two coordinates."""
         return (2,)
 
+    @override
     def samples(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Give a split: points float32 [n, 2] and labels int64 [n]."""
         if split not in self._drawn:
             key = (self.seed or 0, ("train", "val", "test").index(split))
             random = RandomState(np.random.MT19937(np.random.SeedSequence(key)))
@@ -102,23 +93,13 @@ class Toy2D(InMemoryData):
             )
         return self._drawn[split]
 
+    @override
     def finish(self, raw: RawBatch) -> Batch:
-        """Points are stored as the network sees them."""
         return Batch(raw.samples, Condition(raw.labels), raw.index, raw.row)
 
 
 def draw(kind: Kind, n: int, noise: float, random: RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Draw n points of a kind.
-
-    Args:
-        kind: Which distribution.
-        n: Number of points.
-        noise: Standard deviation of the noise around the shape.
-        random: The source of randomness.
-
-    Returns:
-        Points float64 [n, 2] and labels [n].
-    """
+    """Draw points float64 [n, 2] and labels [n] of a distribution with Gaussian noise."""
     if kind == "swiss_roll":
         spiral, _ = make_swiss_roll(n, noise=10 * noise, random_state=random)
         return spiral[:, [0, 2]] / 10, np.zeros(n)

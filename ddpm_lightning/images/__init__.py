@@ -1,4 +1,4 @@
-"""Images in and out of files, and between [−1, 1] and 8 bits."""
+"""Reading and writing image files, and conversion between [−1, 1] and 8 bits."""
 
 from ddpm_lightning.images.eight_bits import from_uint8, to_uint8
 from ddpm_lightning.images.folder import OVERVIEW, SUFFIXES, ImageFolder

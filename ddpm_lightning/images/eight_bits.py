@@ -1,4 +1,4 @@
-"""The one conversion between [−1, 1] and 8 bits."""
+"""Conversion between [−1, 1] and 8 bits."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ def from_uint8(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Map float [−1, 1] to uint8 0…255: rounded to the nearest, out of range clamped."""
+    """Map float [−1, 1] to uint8 0…255, rounded to the nearest and clamped."""
     return x.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

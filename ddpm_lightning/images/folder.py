@@ -1,4 +1,4 @@
-"""Folders of images, from anywhere: found, checked and read as 8 bits."""
+"""Folders of image files, checked and read as 8 bits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ddpm_lightning.images.reading import MODES
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 OVERVIEW = "grid.png"
-"""The file that shows all images of a folder, and is none of them."""
+"""The overview of a folder's images, which is skipped."""
 
 
 class ImageFolder:
     """The PNG and JPEG files of a folder and its subfolders, ordered by path, without grid.png.
 
-    All must have the same size and the same kind: grey (1 channel), RGB (3) or RGBA (4). Nothing
-    is resized or converted, for that would change what is measured.
+    All must have the same size and the same mode: grey (1 channel), RGB (3) or RGBA (4). Nothing
+    is resized or converted, because that would change the metrics.
 
     Args:
         folder: The folder.
@@ -35,8 +35,8 @@ class ImageFolder:
         shape: [C, H, W] of every image.
 
     Raises:
-        InputError: There is no such folder, it holds fewer images, or images that differ in size
-            or kind. Found from the files' headers, before anything is computed.
+        InputError: The folder is missing, holds fewer images, or images of different size or
+            mode (checked from the headers).
     """
 
     def __init__(self, folder: Path, n: int | None = None) -> None:
@@ -62,11 +62,7 @@ class ImageFolder:
         return len(self.files)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Read the images, uint8 [B, C, H, W] at a time.
-
-        Raises:
-            InputError: A file is damaged.
-        """
+        """Yield the images in batches uint8 [B, C, H, W]."""
         for start in range(0, len(self.files), batch_size):
             yield self.read(self.files[start : start + batch_size])
 
@@ -77,7 +73,7 @@ class ImageFolder:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
-    """Open an image; what is wrong with it is one error."""
+    """Open an image; errors become an InputError."""
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:
             yield image
@@ -90,7 +86,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
 
 
 def _shape(file: Path) -> tuple[int, int, int]:
-    """Channels, height and width from the header alone."""
+    """Read channels, height and width from the header."""
     with _opened(file) as image:
         mode, (width, height) = image.mode, image.size
     for channels, name in MODES.items():

@@ -1,4 +1,4 @@
-"""Reading PNG and JPEG files, without a silent conversion."""
+"""Reading PNG and JPEG files, without lossy conversion."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.images.eight_bits import from_uint8
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's name for images of so many channels."""
+"""Pillow's mode by number of channels."""
 
 LOSSLESS = {"L": ("1", "L"), "RGB": ("1", "L", "P", "RGB"), "RGBA": ("1", "L", "P", "RGB", "RGBA")}
-"""What may become each of them without losing anything."""
+"""The modes that convert to each mode without loss."""
 
 
 def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -24,11 +24,10 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
 
     Args:
         path: The file.
-        shape: [C, H, W] that it must have; grey is taken as RGB of equal parts, nothing else is
-            converted.
+        shape: [C, H, W] that it must have; only lossless conversions, e.g. grey to RGB, are made.
 
     Raises:
-        InputError: There is no such file, it is damaged, or of another size or kind.
+        InputError: The file is missing, damaged, or of another size or mode.
     """
     image = _open(path, shape)
     mode = MODES.get(shape[0])
@@ -47,14 +46,14 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read a PNG or JPEG as bool [1, H, W]: True where it is white (brighter than half).
+    """Read a PNG or JPEG as a mask bool [1, H, W]: True where it is white (brighter than half).
 
     Args:
         path: The file.
-        shape: [C, H, W] of the images that it is for.
+        shape: [C, H, W] of the images to mask.
 
     Raises:
-        InputError: There is no such file, it is damaged, of another size, or nowhere white.
+        InputError: The file is missing, damaged, of another size, or without a white pixel.
     """
     mask = torch.from_numpy(np.array(_open(path, shape).convert("L")))[None] > 127
     if not bool(mask.any()):
@@ -66,18 +65,17 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_transparent(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Read a PNG with transparency, to which every pixel is transparent or opaque.
+    """Read a PNG with transparency as an image and a mask of its transparent pixels.
 
     Args:
         path: The file.
-        shape: [C, H, W] that it must have beside the transparency; C is 1 or 3.
+        shape: [C, H, W] that it must have without the alpha channel; C is 1 or 3.
 
     Returns:
-        float32 [C, H, W] in [−1, 1], and bool [1, H, W], True where it is more transparent than
-        opaque.
+        float32 [C, H, W] in [−1, 1], and bool [1, H, W], True where alpha is below 128.
 
     Raises:
-        InputError: There is no such file, it is damaged, of another size or kind, or opaque.
+        InputError: The file is missing, damaged, of another size or mode, or opaque.
     """
     array = torch.from_numpy(np.array(_open(path, shape).convert("RGBA"))).permute(2, 0, 1)
     transparent = array[3:] < 128
@@ -95,7 +93,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> Image.Image:
         raise InputError(f"no image at {path}")
     try:
         image = Image.open(path, formats=("PNG", "JPEG"))
-        if image.size == size:  # else what it unpacks to is not our concern
+        if image.size == size:  # else it is refused below, without decoding a large image
             image.load()
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a PNG or JPEG image") from error

@@ -1,1 +1,1 @@
-"""What a person at the terminal is told: mistakes, the nearest names, the choices."""
+"""Parser and error messages of the command line."""

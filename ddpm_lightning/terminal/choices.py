@@ -1,4 +1,4 @@
-"""The classes that can be named for a flag, and the nearest names."""
+"""The classes that a flag accepts, their help, and did-you-mean suggestions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRSched
 
 
 def bases_of(hint: Any) -> list[type]:
-    """Find the classes in a type hint; those of a factory are what it returns."""
+    """List the classes in a type hint; for a factory, those that it returns."""
     is_factory = get_origin(hint) is collections.abc.Callable
     arguments = get_args(hint)[-1 if is_factory else 0 :]
     if isinstance(hint, type) and not arguments:
@@ -34,7 +34,7 @@ def bases_of(hint: Any) -> list[type]:
 
 
 def classes(hint: Any) -> dict[str, type]:
-    """Find the classes to choose from, by name: concrete ones, and of ours those on show."""
+    """List the concrete classes for a type hint, by name; of this library only exported ones."""
     found, remaining = {}, bases_of(hint)
     while remaining:
         cls = remaining.pop()
@@ -48,13 +48,13 @@ def classes(hint: Any) -> dict[str, type]:
 
 
 def find_class(name: str, hint: Any = Union[ROOTS]) -> type | None:  # noqa: UP007
-    """Find a class by its name among those for a type hint, or by its path."""
+    """Find a class by its name among those for a type hint, or by its import path."""
     found = classes(hint).get(name) or locate(name)
     return found if isinstance(found, type) else None
 
 
 def hint_of(flag: str, flags: Mapping[str, Action]) -> Any:
-    """Find the type hint of a flag, or of an argument of a class that a flag can name."""
+    """Return the type hint of a flag, or of an argument of a class that a flag accepts."""
     parent, _, name = flag.rpartition(".")
     if flag in flags or not parent:
         return getattr(flags.get(flag), "_typehint", None)
@@ -63,7 +63,7 @@ def hint_of(flag: str, flags: Mapping[str, Action]) -> Any:
 
 
 def help_for(flag: str, name: str, hint: Any) -> str:
-    """Answer --FLAG.help: by the classes to choose from, or by the arguments of one."""
+    """Return the text of --FLAG.help: the classes to choose from, or the arguments of one."""
     known = classes(hint)
     name = name or (min(known) if len(known) == 1 else "")
     if cls := find_class(name, hint):
@@ -77,7 +77,7 @@ def help_for(flag: str, name: str, hint: Any) -> str:
 
 
 def no_class(name: str, hint: Any) -> str:
-    """Say that a name is none of the classes for a type hint, and which was probably meant."""
+    """Return the message that a name is no class for a type hint, with the nearest one."""
     known, other = classes(hint), find_class(name)
     listed = f"; choose one of {', '.join(known)}" if len(known) <= 20 else "; .help lists them"
     if other is None:
@@ -88,7 +88,7 @@ def no_class(name: str, hint: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str], dashes: str = "", otherwise: str = "") -> str:
-    """Propose the name that was probably meant, up to the first part that is unknown."""
+    """Suggest the nearest known name, up to the first unknown part of a dotted one."""
     names = sorted({part for one in known for part in _prefixes(one)})
     unknown = next((part for part in _prefixes(name) if part not in names), name)
     close = get_close_matches(unknown, names, n=1)

@@ -1,4 +1,4 @@
-"""A user's mistake, in one line. What is none is a bug and keeps its traceback."""
+"""User mistakes as one-line messages; any other error is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ VALUE = re.compile(r"(?:value:|string:|Import path) (?:NestedArg.*val=)?'?(.+?)'
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
-    """Follow an error of jsonargparse to what caused it, which comes last."""
+    """Follow the chain of an error of jsonargparse to its innermost cause, the last."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     if "jsonargparse." not in frame.f_globals["__name__"] and not isinstance(error, ParseError):
         return [error]
-    # Of a union's errors it chains but the first; the frame has all, and the furthest was meant.
+    # For a union it chains the first alternative only, but its frame holds all of them; the one
+    # that got furthest was probably meant.
     alternatives = frame.f_locals.get("exceptions") or [error.__cause__]
     chains = [causes_of(one) for one in alternatives if one is not None]
     chains.sort(key=lambda chain: (len(chain), len([*walk_tb(chain[-1].__traceback__)])))
@@ -34,7 +35,7 @@ def causes_of(error: BaseException) -> list[BaseException]:
 
 
 def users_mistake(error: Exception) -> str | None:
-    """Say in one line what the user can mend; None: it is a bug."""
+    """Return the message for a mistake that the user can correct; None: it is a bug."""
     causes = causes_of(error)
     cause = causes[-1]
     for one in (cause, cause.__cause__):
@@ -42,7 +43,7 @@ def users_mistake(error: Exception) -> str | None:
             return str(one)
     if any(isinstance(one, ParseError) for one in causes):
         return _explain(causes)
-    # What libraries refuse before code of ours or of the user runs are settings, too.
+    # An error with nothing but libraries on the stack is a refused setting, too.
     modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(cause.__traceback__)]
     settings = all(name in CALLERS or name.split(".")[0] in LIBRARIES for name in modules)
     refused = isinstance(cause, ImportError | RuntimeError | TypeError | ValueError)
@@ -50,14 +51,14 @@ def users_mistake(error: Exception) -> str | None:
 
 
 def _explain(causes: list[BaseException]) -> str:
-    """Say which setting the parser refuses, why, and what was probably meant."""
+    """Name the setting that the parser refuses, the reason, and the nearest valid one."""
     parser = [one.parser for one in causes if isinstance(one, ParseError)][-1]
     matches = [KEY.match(str(one)) for one in causes if not isinstance(one, ParseError)]
     keys = [match[1] for match in matches if match][0 if parser.component else -1 :]
     cause, where, text = causes[-1], ".".join(keys), " ".join(str(causes[-1]).split())
     owner = parser.component.__name__ if parser.component else ""
     flags = flags_of(getattr(cause, "subcommand_parser", parser))
-    if isinstance(cause, KeyError):  # names in quotes: a group's or a subcommand's, the setting's
+    if isinstance(cause, KeyError):  # quotes the group or subcommand, and the setting
         *group, name = text.split("'")[1::2]
         if owner:
             known = nearest(name, flags, otherwise=f"; it has {', '.join(flags)}")
@@ -86,7 +87,7 @@ def _explain(causes: list[BaseException]) -> str:
 
 
 def _spelled(hint: Any) -> str:
-    """Write a type hint as a person would."""
+    """Spell a type hint for a message."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"

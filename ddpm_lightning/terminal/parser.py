@@ -1,4 +1,4 @@
-"""The parser of every command: jsonargparse's, with errors that know which parser raised them."""
+"""The parser of every command: jsonargparse's, whose errors name the parser that raised them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROGRAM = "python -m ddpm_lightning"
 
 
 class ParseError(ArgumentError):
-    """What a parser refuses: the command's, or that of a class which the settings name."""
+    """An error of the command's parser, or of that of a class which a setting names."""
 
     def __init__(self, parser: Parser, message: str) -> None:
         super().__init__(None, message)
@@ -20,7 +20,7 @@ class ParseError(ArgumentError):
 
 
 class Parser(ArgumentParser):
-    """Parses the arguments of a command, or of a component: a class which the settings name."""
+    """Parser of the arguments of a command, or of a component: a class which a setting names."""
 
     component: type | None = None
 
@@ -28,7 +28,7 @@ class Parser(ArgumentParser):
         super().__init__(*args, prog=prog or PROGRAM, **kwargs)
 
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        self.component = self.component if args else theclass  # without a key: for it alone
+        self.component = self.component if args else theclass  # no key: a component's own parser
         return super().add_class_arguments(theclass, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
@@ -36,15 +36,15 @@ class Parser(ArgumentParser):
 
 
 def parser_of(cls: type, hint: Any = None, key: str | None = None) -> Parser:
-    """Make a parser for the arguments of a class, but for those that a factory is called with."""
-    given = len(get_args(hint)[0]) if get_origin(hint) is collections.abc.Callable else 0
+    """Build the parser of a class's arguments, without those that a factory is called with."""
+    passed = len(get_args(hint)[0]) if get_origin(hint) is collections.abc.Callable else 0
     parser = Parser(description=f"The arguments of --{key} {cls.__name__}")
-    parser.add_class_arguments(cls, *[key] if key else [], skip={given} - {0}, fail_untyped=False)
+    parser.add_class_arguments(cls, *[key] if key else [], skip={passed} - {0}, fail_untyped=False)
     return parser
 
 
 def flags_of(parser: Any, subcommand: str | None = None) -> dict[str, Action]:
-    """Find the flags, without dashes, of a parser or of one of its subcommands."""
+    """List the flags, without dashes, of a parser or of one of its subcommands."""
     if parser._subcommands_action is not None:
         parser = parser._subcommands_action.choices.get(subcommand, parser)
     options = [(option, action) for action in parser._actions for option in action.option_strings]

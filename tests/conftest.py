@@ -104,11 +104,12 @@ def inception_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def lively_checkpoint(tmp_path_factory):
     """A conditional model of 40 levels on 8×8 digits, to which labels and averaging matter."""
-    from ddpm_lightning.diffusion import SohlDickstein
+    from ddpm_lightning.diffusion import MSE, MinSNR, SohlDickstein, V
     from tests.small import lively, tiny_data, tiny_module, trainer
 
     root = tmp_path_factory.mktemp("lively")
-    module = lively(tiny_module(schedule=SohlDickstein(), conditional=True))
+    parts = {"schedule": SohlDickstein(), "parameterization": V(), "objective": MSE(MinSNR())}
+    module = lively(tiny_module(**parts, conditional=True))
     trainer(root, 2).fit(module, tiny_data())
     return root / "checkpoints" / "last.ckpt"
 

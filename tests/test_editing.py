@@ -35,6 +35,7 @@ from ddpm_lightning.diffusion.samplers import (
 )
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_png
+from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import Request
@@ -377,14 +378,26 @@ def test_painted_files_keep_every_black_pixel_of_the_mask(edit):
     assert not (images[0][4:] == images[1][4:]).all()
     names = {path.name for path in Path("out").iterdir()}
     assert names == {*(f"{k:06d}.png" for k in range(3)), "grid.png", "trajectory.gif"}
-    # Two given images in a row of 8, then the three results; 8×8 pixels enlarged to 64.
-    top = np.array(Image.open("out/grid.png").convert("L"))[2:66, 2:66]
-    assert (top[::8, ::8] == given).all()
+    # The image, and what is left of it, in a row of 8 above the results; 8×8 pixels become 64.
+    top = np.array(Image.open("out/grid.png").convert("L"))[2:66:8]
+    image, left = top[:, 2:66:8], top[:, 68:132:8]
+    assert (image == given).all()
+    assert (left == np.where(np.arange(8)[:, None] < 4, given, 128)).all()
 
 
 def test_varied_files_are_the_file_itself_at_strength_zero(edit):
     given = np.array(Image.open("a.png"))
     assert all((image == given).all() for image in edit(*VARY, "--edit.strength=0"))
+
+
+def test_without_labels_an_edit_takes_no_class(lively_checkpoint, files):
+    module = Loaded.read(lively_checkpoint).module
+    own, none, zero = (
+        edit_images(module, SDEdit(Path("a.png")), 2, Request(DDIM(5), labels=labels)).x
+        for labels in (None, [-1], [0])
+    )
+    assert torch.equal(own, none)
+    assert not torch.equal(own, zero)
 
 
 def test_varied_files_differ_by_their_noise_and_follow_a_guided_label(edit):

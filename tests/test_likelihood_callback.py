@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.callbacks import Likelihood
+from ddpm_lightning.callbacks.likelihood import Moments
 from ddpm_lightning.cli import main
 from ddpm_lightning.diffusion import AnalyticVariance, Linear, ZeroTerminalSNR
 from ddpm_lightning.diffusion.oracles import Gaussian
@@ -57,6 +59,17 @@ def measure_known(folder: Path, likelihood: Likelihood, n: int) -> tuple[torch.T
     x0 = SPREAD**0.5 * torch.randn(n, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     batches = [Batch(x0[k], Condition(), k) for k in torch.arange(n).split(400)]
     return x0, measure(folder, likelihood, module, DataLoader(batches, batch_size=None))
+
+
+def test_moments_of_batches_are_numpys():
+    rows = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).double()
+    moments = Moments(3)
+    for part in rows.split(4):
+        moments.update(part)
+    n, mean, error, columns = moments.compute()
+    sums = rows.numpy().sum(1)
+    np.testing.assert_allclose([n, mean, error], [7, sums.mean(), sums.std(ddof=1) / 7**0.5])
+    np.testing.assert_allclose(columns, rows.numpy().mean(0))
 
 
 @pytest.mark.parametrize("evaluations", [None, 10])

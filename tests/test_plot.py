@@ -136,9 +136,7 @@ def fail(capsys, *args: str) -> str:
     ("args", "size"),
     [
         (["schedule", "--schedule=[Linear, Cosine]", "--weighting=MinSNR"], (1000, 560)),
-        (["schedule", "--parameterization=V", "CKPT"], (1000, 560)),
         (["forward", "--data=Digits", "--n=3", "--steps=4"], (5 * 50 + 2, 20 + 3 * 50 + 2)),
-        (["forward", "CKPT", "--n=2", "--steps=3"], (4 * 50 + 2, 20 + 2 * 50 + 2)),
         (
             ["forward", "--data=Toy2D", "--data.kind=moons", "--n=200", "--steps=3"],
             (4 * 160, 20 + 160),
@@ -154,6 +152,26 @@ def test_plot_commands_write_pictures(args, size, lively_checkpoint, tmp_path):
     with plot(*args, out=tmp_path / "new" / "picture.png") as image:
         assert (image.format, image.size) == ("PNG", size)
         assert image.convert("L").getextrema() != (255, 255)
+
+
+@pytest.mark.parametrize(
+    ("command", "stated"),
+    [
+        (["schedule"], ["--weighting=MinSNR", "--parameterization=V"]),
+        (["forward", "--n=2", "--steps=3"], ["--data=Digits", "--data.subset=64"]),
+    ],
+)
+def test_a_checkpoint_gives_the_parts_that_are_not_stated(
+    command, stated, lively_checkpoint, tmp_path
+):
+    ckpt = f"--ckpt={lively_checkpoint}"
+    own, same, other, mixed = (
+        plot(*command, *flags, out=tmp_path / f"{k}.png").tobytes()
+        for k, flags in enumerate(
+            ([ckpt], [*stated, "--schedule=SohlDickstein"], stated, [ckpt, "--schedule=Linear"])
+        )
+    )
+    assert own == same != other == mixed
 
 
 def test_plot_reverse_ends_in_the_samples_of_the_sample_command(lively_checkpoint, tmp_path):

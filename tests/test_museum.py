@@ -669,7 +669,7 @@ def test_network_with_the_wrong_number_of_channels_is_refused_instead_of_broadca
 
 def test_groups_that_do_not_divide_28_channels_are_refused_with_ones_that_do():
     small = partial(UNet, image_spec(), 1, multipliers=[1, 2], blocks=1)
-    with pytest.raises(InputError, match="set channels=32 or groups=7"):
+    with pytest.raises(InputError, match="set groups=7 or channels=32"):
         small(channels=28, groups=8)
     for channels, groups in ((28, 7), (32, 8)):
         net = small(channels=channels, groups=groups)

@@ -1,4 +1,4 @@
-"""python -m ddpm_lightning …"""
+"""Entry point of python -m ddpm_lightning."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a data set gives: its specification, batches, and what is known beside each sample."""
+"""Batches, conditions and the specification of a data set."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 NULL_LABEL = -1
-"""The label that says "no class": rows that carry it are denoised unconditionally."""
+"""The label of rows without a class, which are denoised unconditionally."""
 
 
 class Condition(NamedTuple):
-    """What a model is told beside x_t; every part may be missing.
+    """The condition of p(x0 | condition): labels, images, tokens; each may be None.
 
     Attributes:
         label: int64 [B] classes, −1 (NULL_LABEL) for none.
-        image: float [B, K, H, W] images beside x_t.
+        image: float [B, K, H, W] images, stacked onto x_t by the network.
         tokens: float [B, L, D] a sequence, e.g. an embedded text.
         mask: bool [B, L], True where ``tokens`` has a token; None: everywhere.
     """
@@ -29,15 +29,15 @@ class Condition(NamedTuple):
 
     @property
     def missing(self) -> bool:
-        """Whether nothing is known."""
+        """Whether every part is None."""
         return all(part is None for part in self)
 
     def rows(self, index: Tensor | slice) -> Condition:
-        """Choose rows by index int64 [n], mask bool [B] or slice."""
+        """Select rows by index int64 [n], mask bool [B] or slice."""
         return Condition(*(None if part is None else part[index] for part in self))
 
     def repeated(self, index: Tensor) -> Condition:
-        """Choose rows by index int64 [n], counted on from the start after the last row."""
+        """Select rows by index int64 [n], modulo the number of rows."""
         return Condition(*(None if part is None else part[index % len(part)] for part in self))
 
     def to(self, device: torch.device | str) -> Condition:
@@ -45,11 +45,11 @@ class Condition(NamedTuple):
         return Condition(*(None if part is None else part.to(device) for part in self))
 
     def null(self, rows: Tensor | None = None, image: bool = False) -> Condition:
-        """Forget the label and the tokens, in all rows or in some.
+        """Replace labels by NULL_LABEL and tokens by 0 (masked).
 
         Args:
-            rows: bool [B], the rows that forget; None: all.
-            image: Forget the image, too, which becomes 0.
+            rows: bool [B], the rows to replace; None: all.
+            image: Also replace the images, by 0.
         """
         if rows is None:
             parts = [part for part in self if part is not None]
@@ -58,7 +58,9 @@ class Condition(NamedTuple):
             rows = torch.ones(len(parts[0]), dtype=torch.bool, device=parts[0].device)
 
         def zeroed(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part.masked_fill(_beside(rows, part), 0)
+            if part is None:
+                return None
+            return part.masked_fill(rows.view(-1, *[1] * (part.ndim - 1)), 0)
 
         label = None if self.label is None else self.label.masked_fill(rows, NULL_LABEL)
         tokens, mask = zeroed(self.tokens), self.mask
@@ -68,7 +70,7 @@ class Condition(NamedTuple):
         return Condition(label, zeroed(self.image) if image else self.image, tokens, mask)
 
     def followed_by(self, other: Condition) -> Condition:
-        """Stack the rows of another condition of the same parts below these."""
+        """Concatenate the rows of this and another condition with the same parts."""
         pairs = zip(self, other, strict=True)
         return Condition(
             *(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
@@ -76,13 +78,13 @@ class Condition(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples as the model sees them, and where they come from.
+    """A batch of data, with the indices that key its noise.
 
     Attributes:
         x0: float [B, ...] data, in [−1, 1] for images.
-        condition: What is known beside it.
-        index: int64 [B] places in the split, on the CPU; they key the noise of evaluation.
-        row: int64 [B] places in the global batch of the optimizer step, on the CPU; they key the
+        condition: Labels, images and tokens of the samples.
+        index: int64 [B] indices in the split, on the CPU; they key the noise of evaluation.
+        row: int64 [B] rows in the global batch of the optimizer step, on the CPU; they key the
             noise of training. None outside training.
     """
 
@@ -94,14 +96,14 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network must know of the data that it is built for.
+    """Specification of the data that a network is built for.
 
     Args:
-        shape: Of one sample: [C, H, W] of images, [2] of points in the plane.
+        shape: Shape of one sample: [C, H, W] for images, [2] for points in the plane.
         data_range: Lowest and highest data value, to which sampling clips; None: unbounded.
         num_classes: Number of classes; None: no labels.
-        image_channels: Channels of the image that is given beside x_t; 0: none.
-        token_width: Length D of each token of a given sequence; 0: none.
+        image_channels: Channels of the condition image; 0: none.
+        token_width: Width D of the condition's tokens; 0: none.
     """
 
     shape: tuple[int, ...]
@@ -117,10 +119,6 @@ class DataSpec:
             object.__setattr__(self, "data_range", (float(low), float(high)))
 
     def plain(self) -> dict[str, Any]:
-        """State it as plain data, for a checkpoint."""
-        stated = asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in stated.items()}
-
-
-def _beside(rows: Tensor, part: Tensor) -> Tensor:
-    return rows.view(-1, *[1] * (part.ndim - 1))
+        """Convert to plain data, for a checkpoint."""
+        values = asdict(self).items()
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}

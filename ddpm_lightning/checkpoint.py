@@ -1,10 +1,10 @@
-"""Reading checkpoints of every format: without executing pickles, with errors that say what to do.
+"""Reading checkpoints of every format, without executing pickles.
 
-A checkpoint is Lightning's, with one entry more (KEY) and the model's description as its
-hyper-parameters. FORMAT counts up when either changes in a way that older code could not read;
-:func:`upgraded` turns what any earlier format said into what today's says, so that every
-checkpoint ever written stays readable. Classes are named by the outermost package that shows
-them; RENAMED holds the paths that were in use before.
+A checkpoint is Lightning's, with an additional entry (KEY) and the model's description as its
+hyper-parameters. FORMAT is incremented when older code could not read a change of either;
+:func:`upgraded` converts earlier formats to the current one, so every checkpoint ever written
+stays readable. Classes are named by the outermost package that exports them; RENAMED maps earlier
+paths to current ones.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ddpm_lightning.configurable import build, configurable_class
 from ddpm_lightning.errors import InputError
 
 KEY = "ddpm_lightning"
-"""The checkpoint entry that holds what is ours beside Lightning's own."""
+"""The checkpoint entry of this library, next to Lightning's own."""
 
 FORMAT = 2
 """Version of that entry and of the hyper-parameters.
 
-1: shape, num_classes, data_range and condition_channels, ema_decay, ema_warmup and ema_start, and
-label_dropout as a number stand by themselves; label dropout took draw 2 of the training noise.
+1: shape, num_classes, data_range, condition_channels, ema_decay, ema_warmup, ema_start and a
+number label_dropout are separate hyper-parameters; label dropout used draw 2 of the noise.
 """
 
 _SAMPLERS = "ddpm_lightning.diffusion.samplers"
@@ -39,19 +39,19 @@ RENAMED = {
     f"{_SAMPLERS}.spacings.{name}": f"{_SAMPLERS}.{name}Spacing"
     for name in ("Uniform", "Quadratic", "Karras", "LogSNR")
 }
-"""Class paths of earlier versions that have another name now."""
+"""From class paths of earlier versions to current ones."""
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of this library; tensors and plain data only.
+    """Read a checkpoint of this library, in the current format; tensors and plain data only.
 
     Args:
         path: The .ckpt file.
         map_location: Device for the tensors, as for torch.load.
 
     Raises:
-        InputError: There is no such file, it is damaged, holds pickled objects, was not written
-            by this library, or by a later version of it.
+        InputError: The file is missing, damaged, holds pickled objects, or was not written by
+            this library or by a later version of it.
     """
     path = Path(path)
     if path.is_dir():
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{_nearby(path)}")
     try:
-        # Mapped, so that who asks for the description alone does not read the weights.
+        # Memory-mapped, because reading the description alone should not read the weights.
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -86,14 +86,14 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     missing += [key for key in ("state_dict", "global_step") if key not in checkpoint]
     if missing or "net" not in checkpoint["hyper_parameters"]:
         raise InputError(
-            f"{path} is no whole checkpoint: it lacks {', '.join(missing or ['net'])}; use an "
-            "earlier one from the same folder"
+            f"{path} is an incomplete checkpoint: it lacks {', '.join(missing or ['net'])}; use "
+            "an earlier one from the same folder"
         )
     return upgraded(checkpoint)
 
 
 def upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Say in today's format what a checkpoint of an earlier one says; the tensors stay."""
+    """Convert a checkpoint of an earlier format to the current one, with the same tensors."""
     own = dict(checkpoint[KEY])
     stated = dict(checkpoint["hyper_parameters"])
     if own["format"] == 1:
@@ -105,21 +105,19 @@ def upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
             "token_width": 0,
         }
         average = {name: stated.pop(f"ema_{name}") for name in ("decay", "warmup", "start")}
-        share = {"share": stated.pop("label_dropout")}
+        dropout = "ddpm_lightning.diffusion.LabelDropout"
+        share = {"share": stated["label_dropout"]}
         stated |= {
             "data": data,
             "ema": {"class_path": "ddpm_lightning.EMA", "init_args": average},
-            "label_dropout": {
-                "class_path": "ddpm_lightning.diffusion.LabelDropout",
-                "init_args": share,
-            },
+            "label_dropout": {"class_path": dropout, "init_args": share},
         }
     own["format"] = FORMAT
     return {**checkpoint, KEY: _renamed(own), "hyper_parameters": _renamed(stated)}
 
 
 def _renamed(value: Any) -> Any:
-    """Name classes by their paths of today, in whatever a description holds."""
+    """Replace earlier class paths in a description, at any depth, by current ones."""
     if isinstance(value, list):
         return [_renamed(item) for item in value]
     if not isinstance(value, dict):
@@ -131,9 +129,9 @@ def _renamed(value: Any) -> Any:
 
 
 def current_path(path: str) -> str:
-    """What a class of the library is called now: by the outermost package that shows it.
+    """Return a class's current path, by the outermost package that exports it.
 
-    Earlier versions named files inside the packages, which have moved since.
+    Earlier versions named the files inside the packages, which have moved since.
     """
     *packages, name = RENAMED.get(path, path).split(".")
     if packages[:1] != ["ddpm_lightning"]:
@@ -144,18 +142,18 @@ def current_path(path: str) -> str:
             break
         if hasattr(import_module(package), name):
             return f"{package}.{name}"
-    return path  # which is said where the class is needed
+    return path  # configurable_class raises the InputError, if the class is needed
 
 
 def rebuild(
     module_class: type, hyper_parameters: dict[str, Any], overrides: dict[str, Any]
 ) -> Any:
-    """Make the module that hyper-parameters describe, with fresh weights.
+    """Build the module that hyper-parameters describe, with initial weights.
 
     Args:
         module_class: The class of the module.
-        hyper_parameters: As the module stores them: descriptions and plain values.
-        overrides: Arguments in place of them.
+        hyper_parameters: Descriptions and plain values, as stored by the module.
+        overrides: Arguments that replace them.
 
     Raises:
         InputError: A part cannot be imported, or no longer takes its arguments.
@@ -175,7 +173,7 @@ def rebuild(
 
 
 def weights_digest(net: nn.Module) -> str:
-    """Name a network's weights: the sha256 of all names and values, on whatever device."""
+    """The sha256 of all names and values of a network's state, independent of the device."""
     digest = hashlib.sha256()
     for name, tensor in net.state_dict().items():
         digest.update(name.encode())
@@ -184,6 +182,7 @@ def weights_digest(net: nn.Module) -> str:
 
 
 def _nearby(path: Path) -> str:
+    """List the checkpoints next to a path, for a message."""
     found = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
     if not found:
         return f"; the folder {path.parent} holds none"

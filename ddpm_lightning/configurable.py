@@ -1,7 +1,7 @@
-"""Objects that state how they were made, as plain data, and are rebuilt from it.
+"""Objects that describe themselves as plain data, and are rebuilt from their description.
 
-A description is what a config file says: ``{"class_path": ..., "init_args": {...}}``. Checkpoints
-store descriptions and never objects, so they load in a fresh process with ``weights_only=True``.
+A description is as in a config file: ``{"class_path": ..., "init_args": {...}}``. Checkpoints
+store descriptions instead of objects, so they load with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ddpm_lightning.errors import InputError
 
 
 class _InitSignature:
-    """Keeps ``help(cls)`` showing the arguments of ``__init__`` although ``__new__`` is ours."""
+    """The signature of ``__init__``, because help() would show that of Configurable.__new__."""
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         if owner.__init__ is object.__init__:  # type: ignore[misc]
@@ -29,29 +29,25 @@ class _InitSignature:
 
 
 class Configurable:
-    """Base of every part that a config file can name: it remembers its own arguments."""
+    """Base of every class that a config file can name: it stores its own arguments."""
 
     __signature__ = _InitSignature()
     _arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Configurable:  # noqa: D102
         if cls.__init__ is object.__init__ and (args or kwargs):
-            # object.__init__ lets them pass where __new__ is not object's.
+            # object.__init__ does not refuse them where __new__ is overridden.
             raise TypeError(f"{cls.__name__}() takes no arguments")
         self = super().__new__(cls)
-        # Wrong arguments are left to __init__, whose TypeError is the clear one.
-        # object.__setattr__: frozen dataclasses and unborn nn.Modules refuse the plain one.
+        # object's, because frozen dataclasses and nn.Modules before __init__ refuse their own.
         object.__setattr__(self, "_arguments", _bind(cls, args, kwargs))
         return self
 
     def describe(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-        """State the class and the arguments this object was built with, as plain data.
+        """Describe this object as ``{"class_path": str, "init_args": dict}``, with defaults.
 
         Args:
             skip: Arguments to leave out.
-
-        Returns:
-            ``{"class_path": str, "init_args": dict}``, defaults included.
 
         Raises:
             InputError: An argument is neither plain data nor itself configurable.
@@ -66,11 +62,10 @@ class Configurable:
         return {"class_path": class_path, "init_args": self.plain_arguments(skip)}
 
     def plain_arguments(self, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-        """State the arguments this object was built with as plain data, but for those to skip."""
-        where = self.class_path()
+        """The arguments this object was built with as plain data, without those to skip."""
         self._refuse_positional()
         return {
-            name: plain(value, f"{where}({name}=...)")
+            name: plain(value, f"{self.class_path()}({name}=...)")
             for name, value in self._arguments.items()
             if name not in skip
         }
@@ -78,15 +73,11 @@ class Configurable:
     def _refuse_positional(self) -> None:
         if any(name.startswith("*") for name in self._arguments):
             raise InputError(
-                f"{self.class_path()}: pass the arguments by keyword, so that they can be stated"
+                f"{self.class_path()}: pass the arguments by keyword, so that they can be stored"
             )
 
     def replace(self, **changes: Any) -> Self:
-        """Build the same object anew with some arguments changed.
-
-        Raises:
-            InputError: The class takes no such argument, or its arguments cannot be stated.
-        """
+        """Build a copy of this object with some arguments changed."""
         for name in changes:
             if name not in self._arguments:
                 raise InputError(f"{self.class_path()} takes no argument {name!r}")
@@ -103,17 +94,14 @@ class Configurable:
                 return True
             try:
                 return plain(value, name) != plain(parameter.default, name)
-            except InputError:  # which a dataclass is, but it can be compared
+            except InputError:  # not plain data, e.g. a dataclass
                 return bool(value != parameter.default)
 
         return {name: value for name, value in self._arguments.items() if differs(name, value)}
 
     @classmethod
     def class_path(cls) -> str:
-        """The shortest path to import the class by: the outermost package that shows it.
-
-        E.g. ``ddpm_lightning.networks.UNet``, so that a stored path outlives a move of the file.
-        """
+        """The import path by the outermost package that exports it, which outlives file moves."""
         parts = cls.__module__.split(".")
         for n in range(1, len(parts)):
             package = ".".join(parts[:n])
@@ -123,21 +111,18 @@ class Configurable:
 
 
 def build(description: Any) -> Any:
-    """Rebuild what :meth:`Configurable.describe` stated; plain values pass through.
+    """Rebuild an object from its description, at any depth; plain values pass through.
 
-    Only subclasses of :class:`Configurable` are instantiated, whatever a file asks for.
-
-    Raises:
-        InputError: The class cannot be imported, is not configurable or refuses its arguments.
+    For security, only subclasses of :class:`Configurable` are instantiated.
     """
     if isinstance(description, dict) and "class_path" in description:
-        cls = configurable_class(description["class_path"])
-        stated = description.get("init_args") or {}
-        init_args = {name: build(value) for name, value in stated.items()}
+        path = description["class_path"]
+        cls = configurable_class(path)
+        arguments = description.get("init_args") or {}
+        arguments = {name: build(value) for name, value in arguments.items()}
         try:
-            return cls(**init_args)
+            return cls(**arguments)
         except TypeError as error:
-            path = description["class_path"]
             raise InputError(f"{path} does not fit its description: {error}") from error
     if isinstance(description, list):
         return [build(value) for value in description]
@@ -145,7 +130,7 @@ def build(description: Any) -> Any:
 
 
 def configurable_class(class_path: str) -> type[Configurable]:
-    """Import the configurable class of that path, e.g. ``ddpm_lightning.networks.UNet``."""
+    """Import a configurable class by its path, e.g. ``ddpm_lightning.networks.UNet``."""
     module_name, _, name = str(class_path).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)
@@ -163,16 +148,12 @@ def configurable_class(class_path: str) -> type[Configurable]:
 
 
 def plain(value: Any, where: str) -> Any:
-    """Turn a value into plain data, describing the configurable objects in it.
-
-    Raises:
-        InputError: It holds something else; ``where`` names the place in the message.
-    """
+    """Convert a value and the configurable objects in it to plain data; errors name ``where``."""
     if isinstance(value, Configurable):
         return value.describe()
     if value is None:
         return value
-    # Subclasses (numpy's float64, an enum) shrink to their value: weights_only refuses them.
+    # Subclasses (numpy's float64, an enum) are converted, because weights_only refuses them.
     for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind(value)
@@ -185,17 +166,18 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item, where) for key, item in value.items()}
     raise InputError(
-        f"{where} is a {type(value).__name__}, which a checkpoint cannot state as plain data; "
+        f"{where} is a {type(value).__name__}, which a checkpoint cannot store as plain data; "
         "pass numbers, strings, lists or objects of this library's kinds"
     )
 
 
 def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a call, defaults included."""
     signature = inspect.signature(cls)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError:
-        return {}
+        return {}  # __init__ is called next and raises the clearer TypeError
     bound.apply_defaults()
     arguments = dict(bound.arguments)
     for name, parameter in signature.parameters.items():

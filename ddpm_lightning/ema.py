@@ -18,15 +18,14 @@ from ddpm_lightning.errors import InputError
 class EMA(Configurable, nn.Module):
     """A frozen copy of the network that follows it: θ' ← decay·θ' + (1 − decay)·θ.
 
-    It is always in evaluation mode, keeps float32 when the trained network is cast to half, and
-    is never swapped with the network it follows. Another kind of average is a subclass with
-    another ``decay_at`` or ``update``.
+    It is always in evaluation mode and in float32 or wider, and is never swapped with the network
+    it follows. For another kind of average, override ``decay_at`` or ``update``.
 
     Args:
         decay: Final decay per optimizer step.
-        warmup: Start with min(decay, (1 + n)/(10 + n)) at update n, so that a short run's average
-            is not its initialisation.
-        start: Copy the weights as they are for this many optimizer steps first.
+        warmup: Use min(decay, (1 + n)/(10 + n)) at update n, so that the average of a short run
+            is not dominated by the initial weights.
+        start: Number of initial optimizer steps that copy the weights (decay 0).
 
     Raises:
         InputError: A setting is out of range.
@@ -46,13 +45,13 @@ class EMA(Configurable, nn.Module):
         super().train(False)
 
     def follow(self, net: nn.Module) -> None:
-        """Start from a copy of this network."""
+        """Initialise the average with a copy of this network."""
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
         if any(p.dtype in (torch.bfloat16, torch.float16) for p in self.net.parameters()):
             self.net.float()
 
     def decay_at(self, step: int) -> float:
-        """Decay of the update that follows optimizer step number ``step`` (from 0)."""
+        """Decay of the update after optimizer step ``step`` (from 0)."""
         n = step - self.start
         if n < 0:
             return 0.0
@@ -60,11 +59,11 @@ class EMA(Configurable, nn.Module):
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Move the parameters towards the network's, and copy its buffers (running statistics).
+        """Average the parameters and copy the buffers (running statistics).
 
         Args:
             net: The network in training.
-            step: Optimizer steps before this one.
+            step: Number of optimizer steps before this one.
         """
         averages = list(self.net.parameters())
         weights = [
@@ -77,9 +76,9 @@ class EMA(Configurable, nn.Module):
 
     @override
     def train(self, mode: bool = True) -> EMA:
-        return self  # in evaluation mode
+        return self  # always in evaluation mode
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # bf16 cannot hold an average: 1 − 0.9999 of a weight is below its resolution.
+        # Device moves only: in bf16, an update of 1 − 0.9999 of a weight rounds to nothing.
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)

@@ -1,9 +1,9 @@
-"""The one exception for what a user can mend."""
+"""The exception for mistakes that a user can correct."""
 
 
 class InputError(ValueError):
     """Bad input: a file, a flag, a checkpoint or a shape.
 
-    The message says what is wrong, where, and the fix. The command line prints it as one line,
-    without a stack trace.
+    The message names the mistake, its place and the fix. The command line prints it on one line,
+    without a traceback.
     """

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that can be written into."""
+"""Atomic file writes, JSON without NaN, and checks that a folder is writable."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from ddpm_lightning.errors import InputError
 
 PARTIAL = ".part"
-"""Ending of a file that is being written; a killed process may leave it behind."""
+"""Suffix of a file that is being written; a killed process may leave it behind."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path to write to that becomes the file at the end; a stop leaves the file as it was.
+    """Yield a temporary path that is renamed to ``path`` at the end, unless writing fails.
 
     Args:
-        path: The file; its folder is made if it is missing.
+        path: The file; its folder is created if it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
@@ -30,7 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def json_value(value: Any) -> Any:
-    """Put null in place of NaN, a word in place of infinities, and lists in place of tuples."""
+    """Make plain data valid JSON: NaN becomes null, ±inf a string, tuples lists."""
     if isinstance(value, dict):
         return {key: json_value(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -41,15 +41,16 @@ def json_value(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as JSON, in which every number is finite."""
+    """Write plain data, with finite numbers only, as JSON."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError unless files can be written into a folder, which may be missing yet.
+    """Raise InputError unless files can be written into a folder, which need not exist yet.
 
-    Tried for real, for permissions do not tell all; nothing stays behind.
+    It writes a file and removes it and the folders it made, because permission bits are not
+    enough to know.
     """
     missing = []
     try:
@@ -79,7 +80,7 @@ def check_new_folder(folder: Path) -> None:
 
 
 def check_new_file(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Raise InputError unless this is a new file of such a kind that can be written."""
+    """Raise InputError unless a file is new, has one of these suffixes and can be written."""
     if path.suffix.lower() not in suffixes:
         raise InputError(f"{path}: name a file that ends in {' or '.join(suffixes)}")
     if path.exists():

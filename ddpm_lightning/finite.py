@@ -1,4 +1,4 @@
-"""Checks for NaN and infinities in the loss and the weights, before they are averaged or saved."""
+"""Checks of the loss and the weights for NaN and infinities."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ from torch import Tensor, nn
 
 from ddpm_lightning.errors import InputError
 
-CURE = "gradient_clip_val: 1.0, a smaller learning rate, or bf16-mixed instead of 16-mixed"
+REMEDY = "gradient_clip_val: 1.0, a smaller learning rate, or bf16-mixed instead of 16-mixed"
 
 
 def check_finite_loss(loss: Tensor, net: nn.Module, step: int) -> None:
-    """Raise InputError, with the first weights that are not finite, unless the loss is.
+    """Raise InputError, naming the first non-finite parameter, unless the loss is finite.
 
-    Looking at it makes the CPU wait for the device.
+    The check synchronises the CPU with the device.
     """
     if not bool(loss.isfinite()):
-        broken = _first_broken(net) or "none"
         raise InputError(
-            f"the loss is no longer finite at step {step} (first weights that are not: {broken}); "
-            f"go on from the last checkpoint with {CURE}"
+            f"the loss is no longer finite at step {step} (first non-finite parameter: "
+            f"{_first_non_finite(net) or 'none'}); resume from the last checkpoint with {REMEDY}"
         )
 
 
 def check_finite_weights(net: nn.Module, step: int) -> None:
-    """Raise InputError, before anything is saved, unless all weights are finite."""
-    if broken := _first_broken(net):
+    """Raise InputError, called before saving, unless all parameters are finite."""
+    if name := _first_non_finite(net):
         raise InputError(
-            f"{broken} is no longer finite at step {step}; nothing was saved, so the last "
-            f"checkpoint is still good. Use {CURE}"
+            f"{name} is no longer finite at step {step}; nothing was saved, so the last "
+            f"checkpoint is still good. Use {REMEDY}"
         )
 
 
-def _first_broken(net: nn.Module) -> str | None:
+def _first_non_finite(net: nn.Module) -> str | None:
     return next((n for n, p in net.named_parameters() if not bool(p.isfinite().all())), None)

@@ -1,4 +1,4 @@
-"""A checkpoint, read once: its model, what it says of itself, and its data."""
+"""A checkpoint read once: its model, and the data module that it describes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddpm_lightning.module import DiffusionModule
 
 @dataclass(frozen=True)
 class DataPlace:
-    """Where the data of a checkpoint lies now.
+    """Where a checkpoint's data is now.
 
     Args:
         root: Folder of the data set, in place of the one it was trained from.
@@ -29,14 +29,14 @@ class DataPlace:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What a command needs of a checkpoint.
+    """A checkpoint's model and data, for the commands.
 
     Args:
-        path: The file, for messages and results.
+        path: The .ckpt file, for messages and results.
         module: The model, in evaluation mode on its device.
-        step: Optimizer steps behind the weights.
-        description: How the data was made, as plain data; None: it was not Configurable.
-        place: Where the data lies now.
+        step: Number of optimizer steps taken.
+        description: The data module as plain data; None: it was not Configurable.
+        place: Where the data is now.
     """
 
     path: Path
@@ -47,35 +47,35 @@ class Loaded:
 
     @classmethod
     def read(cls, path: str | Path, place: DataPlace = DataPlace(), device: str = "cpu") -> Loaded:
-        """Read a checkpoint.
+        """Read a checkpoint and rebuild its model.
 
         Args:
             path: The .ckpt file.
-            place: Where its data lies now.
+            place: Where its data is now.
             device: cpu, cuda, cuda:1, mps, or auto.
 
         Raises:
             InputError: It is no checkpoint of this library, or the device cannot be used.
         """
-        on = device_named(device)
+        target = device_named(device)  # first, because it fails sooner than reading
         checkpoint = read_checkpoint(path)
-        module = DiffusionModule.from_checkpoint(checkpoint, path).to(on).eval()
+        module = DiffusionModule.from_checkpoint(checkpoint, path).to(target).eval()
         step = int(checkpoint["global_step"])
         return cls(Path(path), module, step, checkpoint[KEY]["data"], place)
 
     @cached_property
     def data(self) -> DiffusionData:
-        """The data module that the checkpoint was trained on, rebuilt.
+        """The data module that the model was trained on, rebuilt on first use.
 
         Raises:
-            InputError: The checkpoint states none, or the data takes no root.
+            InputError: The checkpoint describes none, or the data takes no root.
         """
         if self.description is None:
             raise InputError(
                 f"{self.path} does not state its data: its data module was not Configurable"
             )
         if self.place.root is not None:
-            # A data module around another has its folder in there.
+            # Conditioned wraps another data module, which is the one with the root.
             files = self.description["init_args"].get("data", self.description)
             if "root" not in files["init_args"]:
                 raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
@@ -87,12 +87,10 @@ class Loaded:
 
     @property
     def background(self) -> DiffusionData | None:
-        """The data that points in the plane are drawn in front of.
-
-        None for images, which need none, and where the data cannot be found.
+        """The data of a model of 2-D points, plotted behind its samples; None if unavailable.
 
         Raises:
-            InputError: A place is given, and the data is not there.
+            InputError: ``place`` names a root, and the data is not there.
         """
         if len(self.module.data.shape) != 1:
             return None
@@ -105,17 +103,13 @@ class Loaded:
 
 
 def device_named(name: str) -> torch.device:
-    """Find a device: cpu, cuda, cuda:1, mps; auto takes the fastest there is.
-
-    Raises:
-        InputError: It cannot be used here.
-    """
+    """Return the torch device cpu, cuda, cuda:1 or mps, if usable; auto takes the fastest."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if torch.backends.mps.is_available():
             name = "mps"
     try:
-        torch.zeros(1, device=name).item()  # which meta, that holds no values, refuses
+        torch.zeros(1, device=name).item()  # .item(), because the meta device can allocate
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return torch.device(name)

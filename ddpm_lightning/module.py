@@ -1,4 +1,4 @@
-"""The LightningModule: noising, loss, EMA and optimizer around a network and its mathematics."""
+"""The LightningModule: diffusion loss, EMA, optimizer, sampling and checkpoints of a network."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.checkpoint import FORMAT, KEY, read_checkpoint, rebuild, upgraded
@@ -51,25 +52,24 @@ GOLDEN_RATIO = 0.6180339887498949
 
 
 class DiffusionModule(Configurable, LightningModule):
-    """A diffusion model in training: data in, loss out, EMA beside it.
+    """A diffusion model: a network, its noise schedule and parameterization, and its training.
 
     Args:
-        data: What a network must know of the data. The command line takes it from the data
-            module.
+        data: Specification of the data; the command line takes it from the data module.
         net: The network, as a factory of (data, output channels).
         schedule: The noise schedule.
         parameterization: What the network predicts.
         variance: Variance of the reverse steps.
         objective: The training loss.
-        timesteps: Which noise levels (timesteps) a training batch sees.
+        timesteps: Distribution of the training timesteps.
         conditional: Train with class labels.
-        label_dropout: Which rows forget their label in training, for classifier-free guidance.
-        ema: The average of the weights.
+        label_dropout: Which labels are dropped in training, for classifier-free guidance.
+        ema: The exponential moving average of the weights.
         optimizer: The optimizer.
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
         lr_schedule: Learning rate after the warm-up, stepped per optimizer step; null: constant.
         compile: Compile the network with torch.compile for training.
-        seed: Seed of noise, levels and label dropout. The command line takes it from
+        seed: Seed of noise, timesteps and label dropout; the command line takes it from
             seed_everything.
 
     Raises:
@@ -102,7 +102,7 @@ class DiffusionModule(Configurable, LightningModule):
         self.data = data if conditional else replace(data, num_classes=None)
         channels = data.shape[0]
         self.net = net(self.data, channels + variance.extra_channels(channels))
-        # Those that hold tensors are made anew: two modules must not share one default.
+        # Parts with tensors are copied, because two modules must not share one default argument.
         self.schedule = build(schedule.describe())
         self.ema = build(ema.describe())
         self.ema.follow(self.net)
@@ -116,10 +116,10 @@ class DiffusionModule(Configurable, LightningModule):
         self.lr_schedule = lr_schedule
         self.compile_net = compile
         self.seed = seed
-        # Of this run's optimizer, and of the one in the checkpoint that it goes on from.
+        # describe_optimization of this run, and of the checkpoint that it resumes.
         self._optimization: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
-        self._losses: list[tuple[Tensor, Tensor]] = []  # of the micro-batches of a step
+        self._losses: list[tuple[Tensor, Tensor]] = []  # (t, loss) of a step's micro-batches
         self._denoisers: dict[Weights, Denoiser] = {}
         self.objective.check(self.denoiser())
         self.save_hyperparameters(self._hyper_parameters(data))
@@ -127,11 +127,7 @@ class DiffusionModule(Configurable, LightningModule):
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Noise a batch and score the network on it (DDPM algorithm 1).
-
-        Returns:
-            ``loss``, the levels ``t`` [B] and the per-sample losses ``per_sample`` [B].
-        """
+        """Compute the loss of a noised batch (DDPM algorithm 1), also ``per_sample`` [B]."""
         noise = self._training_noise(batch, batch_idx)
         t, weight = self.timesteps(self.schedule, noise)
         condition = self.known(batch)
@@ -139,19 +135,18 @@ class DiffusionModule(Configurable, LightningModule):
             condition = self.label_dropout(condition, noise)
         terms = self.objective(self.denoiser("raw"), self._noised(batch, t, noise, condition))
         loss = (weight * terms["loss"]).mean()
-        self._watch(loss, t, terms)
+        self._log_terms(loss, t, terms)
         return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
 
     def _training_noise(self, batch: Batch, batch_idx: int) -> BatchNoise:
-        """The noise of these rows of the step's global batch; dropout is seeded, too."""
+        """Return the noise of the batch's rows; seed torch's generator for the layers' dropout."""
         if batch.row is None:
             raise InputError(
-                "the training batch does not say where its rows stand in the global batch; give "
+                "the training batch does not say where its rows stand in the global batch; return "
                 "Batch(x0, condition, index, row), as ddpm_lightning.data does"
             )
         parts, step = self.trainer.accumulate_grad_batches, self.trainer.global_step
         size = len(batch.x0) * self.trainer.world_size * parts
-        # What the layers draw themselves (dropout) is a function of the step, too.
         torch.manual_seed(step_seed(self.seed, step, batch_idx % parts, self.global_rank))
         return BatchNoise(self.seed, step, batch.row, size, self.device)
 
@@ -162,8 +157,8 @@ class DiffusionModule(Configurable, LightningModule):
         x_t = self.schedule.add_noise(batch.x0, t, eps)
         return NoisedBatch(batch.x0, eps, t, x_t, condition)
 
-    def _watch(self, loss: Tensor, t: Tensor, terms: dict[str, Tensor]) -> None:
-        """Log the terms; stop at a loss that is not finite; keep what the timesteps learn from."""
+    def _log_terms(self, loss: Tensor, t: Tensor, terms: dict[str, Tensor]) -> None:
+        """Log the loss terms, check that the loss is finite, and keep it for the timesteps."""
         means = {f"train/{name}": term.mean() for name, term in terms.items()}
         self.log_dict(means, prog_bar=True)
         every, step = self.trainer.log_every_n_steps, self.trainer.global_step  # type: ignore[attr-defined]
@@ -172,15 +167,19 @@ class DiffusionModule(Configurable, LightningModule):
         if self.timesteps.learns:
             self._losses.append((t, terms["loss"].detach()))
 
+    @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the optimizer, then let the average follow: once per optimizer step."""
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.net, self.trainer.global_step)
         if self._losses:
-            self._teach_timesteps()
+            # Of all processes and micro-batches, in the order of the global batch.
+            parts: Any = [self.all_gather(part) for part in self._losses]  # [world, B] each
+            self._losses.clear()
+            t, losses = (torch.cat([p.flatten() for p in ps]) for ps in zip(*parts, strict=True))
+            self.timesteps.update(t, losses)
 
+    @override
     def configure_optimizers(self) -> Any:
-        """The optimizer on the network's parameters; warm-up and schedule per optimizer step."""
         optimizer = make_optimizer(self.net, self.optimizer)
         refuse_fused_clipping(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
@@ -193,14 +192,14 @@ class DiffusionModule(Configurable, LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    @override
     def setup(self, stage: str) -> None:
-        """Compile in place, which leaves the names of the weights alone."""
         self._resumed = self._optimization = None
         if stage == "fit" and self.compile_net:
-            self.net.compile()
+            self.net.compile()  # in place, because torch.compile(net) renames the weights
 
+    @override
     def on_train_start(self) -> None:
-        """Let a resumed run have the optimizer's settings that it states."""
         self._losses.clear()
         begin_next_epoch(self.trainer)
         if self._resumed is not None and self._optimization is not None:
@@ -210,7 +209,7 @@ class DiffusionModule(Configurable, LightningModule):
     # ---------------------------------------------------------- validation and test
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Log the loss of raw and EMA weights at fixed levels and fixed noise."""
+        """Log the loss of raw and EMA weights at fixed timesteps and noise."""
         return self._evaluation_step(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -219,7 +218,7 @@ class DiffusionModule(Configurable, LightningModule):
 
     def _evaluation_step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         noise = IndexedNoise(self.seed, batch.index, Stream.VALIDATION, self.device)
-        # Multiples of the golden ratio mod 1 cover the levels evenly, in any subset of the data.
+        # Multiples of the golden ratio mod 1 cover [0, 1) evenly, in any range of indices.
         u = (0.5 + batch.index.double() * GOLDEN_RATIO) % 1
         t = level_of(u.float(), self.schedule).to(self.device)
         noised = self._noised(batch, t, noise, self.known(batch))
@@ -239,27 +238,23 @@ class DiffusionModule(Configurable, LightningModule):
 
     @property
     def knows_null(self) -> bool:
-        """Whether the model has learned what "no class" is."""
+        """Whether the model was trained with the null label."""
         return self.label_dropout.teaches_null
 
     def known(self, batch: Batch) -> Condition:
-        """What the model is told of a batch: no labels unless it is conditional."""
+        """The condition of a batch, without labels unless the model is conditional."""
         if self.data.num_classes is None:
             return batch.condition._replace(label=None)
         return batch.condition
 
     def denoiser(self, weights: Weights = "ema") -> Denoiser:
-        """The network read as a prediction of x0.
-
-        Args:
-            weights: ema (averaged) or raw (the ones in training).
-        """
+        """The denoiser of the ema (averaged) or raw (as trained) weights."""
         net = self.ema.net if weights == "ema" else self.net
-        last = self._denoisers.get(weights)
-        if last is None or last.net is not net:  # its construction checks every level
-            last = Denoiser(net, self.schedule, self.parameterization, self.variance)
-            self._denoisers[weights] = last
-        return last
+        cached = self._denoisers.get(weights)
+        if cached is None or cached.net is not net:  # cached, because building checks every level
+            cached = Denoiser(net, self.schedule, self.parameterization, self.variance)
+            self._denoisers[weights] = cached
+        return cached
 
     def sample(
         self,
@@ -271,21 +266,20 @@ class DiffusionModule(Configurable, LightningModule):
         weights: Weights = "ema",
         condition: Condition = Condition(),
     ) -> Tensor:
-        """Draw samples; the k-th depends on the seed, k and what it is given alone.
+        """Draw samples float32 [n, *shape] on the CPU, in [−1, 1] for images.
+
+        Sample k depends on the seed, k, its label and its condition alone.
 
         Args:
             n: Number of samples.
-            sampler: How to sample; DDPM over all levels by default. Clips to the data's range.
+            sampler: The sampler; DDPM over all levels by default. Clips to the data's range.
             labels: Class labels for a conditional model, repeated up to n; by default those of
                 ``condition``, or one class after the other.
             guidance: Scale of classifier-free guidance, 1 is none, 0 ignores the labels; or a
                 :class:`Guidance`, limited to an interval or rescaled.
             seed: Seed of the noise, ≥ 0.
-            weights: ema (averaged) or raw (the ones in training).
-            condition: For a model that is given images beside x_t; repeated up to n.
-
-        Returns:
-            float32 [n, *shape], on the CPU; [−1, 1] for images.
+            weights: ema (averaged) or raw (as trained).
+            condition: Condition images or labels, repeated up to n.
 
         Raises:
             InputError: The labels or the condition do not fit the model.
@@ -305,24 +299,21 @@ class DiffusionModule(Configurable, LightningModule):
         return generate(self, indices, request, condition, frames, progress)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Sample the images of these indices with the EMA weights: float32 [B, *shape].
+        """Draw the samples of indices int64 [B] with the EMA weights: float32 [B, *shape].
 
-        A model that is given images takes them from the test split, repeated along the index.
+        Condition images come from the test split, repeated along the index.
         """
         condition = Condition()
         if self.data.image_channels:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            given = data.finished("test", data.predict_n).condition
-            condition = Condition(image=given.image)
-        request = Request(seed=self.seed)
-        return self.generate(
-            batch.cpu(), request, condition, progress=self.trainer.is_global_zero
-        ).x
+            condition = Condition(image=data.finished("test", data.predict_n).condition.image)
+        request, progress = Request(seed=self.seed), self.trainer.is_global_zero
+        return self.generate(batch.cpu(), request, condition, progress=progress).x
 
     # ----------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a fresh process needs to rebuild the model; refuse to save a broken one."""
+        """Add the description that rebuilds the model; refuse to save weights with NaN."""
         check_finite_weights(self, self.trainer.global_step)
         checkpoint[KEY] = {
             "format": FORMAT,
@@ -332,11 +323,7 @@ class DiffusionModule(Configurable, LightningModule):
         } | describe_run(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what the timestep distribution has learned; see that a run can go on.
-
-        Raises:
-            InputError: The run's batches or steps are others than the checkpoint's.
-        """
+        """Restore the timestep distribution; raise InputError if the run cannot resume."""
         if KEY not in checkpoint:
             return
         checkpoint = upgraded(checkpoint)
@@ -347,12 +334,8 @@ class DiffusionModule(Configurable, LightningModule):
             self._resumed = checkpoint[KEY].get("optimization")
             self._check_optimization()
 
+    @override
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Take weights.
-
-        Raises:
-            InputError: They are those of another network.
-        """
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
@@ -362,7 +345,7 @@ class DiffusionModule(Configurable, LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any
     ) -> DiffusionModule:
-        """Rebuild the module from a checkpoint's path alone.
+        """Read a checkpoint and rebuild the module, without further arguments.
 
         Args:
             checkpoint_path: The .ckpt file.
@@ -381,11 +364,11 @@ class DiffusionModule(Configurable, LightningModule):
     def from_checkpoint(
         cls, checkpoint: dict[str, Any], path: str | Path, **overrides: Any
     ) -> DiffusionModule:
-        """Rebuild the module from a checkpoint that has been read.
+        """Rebuild the module from the content of a checkpoint.
 
         Args:
-            checkpoint: As :func:`ddpm_lightning.checkpoint.read_checkpoint` gives it.
-            path: Where it comes from, for messages.
+            checkpoint: As returned by :func:`ddpm_lightning.checkpoint.read_checkpoint`.
+            path: The file, for messages.
             overrides: Arguments of the module that replace the checkpoint's.
 
         Raises:
@@ -404,19 +387,12 @@ class DiffusionModule(Configurable, LightningModule):
     # --------------------------------------------------------------------- helpers
 
     def _check_optimization(self) -> None:
-        # Strategies differ in what comes first, the optimizer or the checkpoint.
+        # Called twice, because the strategy decides whether optimizer or checkpoint comes first.
         if self._resumed is not None and self._optimization is not None:
             check_optimization(self._resumed, self._optimization)
 
-    def _teach_timesteps(self) -> None:
-        """Show the losses of an optimizer step, in the order of the rows of the global batch."""
-        parts: Any = [self.all_gather(part) for part in self._losses]  # [world, B] each
-        self._losses.clear()
-        t, losses = (torch.cat([p.flatten() for p in rows]) for rows in zip(*parts, strict=True))
-        self.timesteps.update(t, losses)
-
     def _hyper_parameters(self, data: DataSpec) -> dict[str, Any]:
-        net = self.net.describe(skip=("data", "out_channels"))  # which the factory is called with
-        # The optimizer is how it is trained, not what it is.
+        # data and out_channels are passed to the factory; the optimizer does not define the model.
+        net = self.net.describe(skip=("data", "out_channels"))
         others = self.plain_arguments(skip=("data", "net", "optimizer", "lr_schedule"))
         return {"data": data.plain(), "net": net} | others

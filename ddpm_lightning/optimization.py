@@ -12,11 +12,7 @@ from ddpm_lightning.errors import InputError
 
 
 def make_optimizer(net: nn.Module, optimizer: OptimizerCallable) -> torch.optim.Optimizer:
-    """Make the optimizer of a network's parameters.
-
-    Raises:
-        InputError: It refuses its settings.
-    """
+    """Build the optimizer of a network's parameters; its refusal becomes an InputError."""
     try:
         return optimizer(net.parameters())
     except (TypeError, ValueError) as error:
@@ -26,18 +22,18 @@ def make_optimizer(net: nn.Module, optimizer: OptimizerCallable) -> torch.optim.
 def make_lr_schedule(
     optimizer: torch.optim.Optimizer, warmup_steps: int, after: LRSchedulerCallable | None
 ) -> LRScheduler | None:
-    """Raise the learning rate linearly from 0 over the warm-up, then follow a schedule.
+    """Build the learning rate schedule: linear warm-up from 0, then another schedule.
 
     Args:
-        optimizer: Its learning rate is the one that is reached.
+        optimizer: Its learning rate is reached after the warm-up.
         warmup_steps: Steps of the warm-up; 0 or 1 is none.
         after: The schedule after the warm-up; None keeps the rate constant.
 
     Returns:
-        A schedule to be stepped per optimizer step, or None where nothing changes.
+        The schedule, to be stepped per optimizer step; None: the rate is constant.
 
     Raises:
-        InputError: The schedule waits for a metric.
+        InputError: The schedule needs a metric (ReduceLROnPlateau).
     """
     parts: list[LRScheduler] = []
     if warmup_steps > 1:
@@ -54,7 +50,7 @@ def make_lr_schedule(
 
 
 def refuse_fused_clipping(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
-    """Refuse fused, clipped and mixed precision together, before torch does in the first step."""
+    """Refuse a fused optimizer with clipping under mixed precision: torch fails at step 1."""
     mixed = str(trainer.precision).endswith("-mixed")
     if optimizer.defaults.get("fused") and trainer.gradient_clip_val and mixed:
         raise InputError(

@@ -1,12 +1,12 @@
-"""Noise as a function of what it is for, never of what was drawn before.
+"""Counter-based noise: every number is a function of (seed, stream, index, draw).
 
-Every number is keyed by (seed, stream, index, draw) through a counter-based generator, so that
-image k is the same whatever the batch size or the number of processes, a resumed run sees the
-noise that it would have seen, and no two keys share their numbers.
+So sample k is the same for any batch size and number of processes, a resumed run sees the noise
+of an uninterrupted one, and different keys give independent numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 
 import numpy as np
@@ -16,14 +16,11 @@ from torch import Tensor
 from ddpm_lightning.errors import InputError
 
 LARGEST_SEED = 2**64 - 1
-"""The key of the noise has 64 bits."""
+"""The generator's key has 64 bits."""
 
 
 class Stream(IntEnum):
-    """What the noise is for; streams are independent of each other.
-
-    0 stays free: the order and the flips of the data are drawn there.
-    """
+    """Independent streams of noise, one a purpose; 0 is taken by the data's order and flips."""
 
     SAMPLING = 1
     TRAINING = 2
@@ -33,32 +30,29 @@ class Stream(IntEnum):
 
 
 class Draw(IntEnum):
-    """Numbers of the draws that a training or evaluation step makes for itself.
+    """Draw numbers reserved for training and evaluation steps.
 
-    Reserved ones lie far above those that a sampler or a timestep distribution counts up from 1,
-    so that no part of a user's own can share its numbers with them.
+    They are 0 or far above those that samplers and timestep distributions count up from 1, so
+    that custom ones never share a draw with them.
     """
 
     EPS = 0
     """The noise added to the data."""
     LABEL_DROPOUT = 2**32
-    """Which rows forget their label."""
+    """The choice of labels to drop."""
 
 
 NORMAL, UNIFORM = 0, 1
 
 
 class IndexedNoise:
-    """Noise for the samples of these indices.
-
-    Calling it, ``noise(draw, shape)``, gives standard normal float32 [n, *shape] in which row i
-    depends on (seed, stream, indices[i], draw) alone.
+    """Noise keyed by sample index: row i depends on (seed, stream, indices[i], draw) alone.
 
     Args:
         seed: The run's seed, ≥ 0.
         indices: int64 [n] sample indices.
-        stream: What the noise is for.
-        device: Where the numbers go; they are drawn on the CPU.
+        stream: The purpose of the noise.
+        device: Device of the result; the numbers are drawn on the CPU.
     """
 
     def __init__(
@@ -86,8 +80,8 @@ class IndexedNoise:
         rows = [generator.random(dtype=np.float32) for generator in generators]
         return self._move(np.array(rows, dtype=np.float32))
 
-    def _generators(self, draw: int, kind: int):  # type: ignore[no-untyped-def]
-        # One generator whose key and counter are set anew for each row; making one is slower.
+    def _generators(self, draw: int, kind: int) -> Iterator[np.random.Generator]:
+        # One generator, whose key and counter are set per row because creating one is slow.
         bits = np.random.Philox(0)
         generator = np.random.Generator(bits)
         state = bits.state
@@ -105,14 +99,14 @@ class IndexedNoise:
 
 
 class BatchNoise(IndexedNoise):
-    """Noise for some rows of the global batch of a training step.
+    """Noise for rows of the global batch of a training step.
 
     Args:
         seed: The run's seed, ≥ 0.
         step: The optimizer step.
-        rows: int64 [n] places of the rows in the global batch.
-        global_batch_size: Rows of all processes and micro-batches of the step.
-        device: Where the numbers go.
+        rows: int64 [n] rows in the global batch.
+        global_batch_size: Samples per optimizer step, over all processes and micro-batches.
+        device: Device of the result.
     """
 
     def __init__(
@@ -140,6 +134,6 @@ def step_seed(seed: int, *key: int) -> int:
 
 
 def check_seed(seed: int) -> None:
-    """Raise InputError unless noise can be drawn with this seed."""
+    """Raise InputError unless the seed fits the generator's key."""
     if not 0 <= seed <= LARGEST_SEED:
-        raise InputError(f"seed={seed}: it is not negative and below 2**64")
+        raise InputError(f"seed={seed}: give 0 or more, below 2**64")

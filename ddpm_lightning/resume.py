@@ -1,12 +1,12 @@
-"""Going on with a run: what it may change, and what must be as it was.
+"""Resuming a run: which settings may change, and which must be those of the checkpoint.
 
-The order of events: (1) the command line reads the checkpoint's description and holds the config
-against it; (2) Lightning builds the optimizer, which describes itself (describe_optimization), and
-restores module, optimizer, schedule and loops, in an order that depends on the strategy;
-(3) on_load_checkpoint compares data and accumulation (check_run) and, once both descriptions are
-there, optimizer and schedule (check_optimization); (4) on_train_start lets settings of the
-optimizer hold that this run states anew (apply_settings); (5) RunCheckpoint makes up for a
-validation, and the other callbacks for what they do at this step, where a stop cut it off.
+The order of events: (1) the command line compares the config with the checkpoint's description;
+(2) Lightning builds the optimizer (describe_optimization) and restores module, optimizer, schedule
+and loops, in an order that depends on the strategy; (3) on_load_checkpoint compares data and
+accumulation (check_run) and, as soon as both descriptions exist, optimizer and schedule
+(check_optimization); (4) on_train_start applies changed settings of the optimizer
+(apply_settings); (5) RunCheckpoint validates, and the other callbacks draw and measure, if the
+run was stopped between saving this step and doing so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 
 PLACES = ("root", "download", "predict_n")
-"""Arguments of data that change no batch of training."""
+"""Arguments of data modules that do not change the training batches."""
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:
@@ -33,15 +33,15 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Raise InputError if a run cannot go on from a checkpoint; warn where it changes.
+    """Raise InputError if a run cannot resume from a checkpoint; warn if its data changed.
 
     Args:
         checkpoint: As read from disk.
-        trainer: That of the resumed run.
+        trainer: The resumed run's.
     """
     if not {"loops", "optimizer_states", "lr_schedulers"} <= checkpoint.keys():
         raise InputError(
-            "the checkpoint holds weights only, so no run can go on from it; load them by "
+            "the checkpoint holds weights only, so no run can resume from it; load them with "
             "DiffusionModule.load_from_checkpoint"
         )
     own, accumulate = checkpoint[KEY], trainer.accumulate_grad_batches
@@ -51,33 +51,30 @@ def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
 
 
 def check_position(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Raise InputError if the checkpoint stands within an optimizer step of so many micro-batches.
+    """Raise InputError unless the checkpoint's micro-batches make whole optimizer steps.
 
     Args:
         checkpoint: As read from disk.
-        accumulate: Micro-batches of an optimizer step in the resumed run.
+        accumulate: Micro-batches per optimizer step in the resumed run.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     seen = progress["current"]["ready"]
     if seen % accumulate:
         raise InputError(
-            f"the checkpoint stands after {seen} micro-batches, no whole number of steps with "
+            f"the checkpoint was saved after {seen} micro-batches, no whole number of steps with "
             f"accumulate_grad_batches {accumulate}; resume with the number it was trained with"
         )
 
 
 def check_data(stored: dict[str, Any] | None, data: dict[str, Any] | None) -> None:
-    """Refuse another batch size, and warn of other data than the run began with.
+    """Raise InputError for another global batch size; warn of any other change of the data.
 
-    Noise and data order are keyed by the image's position in the run: steps of another size would
-    repeat positions.
+    Noise and data order are keyed by the sample's position in the run, and steps of another size
+    would repeat positions.
 
     Args:
         stored: Description of the data in the checkpoint, or None.
         data: That of the resumed run, or None.
-
-    Raises:
-        InputError: The images per optimizer step differ.
     """
     if stored is None or data is None:
         return
@@ -97,11 +94,7 @@ def check_data(stored: dict[str, Any] | None, data: dict[str, Any] | None) -> No
 def describe_optimization(
     optimizer: torch.optim.Optimizer, schedule: LRScheduler | None
 ) -> dict[str, Any]:
-    """Describe an optimizer and its schedule as they were made, before any step.
-
-    Returns:
-        The names of the classes, and the numbers in the parameter groups and in the schedule.
-    """
+    """Describe a new optimizer and its schedule: class names, and their numbers."""
     return {
         "optimizer": type(optimizer).__name__,
         "groups": [_group_numbers(group) for group in optimizer.param_groups],
@@ -111,14 +104,11 @@ def describe_optimization(
 
 
 def check_optimization(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse an optimizer or a schedule that cannot take up where the checkpoint stands.
+    """Raise InputError if optimizer or schedule cannot continue from the checkpoint's state.
 
     Args:
         before: :func:`describe_optimization` of the run that wrote the checkpoint.
         now: That of the resumed run.
-
-    Raises:
-        InputError: A class, the number of parameter groups or a setting of the schedule differs.
     """
     for what in ("optimizer", "lr_schedule"):
         if before[what] != now[what]:
@@ -141,15 +131,15 @@ def check_optimization(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Apply settings of the optimizer that this run changes, e.g. the learning rate.
+    """Apply settings of the optimizer that the resumed run changes, e.g. the learning rate.
 
-    A restored optimizer has the checkpoint's settings in its state. A learning rate that a
-    schedule has changed since keeps its share of the new one.
+    Needed because restoring brings the checkpoint's settings back. A learning rate that a
+    schedule has changed is scaled by the ratio of the new setting to the old.
 
     Args:
         trainer: The trainer, restored.
         before: :func:`describe_optimization` of the run that wrote the checkpoint.
-        now: That of this run.
+        now: That of the resumed run.
     """
     for i, (old, new) in enumerate(zip(before["groups"], now["groups"], strict=True)):
         group = trainer.optimizers[0].param_groups[i]
@@ -165,10 +155,10 @@ def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]
 
 
 def begin_next_epoch(trainer: Trainer) -> None:
-    """Leave an epoch behind that was finished when the checkpoint was saved.
+    """Start the next epoch if the checkpoint was saved at the end of one.
 
-    Lightning does so where epochs limit the run; where steps do, it would draw one more
-    micro-batch in the finished epoch and step at once, because an epoch's last batch always steps.
+    Lightning does so in a run limited by epochs. In one limited by steps it would draw one more
+    micro-batch in the finished epoch, and step at once because an epoch's last batch always does.
     """
     epochs, epoch = trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_loop
     finished = epoch.batch_progress.current.ready >= trainer.num_training_batches
@@ -177,6 +167,7 @@ def begin_next_epoch(trainer: Trainer) -> None:
 
 
 def _rescale(trainer: Trainer, i: int, lr: float, wanted: float) -> None:
+    """Scale the learning rates of parameter group i, schedules included, by wanted / lr."""
     if lr == 0:
         raise InputError(
             f"the checkpoint was trained with learning rate 0, of which {wanted} is no multiple; "
@@ -198,14 +189,14 @@ def _data(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def _group_numbers(group: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a parameter group, with the learning rate that its schedule starts from."""
+    """The numbers of a parameter group, with the initial learning rate of its schedule."""
     found = _numbers(group)
     found["lr"] = found.pop("initial_lr", found["lr"])
     return found
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers and lists of numbers among these values, as plain data."""
+    """The entries that are numbers or lists of numbers, as plain data."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Tensor) and value.numel() == 1:
@@ -223,7 +214,7 @@ def _name(schedule: LRScheduler) -> str:
 
 
 def _schedule_numbers(state: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a schedule that do not follow from the learning rate."""
+    """The numbers of a schedule, without the base learning rates."""
     found: dict[str, Any] = {}
     for part in state.get("_schedulers", ()):
         found |= _schedule_numbers(part)
@@ -232,7 +223,7 @@ def _schedule_numbers(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(description: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Arguments of a description by their path, those of descriptions within it included."""
+    """Flatten a description, with nested ones, to {dotted argument name: value}."""
     found: dict[str, Any] = {}
     for key, value in description.items():
         if key == "init_args":

@@ -1,4 +1,4 @@
-"""Where a run keeps its last save, and whether a stop cut off what follows it."""
+"""The run folder: its last checkpoint, and whether that step was validated and measured."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from ddpm_lightning.files import atomic_write
 
 
 def last_checkpoint(run_folder: str | Path) -> Path:
-    """Where a run keeps its latest checkpoint."""
+    """The path of a run's latest checkpoint."""
     return Path(run_folder) / "checkpoints" / "last.ckpt"
 
 
-def mark(trainer: Trainer, step: int, owed: bool) -> None:
-    """Note whether validation, grids and metrics of a saved step are still to come, or done."""
+def mark(trainer: Trainer, step: int, pending: bool) -> None:
+    """Write, next to the checkpoint, whether its validation, grids and metrics are pending."""
     if trainer.is_global_zero:
         with atomic_write(_note(trainer)) as partial:
-            partial.write_text(_text(step, owed))
+            partial.write_text(_text(step, pending))
 
 
 def was_cut_off(trainer: Trainer) -> bool:
-    """Whether this run goes on from its own last save, and a stop cut off what follows it."""
+    """Whether a run resumes its own last checkpoint with validation or metrics pending."""
     own, path = last_checkpoint(trainer.default_root_dir), trainer.ckpt_path
     if path is None or Path(path).resolve() != own.resolve():
         return False
     note = _note(trainer)
-    owed = note.is_file() and note.read_text() == _text(trainer.global_step, owed=True)
-    return bool(trainer.strategy.broadcast(owed))
+    pending = note.is_file() and note.read_text() == _text(trainer.global_step, pending=True)
+    return bool(trainer.strategy.broadcast(pending))
 
 
 def _note(trainer: Trainer) -> Path:
     return last_checkpoint(trainer.default_root_dir).with_suffix(".txt")
 
 
-def _text(step: int, owed: bool) -> str:
-    state = "still to come" if owed else "done"
+def _text(step: int, pending: bool) -> str:
+    state = "still to come" if pending else "done"
     return f"step {step}: validation, grids and metrics are {state}\n"

@@ -1,6 +1,6 @@
-"""Drawing samples: how they are asked for, and the loop over their indices.
+"""Requests for samples, and the loop that draws them by index, in batches.
 
-Sample k is the same whatever the batch size or the number of processes.
+Sample k is the same for any batch size and number of processes.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise, check_seed
 
 Weights = Literal["ema", "raw"]
-"""Averaged weights, or those that the optimizer left."""
+"""Averaged weights, or the optimizer's."""
 
 
 class Model(Protocol):
-    """What samples are drawn from; a DiffusionModule."""
+    """The interface of DiffusionModule that sampling needs."""
 
     data: DataSpec
 
     @property
     def knows_null(self) -> bool:
-        """Whether the model has learned what "no class" is."""
+        """Whether the model was trained with the null label."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
 
     def denoiser(self, weights: Weights = "ema") -> Denoiser:
-        """The network read as a prediction of x0."""
+        """The denoiser of these weights."""
 
 
 class Request(Configurable):
-    """How samples are asked for: all that decides about sample k but its index and its condition.
+    """Sampling settings: sampler, guidance, labels, weights and seed.
 
     Args:
-        sampler: How to sample, e.g. --sampler DDIM --sampler.steps 50 --sampler.eta 0.5; default:
+        sampler: The sampler, e.g. --sampler DDIM --sampler.steps 50 --sampler.eta 0.5; default:
             DDPM over all levels. Clips to the data's range.
         guidance: Scale of classifier-free guidance (CFG) of a conditional model; 1 is none, 0
-            ignores the labels. --guidance.scale, --guidance.interval and --guidance.rescale limit
-            it to some levels and hold its spread.
+            ignores the labels. --guidance.interval limits it to a range of levels,
+            --guidance.rescale rescales its result to the conditional standard deviation.
         labels: Class labels for a conditional model: one for all samples, or a list that is
-            repeated; default: those of the data at hand, or one class after the other.
+            repeated; default: those of the data, or one class after the other.
         variance: Variance of the reverse steps of DDPM, in place of the model's own, e.g.
             --variance FixedLarge.
-        weights: ema (averaged) or raw (as the optimizer left them).
+        weights: ema (averaged) or raw (as trained).
         seed: Seed of the noise, 0 to 2**64 − 1.
         batch_size: Samples at a time on each device; changes memory and speed, not the samples.
 
@@ -78,9 +78,9 @@ class Request(Configurable):
     ) -> None:
         check_seed(seed)
         if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: at least 1")
+            raise InputError(f"batch_size={batch_size}: give at least 1")
         if weights not in ("ema", "raw"):
-            raise InputError(f"weights={weights!r}: ema (averaged) or raw")
+            raise InputError(f"weights={weights!r}: give ema (averaged) or raw")
         self.sampler = sampler or DDPM()
         self.guidance = as_guidance(guidance)
         self.labels = [labels] if isinstance(labels, int) else labels
@@ -90,7 +90,7 @@ class Request(Configurable):
         self.batch_size = batch_size
 
     def check(self, model: Model) -> None:
-        """Raise InputError for whatever does not fit a model, before anything is computed."""
+        """Raise InputError if the request does not fit a model, before anything is computed."""
         levels_from_noise(self.sampler, model.denoiser(self.weights))
         self.denoiser(model)
         self.check_labels(model)
@@ -110,8 +110,8 @@ class Request(Configurable):
         unlabelled = labels is not None and bool((labels == NULL_LABEL).any())
         if not model.knows_null and (scale != 1 or unlabelled):
             raise InputError(
-                "the model was trained with label_dropout 0 and does not know what no class is: "
-                "give labels, and no guidance"
+                "the model was trained with label_dropout 0, so it has no unconditional "
+                "prediction: give labels, and no guidance"
             )
         if labels is not None:
             fits = (labels >= NULL_LABEL) & (labels < known)
@@ -121,12 +121,7 @@ class Request(Configurable):
                 )
 
     def denoiser(self, model: Model) -> Denoiser:
-        """The model's denoiser with the weights and the variance asked for, not guided.
-
-        Raises:
-            InputError: The sampler has no use for a variance, or the variance was measured or
-                learned with other weights.
-        """
+        """The model's denoiser with the requested weights and variance, without guidance."""
         denoiser = model.denoiser(self.weights)
         if self.variance is None:
             return denoiser
@@ -146,22 +141,22 @@ class Request(Configurable):
         return replace(denoiser, variance=variance)
 
     def tag(self, model: Model) -> str:
-        """Name how samples come about, for tags and files: ddim50_guidance1.5_ema."""
+        """Name the request for logs and files: ddim50_guidance1.5_ema."""
         schedule = model.denoiser(self.weights).schedule
         parts = (self.sampler.tag(schedule), self.guidance.tag, self.weights)
         return "_".join(filter(None, parts))
 
     def condition(self, model: Model, indices: Tensor, given: Condition) -> Condition:
-        """What the samples of these indices are made from.
+        """The condition of each sample.
 
         Args:
             model: The model.
-            indices: int64 [n].
-            given: Of the data at hand, repeated along the index; its labels give way to those
-                that are asked for.
+            indices: int64 [n] sample indices.
+            given: Labels and images, repeated along the index; the request's labels take
+                precedence.
 
         Raises:
-            InputError: The model needs an image beside x_t, or takes none.
+            InputError: The model needs a condition image, or takes none.
         """
         check_image(model.data, given.image)
         label = None
@@ -176,11 +171,11 @@ class Request(Configurable):
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """How samples came about, at F levels evenly spread over the steps, noise first.
+    """Trajectories of samples at F levels evenly spaced over the steps, noise first.
 
     Args:
-        x_t: float32 [F, n, ...].
-        x0: float32 [F, n, ...] the predictions there; at the end the sample itself.
+        x_t: float32 [F, n, ...] noisy samples.
+        x0: float32 [F, n, ...] predictions of x0; the samples themselves in the last.
         levels: The F levels.
     """
 
@@ -191,12 +186,12 @@ class Frames:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Generated data and, if asked for, how it came about.
+    """Samples and, on request, their trajectories.
 
     Args:
         x: float32 [n, ...] samples.
-        frames: None unless asked for.
-        inputs: float32 [M, ...] what an edit started from; None where nothing was given.
+        frames: The trajectories, or None.
+        inputs: float32 [M, ...] the images that were edited, or None.
     """
 
     x: Tensor
@@ -206,13 +201,12 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Procedure:
-    """A sampling procedure: from noise by a sampler, or an edit of given data.
+    """A sampling procedure: generation from noise, or an edit of images.
 
     Args:
         steps: Number of steps.
-        trajectory: From the noise of some samples and their condition to the States visited, one
-            more than steps.
-        inputs: [M, ...] what an edit starts from, or None.
+        trajectory: Function of (noise, condition) that yields steps + 1 States.
+        inputs: [M, ...] the images to edit, or None.
     """
 
     steps: int
@@ -221,11 +215,11 @@ class Procedure:
 
 
 def from_noise(denoiser: Denoises, sampler: Sampler, shape: tuple[int, ...]) -> Procedure:
-    """Sampling from pure noise.
+    """The procedure that generates samples from noise.
 
     Args:
-        denoiser: The model, guided or not.
-        sampler: How to go from noise to data.
+        denoiser: The denoiser, guided or not.
+        sampler: The sampler.
         shape: [C, ...] of one sample.
     """
 
@@ -247,11 +241,11 @@ def generate(
     """Draw the samples of these indices.
 
     Args:
-        model: What to sample from.
+        model: The model.
         indices: int64 [n]; a sample's noise depends on (seed, index) alone.
-        request: How the samples are asked for.
-        condition: Labels and images at hand, repeated along the index.
-        frames: Keep x_t at this many levels, at most one a step; 0 for none, or at least 2.
+        request: The sampling settings.
+        condition: Labels and images, repeated along the index.
+        frames: Number of levels to keep the trajectory at: 0, or 2 to steps + 1.
         progress: Show a progress bar.
 
     Raises:
@@ -280,25 +274,22 @@ def run(
     frames: int = 0,
     progress: bool = False,
 ) -> Samples:
-    """Run a sampling procedure for these sample indices, in batches.
+    """Run a sampling procedure for these sample indices, in batches; return it on the CPU.
 
     Args:
-        procedure: What to run.
-        indices: int64 [n].
-        request: Its seed and batch size count.
-        condition: Of each sample, n rows a part.
-        device: Where the denoiser is.
-        frames: Keep x_t at this many levels, at most one a step; 0 for none, or at least 2.
+        procedure: The procedure.
+        indices: int64 [n] sample indices.
+        request: Gives the seed and the batch size.
+        condition: The condition of each sample, n rows per part.
+        device: The denoiser's device.
+        frames: Number of levels to keep the trajectory at: 0, or 2 to steps + 1.
         progress: Show a progress bar.
 
-    Returns:
-        The samples, on the CPU.
-
     Raises:
-        InputError: There is nothing to do, or the samples are not finite.
+        InputError: There are no indices, or the samples are not finite.
     """
     if not len(indices):
-        raise InputError("0 samples asked for; give at least 1")
+        raise InputError("0 samples requested; give at least 1")
     check_frames(frames)
     steps = procedure.steps
     kept = {round(i * steps / (frames - 1)) for i in range(frames)} if frames else set()
@@ -329,7 +320,7 @@ def run(
 
 
 def _joined(batches: list[list[State]]) -> Frames:
-    """Put the States of several batches together, level by level."""
+    """Concatenate the States of several batches, level by level."""
     columns = list(zip(*batches, strict=True))
     x_t = torch.stack([torch.cat([state.x_t for state in column]) for column in columns])
     x0 = torch.stack([torch.cat([state.x0 for state in column]) for column in columns])
@@ -337,11 +328,7 @@ def _joined(batches: list[list[State]]) -> Frames:
 
 
 def levels_from_noise(sampler: Sampler, denoiser: Denoises) -> list[int]:
-    """The sampler's levels.
-
-    Raises:
-        InputError: They do not start where noise belongs.
-    """
+    """The sampler's levels; raise InputError unless they start at T."""
     levels = sampler.levels(denoiser.schedule)
     if levels[0] != denoiser.schedule.T and not sampler.spacing.starts_below_T:
         raise InputError(
@@ -352,23 +339,18 @@ def levels_from_noise(sampler: Sampler, denoiser: Denoises) -> list[int]:
 
 
 def check_frames(frames: int) -> None:
-    """Raise InputError unless this many frames show the way from noise to sample, or none."""
+    """Raise InputError unless frames is 0 or at least 2."""
     if frames < 0 or frames == 1:
         raise InputError(f"frames={frames}: a trajectory has 2 or more (noise and sample), or 0")
 
 
 def check_image(data: DataSpec, image: Tensor | None) -> None:
-    """Raise InputError unless the images given beside x_t are those that a model asks for.
-
-    Args:
-        data: The model's data.
-        image: [M, K, H, W], or None.
-    """
+    """Raise InputError unless condition images [M, K, H, W], or None, fit a model's data."""
     channels = data.image_channels
     if channels and image is None:
         raise InputError(
-            f"the model makes images out of given ones of {channels} channel(s), and none are "
-            "given; give condition images (condition=, --condition)"
+            f"the model needs condition images of {channels} channel(s), and none are given; "
+            "give condition images (condition=, --condition)"
         )
     if image is not None and not channels:
         raise InputError(

@@ -8,6 +8,7 @@ from torch import nn
 
 # Quick tests of numbers, without the command line and without training: `pytest -m core`.
 CORE = (
+    "batch",
     "bound",
     "configurable",
     "denoiser",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -74,7 +76,8 @@ def fit(
     module = tiny_module(**{"ema": EMA(0.9)} | spec | arguments)
     saved_first = {"callbacks": [RunCheckpoint(every_n_steps=3), *callbacks]}
     one = trainer(folder, steps, **saved_first | (run or {}))
-    one.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))
+    # Lightning moves checkpoints to the end of the list.
+    one.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
     path = last_checkpoint(folder) if resume is True else resume or None
     one.fit(module, data, ckpt_path=path, weights_only=True)
     return module
@@ -150,6 +153,10 @@ def logging_trainer(folder: Path, max_steps: int, callbacks: list, **arguments: 
     """The same, with these callbacks alone, logging to TensorBoard."""
     logger = TensorBoardLogger(folder, name="", version="")
     return trainer(folder, max_steps, callbacks=callbacks, logger=logger, **arguments)
+
+
+def frames_in(gif: Path | BytesIO) -> int:
+    return len(list(ImageSequence.Iterator(Image.open(gif))))
 
 
 def events(folder: Path) -> EventAccumulator:

@@ -26,7 +26,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_gif
 from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.randomness import IndexedNoise
-from tests.small import events, lively, logging_trainer, tiny_data, tiny_module
+from tests.small import events, frames_in, lively, logging_trainer, tiny_data, tiny_module
 
 
 def fit(folder: Path, steps: int, *callbacks: Callback, **arguments) -> DiffusionModule:
@@ -65,9 +65,9 @@ def test_frames_are_a_strip_and_a_gif_that_ends_with_the_grid_and_moves_in_tenso
     assert np.array_equal(gif.convert("L"), png)  # now at its last frame
     assert (folder / "ddim8_ema_denoising_step_00000001.png").exists()
     (event,) = events(tmp_path).Images("samples/ddim8_ema_animated")
-    moving = Image.open(BytesIO(event.encoded_image_string))
-    assert (event.step, moving.format, moving.n_frames) == (1, "GIF", 4)
-    assert (event.width, event.height) == moving.size
+    moving = BytesIO(event.encoded_image_string)
+    assert (event.step, frames_in(moving)) == (1, 4)
+    assert (event.width, event.height) == Image.open(moving).size
 
 
 def test_the_slowest_the_fastest_and_the_shortest_animation_are_written(tmp_path):
@@ -79,13 +79,26 @@ def test_the_slowest_the_fastest_and_the_shortest_animation_are_written(tmp_path
     write_gif(tmp_path / "fast.gif", frames, fps=50)
     assert Image.open(tmp_path / "fast.gif").info["duration"] == 20
     write_gif(tmp_path / "one.gif", frames[:1], fps=10)
-    assert Image.open(tmp_path / "one.gif").n_frames == 1
+    assert frames_in(tmp_path / "one.gif") == 1
 
 
 def test_drawing_leaves_training_as_it_was(tmp_path):
     drawn = fit(tmp_path / "a", 4, SampleGrid(every_n_steps=1, n=2, sampler=DDIM(2, eta=1.0)))
     for name, value in fit(tmp_path / "b", 4).state_dict().items():
         assert torch.equal(value, drawn.state_dict()[name]), name
+
+
+def test_a_grid_is_drawn_in_the_precision_of_training(tmp_path, monkeypatch):
+    seen, generate = [], DiffusionModule.generate
+
+    def record(self, *args):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return generate(self, *args)
+
+    monkeypatch.setattr(DiffusionModule, "generate", record)
+    for precision in ("bf16-mixed", "32-true"):
+        fit(tmp_path / precision, 1, SampleGrid(n=2, sampler=DDIM(2)), precision=precision)
+    assert seen == [True, False]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from ddpm_lightning.data.data_module import RawBatch
 from ddpm_lightning.diffusion import Cosine, EDMPreconditioning, V
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import guide
-from ddpm_lightning.diffusion.samplers import DDIM, DPMSolverPP
+from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import from_uint8, grid, to_uint8
 from ddpm_lightning.loaded import DataPlace
@@ -179,7 +179,7 @@ def noisy(rows: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
 def test_the_network_sees_scaled_x_t_and_then_the_condition_as_it_is():
     denoiser, x_t, image = probe_denoiser(EDMPreconditioning(0.5)), noisy(5), noisy(5, 2, seed=1)
     denoiser(x_t, 60, Condition(image=image))
-    (seen,) = denoiser.net.seen
+    seen = denoiser.net.seen[0]
     alpha, sigma = float(denoiser.schedule.alpha[60]), float(denoiser.schedule.sigma[60])
     c_in = 1 / np.sqrt(alpha**2 * 0.5**2 + sigma**2)
     assert abs(c_in - 1) > 0.05
@@ -201,11 +201,9 @@ def test_guidance_gives_both_halves_the_condition():
 # ------------------------------------------------------------------------ the module
 
 
-@pytest.mark.parametrize("sampler", [DDIM(4, eta=1.0), DPMSolverPP(4)])
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_samples_with_conditions_do_not_depend_on_the_batch_size(sampler, guidance):
+def test_samples_with_conditions_do_not_depend_on_the_batch_size():
     module, given = conditioned_module(conditional=True), images_of(digits(), 5)
-    request = Request(sampler, guidance, seed=3)
+    request = Request(DDIM(4, eta=1.0), guidance=2.0, seed=3)
 
     def draw(indices=torch.arange(7), request=request, given=given):
         return module.generate(indices, request, given).x
@@ -231,9 +229,9 @@ def test_missing_superfluous_and_misshapen_conditions_are_refused():
 
 
 def test_training_batches_without_the_conditions_that_the_model_asks_for_are_refused(tmp_path):
-    with pytest.raises(InputError, match="image of 1 channels beside x_t, and got no"):
+    with pytest.raises(InputError, match=r"image is None.*image_channels=1"):
         trainer(tmp_path, 1).fit(conditioned_module(), tiny_data())
-    with pytest.raises(InputError, match="image of 0 channels beside x_t"):
+    with pytest.raises(InputError, match="image_channels=0"):
         trainer(tmp_path, 1).fit(tiny_module(), digits())
 
 
@@ -258,10 +256,8 @@ def test_a_run_trains_draws_measures_and_its_checkpoint_loads_by_path_alone(task
         SampleGrid(n=6, columns=4, frames=2, **sampling),
         GenerativeMetrics(LeNet(), n=100, batch_size=100, **sampling),
     )
-    run = {"limit_val_batches": 1}
-    module = fit(
-        tmp_path, 2, *callbacks, data=data, run=run, conditional=True, schedule=Cosine(20)
-    )
+    arguments = {"run": {"limit_val_batches": 1}, "conditional": True, "schedule": Cosine(20)}
+    module = fit(tmp_path, 2, *callbacks, data=data, **arguments)
     assert len(json.loads((tmp_path / "metrics.json").read_text())) == 1
     path = tmp_path / "samples" / "ddim2_ema_step_00000002.png"
     # Below the caption, two rows of 4: condition, sample and truth each.

@@ -175,58 +175,50 @@ def test_each_data_set_gives_what_its_files_hold(tmp_path, cls, write, arguments
 
 def test_digits_come_without_files_and_fill_eight_bits():
     data = Digits(root="/nowhere", download=False)
-    images = torch.cat([data.images(split)[0] for split in ("train", "val", "test")])
-    labels = torch.cat([data.images(split)[1] for split in ("train", "val", "test")])
-    assert [len(data.images(split)[0]) for split in ("train", "val", "test")] == [1350, 150, 297]
-    assert (images.shape, images.dtype) == ((1797, 1, 8, 8), torch.uint8)
-    reference = np.floor(load_digits().images * 255 / 16 + 0.5)
-    assert np.array_equal(images[:, 0].numpy(), reference)
-    assert np.array_equal(labels.numpy(), load_digits().target)
-    assert (images.min(), images.max()) == (0, 255)
+    images, labels = zip(*(data.images(split) for split in ("train", "val", "test")), strict=True)
+    assert [len(part) for part in images] == [1350, 150, 297]
+    together = torch.cat(images)
+    assert (together.shape, together.dtype) == ((1797, 1, 8, 8), torch.uint8)
+    assert np.array_equal(together[:, 0].numpy(), np.floor(load_digits().images * 255 / 16 + 0.5))
+    assert np.array_equal(torch.cat(labels).numpy(), load_digits().target)
 
 
-def test_shape_and_classes_are_known_before_any_file_is_read():
-    data = CIFAR100(root="/nowhere", image_size=64)
-    assert data.spec == DataSpec((3, 64, 64), (-1.0, 1.0), 100)
-
-
-def test_a_data_set_is_rebuilt_from_its_description(tmp_path):
-    data = MNIST(root=str(tmp_path), image_size=32, subset=0.5, held_out=0, seed=3)
+def test_the_specification_is_known_before_any_file_is_read_and_outlives_a_description():
+    data = CIFAR100(root="/nowhere", image_size=64, subset=0.5, held_out=0, seed=3)
     again = build(data.describe())
-    assert type(again) is MNIST
     assert again.describe() == data.describe()
-    assert again.shape == (1, 32, 32)
+    assert again.spec == DataSpec((3, 64, 64), (-1.0, 1.0), 100)
 
 
 # ------------------------------------------------------------------------- the splits
 
 
+def held(data, split):
+    """The numbers of the images of a split."""
+    return data.images(split)[0][:, 0, 0, 0].tolist()
+
+
 def test_splits_are_disjoint_and_the_same_for_every_seed():
+    tested = list(range(100, 121))
     for seed in (0, 1):
-        data = Numbered(seed=seed)
-        shown = {split: data.images(split)[0][:, 0, 0, 0].tolist() for split in ("train", "val")}
-        assert shown == {"train": list(range(40)), "val": list(range(40, 50))}
-        assert data.images("test")[0][:, 0, 0, 0].tolist() == list(range(100, 121))
-
-
-def test_with_nothing_held_out_all_train_and_the_test_split_validates():
-    data = Numbered(held_out=0)
-    assert len(data.images("train")[0]) == 50
-    assert torch.equal(data.images("val")[0], data.images("test")[0])
+        shown = [held(Numbered(seed=seed), split) for split in ("train", "val", "test")]
+        assert shown == [list(range(40)), list(range(40, 50)), tested]
+    shown = [held(Numbered(held_out=0), split) for split in ("train", "val", "test")]
+    assert shown == [list(range(50)), tested, tested]
 
 
 @pytest.mark.parametrize(("subset", "size"), [(0.25, 10), (7, 7), (1, 1), (1.0, 40), (0.001, 1)])
 def test_a_subset_is_a_fixed_random_part_of_the_training_images(subset, size):
     data = Numbered(subset=subset)
-    chosen = data.images("train")[0][:, 0, 0, 0].tolist()
+    chosen = held(data, "train")
     assert len(set(chosen)) == len(chosen) == size
     assert set(chosen) <= set(range(40))
-    assert len(data.images("val")[0]) == 10
-    assert Numbered(subset=subset).images("train")[0][:, 0, 0, 0].tolist() == chosen
+    assert held(data, "val") == list(range(40, 50))
+    assert held(Numbered(subset=subset), "train") == chosen
     if 1 < size < 40:
         assert chosen != list(range(size))
-        assert Numbered(subset=subset, seed=1).images("train")[0][:, 0, 0, 0].tolist() != chosen
-    shown = numbers(torch.cat([batch.x0 for batch in data.train_dataloader()]))[0]
+        assert held(Numbered(subset=subset, seed=1), "train") != chosen
+    shown = [number for batch in data.train_dataloader() for number in numbers(batch.x0)[0]]
     assert set(shown) == set(chosen)
 
 
@@ -453,20 +445,15 @@ def test_an_unknown_md5_is_one_warning(tmp_path, monkeypatch):
 # ------------------------------------------------------------------ the training order
 
 
-def test_every_image_is_seen_once_per_n_positions_in_an_order_new_each_time():
-    stream = TrainingStream(37, Layout(8), only_indices)
-    shown = np.array(flat(take(stream, 37))).reshape(8, 37)
+@pytest.mark.parametrize("n", [37, 3])  # small data fills a large batch
+def test_every_image_is_seen_once_per_n_positions_in_an_order_new_each_time(n):
+    batches = take(TrainingStream(n, Layout(8), only_indices), n)
+    assert {len(batch) for batch in batches} == {8}
+    shown = np.array(flat(batches)).reshape(8, n)
     for epoch in shown:
-        assert sorted(epoch) == list(range(37))
-    assert len({tuple(epoch) for epoch in shown}) == 8
-    assert (shown[0] != np.arange(37)).any()
-
-
-def test_small_data_fills_a_large_batch():
-    shown = take(TrainingStream(3, Layout(8), only_indices), 3)
-    assert [len(batch) for batch in shown] == [8, 8, 8]
-    for epoch in np.array(flat(shown)).reshape(8, 3):
-        assert sorted(epoch) == [0, 1, 2]
+        assert sorted(epoch) == list(range(n))
+    assert len({tuple(epoch) for epoch in shown}) == (8 if n == 37 else 6)
+    assert (shown[0] != np.arange(n)).any()
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 3)])
@@ -489,12 +476,13 @@ def test_the_global_batch_is_the_same_in_every_layout(world, accumulate):
         assert dealt == global_batch
 
 
-def test_an_epoch_is_the_whole_steps_that_fit_the_data():
-    assert len(TrainingStream(40, Layout(8), pairs)) == 5
-    assert len(TrainingStream(47, Layout(8), pairs)) == 5
-    assert len(TrainingStream(40, Layout(8, 0, 2, 4), pairs)) == 20
-    assert len(TrainingStream(3, Layout(8), pairs)) == 1
-    assert len(list(TrainingStream(47, Layout(8), only_indices))) == 5
+@pytest.mark.parametrize(
+    ("n", "layout", "batches"),
+    [(40, (8,), 5), (47, (8,), 5), (40, (8, 0, 2, 4), 20), (3, (8,), 1)],
+)
+def test_an_epoch_is_the_whole_steps_that_fit_the_data(n, layout, batches):
+    stream = TrainingStream(n, Layout(*layout), only_indices)
+    assert len(stream) == len(list(stream)) == batches
 
 
 def test_order_and_flips_depend_on_the_seed_and_touch_no_global_generator():
@@ -687,18 +675,12 @@ def test_validation_and_test_see_every_image_once_in_order(tmp_path):
     assert module.evaluated == list(range(100, 121))
 
 
-def test_predict_gets_sample_indices(tmp_path):
-    batches = make_trainer(tmp_path).predict(
-        Recorder(), Numbered(global_batch_size=8, predict_n=21)
-    )
+def test_predict_gets_sample_indices_and_needs_no_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(MNIST, "fetch", lambda self: pytest.fail("downloaded"))
+    data = MNIST(root=str(tmp_path), global_batch_size=8, predict_n=21)
+    batches = make_trainer(tmp_path).predict(Recorder(), data)
     assert torch.equal(torch.cat(batches), torch.arange(21))
     assert max(len(batch) for batch in batches) <= 8
-
-
-def test_predict_needs_no_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(MNIST, "fetch", lambda self: pytest.fail("downloaded"))
-    batches = make_trainer(tmp_path).predict(Recorder(), MNIST(root=str(tmp_path), predict_n=5))
-    assert torch.equal(torch.cat(batches), torch.arange(5))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7, 8, 9, 64, 101])

@@ -333,10 +333,8 @@ def test_an_interpolation_takes_a_label():
     means = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
     mixture = Mixture(LINEAR, means, torch.tensor([0.1, 0.1]), labels=torch.tensor([0, 1]))
     middles = [
-        interpolate(
-            mixture, *means, [0.5], Condition(None if y is None else torch.tensor([y])), steps=10
-        )
-        for y in (None, 0, 1)
+        interpolate(mixture, means[0], means[1], [0.5], condition, steps=10)
+        for condition in (Condition(), labels(0), labels(1))
     ]
     assert not torch.allclose(middles[0], middles[1])
     assert not torch.allclose(middles[1], middles[2])

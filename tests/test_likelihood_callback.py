@@ -36,7 +36,7 @@ def measure(folder: Path, likelihood: Likelihood, module: DiffusionModule, data)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     run = Trainer(default_root_dir=folder, accelerator="cpu", callbacks=[likelihood], **quiet)
     (logged,) = run.test(module, data, verbose=False)
-    return logged
+    return dict(logged)
 
 
 class Knows(DiffusionModule):

@@ -1,48 +1,86 @@
-import hashlib
-import os
-import urllib.error
-import warnings
-from pathlib import Path
+"""What is computed from features, against closed forms and other implementations."""
+
+from __future__ import annotations
+
+import re
+import sys
 
 import numpy as np
 import pytest
-import safetensors.torch
 import scipy.linalg
-import sklearn.datasets
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from ddpm_lightning.configurable import build
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics import Inception, LeNet, Statistics, frechet_distance
-from ddpm_lightning.metrics.lenet import WEIGHTS
-from ddpm_lightning.metrics.train_lenet import train
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from ddpm_lightning.metrics import (
+    KID,
+    MMD,
+    Features,
+    Floor,
+    Inception,
+    InceptionScore,
+    LeNet,
+    Measures,
+    Metric,
+    Pixels,
+    PrecisionRecall,
+    Reference,
+    Score,
+    SlicedWasserstein,
+    Statistics,
+    as_metrics,
+    extrapolated_frechet,
+    frechet_distance,
+    frechet_error,
+    inception_score,
+    kid,
+    kid_error,
+    manifold,
+)
+from ddpm_lightning.metrics.jackknife import shuffled
+from ddpm_lightning.metrics.train_lenet import embedded_digits
 
 
 def gaussian(n, d, seed, scale=1.0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-# Fréchet distance
+def fd(x, y):
+    return frechet_distance(Statistics.of(x), Statistics.of(y))
 
 
-def test_statistics_are_numpys_mean_and_covariance():
+def numpy_fd(x, y):
+    x, y = x.double().numpy(), y.double().numpy()
+    covs = np.cov(x.T), np.cov(y.T)
+    root = scipy.linalg.sqrtm(covs[0] @ covs[1]).real
+    return np.square(x.mean(0) - y.mean(0)).sum() + np.trace(covs[0] + covs[1] - 2 * root)
+
+
+def plain_jackknife(left_out):
+    left_out = np.array(left_out)
+    return np.sqrt(19 / 20 * np.square(left_out - left_out.mean()).sum())
+
+
+def without_blocks(x, seed):
+    for rows in shuffled(len(x), seed).tensor_split(20):
+        yield x[torch.from_numpy(np.setdiff1d(np.arange(len(x)), rows.numpy()))]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return embedded_digits()[0]  # uint8 [1797, 1, 8, 8]
+
+
+# -------------------------------------------------------------------- Fréchet distance
+
+
+def test_statistics_are_numpys_mean_and_covariance_also_of_the_rest():
     features = gaussian(5000, 6, seed=0) + 100
-    statistics = Statistics.of(features)
-    x = features.double().numpy()
-    assert statistics.n == 5000
-    assert statistics.mean.dtype == statistics.cov.dtype == torch.float64
-    np.testing.assert_allclose(statistics.mean, x.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(statistics.cov, np.cov(x.T), rtol=1e-9, atol=1e-12)
+    whole, x = Statistics.of(features), features.double().numpy()
+    for found, rows in ((whole, x), (whole.without(Statistics.of(features[:20])), x[20:])):
+        assert found.n == len(rows)
+        assert found.mean.dtype == found.cov.dtype == torch.float64
+        np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(found.cov, np.cov(rows.T), rtol=1e-9, atol=1e-9)
 
 
 def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
@@ -57,19 +95,13 @@ def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
 def test_frechet_distance_is_the_formula_with_scipys_matrix_root():
     a = gaussian(200, 12, seed=1) @ gaussian(12, 12, seed=2)
     b = gaussian(300, 12, seed=3) @ gaussian(12, 12, seed=4) + 0.5
-    x, y = a.double().numpy(), b.double().numpy()
-    cov_x, cov_y = np.cov(x.T), np.cov(y.T)
-    root = scipy.linalg.sqrtm(cov_x @ cov_y).real
-    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(cov_x + cov_y - 2 * root)
-    distance = frechet_distance(Statistics.of(a), Statistics.of(b))
-    assert distance == pytest.approx(expected, rel=1e-9)
-    assert distance == pytest.approx(frechet_distance(Statistics.of(b), Statistics.of(a)))
+    assert fd(a, b) == pytest.approx(numpy_fd(a, b), rel=1e-9)
+    assert fd(a, b) == pytest.approx(fd(b, a))
 
 
 @pytest.mark.parametrize("n", [2, 10, 1000])
 def test_frechet_distance_of_equals_is_zero_and_a_shift_adds_its_square(n):
-    features = gaussian(n, 64, seed=5)
-    statistics = Statistics.of(features)
+    statistics = Statistics.of(gaussian(n, 64, seed=5))
     shifted = Statistics(statistics.mean + 2.0, statistics.cov, n)
     assert 0 <= frechet_distance(statistics, statistics) < 1e-10
     assert frechet_distance(statistics, shifted) == pytest.approx(64 * 2.0**2, abs=1e-10)
@@ -77,273 +109,469 @@ def test_frechet_distance_of_equals_is_zero_and_a_shift_adds_its_square(n):
 
 def test_singular_covariances_give_a_finite_distance():
     few = Statistics.of(gaussian(5, 128, seed=6))
-    constant = Statistics.of(torch.ones(5, 128))
-    assert np.isfinite(frechet_distance(few, Statistics.of(gaussian(7, 128, seed=7))))
     expected = (few.mean - 1).square().sum() + few.cov.trace()
+    assert np.isfinite(frechet_distance(few, Statistics.of(gaussian(7, 128, seed=7))))
+    constant = Statistics.of(torch.ones(5, 128))
     assert frechet_distance(few, constant) == pytest.approx(expected.item())
 
 
-def test_floor_between_samples_of_one_distribution_falls_like_one_over_n():
-    floors = [
-        frechet_distance(Statistics.of(gaussian(n, 16, 8)), Statistics.of(gaussian(n, 16, 9)))
-        for n in (100, 400, 1600)
-    ]
-    assert floors[0] > 2.5 * floors[1] > 2.5**2 * floors[2]
+def test_fid_and_kid_are_torchmetrics_of_the_same_features(digits):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Network(torch.nn.Module):
+        num_features = 84
+
+        def forward(self, images):
+            return LeNet()(images)
+
+    a, b = digits[:200], digits[900:1100]
+    fid = FrechetInceptionDistance(Network(), input_img_size=(1, 8, 8)).set_dtype(torch.float64)
+    kd = KernelInceptionDistance(Network(), subsets=1, subset_size=200)
+    for metric in (fid, kd):
+        metric.update(a, real=False)
+        metric.update(b, real=True)
+    x, y = LeNet()(a), LeNet()(b)
+    assert fd(x, y) == pytest.approx(float(fid.compute()), rel=1e-4)
+    assert kid(x, y, 1, 200, 0)[0] == pytest.approx(float(kd.compute()[0]), rel=1e-4)
 
 
-def test_too_few_mismatched_and_broken_features_are_named():
-    with pytest.raises(InputError, match=r"n ≥ 2"):
-        Statistics.of(torch.zeros(1, 4))
-    with pytest.raises(InputError, match="not finite"):
-        Statistics.of(torch.tensor([[1.0], [float("nan")]]))
-    with pytest.raises(InputError, match="same extractor"):
-        frechet_distance(Statistics.of(torch.zeros(3, 4)), Statistics.of(torch.zeros(3, 5)))
+@pytest.mark.slow  # torch-fidelity's eigenvalues of a matrix [2048, 2048] that is not symmetric
+@pytest.mark.filterwarnings("ignore:.*not comparable")
+def test_fid_kid_and_inception_score_are_those_of_torch_fidelitys_command(inception_file):
+    import torch_fidelity
 
-
-# LeNet
-
-
-def digits():
-    data = sklearn.datasets.load_digits()
-    images = torch.from_numpy(data.images).mul(255 / 16).round().to(torch.uint8)
-    return images[:, None], torch.from_numpy(data.target)  # [1797, 1, 8, 8]
-
-
-@pytest.fixture(scope="module")
-def lenet():
-    return LeNet()
-
-
-def test_lenet_ships_less_than_a_megabyte_of_safetensors(lenet):
-    assert WEIGHTS.stat().st_size < 400_000
-    assert all(v.dtype == torch.float32 for v in safetensors.torch.load_file(WEIGHTS).values())
-    assert lenet.digest == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
-
-
-def test_lenet_reads_digits_it_has_never_seen(lenet):
-    images, labels = digits()
-    recognised = lenet.classify(images).argmax(dim=1) == labels
-    assert recognised.double().mean() > 0.90
-
-
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (9, 40)])
-def test_lenet_reads_any_size_from_eight_pixels_on(lenet, size):
-    images = torch.randint(256, (3, 1, *size), dtype=torch.uint8)
-    features = lenet(images)
-    assert (features.shape, features.dtype) == ((3, lenet.dim), torch.float32)
-    assert lenet.classify(images).shape == (3, 10)
-
-
-def test_enlarging_and_padding_keep_the_digit(lenet):
-    images, _ = digits()
-    images = images[:500]
-    small = lenet.classify(images).argmax(dim=1)
-    large = F.interpolate(images.float(), size=(28, 28), mode="bilinear").round()
-    padded = F.pad(large, (2, 2, 2, 2))
-    for other, least in ((large, 0.99), (padded, 0.85)):
-        agreement = lenet.classify(other.to(torch.uint8)).argmax(dim=1) == small
-        assert agreement.double().mean() > least
-
-
-def test_lenet_distance_grows_with_corruption(lenet):
-    images, _ = digits()
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    a, b = images[::2], images[1::2]
-    reference = Statistics.of(lenet(a))
-    distances = [
-        frechet_distance(
-            Statistics.of(
-                lenet((b + scale * noise[1::2]).round().clamp(0, 255).to(torch.uint8)),
-            ),
-            reference,
-        )
-        for scale in (0, 16, 64)
-    ]
-    assert distances == sorted(distances)
-    assert distances[2] > 2 * distances[0]
-
-
-def test_features_depend_on_nothing_but_the_image(lenet):
-    images, _ = digits()
-    images = images[:64]
-    features = lenet(images)
-    assert torch.equal(features, LeNet()(images))
-    torch.testing.assert_close(features[:1], lenet(images[:1]))
-    assert lenet(images[:0]).shape == (0, lenet.dim)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(features, lenet(images))
-        assert lenet.classify(images).dtype == torch.float32
-
-
-def test_extractor_is_frozen_and_registers_nowhere(lenet):
-    class Holder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.extractor = lenet
-
-    lenet.check()
-    assert not list(Holder().parameters())
-    assert not Holder().state_dict()
-    assert not lenet.network.training
-    assert not any(p.requires_grad for p in lenet.network.parameters())
-    assert not lenet(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).requires_grad
-
-
-def test_loading_draws_nothing_and_survives_inference_mode():
-    state = torch.get_rng_state()
-    extractor = LeNet()
-    with torch.inference_mode():
-        extractor.check()
-    assert torch.equal(state, torch.get_rng_state())
-    assert not any(p.is_inference() for p in extractor.network.parameters())
-
-
-def test_lenet_refuses_what_it_cannot_read(lenet):
-    with pytest.raises(InputError, match=r"8-bit.*to_uint8"):
-        lenet(torch.zeros(1, 1, 28, 28))
-    with pytest.raises(InputError, match=r"1 channel.*\[1, 3, 28, 28\].*Inception"):
-        lenet(torch.zeros(1, 3, 28, 28, dtype=torch.uint8))
-    with pytest.raises(InputError, match="8×8"):
-        lenet(torch.zeros(1, 1, 7, 8, dtype=torch.uint8))
-
-
-def test_missing_and_damaged_lenet_weights_are_named(monkeypatch, tmp_path):
-    path = tmp_path / "lenet.safetensors"
-    monkeypatch.setattr("ddpm_lightning.metrics.lenet.WEIGHTS", path)
-    with pytest.raises(InputError, match="train_lenet"):
-        LeNet().check()
-    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(InputError, match="train_lenet"):
-        LeNet().check()
-
-
-def test_training_learns_and_writes_the_tensors_that_ship(tmp_path):
-    images, labels = digits()
-    torch.manual_seed(0)
-    large = F.interpolate(images[:960].float(), size=(28, 28), mode="bilinear").to(torch.uint8)
-    network = train(large, labels[:960], epochs=4)
-    shipped = safetensors.torch.load_file(WEIGHTS)
-    assert {k: v.shape for k, v in network.state_dict().items()} == {
-        k: v.shape for k, v in shipped.items()
+    images = torch.randint(256, (2, 24, 3, 16, 16), dtype=torch.uint8)
+    images[1] //= 2
+    expected = torch_fidelity.calculate_metrics(
+        input1=_Images(images[0]),
+        input2=_Images(images[1]),
+        feature_extractor_weights_path=str(inception_file),
+        cuda=False,
+        fid=True,
+        isc=True,
+        kid=True,
+        isc_splits=3,
+        kid_subset_size=10,
+        rng_seed=5,
+        cache=False,
+        verbose=False,
+        batch_size=8,
+        num_workers=0,
+    )
+    inception = Inception(weights=str(inception_file))
+    a, b = (Features.compute(inception, x, batch_size=7) for x in images)
+    found = {
+        "frechet_inception_distance": frechet_distance(a.statistics, b.statistics),
+        "kernel_inception_distance": kid(a.features, b.features, 100, 10, 5),
+        "inception_score": inception_score(a.logits, splits=3, seed=5),
     }
-    with torch.no_grad():
-        recognised = network.classifier(network(images[960:])).argmax(dim=1) == labels[960:]
-    assert recognised.double().mean() > 0.5  # guessing: 0.1
+    assert found.pop("frechet_inception_distance") == pytest.approx(
+        expected["frechet_inception_distance"], rel=1e-3
+    )
+    for name, pair in found.items():
+        both = expected[f"{name}_mean"], expected[f"{name}_std"]
+        assert pair == pytest.approx(both, rel=1e-3)
 
 
-@pytest.mark.parametrize("extractor", [LeNet(), Inception(), Inception(weights="some/file.pth")])
-def test_extractors_are_rebuilt_from_their_description(extractor):
-    assert build(extractor.describe()).describe() == extractor.describe()
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
 
 
-# Inception
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*not comparable")
+def test_distance_of_all_inception_features_is_pytorch_fids_formula(inception_file):
+    # Its root of a product wants covariances of full rank, so more images than features: the
+    # network's own activations for 48 images, and random mixtures of them for the others.
+    images = torch.randint(256, (2, 48, 3, 16, 16), dtype=torch.uint8)
+    images[1] //= 2
+    inception = Inception(weights=str(inception_file))
+    sets = []
+    for seed, some in enumerate(images):
+        own = Features.compute(inception, some).features
+        noise = gaussian(3000, own.shape[1], seed, scale=0.5)
+        sets.append(gaussian(3000, 48, seed + 5) @ own / 48**0.5 + own.mean(0) + noise)
+    assert fd(*sets) == pytest.approx(numpy_fd(*sets), rel=1e-6)
 
 
-@pytest.fixture(scope="module")
-def inception(inception_file):
-    extractor = Inception(weights=str(inception_file))
-    with pytest.warns(UserWarning, match="not comparable with published FIDs"):
-        extractor.check()
-    return extractor
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_extrapolated_distance_is_the_closed_form_and_closer_than_any_sample(shift):
+    d = 16
+    reference = Statistics(torch.zeros(d).double(), torch.eye(d).double(), 10**9)
+    x = 1.2 * gaussian(1200, d, seed=3) + shift
+    truth = d * (shift**2 + 0.2**2)
+    limit = extrapolated_frechet(x, reference)
+    raw = frechet_distance(Statistics.of(x), reference)
+    assert limit.settings == {"sizes": [1200, 600, 400]}
+    values = limit.parts["values"]
+    assert values[0] == pytest.approx(raw)
+    assert values[0] < values[1] < values[2]
+    assert abs(limit.value - truth) < abs(raw - truth)
+    assert abs(limit.value - truth) < 3 * limit.standard_error
+    assert 0 < limit.standard_error < 0.2 * max(truth, 0.5)
 
 
-def test_inception_features_are_torch_fidelitys(inception, inception_file):
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
-
-    images = torch.randint(256, (2, 3, 32, 40), dtype=torch.uint8)
-    (expected,) = Network("reference", ["2048"], str(inception_file))(images)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = inception(images)
-    assert (features.shape, features.dtype) == ((2, 2048), torch.float32)
-    assert expected.std() > 0.01
-    assert torch.equal(features, expected)
-    assert not any(p.requires_grad for p in inception.network.parameters())
-    assert inception.digest == hashlib.sha256(inception_file.read_bytes()).hexdigest()
+def test_a_reference_of_features_loses_its_own_bias_too():
+    # Both of one distribution: the limit of both ends is 0.
+    pairs = [(gaussian(900, 12, seed=2 * i), gaussian(900, 12, seed=2 * i + 1)) for i in range(8)]
+    fixed = np.mean([extrapolated_frechet(a, Statistics.of(b)).value for a, b in pairs])
+    both = np.mean([extrapolated_frechet(a, b).value for a, b in pairs])
+    raw = np.mean([fd(a, b) for a, b in pairs])
+    assert abs(both) < 0.2 * raw
+    assert fixed == pytest.approx(raw / 2, rel=0.4)  # half of the bias is the reference's
 
 
-def test_inception_repeats_grey_images_and_refuses_others(inception):
-    grey = torch.randint(256, (1, 1, 28, 28), dtype=torch.uint8)
-    assert torch.equal(inception(grey), inception(grey.repeat(1, 3, 1, 1)))
-    with pytest.raises(InputError, match=r"1 or 3 channel.*\[1, 4, 28, 28\]"):
-        inception(torch.zeros(1, 4, 28, 28, dtype=torch.uint8))
-    with pytest.raises(InputError, match="8-bit"):
-        inception(torch.zeros(1, 3, 28, 28))
+def test_standard_errors_are_the_scatter_over_repeated_draws():
+    d, repeats = 8, 60
+    reference = Statistics(torch.zeros(d).double(), torch.eye(d).double(), 10**9)
+    draws = [1.3 * gaussian(600, d, seed=i) + 0.2 for i in range(repeats)]
+    distances = [frechet_distance(Statistics.of(x), reference) for x in draws]
+    errors = [frechet_error(x, reference) for x in draws]
+    assert np.mean(errors) == pytest.approx(np.std(distances, ddof=1), rel=0.25)
+    limits = [extrapolated_frechet(x, reference) for x in draws]
+    scatter = np.std([limit.value for limit in limits], ddof=1)
+    assert np.mean([limit.standard_error for limit in limits]) == pytest.approx(scatter, rel=0.3)
 
 
-def test_digest_warning_comes_once(inception):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        inception.check()
-        inception(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+def test_standard_error_is_that_of_the_linearised_distance():
+    # d FD = 2·(m − m_r)·dm + Tr((I − T)·dC) with T the optimal map between the Gaussians.
+    x = (gaussian(4000, 5, seed=0) @ gaussian(5, 5, seed=1) + 0.5).double()
+    a, b = Statistics.of(x), Statistics.of(gaussian(4000, 5, seed=2))
+    root = b.root
+    values, vectors = torch.linalg.eigh(root @ a.cov @ root)
+    T = root @ (vectors / values.sqrt()) @ vectors.T @ root
+    centred = x - a.mean
+    influence = 2 * centred @ (a.mean - b.mean)
+    influence += ((centred @ (torch.eye(5).double() - T)) * centred).sum(dim=1)
+    expected = float(influence.std()) / 4000**0.5
+    assert frechet_error(x, b, blocks=400) == pytest.approx(expected, rel=0.1)
 
 
-def test_inception_finds_the_file_in_torch_hubs_cache(monkeypatch, tmp_path, inception_file):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    name = "weights-inception-2015-12-05-6726825d.pth"
-    (tmp_path / "checkpoints" / name).symlink_to(inception_file)
-    state = torch.get_rng_state()
-    extractor = Inception()
-    with torch.inference_mode(), pytest.warns(UserWarning, match="not comparable"):
-        extractor.check()
-    assert torch.equal(state, torch.get_rng_state())
-    assert not any(p.is_inference() for p in extractor.network.parameters())
+def test_the_order_of_the_samples_decides_nothing_but_the_cuts():
+    # Classes one after the other, as generated: blocks of neighbours would be classes.
+    centres = torch.arange(10.0)[:, None].repeat(1, 3)
+    x = (centres[:, None] + 0.1 * gaussian(1000, 3, seed=0).view(10, 100, 3)).reshape(-1, 3)
+    reference = Statistics.of(x + 1)
+    error, other = (frechet_error(rows, reference) for rows in (x, x[shuffled(1000, 1)]))
+    assert error == pytest.approx(other, rel=0.5)
+    assert extrapolated_frechet(x, reference, seed=1).value == pytest.approx(3.0, abs=0.2)
+
+
+# ------------------------------------------------------------------ KID, Inception score
+
+
+def test_subsets_of_kid_are_drawn_by_the_seed():
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = gaussian(90, 20, seed=0).double(), gaussian(70, 20, seed=1, scale=1.3).double()
+    rng = np.random.RandomState(4)
+    values = []
+    for _ in range(6):
+        rows = rng.choice(90, 40, replace=False), rng.choice(70, 40, replace=False)
+        values.append(poly_mmd(x[rows[0]], y[rows[1]], degree=3, gamma=None, coef=1.0).item())
+    mean, std = kid(x.float(), y.float(), 6, 40, 4)
+    assert (mean, std) == pytest.approx((np.mean(values), np.std(values)), rel=1e-5)
+    assert std > 0
+
+
+def plain_kid(x, y):
+    def k(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    x, y = x.double().numpy(), y.double().numpy()
+    within = [k(a, a)[~np.eye(len(a), dtype=bool)].mean() for a in (x, y)]
+    return sum(within) - 2 * k(x, y).mean()
+
+
+def test_kid_of_everything_is_the_formula_and_zero_on_average_for_equals():
+    x, y = gaussian(30, 7, seed=0).double(), gaussian(30, 7, seed=1).double() + 1
+    mean, std = kid(x, y, 3, 30, 0)
+    assert mean == pytest.approx(plain_kid(x, y), rel=1e-9)
+    assert std == pytest.approx(0, abs=1e-12)
+    pairs = [(gaussian(100, 4, 2 * i), gaussian(100, 4, 2 * i + 1)) for i in range(40)]
+    equals = [kid(*pair, 1, 100, 0)[0] for pair in pairs]
+    assert min(equals) < 0 < max(equals)
+    assert abs(np.mean(equals)) < 3 * np.std(equals) / 40**0.5
+
+
+def test_kids_error_is_the_plain_jackknife_and_the_choice_of_subsets():
+    x, y = gaussian(60, 5, seed=0) + 0.3, gaussian(60, 5, seed=1)
+    expected = plain_jackknife([plain_kid(rest, y) for rest in without_blocks(x, 2)])
+    assert kid_error(x, y, 0.0, 100, 2) == pytest.approx(expected)
+    assert kid_error(x, y, 3.0, 25, 2) == pytest.approx(np.hypot(expected, 3.0 / 5))
+
+
+def test_inception_score_is_the_formula():
+    logits = gaussian(50, 6, seed=0, scale=3.0).double().numpy()
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    scores = [
+        np.exp((part * np.log(part / part.mean(axis=0))).sum(axis=1).mean())
+        for part in np.split(p, 5)
+    ]
+    found = inception_score(torch.from_numpy(logits).float(), splits=5, seed=None)
+    assert found == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-5)
+
+
+def test_inception_score_is_one_for_equals_and_the_number_of_classes_at_best():
+    assert inception_score(torch.ones(20, 4))[0] == pytest.approx(1)
+    sure = 50 * torch.eye(4).repeat(25, 1)  # ten splits of 10 would miss the balance
+    assert inception_score(sure, splits=1)[0] == pytest.approx(4)
+    # A class after the other: without shuffling, each part has one class.
+    in_order = 50 * torch.eye(4).repeat_interleave(25, dim=0)
+    assert inception_score(in_order, splits=4, seed=None)[0] == pytest.approx(1)
+    assert inception_score(in_order, splits=4)[0] > 3
+
+
+# -------------------------------------------------- precision, recall, density, coverage
+
+
+def values(found):
+    return {name: score.value for name, score in found.items()}
+
+
+def errors(found):
+    return [score.standard_error for score in found.values()]
+
+
+def plain_manifold(fake, real, k):
+    def distances(a, b):
+        return np.sqrt(np.square(a[:, None].astype(np.float64) - b[None]).sum(axis=2))
+
+    fake, real = fake.numpy(), real.numpy()
+    cross = distances(fake, real)
+    # Column 0 is the vector itself.
+    fake_radius, real_radius = (np.sort(distances(x, x), axis=1)[:, k] for x in (fake, real))
+    return {
+        "precision": (cross <= real_radius).any(axis=1).mean(),
+        "recall": (cross <= fake_radius[:, None]).any(axis=0).mean(),
+        "density": (cross < real_radius).sum() / (k * len(fake)),
+        "coverage": (cross.min(axis=0) < real_radius).mean(),
+    }
+
+
+@pytest.mark.parametrize(("k", "offset"), [(1, 0.0), (3, 0.5), (5, 1000.0)])
+def test_manifold_is_the_plain_one_whatever_the_blocks(monkeypatch, k, offset):
+    fake, real = gaussian(61, 4, seed=0, scale=0.7) + offset, gaussian(83, 4, seed=1) + offset
+    expected = plain_manifold(fake, real, k)
+    first = manifold(fake, real, k)
+    assert values(first) == pytest.approx(expected)
+    module = sys.modules["ddpm_lightning.metrics.manifold"]  # the function has its name
+    monkeypatch.setattr(module, "DISTANCES", 83 * 2)
+    assert values(manifold(fake, real, k)) == pytest.approx(expected)
+    assert errors(manifold(fake, real, k)) == pytest.approx(errors(first))
+    assert 0 < expected["recall"] < 1
+
+
+def test_precision_and_recall_are_torch_fidelitys(digits):
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    a, b = LeNet()(digits[:400]), LeNet()(255 - (255 - digits[400:900]) // 2)
+    expected = calculate_precision_recall_part(a.double(), b.double(), neighborhood=3)
+    shares = values(manifold(a, b, k=3))
+    assert (shares["precision"], shares["recall"]) == pytest.approx(expected)
+
+
+def test_manifold_tells_dropped_modes_from_bad_samples():
+    data = torch.cat([gaussian(200, 3, seed=0), gaussian(200, 3, seed=1) + 20])
+    dropped = values(manifold(gaussian(200, 3, seed=2), data))
+    assert dropped["precision"] > 0.9
+    assert max(dropped["recall"], dropped["coverage"]) < 0.55
+    noisy = values(manifold(gaussian(200, 3, seed=3) + 100, data))
+    assert noisy == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+
+
+def test_manifolds_errors_are_the_plain_jackknife_the_binomial_and_that_of_a_mean():
+    fake, real = gaussian(103, 4, seed=0, scale=0.7), gaussian(83, 4, seed=1)
+    found = manifold(fake, real, k=3, seed=4)
+    rest = [plain_manifold(part, real, 3) for part in without_blocks(fake, 4)]
+    for name in ("recall", "coverage"):
+        expected = plain_jackknife([one[name] for one in rest])
+        assert found[name].standard_error == pytest.approx(expected)
+        assert expected > 0
+    p = found["precision"].value
+    assert found["precision"].standard_error == pytest.approx((p * (1 - p) / 103) ** 0.5)
+    cross, within = torch.cdist(fake, real).numpy(), torch.cdist(real, real).numpy()
+    counts = (cross < np.sort(within, axis=1)[:, 3]).sum(1) / 3
+    assert found["density"].standard_error == pytest.approx(counts.std(ddof=1) / 103**0.5)
+
+
+def test_no_jackknife_without_enough_samples_or_without_being_asked():
+    few = manifold(gaussian(6, 2, seed=0), gaussian(9, 2, seed=1), k=5)
+    assert few["recall"].standard_error is few["coverage"].standard_error is None
+    assert errors(manifold(gaussian(50, 2, 0), gaussian(50, 2, 1), errors=False)) == [None] * 4
+    limit = extrapolated_frechet(gaussian(200, 3, 0), Statistics.of(gaussian(99, 3, 1)), 0, False)
+    assert limit.standard_error is None
+
+
+def test_errors_are_the_scatter_over_repeated_draws_whatever_the_subsets():
+    real = gaussian(400, 5, seed=10**6)
+    for subset_size in (50, 200):
+        draws = [gaussian(200, 5, seed=i, scale=1.1) + 0.4 for i in range(40)]
+        found = [(x, *kid(x, real, 30, subset_size, i)) for i, x in enumerate(draws)]
+        scatter = np.std([mean for _, mean, _ in found], ddof=1)
+        stated = [kid_error(x, real, std, 30, 0) for x, _, std in found[:12]]
+        assert np.mean(stated) == pytest.approx(scatter, rel=0.35)
+    scores = [inception_score(gaussian(500, 6, seed=i, scale=3.0)) for i in range(60)]
+    scatter = np.std([mean for mean, _ in scores], ddof=1)
+    assert np.mean([std / 3 for _, std in scores]) == pytest.approx(scatter, rel=0.25)
+    shares = [manifold(gaussian(200, 5, seed=i, scale=0.9), real[:200], k=3) for i in range(40)]
+    for name, most in (("precision", 1.35), ("density", 1.35), ("recall", 2.5), ("coverage", 2.5)):
+        scatter = np.std([one[name].value for one in shares], ddof=1)
+        stated = np.mean([one[name].standard_error for one in shares])
+        assert 0.7 * scatter < stated < most * scatter, name
+
+
+# ------------------------------------------------------------------ metrics by name
+
+
+class Spread(Metric):
+    """The standard deviation of all features."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def __call__(self, sets):
+        return {self.name: Score(self.factor * float(sets.samples.features.std()))}
+
+
+class Needy(Spread):
+    """Has a setting without a default."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(factor)
+
+
+def kinds(metrics):
+    return [type(metric).__name__ for metric in as_metrics(metrics)]
+
+
+def test_metrics_are_found_by_short_name_class_and_path():
+    assert kinds("fd, fd_inf,kid") == ["FrechetDistance", "ExtrapolatedFrechetDistance", "KID"]
+    assert kinds(["is", "PrecisionRecall", "accuracy"])[1:] == ["PrecisionRecall", "Accuracy"]
+    assert kinds("swd,ddpm_lightning.metrics.MMD") == ["SlicedWasserstein", "MMD"]
+    assert kinds("spread") == kinds("Spread") == kinds([f"{__name__}.Spread"]) == ["Spread"]
+    own = KID(subset_size=7)
+    assert as_metrics([own, "fd"])[0] is own
 
 
 @pytest.mark.parametrize(
-    "error", [urllib.error.URLError("no route"), RuntimeError("invalid hash")]
+    ("metrics", "message"),
+    [
+        ("", "name one or more, each once"),
+        (["fd", "FrechetDistance"], "name one or more, each once"),
+        ("fdd", "no metric 'fdd'; did you mean fd?"),
+        ("sharp", "there are accuracy, "),
+        ("my_metric.Sharpness", "cannot import my_metric.Sharpness"),
+        ("ddpm_lightning.metrics.LeNet", "is no metric"),
+        (f"{__name__}.Needy", "needs settings"),
+    ],
 )
-def test_no_file_and_no_network_is_an_error_with_the_ways_on(monkeypatch, tmp_path, error):
-    def fail(url, path, hash_prefix):
-        assert hash_prefix == "6726825d"
-        raise error
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(InputError) as caught:
-        Inception().check()
-    expected = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
-    for part in (str(expected), "https://github.com/toshas", "weights: PATH", "LeNet"):
-        assert part in str(caught.value)
-    with pytest.raises(InputError, match=r"elsewhere\.pth.*weights: PATH"):
-        Inception(weights=str(tmp_path / "elsewhere.pth")).check()
+def test_what_is_no_metric_is_named(metrics, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        as_metrics(metrics)
 
 
-class Attack:
-    """A pickle that makes a folder as soon as it is loaded."""
+def test_scores_are_named_after_the_extractor_and_as_published_for_inception():
+    def names(metrics, extractor):
+        x = Features(gaussian(130, 3, 0), gaussian(130, 4, 0))
+        labels = torch.zeros(130, dtype=torch.long)
+        scores = Measures(as_metrics(metrics), extractor)(x, x, labels, errors=False)
+        return {name: score.alias for name, score in scores.items()}
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    metrics = ["fd", "fd_inf", "kid", "is", "accuracy", Spread(2.0)]
+    assert names(metrics, LeNet()) == {
+        "fd_lenet": "fd",
+        "fd_lenet_inf": "fd_inf",
+        "kd_lenet": "kd",
+        "is_lenet": "is",
+        "accuracy": "accuracy",
+        "spread_lenet": "spread",
+    }
+    published = ("fid", "fid_inf", "kid", "is", "accuracy", "spread")
+    assert names(metrics, Inception("none")) == {name: name for name in published}
+    assert names("fd,kid,swd,mmd", None) == {name: name for name in ("fd", "kid", "swd", "mmd")}
 
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
+
+def test_a_reference_without_its_features_gives_the_same_distances():
+    x, real = Features(gaussian(150, 3, 0)), Features(gaussian(90, 3, 1))
+    measures = Measures(as_metrics("fd,fd_inf"))
+    assert measures(x, real.summarised()) == measures(x, real)
+    assert not measures.needs_pairs
+    assert Measures(as_metrics("fd,kid")).needs_pairs
 
 
-def test_a_pickle_with_code_is_refused_unrun(tmp_path):
-    marker, path = tmp_path / "ran", tmp_path / "weights.pth"
-    torch.save({"fc.weight": torch.zeros(2), "fc.bias": Attack(marker)}, path)
-    with pytest.raises(InputError, match="not a file of plain weights"):
-        Inception(weights=str(path)).check()
-    assert not marker.exists()
-    torch.load(path, weights_only=False)  # what torch-fidelity does: the attack is a real one
-    assert marker.exists()
+def test_floors_compare_random_real_data_with_all_others_and_leave_out_what_cannot_be():
+    real = Features(gaussian(100, 3, 1))
+    reference = Reference(Measures(as_metrics(["fd", "fd_inf", KID(60), "pr"])), real, {})
+    floors, order = reference.floors(70), shuffled(100, 0)
+    distance = fd(real.features[order[:50]], real.features[order[50:]])
+    assert floors["fd"] == Floor(distance, 50, 50)
+    assert floors.keys() == {"fd", "kid", "precision", "recall", "density", "coverage"}
+    assert reference.in_words(70).startswith("50 against the 50 others (fewer than the 70 samples")
+    assert reference.in_words(20) == "20 against the 80 others"
+    score = reference(Features(gaussian(150, 3, 2)))["fd_inf"]
+    assert score.floor is None
+
+
+# ---------------------------------------------------------------- what cannot be measured
+
+
+FEW, BROKEN = torch.zeros(3, 4), torch.full((500, 4), float("nan"))
+REFERENCE = Statistics.of(gaussian(50, 4, seed=0))
+
+
+def check(metric, extractor, *sizes):
+    Measures(as_metrics([metric]), extractor).check(*sizes)
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"<html>404</html>", b"PK\x03\x04"],
-    ids=["empty", "a web page", "cut off"],
+    ("call", "message"),
+    [
+        (lambda: Statistics.of(torch.zeros(1, 4)), "n ≥ 2"),
+        (lambda: Statistics.of(BROKEN), "not finite"),
+        (lambda: fd(torch.zeros(3, 4), torch.zeros(3, 5)), "same extractor"),
+        (lambda: extrapolated_frechet(FEW, REFERENCE), "needs 120 or more"),
+        (lambda: extrapolated_frechet(BROKEN, REFERENCE), "not finite"),
+        (lambda: extrapolated_frechet(gaussian(500, 5, 0), REFERENCE), "same extractor"),
+        (lambda: extrapolated_frechet(gaussian(500, 4, 0), FEW), "needs 120 or more"),
+        (lambda: frechet_error(FEW, REFERENCE), "needs 40 or more"),
+        (lambda: kid_error(FEW, FEW, 0.0, 100, 0), "needs 40 or more"),
+        (lambda: kid(FEW, torch.zeros(3, 5), 1, 2, 0), "same extractor"),
+        (lambda: kid(FEW, BROKEN, 1, 50, 0), "needs 50 or more"),
+        (lambda: inception_score(FEW), "10 splits needs 10 or more"),
+        (lambda: inception_score(BROKEN), "not finite"),
+        (lambda: inception_score(2000 * torch.eye(20)), "temperature"),
+        (lambda: manifold(FEW, FEW), "needs 6 or more"),
+        (lambda: manifold(BROKEN, BROKEN), "not finite"),
+        (lambda: KID(1), "at least 1 subset of 2"),
+        (lambda: KID(subsets=0), "at least 1 subset of 2"),
+        (lambda: InceptionScore(0), "at least 1"),
+        (lambda: PrecisionRecall(0), "at least 1"),
+        (lambda: SlicedWasserstein(0), "at least 1"),
+        (lambda: MMD([]), "above 0"),
+        (lambda: MMD([0.0]), "above 0"),
+        (lambda: check(KID(50), LeNet(), 30), "kid needs 50 or more samples, not 30"),
+        (lambda: check(KID(65), LeNet(), 70, 64), "kid needs 65 or more real data, not 64"),
+        (lambda: check("is", LeNet(), 9), "is needs 10 or more samples, not 9"),
+        (lambda: check("is", Pixels(), 50), "Pixels gives no logits"),
+        (lambda: check("accuracy", None, 50), "needs a classifier"),
+        (lambda: check("fd_inf", LeNet(), 119), "fd_inf needs 120 or more"),
+        (lambda: check("fd", LeNet(), 119, 1), "fd needs 2 or more real data, not 1"),
+        (lambda: check("pr", LeNet(), 5), "pr needs 6 or more samples"),
+    ],
 )
-def test_what_is_no_weights_file_is_named(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"weights\.pth"):
-        Inception(weights=str(path)).check()
+def test_what_cannot_be_measured_is_one_clear_error(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
 
 
-@pytest.mark.parametrize("state", [{}, {"fc.bias": torch.zeros(3)}, [torch.zeros(3)], 7])
-def test_weights_of_another_network_are_named(tmp_path, state):
-    path = tmp_path / "weights.pth"
-    torch.save(state, path)
-    with pytest.raises(InputError, match=r"weights\.pth does not hold FID"):
-        Inception(weights=str(path)).check()
+def test_too_few_features_for_their_length_are_warned_about():
+    with pytest.warns(UserWarning, match="rough"):
+        extrapolated_frechet(gaussian(120, 50, 0), Statistics.of(gaussian(200, 50, 1)))

@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.randomness import (
+    BatchNoise,
+    Draw,
+    IndexedNoise,
+    Stream,
+    check_seed,
+    step_seed,
+)
 
 INDICES = torch.arange(20)
-
-
-def kurtosis(x):
-    return float(((x - x.mean()) / x.std()).pow(4).mean())
 
 
 def correlation(a, b):
@@ -20,23 +24,22 @@ def correlation(a, b):
 # What a row depends on
 
 
-@pytest.mark.parametrize("indices", [[5], [5, 0], [19, 7, 5], list(range(20))])
-def test_a_row_does_not_depend_on_the_rest_of_the_batch(indices):
-    everything = IndexedNoise(0, INDICES)(3, (2, 4))
-    assert torch.equal(IndexedNoise(0, torch.tensor(indices))(3, (2, 4)), everything[indices])
-
-
-@pytest.mark.parametrize("indices", [[5], [5, 0], [19, 7, 5]])
-def test_a_rows_uniform_number_does_not_depend_on_the_rest_of_the_batch(indices):
-    everything = IndexedNoise(0, INDICES).uniform(3)
-    assert torch.equal(IndexedNoise(0, torch.tensor(indices)).uniform(3), everything[indices])
-
-
-def test_a_row_does_not_depend_on_what_was_drawn_before():
-    fresh, used = IndexedNoise(0, INDICES), IndexedNoise(0, INDICES)
+@pytest.mark.parametrize("indices", [[], [5], [5, 0], [19, 7, 5], list(range(20))])
+def test_a_row_depends_neither_on_the_rest_of_the_batch_nor_on_what_was_drawn_before(indices):
+    fresh, used = IndexedNoise(0, INDICES), IndexedNoise(0, torch.tensor(indices).long())
     used(1, (7,))
     used.uniform(2)
-    assert torch.equal(used(2, (3,)), fresh(2, (3,)))
+    assert torch.equal(used(3, (2, 4)), fresh(3, (2, 4))[indices])
+    assert torch.equal(used.uniform(3), fresh.uniform(3)[indices])
+
+
+def test_rows_of_a_global_batch_are_keyed_by_step_and_row():
+    noise = BatchNoise(0, 5, torch.tensor([2, 3]), 8)
+    assert torch.equal(
+        noise(0, (3,)), IndexedNoise(0, torch.tensor([42, 43]), Stream.TRAINING)(0, (3,))
+    )
+    others = (BatchNoise(0, 5, torch.tensor([7]), 8), BatchNoise(0, 6, torch.tensor([2]), 8))
+    assert noise.shared(1) == others[0].shared(1) != others[1].shared(1)
 
 
 def test_the_global_generators_are_neither_used_nor_moved():
@@ -82,87 +85,41 @@ def test_noise_of_another_seed_stream_index_or_draw_is_unrelated(other):
     assert not pairs[0] & pairs[1]
 
 
+def test_noise_shares_no_number_with_the_order_of_the_data():
+    # The order of the data is drawn from Philox keys (seed, purpose) at counter word 2 = 0.
+    def words(key, stream):
+        return tuple(np.random.Philox(key=[5, key], counter=[0, 0, stream, 0]).random_raw(4))
+
+    taken = {words(purpose, 0) for purpose in range(8)}
+    assert not taken & {words(index, int(stream)) for stream in Stream for index in range(8)}
+
+
 # Distribution
 
 
-def test_noise_is_standard_normal_within_a_sample():
-    x = IndexedNoise(0, torch.tensor([3]))(0, (1, 400, 500)).double()
-    assert abs(float(x.mean())) < 5 / 200_000**0.5
-    assert float(x.var()) == pytest.approx(1, abs=5 * (2 / 200_000) ** 0.5)
-    assert kurtosis(x) == pytest.approx(3, abs=5 * (24 / 200_000) ** 0.5)
+@pytest.mark.parametrize(
+    ("indices", "shape"),
+    [(torch.tensor([3]), (1, 400, 500)), (torch.arange(20_000), (1,))],
+    ids=["within a sample", "across samples that each draw one number"],
+)
+def test_noise_is_standard_normal(indices, shape):
+    x = IndexedNoise(0, indices)(0, shape).double().flatten()
+    n = len(x)
+    assert abs(float(x.mean())) < 5 / n**0.5
+    assert float(x.var()) == pytest.approx(1, abs=5 * (2 / n) ** 0.5)
+    kurtosis = float(((x - x.mean()) / x.std()).pow(4).mean())
+    assert kurtosis == pytest.approx(3, abs=5 * (24 / n) ** 0.5)
+    assert abs(correlation(x[:-1], x[1:])) < 5 / n**0.5
 
 
-def test_noise_is_standard_normal_across_samples_that_each_draw_one_number():
-    x = IndexedNoise(0, torch.arange(20_000))(0, (1,)).double()
-    assert abs(float(x.mean())) < 5 / 20_000**0.5
-    assert float(x.var()) == pytest.approx(1, abs=5 * (2 / 20_000) ** 0.5)
-    assert kurtosis(x) == pytest.approx(3, abs=5 * (24 / 20_000) ** 0.5)
-    assert abs(correlation(x[:-1], x[1:])) < 5 / 20_000**0.5
-
-
-def test_uniform_numbers_are_uniform_over_zero_to_one_without_one():
-    u = IndexedNoise(0, torch.arange(20_000)).uniform(1)
+def test_uniform_numbers_are_uniform_over_zero_to_one_and_unrelated_to_any_other():
+    noise = IndexedNoise(0, torch.arange(20_000))
+    u = noise.uniform(1)
     assert 0 <= u.min() < u.max() < 1
     counts = torch.histc(u, bins=20, min=0, max=1)
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 50.8  # chi-square, 19 degrees, p = 1e-4
-    assert abs(correlation(u[:-1], u[1:])) < 5 / 20_000**0.5
-
-
-def test_uniform_numbers_of_different_draws_are_unrelated():
-    noise = IndexedNoise(0, torch.arange(20_000))
-    assert abs(correlation(noise.uniform(1), noise.uniform(2))) < 5 / 20_000**0.5
-
-
-def test_noise_is_float32_on_the_device_asked_for():
-    noise = IndexedNoise(0, INDICES, device="meta")
-    for x in (noise(0, (3, 2)), noise.uniform(0)):
-        assert (x.dtype, x.device.type, len(x)) == (torch.float32, "meta", 20)
-
-
-@pytest.mark.parametrize("shape", [(1,), (3,), (1, 8, 8), (2, 3, 4, 5)])
-def test_noise_has_the_shape_of_the_samples(shape):
-    assert IndexedNoise(0, INDICES)(0, shape).shape == (20, *shape)
-
-
-def test_no_indices_give_an_empty_batch():
-    noise = IndexedNoise(0, torch.tensor([], dtype=torch.int64))
-    assert noise(0, (3, 2)).shape == (0, 3, 2)
-    assert noise.uniform(0).shape == (0,)
-
-
-# Seeds of steps
-
-
-def test_step_seeds_of_different_keys_differ():
-    keys = [(seed, step, rank) for seed in range(5) for step in range(200) for rank in range(5)]
-    assert len({step_seed(*key) for key in keys}) == len(keys)
-
-
-def test_a_step_seed_is_the_same_every_time():
-    assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
-
-
-@pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**63])
-def test_torch_accepts_every_step_seed(seed):
-    for step in range(100):
-        torch.Generator().manual_seed(step_seed(seed, step))
-
-
-def test_normal_and_uniform_numbers_of_the_same_draw_are_independent():
-    noise = IndexedNoise(0, torch.arange(4000))
-    correlation = np.corrcoef(noise(1, (1,)).abs().flatten(), noise.uniform(1))[0, 1]
-    assert abs(correlation) < 4 / np.sqrt(4000)
-
-
-def test_noise_shares_no_number_with_the_order_of_the_data():
-    # The order of the data is drawn from Philox keys (seed, purpose) at counter word 2 = 0.
-    taken = {tuple(np.random.Philox(key=[5, purpose]).random_raw(4)) for purpose in range(8)}
-    for stream in Stream:
-        for index in range(8):
-            counter = [0, 0, int(stream), 0]
-            assert (
-                tuple(np.random.Philox(key=[5, index], counter=counter).random_raw(4)) not in taken
-            )
+    for a, b in ((u[:-1], u[1:]), (u, noise.uniform(2)), (u, noise(1, (1,)).abs())):
+        assert abs(correlation(a, b)) < 5 / 20_000**0.5
 
 
 def test_what_a_timestep_distribution_draws_does_not_decide_which_labels_are_dropped():
@@ -171,3 +128,34 @@ def test_what_a_timestep_distribution_draws_does_not_decide_which_labels_are_dro
     assert abs(float(dropped.float().mean()) - 0.1) < 5 * (0.09 / 20_000) ** 0.5
     for draw in range(1, 10):
         assert abs(correlation(noise.uniform(draw), dropped.float())) < 5 / 20_000**0.5
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 8, 8), (2, 3, 4, 5)])
+def test_noise_is_float32_of_the_samples_shape_on_the_device_asked_for(shape):
+    noise = IndexedNoise(0, INDICES, device="meta")
+    for x, expected in ((noise(0, shape), (20, *shape)), (noise.uniform(0), (20,))):
+        assert (x.dtype, x.device.type, x.shape) == (torch.float32, "meta", expected)
+
+
+# Seeds
+
+
+def test_step_seeds_of_different_keys_differ_and_are_the_same_every_time():
+    keys = [(seed, step, rank) for seed in range(5) for step in range(200) for rank in range(5)]
+    seeds = [step_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert seeds == [step_seed(*key) for key in keys]
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**64 - 1])
+def test_torch_and_the_noise_take_every_seed(seed):
+    check_seed(seed)
+    IndexedNoise(seed, INDICES)(0, (1,))
+    for step in range(100):
+        torch.Generator().manual_seed(step_seed(seed, step))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range_is_refused(seed):
+    with pytest.raises(InputError, match="below 2"):
+        check_seed(seed)

@@ -25,7 +25,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import mmd, sliced_wasserstein
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.plots.pictures import Scatter, pictures_of
-from tests.small import events, labels, lively, logging_trainer, trainer
+from tests.small import events, frames_in, labels, lively, logging_trainer, trainer
 
 KINDS = ("swiss_roll", "moons", "mixture", "checkerboard")
 
@@ -334,7 +334,7 @@ def test_sample_grid_draws_points_as_scatter_plots(tmp_path):
     draw(tmp_path, Toy2D(n=200), SampleGrid(n=30, sampler=DDIM(4), frames=3))
     name = "ddim4_ema_step_00000002"
     assert shows_samples_and_data(tmp_path / "samples" / f"{name}.png")
-    assert Image.open(tmp_path / "samples" / f"{name}.gif").n_frames == 3
+    assert frames_in(tmp_path / "samples" / f"{name}.gif") == 3
     strip = Image.open(tmp_path / "samples" / "ddim4_ema_denoising_step_00000002.png")
     assert strip.size == (3 * 160, 20 + 160)  # a caption above
     tags = events(tmp_path).Tags()["images"]
@@ -365,7 +365,7 @@ def test_sample_writes_points_and_a_scatter_plot(checkpoint, tmp_path):
     module = DiffusionModule.load_from_checkpoint(checkpoint)
     in_turns = module.sample(7, DDIM(3), labels=[0, 1], guidance=2.0)
     assert np.array_equal(x, in_turns.numpy())
-    assert Image.open(out / "trajectory.gif").n_frames == 3
+    assert frames_in(out / "trajectory.gif") == 3
 
 
 def test_points_are_trained_from_the_command_line_and_the_network_for_images_refused(

@@ -1,4 +1,4 @@
-"""How likely the test data is under the model: by the variational bound, and by the flow."""
+"""Likelihood of the test data: the variational bound, and the probability-flow ODE."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Likelihood(Callback):
         spacing: Where the strata end; L_0 is one of its own.
         decoder: p(x_0 | x_1); default: DiscretizedGaussian for data in [−1, 1], taken for 8-bit
             images, and GaussianDecoder for any other.
-        flow_n: Test samples that are followed along the ODE, the first of the split; 0: none.
+        flow_n: Test samples of the ODE's likelihood, the first of the split; 0: none.
         flow_steps: Steps of Heun's method, of two network evaluations each; null: every level.
         flow_probes: Vectors of Hutchinson's estimate of the divergence, a backward pass each;
             null: the exact one, for data of at most 64 dimensions.

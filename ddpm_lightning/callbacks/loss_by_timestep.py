@@ -1,4 +1,4 @@
-"""Where on the noise axis the loss falls."""
+"""The loss by noise level."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.diffusion.schedules import Schedule
@@ -40,10 +41,10 @@ class LossByTimestep(Callback):
         self._sums: dict[str, Tensor] = {}
         self._logged_step = 0
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Collect on the device; log when the trainer logs."""
         self._add(pl_module, outputs, {"train/loss": outputs["per_sample"]})
         step = trainer.global_step
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -51,15 +52,15 @@ class LossByTimestep(Callback):
             self._logged_step = step
             self._log(trainer, "train")
 
+    @override
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Collect raw and EMA losses."""
         losses = {f"val/{name}": outputs[name] for name in ("loss", "loss_ema")}
         self._add(pl_module, outputs, losses)
 
+    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log and draw the validation losses, summed over processes."""
         assert isinstance(pl_module, DiffusionModule)
         by_level = self._log(trainer, "val")
         if not self.curve or trainer.sanity_checking or not trainer.is_global_zero:

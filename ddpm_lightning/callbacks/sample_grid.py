@@ -1,4 +1,4 @@
-"""Pictures of samples while training, and of how they came about."""
+"""Sample grids and denoising animations while training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ddpm_lightning.sampling import Request, check_frames
 
 
 class SampleGrid(Periodic):
-    """Runs the full reverse chain and shows the samples: in the loggers and as files on disk.
+    """Draws samples in a grid: into the loggers and as files in the run folder.
 
     The noise is the same every time, so that the same images take shape over a run. A caption says
     the step and how they were drawn; the class stands beside rows or above columns that have one.
@@ -39,11 +39,12 @@ class SampleGrid(Periodic):
         every_n_steps: Optimizer steps from one grid to the next; the end of training has one, too.
         n: Number of samples.
         columns: Images a row; no matter for points.
-        frames: Also draw the way from noise to sample in this many frames: as a strip (noise
+        frames: Also draw the samples' trajectory in this many frames: as a strip (noise
             on the left; a row a sample, or a scatter plot a frame) and as an animated GIF.
             0: neither; otherwise at least 2.
         fps: Frames a second of the GIF, 0.002 to 50.
         name: Folder inside the run folder and tag in the loggers; two grids need two names.
+        **sampling: How to sample, see Request.
 
     Raises:
         InputError: A number is out of range.
@@ -57,7 +58,7 @@ class SampleGrid(Periodic):
         frames: int = 0,
         fps: float = 10.0,
         name: str = "samples",
-        **request: Any,
+        **sampling: Any,
     ) -> None:
         super().__init__(every_n_steps)
         if min(n, columns) < 1:
@@ -72,7 +73,7 @@ class SampleGrid(Periodic):
         self.frames = frames
         self.fps = fps
         self.name = name
-        self.request = Request(**request)
+        self.request = Request(**sampling)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -87,16 +88,16 @@ class SampleGrid(Periodic):
         grids = [grid for grid in trainer.callbacks if isinstance(grid, SampleGrid)]  # type: ignore[attr-defined]
         if [grid.name for grid in grids].count(self.name) > 1:
             raise InputError(f"two SampleGrids are called {self.name!r}; give each a name")
-        self._condition, self._asked = Condition(), self.request
+        self._condition, self._request = Condition(), self.request
         self._bands: dict[str, Tensor] = {}
         if spec.image_channels and stage == "fit":
             self._look_at(data.finished("val", self.n), data)
         elif spec.num_classes is not None and self.request.labels is None and len(spec.shape) > 1:
             rows = torch.arange(spec.num_classes).repeat_interleave(self.columns)
-            self._asked = self.request.replace(labels=rows.tolist())
+            self._request = self.request.replace(labels=rows.tolist())
 
     def _look_at(self, batch: Batch, data: DiffusionData) -> None:
-        """Make samples from the condition images of a batch, and show these beside them."""
+        """Sample from the condition images of a batch, and show these beside the samples."""
         self._condition = batch.condition
         repeated = torch.arange(self.n) % len(batch.x0)
         shown = data.shown(batch.condition)
@@ -110,7 +111,7 @@ class SampleGrid(Periodic):
         with trainer.precision_plugin.forward_context():
             samples = module.generate(
                 share(self.n, trainer),
-                self._asked,
+                self._request,
                 self._condition,
                 self.frames,
                 shows_progress(trainer),
@@ -121,8 +122,8 @@ class SampleGrid(Periodic):
             by_sample = rearrange(samples.frames.x_t, "frame n ... -> n frame ...")
             frames = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
         if trainer.is_global_zero:
-            labels = self._asked.condition(module, torch.arange(self.n), self._condition).label
-            self._show(trainer, self._asked.tag(module), step, x, frames, labels)
+            labels = self._request.condition(module, torch.arange(self.n), self._condition).label
+            self._show(trainer, self._request.tag(module), step, x, frames, labels)
 
     def _show(
         self,
@@ -154,7 +155,7 @@ class SampleGrid(Periodic):
             show_picture(trainer, f"{self.name}/{name}", picture, step)
 
     def _class_captions(self, labels: Tensor | None) -> tuple[list[str], list[str]]:
-        """The class of each column or of each row, where it has but one."""
+        """Captions of the columns or of the rows that have a single class each."""
         if labels is None or isinstance(self._pictures, Scatter):
             return [], []
         shown = labels.tolist()

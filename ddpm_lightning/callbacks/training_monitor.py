@@ -1,4 +1,4 @@
-"""Numbers that tell whether a training is healthy."""
+"""Gradient norm, EMA decay and speed of a training, and its final metrics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
 
 from ddpm_lightning.module import DiffusionModule
 
 FINAL = ("val/loss_ema", "fid", "fd", "swd")
-"""What stands beside the hyper-parameters, where it was measured."""
+"""Metrics shown in TensorBoard's HPARAMS tab, where they were measured."""
 
 
 class TrainingMonitor(Callback):
@@ -27,21 +28,21 @@ class TrainingMonitor(Callback):
     def __init__(self) -> None:
         self._since = 0, 0.0
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         self._since = trainer.global_step, time.perf_counter()
 
+    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
-        """Measure the gradients, which clipping has not seen yet."""
         if self._logs_after(trainer, trainer.global_step + 1):
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             norms = torch.stack(torch._foreach_norm(gradients))
             pl_module.log("train/grad_norm", norms.float().norm())
 
+    @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Log the decay and the speed."""
         assert isinstance(pl_module, DiffusionModule)
         step, now = trainer.global_step, time.perf_counter()
         first, start = self._since
@@ -55,8 +56,8 @@ class TrainingMonitor(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the hyper-parameters once more, with the final metrics."""
         final = {
             f"final/{name}": float(trainer.callback_metrics[name])
             for name in FINAL

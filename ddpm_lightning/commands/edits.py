@@ -33,7 +33,7 @@ from ddpm_lightning.sampling import Procedure, Request, Samples, levels_from_noi
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What an edit is asked to do beside its own settings.
+    """Arguments of an edit beside its own settings.
 
     Args:
         denoiser: The model, guided or not.
@@ -53,22 +53,18 @@ class Job:
 
 
 class Edit(Configurable, ABC):
-    """Makes images out of given ones instead of noise alone."""
+    """An edit: sampling that starts from images instead of noise alone."""
 
     clips: ClassVar[bool] = True
     """Whether predictions are clipped to the data's range, as in sampling."""
 
     def default_sampler(self, schedule: Schedule) -> Sampler:
-        """The sampler where none is asked for: DDPM over all levels."""
+        """The sampler of a request without one: DDPM over all levels."""
         return DDPM()
 
     @abstractmethod
     def procedure(self, job: Job) -> Procedure:
-        """Read the files and state how the images come about.
-
-        Raises:
-            InputError: A file or the sampler does not suit.
-        """
+        """Read the files and build the sampling procedure."""
 
 
 class RePaint(Edit):
@@ -156,11 +152,11 @@ class Interpolate(Edit):
     Args:
         first: PNG or JPEG of the model's size.
         second: The other.
-        iterations: Network evaluations a step on the way to the noise; with more, the ends are
-            closer to the files.
+        iterations: Network evaluations a step of the encoding; with more, the ends are closer to
+            the files.
     """
 
-    clips = False  # the way to the noise cannot undo it
+    clips = False  # encoding cannot undo it
 
     def __init__(self, first: Path, second: Path, iterations: int = 5) -> None:
         if iterations < 1:

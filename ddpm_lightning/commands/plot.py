@@ -109,7 +109,7 @@ def plot_reverse(
     fps: float = 5.0,
     data: DataPlace = DataPlace(),
     device: str = "auto",
-    **request: Any,
+    **sampling: Any,
 ) -> None:
     """Draw noise becoming samples: x_t above, the prediction x0_hat below.
 
@@ -121,14 +121,14 @@ def plot_reverse(
         fps: Frames a second of a GIF, 0.002 to 50.
         data: Where the data is now, if it has moved; points are drawn in front of it.
         device: cpu, cuda, cuda:1, mps, or auto.
-        **request: How the samples are asked for, see Request.
+        **sampling: How to sample, see Request.
 
     Raises:
         InputError: The file, the checkpoint or a setting does not work.
     """
     check_new_file(out, (".png", ".gif"))
-    asked = Request(**request)
-    _check_numbers(n, asked.seed)
+    request = Request(**sampling)
+    _check_numbers(n, request.seed)
     check_fps(fps)
     if frames < 2:
         raise InputError(f"frames={frames}: 2 or more, noise and sample")
@@ -140,7 +140,7 @@ def plot_reverse(
             "sample --grid.frames 10"
         )
     pictures = pictures_of(spec.shape, loaded.background)
-    shown = loaded.module.generate(torch.arange(n), asked, frames=frames).frames
+    shown = loaded.module.generate(torch.arange(n), request, frames=frames).frames
     assert shown is not None
     if out.suffix.lower() == ".gif":
         write_gif(out, reverse_frames(pictures, shown), fps)

@@ -171,11 +171,7 @@ def sdedit_trajectory(
 
 
 def start_level(strength: float, T: int) -> int:
-    """The level strength·T, rounded, but 0 only for strength 0.
-
-    Raises:
-        InputError: strength is outside 0 to 1.
-    """
+    """Round strength·T to a level, which is 0 only for strength 0; refuse strength ∉ [0, 1]."""
     if not 0 <= strength <= 1:
         raise InputError(
             f"strength={strength:g}: it lies between 0 (the image as it is) and 1 (nothing of it)"

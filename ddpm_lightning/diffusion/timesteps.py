@@ -62,11 +62,7 @@ class Timesteps(Configurable, ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state_dict` gave.
-
-        Raises:
-            InputError: It belongs to other settings.
-        """
+        """Restore what :meth:`state_dict` gave; refuse the state of other settings."""
 
 
 class Uniform(Timesteps):

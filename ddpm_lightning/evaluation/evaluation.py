@@ -79,11 +79,7 @@ class Evaluation:
             )
 
     def __call__(self, samples: SampleSet, out: Path) -> list[dict[str, Any]]:
-        """Draw samples into a folder, score them, write results.json and print a table.
-
-        Returns:
-            The content of results.json.
-        """
+        """Draw and score samples, print a table, and return the records of results.json."""
         loaded, results, what = self.loaded, [], "no samples"
         if self.judge is not None:
             known, folder = self.known, out / "samples"

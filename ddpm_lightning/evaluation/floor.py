@@ -11,11 +11,7 @@ from ddpm_lightning.metrics.jackknife import shuffled
 
 
 def check_floor(sizes: Sequence[int], total: int) -> None:
-    """Refuse sizes that cannot be measured, before any feature is computed.
-
-    Raises:
-        InputError: No size, too small a one, or two sets of it are more than there are images.
-    """
+    """Raise InputError unless two sets of each size fit among ``total`` real images."""
     if not sizes or min(sizes) < LEAST or max(sizes) > total // 2:
         raise InputError(
             f"floor {list(sizes)}: give numbers from {LEAST} (for the extrapolation) to "
@@ -45,11 +41,8 @@ def floors(real: Reference, sizes: Sequence[int], seed: int = 1) -> list[Result]
     for n in sizes:
         a, b = features[order[:n]], features[order[n : 2 * n]]
         limit = extrapolated_frechet(a, b, seed)
-        scores = {
-            extractor.name: Score(limit.values[0]),
-            f"{extractor.name}_inf": Score(
-                limit.value, limit.standard_error, settings={"sizes": list(limit.sizes)}
-            ),
-        }
+        assert limit.parts is not None
+        raw = Score(limit.parts["values"][0])
+        scores = {extractor.name: raw, f"{extractor.name}_inf": limit}
         found += real.results(scores, {"n": n, "reference_n": n, "seed": seed})
     return found

@@ -24,9 +24,8 @@ from ddpm_lightning.metrics import (
     Metric,
     Reference,
     Result,
-    reference_features,
 )
-from ddpm_lightning.metrics.cache import pixels_digest
+from ddpm_lightning.metrics.cache import cache_path, lookup, pixels_digest, store
 from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
 from ddpm_lightning.plots.strips import captioned
 
@@ -86,13 +85,13 @@ class Judge:
         """The real images' features, computed once; those of a data set are kept on disk."""
         source = self.real.source
         if isinstance(source, ImageFolder):
-            features, digest = self._features(source)
-        else:
-            digest = pixels_digest(source)
-            features = reference_features(
-                self.extractor, source, None, self.device, self.batch_size, progress=True
-            )
-        return self.real.reference(self.measures, features, digest)
+            return self.real.reference(self.measures, *self._features(source))
+        path = cache_path(self.extractor, source)
+        features = lookup(path)
+        if features is None:
+            features = Features.compute(self.extractor, source, self.device, self.batch_size, True)
+            store(features, path)
+        return self.real.reference(self.measures, features, pixels_digest(source))
 
     def __call__(
         self,

@@ -46,11 +46,7 @@ class RealImages:
         return self.data is not None or self.folder is not None
 
     def of(self, data: object) -> RealImages:
-        """Take the images of a data module.
-
-        Raises:
-            InputError: It has none, or they are not in memory.
-        """
+        """Take the images of a data module; refuse one that is no ImageData."""
         if isinstance(data, Conditioned):
             data = data.data
         if not isinstance(data, ImageData):

@@ -1,10 +1,8 @@
 """Distances between sets of images, through feature extractors, and between sets of points."""
 
 from ddpm_lightning.metrics.accuracy import Accuracy
-from ddpm_lightning.metrics.cache import reference_features
 from ddpm_lightning.metrics.extrapolation import (
     ExtrapolatedFrechetDistance,
-    Extrapolation,
     extrapolated_frechet,
 )
 from ddpm_lightning.metrics.features import FeatureExtractor, Features
@@ -27,7 +25,6 @@ __all__ = [
     "Accuracy",
     "Comparison",
     "ExtrapolatedFrechetDistance",
-    "Extrapolation",
     "FeatureExtractor",
     "Features",
     "Floor",
@@ -53,6 +50,5 @@ __all__ = [
     "kid_error",
     "manifold",
     "mmd",
-    "reference_features",
     "sliced_wasserstein",
 ]

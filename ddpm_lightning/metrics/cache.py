@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -20,36 +19,6 @@ from ddpm_lightning.metrics.features import FeatureExtractor, Features
 
 VERSION = 2
 """Raised when the same images and the same extractor would give other features than before."""
-
-
-def reference_features(
-    extractor: FeatureExtractor,
-    images_uint8: Tensor,
-    cache_dir: str | Path | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int = 256,
-    progress: bool = False,
-) -> Features:
-    """Give the features of images that are compared with again and again, from disk if possible.
-
-    Args:
-        extractor: Whose features.
-        images_uint8: uint8 [n, C, H, W].
-        cache_dir: Folder of the kept features; default: :func:`default_cache`. A folder that
-            cannot be written to costs a warning and the time.
-        device: Where to compute.
-        batch_size: Images at a time.
-        progress: Show a progress bar.
-
-    Raises:
-        InputError: The images do not fit the extractor, or its weights are missing.
-    """
-    path = cache_path(extractor, images_uint8, cache_dir)
-    found = lookup(path)
-    if found is None:
-        found = Features.compute(extractor, images_uint8, device, batch_size, progress)
-        store(found, path)
-    return found
 
 
 def pixels_digest(images: Tensor) -> str:
@@ -70,11 +39,9 @@ def cache_path(
 
     The extractor counts with its description, the sha256 of its weights, the source files of its
     class and base classes, and the versions of torch and torch-fidelity. Modules of your own
-    that these files import do not count: after a change there, delete the kept features.
-
-    Returns:
-        None for an extractor without a source file (of a notebook, of standard input), whose
-        changes could not be told: its features are not kept.
+    that these files import do not count: after a change there, delete the cached features.
+    None, so no cache, for an extractor without a source file (in a notebook, from standard
+    input), because a change of its code could not be detected.
     """
     source = _source(type(extractor))
     if source is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -35,33 +34,13 @@ class ExtrapolatedFrechetDistance(FrechetDistance):
 
     @override
     def __call__(self, sets: Comparison) -> dict[str, Score]:
-        reference = sets.real.statistics
-        limit = extrapolated_frechet(sets.samples.features, reference, sets.seed, sets.errors)
-        settings = {"sizes": list(limit.sizes)}
-        return {self.name: Score(limit.value, limit.standard_error, settings=settings)}
-
-
-@dataclass(frozen=True, eq=False)
-class Extrapolation:
-    """A line through Fréchet distances at several numbers of samples.
-
-    Attributes:
-        value: The distance in the limit of infinitely many samples. It may be a little below 0
-            for equal distributions.
-        standard_error: Of ``value``; None unless asked for.
-        sizes: Numbers of samples, the largest first.
-        values: The distance at each of them, mean over disjoint parts of that size.
-    """
-
-    value: float
-    standard_error: float | None
-    sizes: tuple[int, ...]
-    values: tuple[float, ...]
+        x, reference = sets.samples.features, sets.real.statistics
+        return {self.name: extrapolated_frechet(x, reference, sets.seed, sets.errors)}
 
 
 def extrapolated_frechet(
     features: Tensor, reference: Statistics | Tensor, seed: int = 0, error: bool = True
-) -> Extrapolation:
+) -> Score:
     """Extrapolate the Fréchet distance to infinitely many samples.
 
     The distance of n samples is on average too large by about a/n. The features are cut into one,
@@ -86,8 +65,9 @@ def extrapolated_frechet(
         seed: Seed of the cuts.
         error: Compute ``standard_error``.
 
-    Raises:
-        InputError: Too few features, of another length than the reference's, or not finite.
+    Returns:
+        The limit, which may be a little below 0 for equal distributions; its settings are the
+        numbers of samples, the largest first, its parts the mean distance at each of them.
 
     Source: Chong and Forsyth (2020), sec. 3, whose subsets are random ones that overlap.
     """
@@ -116,8 +96,9 @@ def extrapolated_frechet(
     standard_error = None
     if error:
         standard_error = jackknife([_limit(distances(group)) for group in range(GROUPS)])
-    sizes = tuple(len(features) // parts for parts in PARTS)
-    return Extrapolation(_limit(values), standard_error, sizes, tuple(values))
+    settings = {"sizes": [len(features) // parts for parts in PARTS]}
+    parts = {"values": values}
+    return Score(_limit(values), standard_error, settings=settings, parts=parts)
 
 
 class _Cut:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -56,11 +55,7 @@ class PrecisionRecall(Metric):
 
 
 def manifold(
-    features: Tensor,
-    reference_features: Tensor,
-    k: int = 5,
-    errors: bool = True,
-    seed: int = 0,
+    x: Tensor, y: Tensor, k: int = 5, errors: bool = True, seed: int = 0
 ) -> dict[str, Score]:
     """Compute precision, recall, density and coverage with balls to the k-th neighbour.
 
@@ -78,8 +73,8 @@ def manifold(
     Distances are float64, in blocks: the memory grows with n + m, the time with their product.
 
     Args:
-        features: float32 [n, d] of the samples, n > k.
-        reference_features: float32 [m, d] of the real images, m > k. Publications take m = n.
+        x: float32 [n, d] features of the samples, n > k.
+        y: float32 [m, d] features of the real images, m > k. Publications take m = n.
         k: Which neighbour; 3 in the paper of precision and recall, 5 in that of density and
             coverage.
         errors: Compute the standard errors, too.
@@ -90,11 +85,9 @@ def manifold(
 
     Source: Kynkäänniemi et al. (2019), eq. 1 and 2; Naeem et al. (2020), eq. 3 and 4.
     """
-    check_features(
-        features, reference_features, least=k + 1, metric=f"precision and recall with k = {k}"
-    )
-    centre = reference_features.double().mean(dim=0)  # large norms would cost digits
-    fake, real = features.double() - centre, reference_features.double() - centre
+    check_features(x, y, least=k + 1, metric=f"precision and recall with k = {k}")
+    centre = y.double().mean(dim=0)  # large norms would cost digits
+    fake, real = x.double() - centre, y.double() - centre
     n, m = len(fake), len(real)
     blocks = BLOCKS if errors and n - -(-n // BLOCKS) > k else 1
     parts = shuffled(n, seed).tensor_split(blocks)
@@ -150,7 +143,7 @@ def _radii(
     radii = torch.empty(len(x), dtype=x.dtype)
     without = torch.empty(blocks, len(x), dtype=x.dtype)
     kept = min(k + SPARE, len(x) - 1) if blocks > 1 else k
-    for rows in _blocks(len(x), len(x)):
+    for rows in torch.arange(len(x)).split(max(1, DISTANCES // len(x))):
         distance = _distances(x[rows], x)
         distance[torch.arange(len(rows)), rows] = torch.inf
         near, neighbour = distance.topk(kept, dim=1, largest=False)
@@ -162,10 +155,6 @@ def _radii(
             place = (rank < k).sum(dim=1, keepdim=True).clamp(max=kept - 1)
             without[block, rows] = near.gather(1, place)[:, 0]
     return radii, without
-
-
-def _blocks(n: int, m: int) -> Iterator[Tensor]:
-    yield from torch.arange(n).split(max(1, DISTANCES // m))
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

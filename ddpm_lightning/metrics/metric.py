@@ -101,11 +101,7 @@ class Metric(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, sets: Comparison) -> dict[str, Score]:
-        """Compute the scores by name: one called as the metric, or several of other names.
-
-        Raises:
-            InputError: Too few features, or features that are not finite.
-        """
+        """Compute the scores by name: one called as the metric, or several of other names."""
 
     def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
         """Raise InputError for what cannot be measured, before anything is computed.

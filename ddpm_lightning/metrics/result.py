@@ -64,11 +64,7 @@ class Result:
 
 
 def write_results(path: Path, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Write results as a JSON list.
-
-    Returns:
-        The content of the file.
-    """
+    """Write results as a JSON list; return the records in it."""
     records = [result.record() for result in results]
     write_json(path, records)
     return records

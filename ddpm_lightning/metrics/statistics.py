@@ -27,11 +27,7 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor) -> Statistics:
-        """Summarise features [n, d], n ≥ 2.
-
-        Raises:
-            InputError: Fewer than two vectors, or values that are not finite.
-        """
+        """Summarise features [n, d]; refuse n < 2 and values that are not finite."""
         if features.ndim != 2 or len(features) < 2:
             raise InputError(
                 f"a covariance needs features [n, d] with n ≥ 2, got {list(features.shape)}; "

@@ -48,11 +48,7 @@ class Network(Configurable, nn.Module, ABC):
         """Raise InputError, with the fix, if samples of this shape [C, ...] do not fit."""
 
     def stack_image(self, x: Tensor, condition: Condition) -> Tensor:
-        """Stack the condition's image below the channels of x [B, C, ...], checking both shapes.
-
-        Returns:
-            [B, in_channels, ...] in the dtype of x.
-        """
+        """Concatenate x [B, C, ...] and the condition's image to [B, in_channels, ...]."""
         self.check_shape(tuple(x.shape[1:]))
         network, image, channels = type(self).__name__, condition.image, self.data.image_channels
         if x.shape[1] != self.data.shape[0]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.diffusion.oracles import Mixture, Oracle
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
@@ -191,8 +192,8 @@ class _Scaled(Variance):
         self.variance = variance
         self.factor = factor
 
+    @override
     def __call__(self, prediction: Prediction, s: Level) -> Scalar:
-        """See the base class."""
         return self.factor * self.variance(prediction, s)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
@@ -93,6 +94,7 @@ class Images(Pictures):
 
     overview = OVERVIEW
 
+    @override
     def together(
         self,
         x: Tensor,
@@ -101,18 +103,19 @@ class Images(Pictures):
         above: Tensor | None = None,
         below: Tensor | None = None,
     ) -> Tensor:
-        """See the base class."""
         return grid(x, columns, inputs=inputs, above=above, below=below)
 
+    @override
     def strip(self, frames: Tensor) -> Tensor:
-        """See the base class: a row a sample, at most eight, evenly spread over all."""
+        """A row a sample, at most eight, evenly spread over all."""
         n = frames.shape[1]
         rows = torch.linspace(0, n - 1, min(8, n)).long()
         shown = rearrange(frames[:, rows], "frame n ... -> (n frame) ...")
         return grid(shown, columns=len(frames), tile=32)
 
+    @override
     def write(self, folder: Path, x: Tensor) -> None:
-        """See the base class: 000000.png, 000001.png and so on."""
+        """Write 000000.png, 000001.png and so on."""
         for k, image in enumerate(to_uint8(x)):
             write_png(folder / f"{k:06d}.png", image)
 
@@ -137,6 +140,7 @@ class Scatter(Pictures):
             x, y = ((low + high) / 2).tolist()
             self.middle, self.reach = (x, y), 1.25 * float((high - low).max()) / 2 or 1.0
 
+    @override
     def together(
         self,
         x: Tensor,
@@ -145,15 +149,17 @@ class Scatter(Pictures):
         above: Tensor | None = None,
         below: Tensor | None = None,
     ) -> Tensor:
-        """See the base class: one plot, whatever columns is."""
+        """One plot, whatever ``columns`` is."""
         return self._plot(x, pixels=480)
 
+    @override
     def strip(self, frames: Tensor) -> Tensor:
-        """See the base class: a plot a frame."""
+        """A plot a frame."""
         return torch.cat([self._plot(x, pixels=160, ticks=False) for x in frames], dim=2)
 
+    @override
     def write(self, folder: Path, x: Tensor) -> None:
-        """See the base class: samples.npy, float32 [n, 2]."""
+        """Write samples.npy, float32 [n, 2]."""
         with atomic_write(folder / "samples.npy") as partial, partial.open("wb") as file:
             np.save(file, x.numpy())
 

@@ -1,4 +1,4 @@
-"""Strips with captions: data on its way into noise, and back with the prediction beside it."""
+"""Strips with captions: data becoming noise, and noise becoming data."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ def captioned(
     left = max([34, *(11 * len(name) for name in rows if "$" not in name)]) if rows else 0
     lines = textwrap.wrap(title, max(10, (left + width) // 7))
     top = LINE * len(lines) + (LINE if columns else 0) + 2
-    figure = Figure(figsize=((left + width) / 100, (top + height) / 100), dpi=100)
+    # A tenth of a pixel more: matplotlib before 3.11.2 rounds some sizes down.
+    size = (left + width + 0.1) / 100, (top + height + 0.1) / 100
+    figure = Figure(figsize=size, dpi=100)
     FigureCanvasAgg(figure)
 
     def write(x: float, y: float, caption: str, size: float) -> None:

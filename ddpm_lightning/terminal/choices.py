@@ -26,9 +26,8 @@ ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRSched
 
 def bases_of(hint: Any) -> list[type]:
     """Find the classes in a type hint; those of a factory are what it returns."""
-    arguments = get_args(hint)
-    if get_origin(hint) is collections.abc.Callable:
-        arguments = arguments[-1:]
+    is_factory = get_origin(hint) is collections.abc.Callable
+    arguments = get_args(hint)[-1 if is_factory else 0 :]
     if isinstance(hint, type) and not arguments:
         return [hint] if issubclass(hint, ROOTS) else []
     return [base for argument in arguments for base in bases_of(argument)]

@@ -29,7 +29,8 @@ def causes_of(error: BaseException) -> list[BaseException]:
     # Of a union's errors it chains but the first; the frame has all, and the furthest was meant.
     alternatives = frame.f_locals.get("exceptions") or [error.__cause__]
     chains = [causes_of(one) for one in alternatives if one is not None]
-    return [error, *max(chains, key=lambda c: (isinstance(c[-1], InputError), len(c)), default=[])]
+    chains.sort(key=lambda chain: (len(chain), len([*walk_tb(chain[-1].__traceback__)])))
+    return [error, *(chains[-1] if chains else [])]
 
 
 def users_mistake(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 import torch
 from torch import nn
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.networks import Network
 
 
@@ -21,7 +22,7 @@ class TwoConvolutions(Network):
         self.label = nn.Embedding(1 + (data.num_classes or 0), width)
         self.last = nn.Conv2d(width, out_channels, 3, padding=1)
 
-    def forward(self, x, c_noise, condition):
+    def forward(self, x, c_noise, condition=Condition()):
         """See the base class."""
         bias = self.level(c_noise[:, None].to(x.dtype) / 1000)
         if condition.label is not None:

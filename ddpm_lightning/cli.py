@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 # LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
@@ -32,8 +31,14 @@ from ddpm_lightning.callbacks import (
     StepProgressBar,
 )
 from ddpm_lightning.checkpoint import read_checkpoint
+from ddpm_lightning.commands.given_checkpoint import (
+    DEFAULT_ROOT,
+    check_resume,
+    config_of_checkpoint,
+    differences,
+)
 from ddpm_lightning.commands.run import COMMANDS, about, run_command
-from ddpm_lightning.commands.words import check_command, complete, read_words
+from ddpm_lightning.commands.words import check_command, complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import check_folder
@@ -55,8 +60,6 @@ DESCRIPTIONS = {
     "test": "Measure that and the bound on the likelihood, on the test split.",
     "predict": "Sample images for Python's trainer.predict; in a terminal, use sample.",
 }
-
-DEFAULT_ROOT = "runs/default"
 
 BLOCKS: dict[str, tuple[type[Callback], ...]] = {
     "grid": (SampleGrid,),
@@ -153,7 +156,7 @@ class DiffusionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words, completed."""
         command, *words = sys.argv[1:] if args is None else args
-        words = [*_config_of_checkpoint(words), *words]
+        words = [*config_of_checkpoint(words), *words]
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
 
     def before_instantiate_classes(self) -> None:
@@ -236,10 +239,10 @@ class DiffusionCLI(LightningCLI):
             for name, value in checkpoint["hyper_parameters"].items()
             if name not in ("data", "seed")  # which are linked
         }
-        differences = _differences(config.model.as_dict(), stated)
+        different = differences(config.model.as_dict(), stated)
         if self.config.subcommand == "fit":
-            _check_resume(config, checkpoint, differences)
-        for key, (ours, theirs) in differences.items():
+            check_resume(config, checkpoint, different)
+        for key, (ours, theirs) in different.items():
             print(
                 f"ignored: model.{key}={ours}; {path} says {theirs}, and a checkpoint describes "
                 "its model itself",
@@ -272,18 +275,6 @@ class SaveRunConfig(SaveConfigCallback):
         self.parser.save(config, file, skip_none=False, overwrite=True)
 
 
-def _config_of_checkpoint(words: list[str]) -> list[str]:
-    """Name the configuration of the run that a checkpoint belongs to, where none is named."""
-    given = dict(read_words(words))
-    checkpoint = given.get("ckpt_path")
-    if not checkpoint or {"c", "config"} & given.keys():
-        return []
-    root = Path(checkpoint).parent.parent
-    if checkpoint == "last":
-        root = Path(given.get("trainer.default_root_dir", DEFAULT_ROOT))
-    return [f"--config={root / 'config.yaml'}"] if (root / "config.yaml").is_file() else []
-
-
 def _check_trainer(settings: Any) -> None:
     """Raise InputError for what Lightning divides by, or writes into, only later."""
     for name in ("accumulate_grad_batches", "val_check_interval"):
@@ -293,29 +284,6 @@ def _check_trainer(settings: Any) -> None:
         raise InputError("trainer.default_root_dir null: a run is one folder; name it")
     if getattr(rank_zero_only, "rank", 0) == 0:  # two that try would remove each other's folder
         check_folder(Path(settings.default_root_dir))
-
-
-def _check_resume(
-    config: Any, checkpoint: dict[str, Any], differences: dict[str, tuple[Any, Any]]
-) -> None:
-    """Raise InputError unless a run goes on as it began, and further than it stands."""
-    path, seed = config.ckpt_path, checkpoint["hyper_parameters"]["seed"]
-    if config.seed_everything != seed:
-        raise InputError(
-            f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so that "
-            "noise and data go on where they were"
-        )
-    step, end = checkpoint["global_step"], config.trainer.get("max_steps", -1)
-    if 0 <= end <= step:
-        raise InputError(
-            f"{path} stands at step {step} already; train longer by --trainer.max_steps, above "
-            f"{step}, or measure it: {PROGRAM} evaluate --ckpt {path} --out FOLDER"
-        )
-    for key, (ours, theirs) in differences.items():
-        raise InputError(
-            f"model.{key} is {theirs} in {path}, not {ours}, and a run goes on with what it began "
-            "with; leave that out, or start a new run"
-        )
 
 
 def _seed(seed: bool | int) -> int:
@@ -336,22 +304,3 @@ def _stated_defaults(module_class: type) -> dict[str, Any]:
             class_path = f"{default.func.__module__}.{default.func.__qualname__}"
             stated[f"model.{name}"] = {"class_path": class_path, "init_args": default.keywords}
     return stated
-
-
-def _differences(
-    ours: dict[str, Any], theirs: dict[str, Any], prefix: str = ""
-) -> dict[str, tuple[Any, Any]]:
-    found: dict[str, tuple[Any, Any]] = {}
-    for key, value in theirs.items():
-        mine = ours.get(key)
-        if isinstance(value, dict) and isinstance(mine, dict):
-            found |= _differences(mine, value, f"{prefix}{key}.")
-        elif key in ours and _comparable(key, mine) != _comparable(key, value):
-            found[prefix + key] = (mine, value)
-    return found
-
-
-def _comparable(key: str, value: Any) -> Any:
-    if key == "class_path":  # a class has its own path and that of the package that shows it
-        return locate(value)
-    return [_comparable(key, item) for item in value] if isinstance(value, list | tuple) else value

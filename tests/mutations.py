@@ -92,7 +92,7 @@ MUTATIONS = [
         "ddpm_lightning/module.py",
         "noised = self._noised(batch, t, noise, self.known(batch))",
         "noised = self._noised(batch, t, noise, self.known(batch).null())",
-        "module",
+        "module museum",
     ),
     (
         "label dropout shares the timesteps' draw",

@@ -187,9 +187,9 @@ def test_the_nearest_name(name, known, meant):
 @pytest.mark.parametrize(
     ("words", "listed"),
     [
-        ("--schedule.help", "  Cosine            alpha_bar follows a squared cosine"),
-        ("--grid.sampler.help", "  DDIM              Few-step sampling"),
-        ("--grid.sampler.spacing.help", "  KarrasSpacing     Evenly spaced in"),
+        ("--schedule.help", "\n  Cosine  "),
+        ("--grid.sampler.help", "\n  DDIM  "),
+        ("--grid.sampler.spacing.help", "\n  KarrasSpacing  "),
         ("--schedule.help Linear", "--schedule.beta_end BETA_END"),
         ("--grid.sampler.spacing.help=KarrasSpacing", "--grid.sampler.spacing.rho RHO"),
         ("--grid.help", "--grid.guidance GUIDANCE"),

@@ -61,7 +61,7 @@ def _explain(causes: list[BaseException]) -> str:
     if isinstance(cause, KeyError):  # quotes the group or subcommand, and the setting
         *group, name = text.split("'")[1::2]
         if owner:
-            known = nearest(name, flags, otherwise=f"; it has {', '.join(flags)}")
+            known = nearest(name, flags, otherwise=f"; it has {', '.join(sorted(flags))}")
             return f"{where}: {owner} has no argument '{name}'{known}"
         path = name if hasattr(cause, "subcommand_parser") else ".".join([*group, name])
         return f"no setting {path}{nearest(path, flags, otherwise='; --help lists them')}"

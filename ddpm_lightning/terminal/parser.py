@@ -48,4 +48,4 @@ def flags_of(parser: Any, subcommand: str | None = None) -> dict[str, Action]:
     if parser._subcommands_action is not None:
         parser = parser._subcommands_action.choices.get(subcommand, parser)
     options = [(option, action) for action in parser._actions for option in action.option_strings]
-    return {n.lstrip("-"): action for n, action in options if not n.endswith((".help", "+"))}
+    return {n.lstrip("-"): action for n, action in options if not n.endswith(("help", "-h", "+"))}

@@ -1,0 +1,71 @@
+"""What a checkpoint says, beside the words of a command line that goes on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from ddpm_lightning.commands.words import read_words
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.terminal.parser import PROGRAM
+
+DEFAULT_ROOT = "runs/default"
+"""The run folder where none is given."""
+
+
+def config_of_checkpoint(words: list[str]) -> list[str]:
+    """Name the configuration and the folder of a checkpoint's run, where no --config is given."""
+    given = dict(read_words(words))
+    checkpoint = given.get("ckpt_path")
+    if not checkpoint or {"c", "config"} & given.keys():
+        return []
+    root = Path(checkpoint).parent.parent
+    if checkpoint == "last":
+        root = Path(given.get("trainer.default_root_dir", DEFAULT_ROOT))
+    if not (root / "config.yaml").is_file():
+        return []
+    return [f"--config={root / 'config.yaml'}", f"--trainer.default_root_dir={root}"]
+
+
+def check_resume(
+    config: Any, checkpoint: dict[str, Any], different: dict[str, tuple[Any, Any]]
+) -> None:
+    """Raise InputError unless a run goes on as it began, and further than it stands."""
+    path, seed = config.ckpt_path, checkpoint["hyper_parameters"]["seed"]
+    if config.seed_everything != seed:
+        raise InputError(
+            f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so that "
+            "noise and data go on where they were"
+        )
+    step, end = checkpoint["global_step"], config.trainer.get("max_steps", -1)
+    if 0 <= end <= step:
+        raise InputError(
+            f"{path} stands at step {step} already; train longer by --trainer.max_steps, above "
+            f"{step}, or measure it: {PROGRAM} evaluate --ckpt {path} --out FOLDER"
+        )
+    for key, (ours, theirs) in different.items():
+        raise InputError(
+            f"model.{key} is {theirs} in {path}, not {ours}, and a run goes on with what it began "
+            "with; leave that out, or start a new run"
+        )
+
+
+def differences(
+    ours: dict[str, Any], theirs: dict[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Find the settings that both state, and not alike, by dotted name."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, value in theirs.items():
+        mine = ours.get(key)
+        if isinstance(value, dict) and isinstance(mine, dict):
+            found |= differences(mine, value, f"{prefix}{key}.")
+        elif key in ours and _comparable(key, mine) != _comparable(key, value):
+            found[prefix + key] = (mine, value)
+    return found
+
+
+def _comparable(key: str, value: Any) -> Any:
+    if key == "class_path":  # a class has its own path and that of the package that shows it
+        return locate(value)
+    return [_comparable(key, item) for item in value] if isinstance(value, list | tuple) else value

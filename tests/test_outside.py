@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,10 @@ OUTSIDE = Path(__file__).parent / "outside"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The run folder of a training with nothing but the outside package's parts."""
+    """The run folder of a training with nothing but the outside package's parts.
+
+    The package stays imported, because the parser finds its classes in the tests that follow.
+    """
     folder = tmp_path_factory.mktemp("outside")
     shutil.copytree(OUTSIDE / "my_idea", folder / "my_idea")
     shutil.copy(OUTSIDE / "my_idea.yaml", folder)
@@ -28,8 +30,6 @@ def run(tmp_path_factory):
         main(["fit", "--config", "my_idea.yaml", "--trainer.max_steps", "3"])
         main(["fit", "--config", "my_idea.yaml", "--ckpt_path", "last"])
         yield folder / "runs" / "my_idea"
-    for name in [name for name in sys.modules if name.split(".")[0] == "my_idea"]:
-        del sys.modules[name]
 
 
 def checkpoint(run):

@@ -101,6 +101,21 @@ def inception_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def requests(monkeypatch):
+    """The request of every call of generate, and whether autocast was on."""
+    from ddpm_lightning import DiffusionModule
+
+    seen, generate = [], DiffusionModule.generate
+
+    def record(self, indices, request, *args):
+        seen.append((request, torch.is_autocast_enabled("cpu")))
+        return generate(self, indices, request, *args)
+
+    monkeypatch.setattr(DiffusionModule, "generate", record)
+    return seen
+
+
 @pytest.fixture(scope="session")
 def lively_checkpoint(tmp_path_factory):
     """A conditional model of 40 levels on 8×8 digits, to which labels and averaging matter."""

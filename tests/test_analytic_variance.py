@@ -12,13 +12,10 @@ import torch
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.cli import main
 from ddpm_lightning.commands.analytic_variance import x0_errors
-from ddpm_lightning.data import MNIST
 from ddpm_lightning.diffusion import Hybrid, LearnedRange, SohlDickstein
 from ddpm_lightning.diffusion.oracles import Gaussian
-from ddpm_lightning.errors import InputError
-from ddpm_lightning.loaded import DataPlace, Loaded
-from tests.make_data import write_mnist
-from tests.small import image_spec, tiny_data, tiny_module, trainer
+from ddpm_lightning.loaded import Loaded
+from tests.small import tiny_data, tiny_module, trainer
 
 FEW = "--sampler=DDPM", "--sampler.steps=3"
 
@@ -106,19 +103,6 @@ def test_a_mistake_is_one_line(lively_checkpoint, flags, message, capsys):
     with pytest.raises(SystemExit):
         main(["analytic_variance", f"--ckpt={lively_checkpoint}", "--n=1", *flags])
     assert message in capsys.readouterr().err
-
-
-def test_the_data_may_have_moved(tmp_path):
-    write_mnist(tmp_path / "here", "MNIST")
-    data = MNIST(root=str(tmp_path / "here"), download=False, held_out=20, global_batch_size=8)
-    module = tiny_module(data=image_spec(size=28), schedule=SohlDickstein())
-    trainer(tmp_path, 1).fit(module, data)
-    (tmp_path / "here").rename(tmp_path / "there")
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    with pytest.raises(InputError, match="MNIST"):
-        Loaded.read(path).data.finished("train")
-    moved = Loaded.read(path, DataPlace(root=str(tmp_path / "there"))).data.finished("train")
-    assert torch.equal(moved.x0, data.finished("train").x0)
 
 
 # Another variance than the model's own

@@ -117,7 +117,7 @@ def test_the_number_does_not_depend_on_the_batches(tmp_path):
         ({"flow_n": -1}, "not negative"),
         ({"flow_steps": 0}, "at least 1"),
         ({"flow_probes": 0}, "at least 1"),
-        ({"seed": -1}, "not negative"),
+        ({"seed": -1}, "give 0 or more"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):

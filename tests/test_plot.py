@@ -25,7 +25,7 @@ from ddpm_lightning.plots.pictures import Images
 from ddpm_lightning.plots.strips import forward_strip
 from ddpm_lightning.randomness import IndexedNoise
 from tests.make_data import write_mnist
-from tests.small import image_spec, tiny_module, trainer
+from tests.small import frames_in, image_spec, tiny_module, trainer
 
 FEW = "--sampler=DDIM", "--sampler.steps=8"
 
@@ -194,13 +194,6 @@ def test_plot_reverse_goes_from_noise_to_the_samples_of_the_sample_command(
             assert (shown == image[..., None]).all()
 
 
-def test_plot_reverse_writes_an_animation(lively_checkpoint, tmp_path):
-    flags = f"--ckpt={lively_checkpoint}", *FEW, "--n=3", "--frames=5"
-    with plot("reverse", *flags, out=tmp_path / "reverse.gif") as image:
-        assert image.n_frames == 5
-        assert image.size == (34 + 3 * 50 + 2, 20 + 2 * 50 + 2)
-
-
 def fit_zeros(folder, spec, condition=Condition()) -> str:
     """Train on four zeros; gives the flag that names the checkpoint."""
     batch = Batch(torch.zeros(4, *spec.shape), condition, torch.arange(4), torch.arange(4))
@@ -218,8 +211,12 @@ def test_a_model_that_is_given_images_is_left_to_sample(tmp_path, capsys):
 def test_images_of_four_channels_are_shown_as_grids_are(suffix, tmp_path):
     ckpt = fit_zeros(tmp_path, image_spec(4))
     flags = ckpt, *FEW, "--n=2", "--frames=3"
-    with plot("reverse", *flags, out=tmp_path / f"reverse{suffix}") as image:
-        assert image.n_frames == 3 if suffix == ".gif" else image.mode == "RGBA"
+    out = tmp_path / f"reverse{suffix}"
+    with plot("reverse", *flags, out=out) as image:
+        if suffix == ".png":
+            assert image.mode == "RGBA"
+        else:
+            assert (frames_in(out), image.size) == (3, (34 + 2 * 50 + 2, 20 + 2 * 50 + 2))
 
 
 def test_the_data_of_a_checkpoint_may_have_moved(tmp_path, capsys):
@@ -239,9 +236,7 @@ def test_the_data_of_a_checkpoint_may_have_moved(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["schedul"], "no command 'schedul'; did you mean schedule?"),
         ([], "which command? One of schedule, forward, reverse, scaling, variance"),
-        (["schedule"], "missing: --out"),
         (["schedule", "--out=a.jpg"], "a.jpg: name a file that ends in .png"),
         (["forward", "--data=Digits", "--steps=0", "--out=a.png"], "steps=0"),
         (["variance", "--factors=[-1]", "--out=a.png"], "give some of 0 or more"),
@@ -266,12 +261,8 @@ def test_a_picture_is_never_written_over(capsys, tmp_path):
     assert out.read_text() == "precious"
 
 
-@pytest.mark.parametrize(
-    ("args", "text"),
-    [(["--help"], "Draw real data becoming noise"), (["schedule", "--help"], "--weighting")],
-)
-def test_help_tells_subcommands_and_flags(args, text, capsys):
+def test_help_lists_the_subcommands(capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["plot", *args])
+        main(["plot", "--help"])
     assert caught.value.code == 0
-    assert text in capsys.readouterr().out
+    assert "Draw real data becoming noise" in capsys.readouterr().out

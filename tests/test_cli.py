@@ -205,11 +205,14 @@ def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
             "must be less than or equal to the number of the training batches (168)",
         ),
         (
-            ["--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: nothere}}"],
+            [
+                "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: nothere}}",
+                "--trainer.val_check_interval=1",
+            ],
             "metric `nothere` which is not available",
         ),
         ([f"--trainer.default_root_dir={__file__}"], "is a file; choose another folder"),
-        (["--model.net=tests.test_cli.Narrow"], "Narrow.__init__() takes 2 positional arguments"),
+        (["--model.net=tests.test_cli.Narrow"], "takes 2 positional arguments but 3"),
         (
             ["--data=MNIST", "--data.root=.", "--data.download=false"],
             "train-images-idx3-ubyte",

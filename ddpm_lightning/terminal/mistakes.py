@@ -46,6 +46,7 @@ def users_mistake(error: Exception) -> str | None:
     # An error with nothing but libraries on the stack is a refused setting, too.
     modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(cause.__traceback__)]
     settings = all(name in CALLERS or name.split(".")[0] in LIBRARIES for name in modules)
+    settings |= modules[-1].startswith("jsonargparse.")  # which passes them to a class
     refused = isinstance(cause, ImportError | RuntimeError | TypeError | ValueError)
     return str(cause) if refused and settings else None
 

@@ -503,7 +503,7 @@ def test_sample_takes_everything_from_a_file(tiny_checkpoint, tmp_path):
         (["--guidance=2", "--guidance.interval=[0.8, 0.2]"], "0 ≤ low < high ≤ 1"),
         (["--guidance.rescale=0.7"], "change nothing at scale 1"),
         (["--n=0"], "at least 1"),
-        (["--seed=-1"], "not negative"),
+        (["--seed=-1"], "give 0 or more"),
         (["--device=meta"], "device meta cannot be used"),
         (["--grid.frames=1"], "2 or more"),
         (["--grid.frames=2", "--grid.fps=0"], "0.002 to 50"),

@@ -23,6 +23,7 @@ from ddpm_lightning.plots.didactic import (
 )
 from ddpm_lightning.plots.pictures import Images
 from ddpm_lightning.plots.strips import forward_strip
+from ddpm_lightning.randomness import IndexedNoise
 from tests.make_data import write_mnist
 from tests.small import image_spec, tiny_module, trainer
 
@@ -174,16 +175,23 @@ def test_a_checkpoint_gives_the_parts_that_are_not_stated(
     assert own == same != other == mixed
 
 
-def test_plot_reverse_ends_in_the_samples_of_the_sample_command(lively_checkpoint, tmp_path):
+def test_plot_reverse_goes_from_noise_to_the_samples_of_the_sample_command(
+    lively_checkpoint, tmp_path
+):
     flags = f"--ckpt={lively_checkpoint}", *FEW, "--labels=[3,4]", "--guidance=2", "--n=2"
     main(["sample", *flags, f"--out={tmp_path / 'samples'}"])
     strip = np.array(plot("reverse", *flags, "--frames=3", out=tmp_path / "strip.png"))
+    noise = to_uint8(IndexedNoise(0, torch.arange(2))(0, (8, 8))).numpy()
     for k in range(2):  # x_t above x0_hat, which at the end is the sample, too
         sample = np.array(Image.open(tmp_path / "samples" / f"00000{k}.png"))
-        for row in (2 * k, 2 * k + 1):
-            top, left = 20 + 50 * row + 2, 34 + 50 * 2 + 2
+        for row, column, image in (
+            (2 * k, 0, noise[k]),
+            (2 * k, 2, sample),
+            (2 * k + 1, 2, sample),
+        ):
+            top, left = 20 + 50 * row + 2, 34 + 50 * column + 2
             shown = strip[top : top + 48 : 6, left : left + 48 : 6]
-            assert (shown == sample[..., None]).all()
+            assert (shown == image[..., None]).all()
 
 
 def test_plot_reverse_writes_an_animation(lively_checkpoint, tmp_path):

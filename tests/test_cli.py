@@ -205,11 +205,14 @@ def test_printed_config_is_a_config_that_gives_itself(capsys, tmp_path):
             "must be less than or equal to the number of the training batches (168)",
         ),
         (
-            ["--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: nothere}}"],
+            [
+                "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: nothere}}",
+                "--trainer.val_check_interval=1",
+            ],
             "metric `nothere` which is not available",
         ),
         ([f"--trainer.default_root_dir={__file__}"], "is a file; choose another folder"),
-        (["--model.net=tests.test_cli.Narrow"], "Narrow.__init__() takes 2 positional arguments"),
+        (["--model.net=tests.test_cli.Narrow"], "takes 2 positional arguments but 3"),
         (
             ["--data=MNIST", "--data.root=.", "--data.download=false"],
             "train-images-idx3-ubyte",
@@ -500,7 +503,7 @@ def test_sample_takes_everything_from_a_file(tiny_checkpoint, tmp_path):
         (["--guidance=2", "--guidance.interval=[0.8, 0.2]"], "0 ≤ low < high ≤ 1"),
         (["--guidance.rescale=0.7"], "change nothing at scale 1"),
         (["--n=0"], "at least 1"),
-        (["--seed=-1"], "not negative"),
+        (["--seed=-1"], "give 0 or more"),
         (["--device=meta"], "device meta cannot be used"),
         (["--grid.frames=1"], "2 or more"),
         (["--grid.frames=2", "--grid.fps=0"], "0.002 to 50"),

@@ -26,8 +26,7 @@ def causes_of(error: BaseException) -> list[BaseException]:
     *_, (frame, _) = walk_tb(error.__traceback__)
     if "jsonargparse." not in frame.f_globals["__name__"] and not isinstance(error, ParseError):
         return [error]
-    # For a union it chains the first alternative only, but its frame holds all of them; the one
-    # that got furthest was probably meant.
+    # It chains a union's first error only, but its frame holds all: the furthest one was meant.
     alternatives = frame.f_locals.get("exceptions") or [error.__cause__]
     chains = [causes_of(one) for one in alternatives if one is not None]
     chains.sort(key=lambda chain: (len(chain), len([*walk_tb(chain[-1].__traceback__)])))
@@ -36,8 +35,7 @@ def causes_of(error: BaseException) -> list[BaseException]:
 
 def users_mistake(error: Exception) -> str | None:
     """Return the message for a mistake that the user can correct; None: it is a bug."""
-    causes = causes_of(error)
-    cause = causes[-1]
+    cause = (causes := causes_of(error))[-1]
     for one in (cause, cause.__cause__):
         if isinstance(one, InputError | MisconfigurationException):
             return str(one)
@@ -46,6 +44,7 @@ def users_mistake(error: Exception) -> str | None:
     # An error with nothing but libraries on the stack is a refused setting, too.
     modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(cause.__traceback__)]
     settings = all(name in CALLERS or name.split(".")[0] in LIBRARIES for name in modules)
+    settings |= modules[-1].startswith("jsonargparse.")  # which passes them to a class
     refused = isinstance(cause, ImportError | RuntimeError | TypeError | ValueError)
     return str(cause) if refused and settings else None
 

@@ -104,7 +104,9 @@ class Likelihood(Callback):
         columns = 1
         if self.evaluations != 0:
             columns = len(strata(pl_module.schedule, self.evaluations, self.spacing))
-        device = trainer.strategy.root_device
+        # On a GPU's device only where processes reduce there: MPS has no float64.
+        root = trainer.strategy.root_device
+        device = root if root.type == "cuda" else "cpu"
         self._bound, self._flow = Moments(columns).to(device), Moments(1).to(device)
 
     @override

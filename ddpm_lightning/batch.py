@@ -27,11 +27,6 @@ class Condition(NamedTuple):
     tokens: Tensor | None = None
     mask: Tensor | None = None
 
-    @property
-    def missing(self) -> bool:
-        """Whether every part is None."""
-        return all(part is None for part in self)
-
     def rows(self, index: Tensor | slice) -> Condition:
         """Select rows by index int64 [n], mask bool [B] or slice."""
         return Condition(*(None if part is None else part[index] for part in self))
@@ -63,18 +58,21 @@ class Condition(NamedTuple):
             return part.masked_fill(rows.view(-1, *[1] * (part.ndim - 1)), 0)
 
         label = None if self.label is None else self.label.masked_fill(rows, NULL_LABEL)
-        tokens, mask = zeroed(self.tokens), self.mask
-        if tokens is not None:
-            mask = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask
-            mask = mask.masked_fill(rows[:, None], False)
-        return Condition(label, zeroed(self.image) if image else self.image, tokens, mask)
+        kept = zeroed(self.image) if image else self.image
+        return Condition(label, kept, zeroed(self.tokens), zeroed(self.with_mask().mask))
 
     def followed_by(self, other: Condition) -> Condition:
         """Concatenate the rows of this and another condition with the same parts."""
-        pairs = zip(self, other, strict=True)
+        pairs = zip(self.with_mask(), other.with_mask(), strict=True)
         return Condition(
             *(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
         )
+
+    def with_mask(self) -> Condition:
+        """Write out the mask of the tokens, if there are any."""
+        if self.tokens is None or self.mask is not None:
+            return self
+        return self._replace(mask=torch.ones_like(self.tokens[..., 0], dtype=torch.bool))
 
 
 class Batch(NamedTuple):

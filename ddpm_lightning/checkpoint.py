@@ -13,7 +13,6 @@ import hashlib
 import pickle
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +98,15 @@ def upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if own["format"] == 1:
         data = {
             "shape": stated.pop("shape"),
-            "data_range": stated.pop("data_range"),
-            "num_classes": stated.pop("num_classes"),
+            "data_range": stated.pop("data_range", (-1.0, 1.0)),
+            "num_classes": stated.pop("num_classes", None),
             "image_channels": stated.pop("condition_channels", 0),
             "token_width": 0,
         }
-        average = {name: stated.pop(f"ema_{name}") for name in ("decay", "warmup", "start")}
+        defaults = {"decay": 0.9999, "warmup": True, "start": 0}
+        average = {name: stated.pop(f"ema_{name}", value) for name, value in defaults.items()}
         dropout = "ddpm_lightning.diffusion.LabelDropout"
-        share = {"share": stated["label_dropout"]}
+        share = {"share": stated.get("label_dropout", 0.1)}
         stated |= {
             "data": data,
             "ema": {"class_path": "ddpm_lightning.EMA", "init_args": average},
@@ -138,9 +138,11 @@ def current_path(path: str) -> str:
         return path
     for depth in range(1, len(packages) + 1):
         package = ".".join(packages[:depth])
-        if find_spec(package) is None:
+        try:
+            module = import_module(package)
+        except ModuleNotFoundError:
             break
-        if hasattr(import_module(package), name):
+        if hasattr(module, name):
             return f"{package}.{name}"
     return path  # configurable_class raises the InputError, if the class is needed
 
@@ -151,11 +153,11 @@ def rebuild(
     """Build the module that hyper-parameters describe; overrides replace some of them."""
     arguments = dict(hyper_parameters)
     net = arguments.pop("net")
-    arguments["data"] = DataSpec(**arguments["data"])
     stated = {name: build(value) for name, value in net["init_args"].items()}
     factory = partial(configurable_class(net["class_path"]), **stated)
     arguments = {name: build(value) for name, value in arguments.items()}
     try:
+        arguments["data"] = DataSpec(**arguments["data"])
         return module_class(**{"net": factory} | arguments | overrides)
     except TypeError as error:
         raise InputError(

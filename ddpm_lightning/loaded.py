@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,19 +71,20 @@ class Loaded:
         Raises:
             InputError: The checkpoint describes none, or the data takes no root.
         """
-        if self.description is None:
+        description: Any = copy.deepcopy(self.description)
+        if description is None:
             raise InputError(
                 f"{self.path} does not state its data: its data module was not Configurable"
             )
         if self.place.root is not None:
             # Conditioned wraps another data module, which is the one with the root.
-            files = self.description["init_args"].get("data", self.description)
+            files = description["init_args"].get("data", description)
             if "root" not in files["init_args"]:
                 raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
             files["init_args"]["root"] = self.place.root
-        data = build(self.description)
+        data = build(description)
         if not isinstance(data, DiffusionData):
-            raise InputError(f"{self.description['class_path']} is no DiffusionData")
+            raise InputError(f"{description['class_path']} is no DiffusionData")
         return data
 
     @property

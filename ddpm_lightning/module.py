@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from operator import is_not
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.checkpoint import FORMAT, KEY, read_checkpoint, rebuild, upgraded
-from ddpm_lightning.configurable import Configurable, build, configurable_class
+from ddpm_lightning.configurable import Configurable, configurable_class
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import Guidance
 from ddpm_lightning.diffusion.label_dropout import LabelDropout
@@ -99,13 +101,13 @@ class DiffusionModule(Configurable, LightningModule):
         channels = data.shape[0]
         self.net = net(self.data, channels + variance.extra_channels(channels))
         # Parts with tensors are copied, because two modules must not share one default argument.
-        self.schedule = build(schedule.describe())
-        self.ema = build(ema.describe())
+        self.schedule = copy.deepcopy(schedule)
+        self.ema = copy.deepcopy(ema)
         self.ema.follow(self.net)
         self.parameterization = parameterization
         self.variance = variance
         self.objective = objective
-        self.timesteps = timesteps
+        self.timesteps = copy.deepcopy(timesteps)
         self.label_dropout = label_dropout
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
@@ -127,7 +129,7 @@ class DiffusionModule(Configurable, LightningModule):
         noise = self._training_noise(batch, batch_idx)
         t, weight = self.timesteps(self.schedule, noise)
         condition = self.known(batch)
-        if self.data.num_classes is not None:
+        if condition.label is not None or condition.tokens is not None:
             condition = self.label_dropout(condition, noise)
         terms = self.objective(self.denoiser("raw"), self._noised(batch, t, noise, condition))
         loss = (weight * terms["loss"]).mean()
@@ -138,8 +140,8 @@ class DiffusionModule(Configurable, LightningModule):
         """Return the noise of the batch's rows; seed torch's generator for the layers' dropout."""
         if batch.row is None:
             raise InputError(
-                "the training batch does not say where its rows stand in the global batch; return "
-                "Batch(x0, condition, index, row), as ddpm_lightning.data does"
+                "the training batch does not state its rows of the global batch; return Batch(x0, "
+                "condition, index, row), index and row on the CPU, as ddpm_lightning.data does"
             )
         parts, step = self.trainer.accumulate_grad_batches, self.trainer.global_step
         size = len(batch.x0) * self.trainer.world_size * parts
@@ -239,15 +241,17 @@ class DiffusionModule(Configurable, LightningModule):
         """The condition of a batch, without labels unless the model is conditional."""
         if self.data.num_classes is None:
             return batch.condition._replace(label=None)
+        if batch.condition.label is None:
+            raise InputError("the model is conditional, but the batch has no labels")
         return batch.condition
 
     def denoiser(self, weights: Weights = "ema") -> Denoiser:
         """The denoiser of the ema (averaged) or raw (as trained) weights."""
         net = self.ema.net if weights == "ema" else self.net
-        cached = self._denoisers.get(weights)
-        if cached is None or cached.net is not net:  # cached, because building checks every level
-            cached = Denoiser(net, self.schedule, self.parameterization, self.variance)
-            self._denoisers[weights] = cached
+        parts: Any = (net, self.schedule, self.parameterization, self.variance)
+        cached = self._denoisers.get(weights)  # because building one checks every level
+        if cached is None or any(map(is_not, parts, vars(cached).values())):
+            cached = self._denoisers[weights] = Denoiser(*parts)
         return cached
 
     def sample(
@@ -273,12 +277,14 @@ class DiffusionModule(Configurable, LightningModule):
                 :class:`Guidance`, limited to an interval or rescaled.
             seed: Seed of the noise, ≥ 0.
             weights: ema (averaged) or raw (as trained).
-            condition: Condition images or labels, repeated up to n.
+            condition: Condition images or labels, repeated up to n; labels count for a conditional
+                model alone.
 
         Raises:
             InputError: The labels or the condition do not fit the model.
         """
         request = Request(sampler, guidance, labels, None, weights, seed)
+        request.check(self)
         return self.generate(torch.arange(n), request, condition).x
 
     def generate(
@@ -289,18 +295,21 @@ class DiffusionModule(Configurable, LightningModule):
         frames: int = 0,
         progress: bool = False,
     ) -> Samples:
-        """Draw the samples of these indices; see :func:`ddpm_lightning.sampling.generate`."""
+        """Draw the samples of these indices; see :func:`ddpm_lightning.sampling.generate`.
+
+        ``request.check(module)`` comes first, once: it compares weights, too.
+        """
         return generate(self, indices, request, condition, frames, progress)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Draw the samples of indices int64 [B] with the EMA weights: float32 [B, *shape].
 
-        Condition images come from the test split, repeated along the index.
+        Condition images, and their labels, come from the test split, repeated along the index.
         """
         condition = Condition()
         if self.data.image_channels:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            condition = Condition(image=data.finished("test", data.predict_n).condition.image)
+            condition = data.finished("test", data.predict_n).condition
         request, progress = Request(seed=self.seed), self.trainer.is_global_zero
         return self.generate(batch.cpu(), request, condition, progress=progress).x
 

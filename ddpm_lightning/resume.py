@@ -23,7 +23,7 @@ from ddpm_lightning.checkpoint import KEY
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 
-PLACES = ("root", "download", "predict_n")
+PLACES = ("root", "download", "predict_n", "workers")
 """Arguments of data modules that do not change the training batches."""
 
 

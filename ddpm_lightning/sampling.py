@@ -92,13 +92,25 @@ class Request(Configurable):
     def check(self, model: Model) -> None:
         """Raise InputError if the request does not fit a model, before anything is computed."""
         levels_from_noise(self.sampler, model.denoiser(self.weights))
-        self.denoiser(model)
+        self.check_variance(model)
         self.check_labels(model)
 
-    def check_labels(self, model: Model) -> None:
-        """Raise InputError if the labels or the guidance do not fit a model."""
+    def check_variance(self, model: Model) -> None:
+        """Raise InputError if the variance does not fit a model; compares all weights."""
+        denoiser = self.denoiser(model)
+        measured_with = getattr(self.variance, "network", None)
+        if measured_with not in (None, weights_digest(denoiser.net)):
+            raise InputError(
+                f"the variance table was measured with other weights than the {self.weights} ones "
+                "of this checkpoint; estimate it for these: python -m ddpm_lightning "
+                f"analytic_variance --ckpt CHECKPOINT --weights {self.weights}"
+            )
+
+    def check_labels(self, model: Model, labels: Tensor | None = None) -> None:
+        """Raise InputError if labels (default: the request's) or guidance do not fit a model."""
         scale, known = self.guidance.scale, model.data.num_classes
-        labels = None if self.labels is None else torch.as_tensor(self.labels)
+        if labels is None and self.labels is not None:
+            labels = torch.as_tensor(self.labels)
         if known is None:
             if labels is not None:
                 raise InputError("labels given, but the model has none (conditional: false)")
@@ -117,7 +129,8 @@ class Request(Configurable):
             fits = (labels >= NULL_LABEL) & (labels < known)
             if labels.ndim != 1 or not len(labels) or not bool(fits.all()):
                 raise InputError(
-                    f"labels {self.labels}: give one or more from 0…{known - 1} (or −1, no class)"
+                    f"labels {labels.tolist()}: give one or more from 0…{known - 1} (or −1, no "
+                    "class)"
                 )
 
     def denoiser(self, model: Model) -> Denoiser:
@@ -129,13 +142,6 @@ class Request(Configurable):
             raise InputError(
                 f"{type(self.sampler).__name__} has no use for a variance, only DDPM has; leave "
                 "out --variance or use --sampler DDPM"
-            )
-        measured_with = getattr(self.variance, "network", None)
-        if measured_with not in (None, weights_digest(denoiser.net)):
-            raise InputError(
-                f"the variance table was measured with other weights than the {self.weights} ones "
-                "of this checkpoint; estimate it for these: python -m ddpm_lightning "
-                f"analytic_variance --ckpt CHECKPOINT --weights {self.weights}"
             )
         variance = replacing(denoiser.variance, self.variance, model.data.shape[0])
         return replace(denoiser, variance=variance)
@@ -153,6 +159,7 @@ class Request(Configurable):
         if model.data.num_classes is not None:
             known = given.label if self.labels is None else torch.as_tensor(self.labels).long()
             known = torch.arange(model.data.num_classes) if known is None else known
+            self.check_labels(model, known)
             label = known[indices % len(known)]
         return given._replace(label=None).repeated(indices)._replace(label=label)
 
@@ -233,7 +240,7 @@ def generate(
     Raises:
         InputError: The request or the condition does not fit the model.
     """
-    request.check(model)
+    request.check_labels(model)
     denoiser = guide(request.denoiser(model), request.guidance)
     sampler = request.sampler.clipped(model.data.data_range)
     procedure = from_noise(denoiser, sampler, model.data.shape)

@@ -26,13 +26,12 @@ def test_rows_are_chosen_in_every_part_and_missing_parts_stay_missing():
     assert chosen.label.tolist() == [4, 3]
     assert same(FULL.rows(slice(1)), FULL.rows(torch.tensor([True, False, False])))
     assert same(LABELS.rows(slice(2)), Condition(torch.tensor([3, 1])))
-    assert Condition().rows(slice(2)).missing
-    assert not LABELS.missing
+    assert Condition().rows(slice(2)) == Condition()
 
 
 def test_rows_repeat_along_the_index_of_the_samples():
     assert LABELS.repeated(torch.tensor([0, 4, 8, 2])).label.tolist() == [3, 1, 4, 4]
-    assert Condition().repeated(torch.arange(9)).missing
+    assert Condition().repeated(torch.arange(9)) == Condition()
 
 
 def test_null_rows_forget_label_and_tokens_but_not_the_image():
@@ -46,7 +45,7 @@ def test_null_rows_forget_label_and_tokens_but_not_the_image():
     assert not everywhere.image.any()
     assert not everywhere.tokens.any()
     assert FULL.label.tolist() == [3, 1, 4]  # as it was
-    assert Condition().null().missing
+    assert Condition().null() == Condition()
 
 
 def test_tokens_without_a_mask_get_one_when_some_rows_forget():
@@ -58,7 +57,7 @@ def test_stacked_rows_come_apart_again():
     both = FULL.followed_by(FULL.null())
     assert same(both.rows(slice(3)), FULL)
     assert same(both.rows(slice(3, None)), FULL.null())
-    assert Condition().followed_by(Condition()).missing
+    assert Condition().followed_by(Condition()) == Condition()
 
 
 def test_every_part_moves_to_a_device():
@@ -75,3 +74,9 @@ def test_a_specification_states_itself_as_plain_data_and_is_rebuilt_from_it():
     spec = DataSpec([3, 8, 8], data_range=[-1, 1], num_classes=10, image_channels=1)
     assert spec.plain()["shape"] == [3, 8, 8]
     assert DataSpec(**spec.plain()) == spec
+
+
+def test_a_null_row_of_tokens_is_masked_under_guidance_as_in_training():
+    words = Condition(tokens=torch.ones(2, 3, 4))
+    both = words.followed_by(words.null())
+    assert both.mask.tolist() == [[True] * 3] * 2 + [[False] * 3] * 2

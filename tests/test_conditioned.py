@@ -278,7 +278,8 @@ def test_a_run_trains_draws_measures_and_its_checkpoint_loads_by_path_alone(task
     run.test(module, data, verbose=False)
     assert np.isfinite(float(run.callback_metrics["test/bpd"]))
     predicted = torch.cat(trainer(tmp_path, 2).predict(module, data))
-    sampled = module.sample(3, seed=module.seed, condition=images_of(data, 3))
+    given = data.finished("test", 3).condition
+    sampled = module.sample(3, seed=module.seed, condition=given)
     torch.testing.assert_close(predicted, sampled, atol=1e-5, rtol=0)
 
 

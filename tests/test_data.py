@@ -713,3 +713,20 @@ def test_the_helpers_write_what_the_published_files_look_like(tmp_path):
     assert b"cnumpy.core.multiarray\n_reconstruct\n" in content
     assert np.array_equal(batch[b"data"], written["train"][0][:2].reshape(2, -1))
     assert batch[b"labels"] == written["train"][1][:2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "fix"),
+    [
+        (torch.zeros(1, 4, 4), 0, "give uint8"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), 0, r"give uint8 \[1, 4, 4\]"),
+        (torch.zeros(1, 4, 4, dtype=torch.uint8), 10, "give 0…9"),
+    ],
+)
+def test_items_that_are_not_what_the_data_says_of_itself_are_refused(image, label, fix):
+    class Items(NumberedFiles):
+        def dataset(self, split):
+            return [(image, label)] * 8
+
+    with pytest.raises(InputError, match=fix):
+        next(iter(Items(global_batch_size=4, workers=0).train_dataloader()))

@@ -151,7 +151,7 @@ def test_the_noise_belongs_to_the_row_that_the_batch_states(tmp_path):
         seen.append(recorder)
     for field in ("eps", "t"):
         assert torch.equal(seen[1].all(field), seen[0].all(field)[order])
-    with pytest.raises(InputError, match="does not say where its rows stand"):
+    with pytest.raises(InputError, match="does not state its rows"):
         fit(tmp_path, 1, data=DataLoader([batch._replace(row=None)], batch_size=None))
 
 
@@ -534,6 +534,21 @@ def test_two_modules_share_neither_the_default_schedule_nor_the_default_average(
     a.schedule.to("meta")
     assert next(b.schedule.buffers()).device.type == "cpu"
     assert a.ema.net is not b.ema.net
+
+
+def test_two_modules_do_not_share_the_statistics_of_timesteps():
+    timesteps = LossSecondMoment()
+    a, b = tiny_module(timesteps=timesteps), tiny_module(timesteps=timesteps)
+    a.timesteps.update(torch.tensor([3]), torch.tensor([1.0]))
+    assert len(a.timesteps.state_dict()["counts"]) == 3
+    assert len(b.timesteps.state_dict()["counts"]) == 0
+
+
+def test_a_part_that_is_replaced_is_in_the_next_denoiser():
+    module = tiny_module()
+    module.denoiser()
+    module.variance = FixedLarge()
+    assert module.denoiser().variance is module.variance
 
 
 def test_positional_arguments_that_cannot_be_stated_are_refused_before_training():

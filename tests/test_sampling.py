@@ -14,7 +14,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import Request, from_noise, run
 from tests.core import Waves, named
-from tests.small import tiny_module
+from tests.small import image_spec, tiny_module
 
 DENOISER = Denoiser(Waves(), Linear(), V())
 
@@ -76,3 +76,10 @@ def test_a_model_that_never_dropped_labels_knows_no_null_label(labels, scale):
     Request(labels=[3]).check(module)
     with pytest.raises(InputError, match="label_dropout 0"):
         Request(labels=labels, guidance=scale).check(module)
+
+
+@pytest.mark.parametrize("label", [[3], [7], [-2], []])
+def test_labels_of_a_condition_are_checked_like_those_of_a_request(label):
+    module = tiny_module(data=image_spec(num_classes=3), conditional=True)
+    with pytest.raises(InputError, match="0…2"):
+        module.sample(2, DDIM(1), condition=Condition(torch.tensor(label)))

@@ -141,7 +141,7 @@ class GenerativeMetrics(Periodic):
         if trainer.strategy.broadcast(found is not None):
             return found if found is not None else _NOTHING
         indices = share(len(images), trainer) % len(images)
-        parts = (self._real.take(batch) for batch in indices.split(self.requests[0].batch_size))
+        parts = self._real.batches(indices, self.requests[0].batch_size)
         features = self._gathered(parts, len(images), trainer, module)
         if path is not None:
             store(features, path)

@@ -244,6 +244,7 @@ def edit_images(
     if "sampler" not in request.changed():
         request = request.replace(sampler=edit.default_sampler(module.schedule))
     request.check_labels(module)
+    request.check_variance(module)
     sampler = request.sampler.clipped(spec.data_range) if edit.clips else request.sampler
     condition = request.condition(module, torch.arange(n), Condition())
     denoiser = guide(request.denoiser(module), request.guidance)

@@ -140,6 +140,7 @@ def plot_reverse(
             "sample --grid.frames 10"
         )
     pictures = pictures_of(spec.shape, loaded.background)
+    request.check(loaded.module)
     shown = loaded.module.generate(torch.arange(n), request, frames=frames).frames
     assert shown is not None
     if out.suffix.lower() == ".gif":

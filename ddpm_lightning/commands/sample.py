@@ -88,6 +88,7 @@ def sample(
         files = [condition] if isinstance(condition, Path) else condition
         given = given_images(loaded, files, n)
         indices = torch.arange(n)
+        request.check(module)
         samples = module.generate(indices, request, given.condition, grid.frames, progress=True)
     elif condition is None:
         samples = edit_images(module, edit, n, request, grid.frames, progress=True)

@@ -211,7 +211,7 @@ class Conditioned(InMemoryData):
     @override
     def finish(self, raw: RawBatch) -> Batch:
         batch = self.data.finish(raw)
-        image = self.task(batch.x0, raw.index.to(batch.x0.device))
+        image = self.task(batch.x0, raw.index.to(batch.x0.device, non_blocking=True))
         return batch._replace(condition=batch.condition._replace(image=image))
 
     @override

@@ -173,10 +173,11 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
         """Move a raw batch, but not index and row, which key the noise on the CPU."""
-        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        if isinstance(batch, RawBatch):
-            return moved._replace(index=batch.index, row=batch.row)
-        return moved
+        if not isinstance(batch, RawBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        rest = batch._replace(index=None, row=None)  # type: ignore[arg-type]
+        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return moved._replace(index=batch.index, row=batch.row)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Finish a raw batch on its device; predict's sample indices pass through."""
@@ -208,9 +209,9 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         places, read = tee(places)
         loaded = source.batches(place.index for place in read)
         for place, (samples, labels) in zip(places, loaded, strict=True):
-            if pin:  # so that transfers to CUDA overlap with computation
-                samples, labels = samples.pin_memory(), labels.pin_memory()
             index, flip, row = (None if p is None else torch.from_numpy(p) for p in place)
-            assert index is not None
-            raw = RawBatch(samples, labels, index, flip, row)
+            raw = RawBatch(samples, labels, index, flip, row)  # type: ignore[arg-type]
+            if pin:  # so that transfers to CUDA overlap with computation
+                pinned: Any = (part if part is None else part.pin_memory() for part in raw)
+                raw = RawBatch(*pinned)
             yield self.finish(raw) if trainer is None else raw

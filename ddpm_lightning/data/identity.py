@@ -6,7 +6,7 @@ from typing import Any
 
 from ddpm_lightning.configurable import Configurable
 
-PASSING = ("root", "download", "global_batch_size", "predict_n", "flip")
+PASSING = ("root", "download", "global_batch_size", "predict_n", "flip", "workers")
 """Arguments that do not change the stored samples of a data set."""
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from ddpm_lightning.batch import Batch
+from ddpm_lightning.batch import Batch, DataSpec
 from ddpm_lightning.data.data_module import DiffusionData, RawBatch, Split
 from ddpm_lightning.data.image_data import finish_images
 from ddpm_lightning.data.stream import Indices
+from ddpm_lightning.errors import InputError
 
 
 class MapStyle:
@@ -23,25 +24,44 @@ class MapStyle:
 
     Args:
         dataset: ``dataset[i]`` is an image uint8 [C, H, W] and its label; it has a length.
+        spec: What the items must be.
         workers: Number of worker processes; 0 reads in this one.
     """
 
-    def __init__(self, dataset: Dataset[Any], workers: int) -> None:
+    def __init__(self, dataset: Dataset[Any], spec: DataSpec, workers: int) -> None:
         self.dataset = dataset
+        self.spec = spec
         self.workers = workers
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batches(self, indices: Iterable[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield samples and labels for each array of indices, in order."""
+        """Yield samples and labels for each array of indices, in order.
+
+        Raises:
+            InputError: An item is not what the data module says of itself.
+        """
         loader = DataLoader(
             self.dataset,
             batch_sampler=_BatchSampler(index.tolist() for index in indices),
             num_workers=self.workers,
             collate_fn=_collate,
         )
-        return iter(loader)
+        name, shape = type(self.dataset).__name__, self.spec.shape
+        for images, labels in loader:
+            if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
+                raise InputError(
+                    f"{name} gives images {images.dtype} {list(images.shape[1:])}; give uint8 "
+                    f"{list(shape)}, values 0…255, as the data module's shape says"
+                )
+            classes = self.spec.num_classes or 1
+            if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+                raise InputError(
+                    f"{name} gives labels {int(labels.min())}…{int(labels.max())}; give 0…"
+                    f"{classes - 1}, as the data module's num_classes says"
+                )
+            yield images, labels
 
 
 class StoredImages:
@@ -61,7 +81,7 @@ class StoredImages:
     @property
     def shape(self) -> tuple[int, ...]:
         """[C, H, W] of every image."""
-        return tuple(self.read([0]).shape[1:])
+        return self.source.spec.shape
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Read all images, uint8 [B, C, H, W] at a time."""
@@ -70,7 +90,7 @@ class StoredImages:
 
     def read(self, files: Sequence[int]) -> Tensor:
         """Read some images, by their places: uint8 [B, C, H, W]."""
-        return next(self.source.batches([np.array(files)]))[0]
+        return torch.stack([self.source.dataset[place][0] for place in files])
 
 
 class MapStyleImages(DiffusionData):
@@ -110,7 +130,7 @@ class MapStyleImages(DiffusionData):
     @override
     def source(self, split: Split) -> MapStyle:
         if split not in self._sources:
-            self._sources[split] = MapStyle(self.dataset(split), self.workers)
+            self._sources[split] = MapStyle(self.dataset(split), self.spec, self.workers)
         return self._sources[split]
 
     def images(self, split: Split) -> tuple[StoredImages, Tensor]:

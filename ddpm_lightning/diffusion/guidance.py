@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -203,4 +203,8 @@ class InInterval(_Wrapper):
             return denoiser(x_t, t, condition)
         inside, outside = (d(x_t, t, condition) for d in (self.inside, self.denoiser))
         chosen = ((t > first) & (t <= last)).view(-1, *[1] * (x_t.ndim - 1))
-        return inside.with_x0(torch.where(chosen, inside.x0, outside.x0))
+        extra = None
+        if inside.extra is not None and outside.extra is not None:
+            extra = torch.where(chosen, inside.extra, outside.extra)
+        x0 = torch.where(chosen, inside.x0, outside.x0)
+        return replace(inside.with_x0(x0), extra=extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +96,14 @@ class RealImages:
         if isinstance(source, Tensor):
             return source[rows]
         return source.read([source.files[row] for row in rows.tolist()])
+
+    def batches(self, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """The images of these rows, a batch at a time; what is stored is read ahead."""
+        chunks = rows.split(batch_size)
+        if isinstance(self.source, StoredImages):
+            loaded = self.source.source.batches(chunk.numpy() for chunk in chunks)
+            return (images for images, _ in loaded)
+        return (self.take(chunk) for chunk in chunks)
 
     def digest(self, batch_size: int = 256) -> str:
         """The sha256 of all pixels."""

@@ -78,8 +78,10 @@ class Configurable:
 
     def replace(self, **changes: Any) -> Self:
         """Build a copy of this object with some arguments changed."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         for name in changes:
-            if name not in self._arguments:
+            if name not in self._arguments and not takes_any:
                 raise InputError(f"{self.class_path()} takes no argument {name!r}")
         self._refuse_positional()
         return type(self)(**self._arguments | changes)

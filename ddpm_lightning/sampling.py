@@ -128,9 +128,9 @@ class Request(Configurable):
         if labels is not None:
             fits = (labels >= NULL_LABEL) & (labels < known)
             if labels.ndim != 1 or not len(labels) or not bool(fits.all()):
+                shown = sorted(set(labels.flatten().tolist()))[:12]
                 raise InputError(
-                    f"labels {labels.tolist()}: give one or more from 0…{known - 1} (or −1, no "
-                    "class)"
+                    f"labels {shown}: give one or more from 0…{known - 1} (or −1, no class)"
                 )
 
     def denoiser(self, model: Model) -> Denoiser:

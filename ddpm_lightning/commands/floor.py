@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.floor import check_floor, floors
 from ddpm_lightning.evaluation.judge import Judge, check_out
 from ddpm_lightning.evaluation.real_images import RealImages
@@ -38,6 +39,11 @@ def floor(
         InputError: A file, a folder or a setting does not work.
     """
     check_out(out, {"reference.folder": reference.folder})
+    if reference.given == (ckpt is not None):
+        raise InputError(
+            "the floor of which images? Give either --reference.data NAME, "
+            "--reference.folder DIR or --ckpt FILE"
+        )
     real = reference if ckpt is None else reference.of(Loaded.read(ckpt, data).data)
     judged = Judge(metrics=[], reference=real, **judge)
     check_floor(sizes, judged.real.count)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.evaluation.evaluation import BOUND
 from ddpm_lightning.evaluation.judge import Judge, check_out
 from ddpm_lightning.evaluation.report import table
 from ddpm_lightning.images import ImageFolder
@@ -36,12 +37,16 @@ def score(
     Raises:
         InputError: A file, a folder or a setting does not work.
     """
+    named = metrics.split(",") if isinstance(metrics, str) else metrics
+    if BOUND in [name.strip() for name in named if isinstance(name, str)]:
+        raise InputError(f"{BOUND} is of a checkpoint, not of a folder of images")
     chosen = as_metrics(metrics)
     for metric in chosen:
         if metric.needs_labels:
             raise InputError(f"{metric.name} is of a checkpoint, not of a folder of images")
+    check_out(out, {"samples": samples})
     judged = Judge(metrics=chosen, **judge)
-    check_out(out, {"samples": samples, "reference.folder": judged.real.folder})
+    check_out(out, {"reference.folder": judged.real.folder})
     images = ImageFolder(samples, n)
     judged.check(samples, images.shape, len(images))
     stated = {"folder": str(samples), "seed": judged.measures.seed}

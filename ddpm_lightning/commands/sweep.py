@@ -58,8 +58,8 @@ def sweep(
         results = evaluation(point.samples, out / point.name)
         rows.append({"curve": point.curve, "evaluations": point.evaluations, "results": results})
         write_json(out / "sweep.json", rows)
+    print(sweep_table(rows))
     for record in rows[0]["results"]:
         name = record["metric"]
         write_figure(out / f"sweep_{name}.png", draw_sweep(rows, name))
-    print(sweep_table(rows))
     print(f"{out}/sweep.json holds the numbers, {out}/sweep_*.png the curves")

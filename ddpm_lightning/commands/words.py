@@ -21,7 +21,14 @@ from lightning.pytorch import Callback
 
 from ddpm_lightning.configurable import Configurable, plain
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.terminal.choices import classes, find_class, help_for, hint_of, nearest
+from ddpm_lightning.terminal.choices import (
+    bases_of,
+    classes,
+    find_class,
+    help_for,
+    hint_of,
+    nearest,
+)
 from ddpm_lightning.terminal.parser import PROGRAM
 
 
@@ -55,9 +62,12 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
         if last == "help" and classes(hint := hint_of(parent, flags)):
             print(help_for(parent, value, hint))
             sys.exit(0)
-        if re.fullmatch(r"[\w.]*\b[A-Z]\w*", value):
+        if bases_of(hint := hint_of(name, flags)) and re.fullmatch(r"[\w.]*\b[A-Z]\w*", value):
             values = list(_configured(name, flags, configs))
-            added |= _own_defaults(name, find_class(value, hint_of(name, flags)), values)
+            added |= _own_defaults(name, find_class(value, hint), values)
+        unnamed = parent in flags and parent not in given
+        if unnamed and bases_of(hint_of(parent, flags)) and not _is_set(parent, flags, configs):
+            raise InputError(f"{parent}: which one? Give --{parent} CLASS before --{name}")
         if parent.endswith("guidance"):
             words = [re.sub(rf"^--{parent}(?==|$)", f"--{parent}.scale", word) for word in words]
             number = next(_configured(parent, flags, configs), None)
@@ -106,6 +116,10 @@ def _configured(name: str, flags: Mapping[str, Action], configs: list[Any]) -> I
             settings = (get("init_args") or {}).get(part, get(part))
         if settings is not None:
             yield settings
+
+
+def _is_set(name: str, flags: Mapping[str, Action], configs: list[Any]) -> bool:
+    return next(_configured(name, flags, configs), None) is not None
 
 
 def _own_defaults(name: str, new: type | None, values: list[Any]) -> dict[str, Any]:

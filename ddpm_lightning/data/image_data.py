@@ -166,7 +166,8 @@ class ImageData(InMemoryData):
             fix = f"the download failed ({reason}): connect to the internet"
         return InputError(
             f"{type(self).__name__}: {folder.absolute()} lacks {names}; {fix}, put the files "
-            f"there, or name the folder that holds {folder.relative_to(self.root)} (--data.root)"
+            f"there, or name the folder that holds {folder.relative_to(self.root)} (its root, "
+            "e.g. --data.root)"
         )
 
     # ------------------------------------------------------------------------- checks

@@ -47,7 +47,9 @@ class Evaluation:
         extractor: FeatureExtractor | None,
         samples: SampleSet,
     ) -> None:
-        words = metrics.split(",") if isinstance(metrics, str) else list(metrics)
+        words: list[Any] = metrics.split(",") if isinstance(metrics, str) else list(metrics)
+        words = [word.strip() if isinstance(word, str) else word for word in words]
+        words = [word for word in words if word != ""]
         others = [word for word in words if word != BOUND]
         self.loaded = loaded
         self.bound = len(others) < len(words)
@@ -70,9 +72,9 @@ class Evaluation:
         samples.check(self.loaded.module)
         if self.judge is None:
             return
+        labels = samples.labels_of(self.loaded.module, self.known)
         self.judge.check(self.loaded.path, self.loaded.module.data.shape, samples.n)
         if self.judge.measures.needs_labels:
-            labels = samples.labels_of(self.loaded.module, self.known)
             data = self.loaded.data
             self.judge.measures.check_labels(
                 data.data if isinstance(data, Conditioned) else data, labels

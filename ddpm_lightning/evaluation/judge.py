@@ -29,6 +29,7 @@ from ddpm_lightning.metrics import (
 from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
 from ddpm_lightning.plots.strips import captioned
+from ddpm_lightning.randomness import check_seed
 
 
 class Judge:
@@ -55,6 +56,9 @@ class Judge:
         batch_size: int = 256,
         device: str = "auto",
     ) -> None:
+        check_seed(seed)
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: give at least 1")
         self.device = device_named(device)
         self.real = reference
         self.extractor = extractor or (LeNet() if reference.shape[0] == 1 else Inception())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -216,14 +217,14 @@ def draw_sweep(rows: Sequence[dict[str, Any]], metric: str) -> Figure:
     ):
         own = [k for k, row in enumerate(rows) if row["curve"] == curve]
         x = [rows[k]["evaluations"] for k in own]
-        y = [scores[k]["value"] for k in own]
+        y = [math.nan if (v := scores[k]["value"]) is None else v for k in own]
         errors = [scores[k]["standard_error"] or 0.0 for k in own]
         axes.errorbar(x, y, errors, label=curve, fmt="o" + line, color=colour, capsize=2, ms=4)
-    if scores[0]["floor"] is not None:
+    if scores[0]["floor"] is not None and scores[0]["floor"]["value"] is not None:
         label = "{n} against {reference_n} real images".format(**scores[0]["floor"])
         axes.axhline(scores[0]["floor"]["value"], color="0.5", lw=1, label=label)
-    values = [score["value"] for score in scores]
-    if min(values) > 0 and max(values) > 20 * min(values):
+    values = [score["value"] for score in scores if score["value"] is not None]
+    if values and min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     ticks = sorted({row["evaluations"] for row in rows})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

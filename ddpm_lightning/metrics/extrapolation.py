@@ -74,7 +74,7 @@ def extrapolated_frechet(
     sets = (features, reference) if isinstance(reference, Tensor) else (features,)
     check_features(*sets, least=LEAST, metric="the extrapolated distance")
     cut = _Cut(features, seed)
-    cut_reference = _Cut(reference, seed + 1) if isinstance(reference, Tensor) else None
+    cut_reference = _Cut(reference, (seed + 1) % 2**64) if isinstance(reference, Tensor) else None
     if len(features) <= PARTS[-1] * features.shape[1]:
         warnings.warn(
             f"{len(features)} features of length {features.shape[1]}: the distance is not yet "

@@ -42,7 +42,6 @@ class KID(Metric):
     @override
     def __call__(self, sets: Comparison) -> dict[str, Score]:
         x, y = sets.samples.features, sets.real.features
-        # For a floor of few real images; smaller subsets leave the expectation as it is.
         size = min(self.subset_size or SUBSET_SIZE, len(x), len(y))
         mean, std = kid(x, y, self.subsets, size, sets.seed)
         error = None
@@ -52,6 +51,11 @@ class KID(Metric):
         spread = std if size < len(x) else None
         settings = {"subset_size": size, "subsets": self.subsets}
         return {self.name: Score(mean, error, spread, settings)}
+
+    @override
+    def fitted(self, n: int) -> KID:
+        # Smaller subsets leave the expectation as it is.
+        return KID(max(2, min(self.subset_size or SUBSET_SIZE, n)), self.subsets)
 
     @override
     def names(self, score: str, extractor: FeatureExtractor | None) -> tuple[str, str]:
@@ -78,7 +82,7 @@ def kid(x: Tensor, y: Tensor, subsets: int, subset_size: int, seed: int) -> tupl
 
     Source: Bińkowski et al. (2018), sec. 3.
     """
-    check_features(x, y, least=subset_size, metric="KID")
+    check_features(x, y, least=max(2, subset_size), metric="KID")
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     found = kid_features_to_metric(

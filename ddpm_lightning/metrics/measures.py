@@ -126,7 +126,8 @@ class Reference:
         for metric in self.measures.metrics:
             if labels is not None or not metric.needs_labels:
                 with suppress(InputError):
-                    one = replace(self.measures, metrics=[metric])
+                    one = replace(self.measures, metrics=[metric.fitted(min(n, others))])
+                    one.check(n, others)
                     found = one(samples, real, labels, errors=False)
                     yield from ((k, Floor(score.value, n, others)) for k, score in found.items())
 

@@ -83,6 +83,7 @@ class Metric(Configurable, ABC):
         needs_logits: It reads ``logits``, which not every extractor gives.
         needs_pairs: It reads the features of real data one by one, not their statistics alone.
         needs_labels: It reads the classes that samples were asked to be of.
+        of_points: It compares points in the plane themselves, not features of images.
         least: The smallest number of samples.
         least_real: The smallest number of real data.
     """
@@ -91,6 +92,7 @@ class Metric(Configurable, ABC):
     needs_logits: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    of_points: ClassVar[bool] = False
     least: int = 2
     least_real: int = 2
 
@@ -111,6 +113,10 @@ class Metric(Configurable, ABC):
             n: Number of samples.
             real_n: Number of real data, if known.
         """
+        if self.of_points and extractor is not None:
+            raise InputError(
+                f"{self.name} compares points, not features of images; leave it out of metrics"
+            )
         if self.needs_logits and (extractor is None or extractor.classes is None):
             raise InputError(
                 f"{self.name} needs a classifier, and {type(extractor).__name__} gives no logits; "
@@ -140,6 +146,10 @@ class Metric(Configurable, ABC):
                 "no labels; train one with --model.conditional true, or leave it out of metrics"
             )
 
+    def fitted(self, n: int) -> Metric:
+        """The metric with settings for as few as n samples or real data, if it has such."""
+        return self
+
     def names(self, score: str, extractor: FeatureExtractor | None) -> tuple[str, str]:
         """Name a score by what was measured, and give its alias: ``is_lenet`` and ``is``.
 
@@ -164,7 +174,8 @@ def as_metrics(metrics: str | Sequence[Metric | str]) -> list[Metric]:
     words = [part.strip() if isinstance(part, str) else part for part in parts]
     found = [_named(word) if isinstance(word, str) else word for word in words if word]
     if not found or len({metric.name for metric in found}) < len(found):
-        raise InputError(f"metrics {', '.join(map(str, words))}: name one or more, each once")
+        names = ", ".join(metric.name for metric in found)
+        raise InputError(f"metrics {names or 'of no name'}: name one or more, each once")
     return found
 
 

@@ -20,6 +20,7 @@ class SlicedWasserstein(Metric):
     """
 
     name = "swd"
+    of_points = True
 
     def __init__(self, projections: int = 256) -> None:
         if projections < 1:
@@ -41,6 +42,7 @@ class MMD(Metric):
     """
 
     name = "mmd"
+    of_points = True
 
     def __init__(self, bandwidths: Sequence[float] = (0.1, 0.3, 1.0)) -> None:
         if not bandwidths or min(bandwidths) <= 0:

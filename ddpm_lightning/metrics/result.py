@@ -50,6 +50,8 @@ class Result:
         score.pop("alias")
         for name in ("value", "standard_error", "spread"):
             score[name] = _known(score[name])
+        if self.score.floor is not None:
+            score["floor"]["value"] = _known(self.score.floor.value)
         record = {
             "format": FORMAT,
             "step": self.step,
@@ -95,7 +97,7 @@ def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any
 
     Args:
         path: A results.json, a metrics.json of a run, or the folder of either.
-        step: Optimizer steps, of a file with several; default: the last of each metric.
+        step: Optimizer steps, of a run's metrics.json; default: the last of each metric.
 
     Raises:
         InputError: There is no such file, it holds something else, or nothing of this step.
@@ -111,14 +113,14 @@ def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any
         known = False
     if not known:
         raise InputError(
-            f"{path} holds no results of this version: a results.json, or a run's metrics.json; "
-            "measure again"
+            f"{path} holds no results of this version; name a results.json (a sweep has one in "
+            "each of its folders) or a run's metrics.json, or measure again"
         )
-    several = len({record["step"] for record in records}) > 1
+    step = step if path.name == NAMES[1] else None
     found: dict[str, dict[str, Any]] = {}
     for record in records:
         best = found.get(record["metric"])
-        wanted = step is None or not several or record["step"] == step
+        wanted = step is None or record["step"] == step
         if wanted and (best is None or (record["step"] or 0) > (best["step"] or 0)):
             found[record["metric"]] = record
     if not found:

@@ -117,6 +117,9 @@ def shrunk(config: Path, root: Path) -> dict:
         steps = block["sampler"].get("init_args", {}) | {"steps": 2}
         block |= {"n": 4, "batch_size": 8, "sampler": block["sampler"] | {"init_args": steps}}
     settings["grid"]["frames"] = 2
+    settings["likelihood"] = {"evaluations": 2}
+    if kind == "CIFAR10" and config.stem != "cifar10":  # Inception's 2,048 dimensions take long
+        metrics["extractor"] = {"class_path": "tests.small.Coarse"}
     net = settings["model"]["net"]
     net["init_args"] |= SHRUNK[net["class_path"]]
     settings["model"]["schedule"].setdefault("init_args", {})["T"] = 50

@@ -37,7 +37,7 @@ class MapStyle:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batches(self, indices: Iterable[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield samples and labels for each array of indices, in order; wrong items are refused."""
+        """Yield samples and labels for each array of indices, in order; refuse wrong items."""
         loader = DataLoader(
             self.dataset,
             batch_sampler=_BatchSampler(index.tolist() for index in indices),

@@ -50,7 +50,7 @@ SLIPS = [
     Slip("sample … --edit SDEdit --edit.strenth 1", ("has no argument 'strenth'", "strength?")),
     # Classes
     Slip("fit … --model.schedule Cosin", ("model.schedule: no class 'Cosin'", "mean Cosine?")),
-    Slip("fit … --model.schedule Foo", ("no class 'Foo'", "choose one of Cosine, ")),
+    Slip("fit … --model.schedule Foo", ("no class 'Foo'", "choose one of", "Cosine, ")),
     Slip("fit … --data Digit", ("data: no class 'Digit'; did you mean Digits?",)),
     Slip("fit … --model.optimizer Adm", ("no class 'Adm'; did you mean Adam?",)),
     Slip("fit … --grid.sampler DIM", ("grid.sampler", "no class 'DIM'; did you mean DDIM?")),

@@ -14,7 +14,7 @@ import sys
 from argparse import Action
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from lightning.pytorch import Callback
@@ -65,8 +65,8 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
         if bases_of(hint := hint_of(name, flags)) and re.fullmatch(r"[\w.]*\b[A-Z]\w*", value):
             values = list(_configured(name, flags, configs))
             added |= _own_defaults(name, find_class(value, hint), values)
-        unnamed = parent in flags and parent not in given
-        if unnamed and bases_of(hint_of(parent, flags)) and not _is_set(parent, flags, configs):
+        needs_class = parent in flags and _is_abstract(hint_of(parent, flags))
+        if needs_class and parent not in given and not any(_configured(parent, flags, configs)):
             raise InputError(f"{parent}: which one? Give --{parent} CLASS before --{name}")
         if parent.endswith("guidance"):
             words = [re.sub(rf"^--{parent}(?==|$)", f"--{parent}.scale", word) for word in words]
@@ -118,8 +118,10 @@ def _configured(name: str, flags: Mapping[str, Action], configs: list[Any]) -> I
             yield settings
 
 
-def _is_set(name: str, flags: Mapping[str, Action], configs: list[Any]) -> bool:
-    return next(_configured(name, flags, configs), None) is not None
+def _is_abstract(hint: Any) -> bool:
+    """Whether every value for a hint needs the name of a class first."""
+    kinds = [kind for kind in get_args(hint) or [hint] if kind is not type(None)]
+    return all(kind in bases_of(hint) and inspect.isabstract(kind) for kind in kinds)
 
 
 def _own_defaults(name: str, new: type | None, values: list[Any]) -> dict[str, Any]:

@@ -176,10 +176,11 @@ def weights_digest(net: nn.Module) -> str:
 
 def _nearby(path: Path) -> str:
     """List the checkpoints next to a path, for a message."""
-    found = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+    folder = path.parent
+    found = [*sorted(folder.glob("*.ckpt")), *sorted(folder.glob("checkpoints/*.ckpt"))]
     if not found:
-        return f"; the folder {path.parent} holds none"
-    return "; the folder holds " + ", ".join(file.name for file in found[:8])
+        return f"; the folder {folder} holds none"
+    return "; the folder holds " + ", ".join(str(file.relative_to(folder)) for file in found[:8])
 
 
 def _first_line(error: Exception) -> str:

@@ -88,10 +88,13 @@ class Configurable:
 
     def changed(self) -> dict[str, Any]:
         """The arguments that differ from their defaults, in the order of the signature."""
-        parameters = inspect.signature(type(self)).parameters
+        parameters: dict[str, inspect.Parameter] = {}
+        for cls in reversed(type(self).__mro__):  # base classes, too, for what **kwargs pass on
+            if "__init__" in vars(cls):
+                parameters |= inspect.signature(vars(cls)["__init__"]).parameters
 
         def differs(name: str, value: Any) -> bool:
-            parameter = parameters.get(name)  # None: one of **kwargs
+            parameter = parameters.get(name)
             if parameter is None or parameter.default is parameter.empty:
                 return True
             try:

@@ -270,6 +270,20 @@ def test_a_new_class_has_its_own_defaults(flags, run_parser):
     assert net["init_args"] == own
 
 
+def test_a_class_named_in_a_config_file_has_its_own_defaults(run_parser, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "model: {net: {class_path: SmallUNet}, schedule: {class_path: SohlDickstein}, "
+        "ema: {class_path: EMA, init_args: {decay: 0.5}}}"
+    )
+    model = configured(run_parser, "digits", f"--config={file}")["model"]
+    assert model["net"]["init_args"]["channels"] == 32  # the config before it has 32, too
+    assert model["schedule"]["init_args"] == {"T": 40}
+    assert model["ema"]["init_args"] == {"decay": 0.5, "warmup": True, "start": 0}
+    again = configured(run_parser, "cifar10", f"--config={file}")["model"]
+    assert again["net"]["init_args"]["channels"] == 32  # not the 128 of the config before it
+
+
 @pytest.mark.parametrize("channels", [48, 128])  # 128 is also the config's
 def test_arguments_given_beside_the_class_hold(channels, run_parser):
     flags = ("--model.net=SmallUNet", f"--model.net.channels={channels}")

@@ -57,14 +57,18 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     pairs = list(read_words(words))
     configs = [_read_settings(value) for name, value in pairs if name in ("config", "c")]
     given, added = dict(pairs), dict[str, Any]()
+    for name, (place, value) in _classes_in(configs).items():
+        replaced = any(name == one or name.startswith(f"{one}.") for one in given)
+        if not replaced and (hint := hint_of(name, flags)):
+            own = _own_defaults(name, find_class(value, hint), flags, configs[:place])
+            added |= {k: v for k, v in own.items() if not _is_stated(k, configs[place:])}
     for name, value in pairs:
         parent, _, last = name.rpartition(".")
         if last == "help" and classes(hint := hint_of(parent, flags)):
             print(help_for(parent, value, hint))
             sys.exit(0)
         if bases_of(hint := hint_of(name, flags)) and re.fullmatch(r"[\w.]*\b[A-Z]\w*", value):
-            values = list(_configured(name, flags, configs))
-            added |= _own_defaults(name, find_class(value, hint), values)
+            added |= _own_defaults(name, find_class(value, hint), flags, configs)
         needs_class = parent in flags and _is_abstract(hint_of(parent, flags))
         if needs_class and parent not in given and not any(_configured(parent, flags, configs)):
             raise InputError(f"{parent}: which one? Give --{parent} CLASS before --{name}")
@@ -124,16 +128,43 @@ def _is_abstract(hint: Any) -> bool:
     return all(kind in bases_of(hint) and inspect.isabstract(kind) for kind in kinds)
 
 
-def _own_defaults(name: str, new: type | None, values: list[Any]) -> dict[str, Any]:
-    """The defaults of a class that replaces another, without arguments that both inherit."""
+def _is_stated(name: str, configs: list[Any]) -> bool:
+    return any(True for _ in _configured(name, {}, configs))
+
+
+def _classes_in(configs: list[Any]) -> dict[str, tuple[int, str]]:
+    """Which config file names a class for which setting last, and which class."""
+    found: dict[str, tuple[int, str]] = {}
+
+    def walk(place: int, settings: Any, name: str) -> None:
+        if not isinstance(settings, dict):
+            return
+        if name and isinstance(settings.get("class_path"), str):
+            for key in [key for key in found if f"{key}.".startswith(f"{name}.")]:
+                del found[key]
+            found[name] = place, settings["class_path"]
+        for key, value in settings.items():
+            walk(place, value, name if key == "init_args" else f"{name}.{key}".lstrip("."))
+
+    for place, settings in enumerate(configs):
+        walk(place, settings, "")
+    return found
+
+
+def _own_defaults(
+    name: str, new: type | None, flags: Mapping[str, Action], configs: list[Any]
+) -> dict[str, Any]:
+    """The defaults of a class that replaces another, without stated settings that both inherit."""
+    values = _configured(name, flags, configs)
     paths = [getattr(one, "get", {"class_path": one}.get)("class_path") for one in values]
     old = next((find_class(path) for path in paths if isinstance(path, str)), None)
     if new is None or old in (new, None) or not issubclass(new, Configurable | Callback):
         return {}
     bases = [base for base in new.__mro__ if base in old.__mro__ and "__init__" in vars(base)]
-    kept = {argument for base in bases for argument in inspect.signature(base).parameters}
+    shared = {argument for base in bases for argument in inspect.signature(base).parameters}
     return {
         f"{name}.{argument}": plain(parameter.default, argument)
         for argument, parameter in inspect.signature(new).parameters.items()
-        if argument not in kept and parameter.default is not parameter.empty
+        if parameter.default is not parameter.empty
+        and not (argument in shared and _is_stated(f"{name}.{argument}", configs))
     }

@@ -33,9 +33,9 @@ class Network(Configurable, nn.Module, ABC):
         Args:
             x: [B, C, ...] scaled noisy samples, c_in·x_t.
             c_noise: [B] float noise coordinate; t − 1 for the discrete-time parameterizations.
-            condition: Its labels are in 0…num_classes − 1, or −1 for the null label (a learned
-                row of its own), which is also what missing labels mean; without classes they are
-                ignored. Its image is stacked onto x unscaled.
+            condition: ``condition.label`` is int64 [B] in 0…num_classes − 1, or −1 for the null
+                label (a learned row of its own), which is also what a missing label means;
+                without classes it is ignored. ``condition.image`` is stacked onto x unscaled.
 
         Returns:
             [B, out_channels, ...]

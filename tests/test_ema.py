@@ -174,7 +174,9 @@ def test_the_average_keeps_float32_when_the_network_is_cast(cast, before):
     assert np.array_equal(weights(parent.ema.net)["layer.weight"], start)
     parent.ema.update(randomised(parent.net), 0)
     expected = 0.5 * (start + weights(parent.net)["layer.weight"])
-    np.testing.assert_allclose(weights(parent.ema.net)["layer.weight"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        weights(parent.ema.net)["layer.weight"], expected, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_the_average_moves_with_the_module_around_it():

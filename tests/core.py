@@ -12,10 +12,42 @@ from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.levels import Level, Schedule
 from ddpm_lightning.diffusion.losses import NoisedBatch
-from ddpm_lightning.diffusion.parameterizations import Parameterization
+from ddpm_lightning.diffusion.parameterizations import (
+    X0,
+    EDMPreconditioning,
+    Eps,
+    MeanShift,
+    Parameterization,
+    PosteriorMean,
+    V,
+    Velocity,
+)
 from ddpm_lightning.diffusion.prediction import FixedSmall, Variance
+from ddpm_lightning.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    LMS,
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    Euler,
+    Heun,
+    UniPC,
+)
+from ddpm_lightning.diffusion.variances import AnalyticVariance
 from ddpm_lightning.networks import Network
 from ddpm_lightning.randomness import IndexedNoise, Stream
+
+PARAMETERIZATIONS = [
+    Eps(),
+    X0(),
+    V(),
+    PosteriorMean(),
+    MeanShift(),
+    Velocity(),
+    EDMPreconditioning(0.7),
+]
+OF_THE_ODE = [DDIM, DPMSolverPP, Euler, Heun, LMS, UniPC]
+SAMPLERS = [*OF_THE_ODE, DDPM, DPMSolverPPSDE]
 
 
 def named(value: object) -> str:
@@ -50,6 +82,12 @@ def sigma_squared(betas: np.ndarray) -> np.ndarray:
     for beta in betas:
         variance.append((1 - beta) * variance[-1] + beta)
     return np.array(variance)
+
+
+def optimal_variance(schedule: Schedule, c: float) -> AnalyticVariance:
+    """The variance that makes every reverse step of N(0, c²·I) exact."""
+    total = schedule.alpha**2 * c**2 + schedule.sigma**2
+    return AnalyticVariance((c**2 * schedule.sigma**2 / total).tolist())
 
 
 class Says(Network):

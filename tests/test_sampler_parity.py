@@ -6,6 +6,8 @@ Intended differences, all by their settings: trailing spacing (theirs starts bel
 and a last step to clean data (some of theirs stop at level 1).
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -19,7 +21,6 @@ from tests.core import keyed, named, normal
 
 diffusers = pytest.importorskip("diffusers")
 
-SCHEDULES = {"linear": Linear(), "cosine": Cosine()}
 PREDICTION_TYPE = {Eps: "epsilon", V: "v_prediction"}
 STEPS = [1, 3, 10, 30, 150]  # theirs treats fewer than 15 in a way of its own; 3 does not divide
 
@@ -36,7 +37,7 @@ class Bends(Network):
         return torch.tanh(x) + 0.3 * torch.cos(c_noise / 300).view(-1, 1, 1)
 
 
-def theirs(scheduler, schedule, steps, x_T, noisy=False):
+def their_run(scheduler, schedule, steps, x_T, noisy):
     """Run their scheduler with our levels: what the network was given, and the sample."""
     net, noise = Bends(), (schedule.sigma / schedule.alpha)
     scheduler.alphas_cumprod = schedule.alpha[1:] ** 2
@@ -60,96 +61,46 @@ def theirs(scheduler, schedule, steps, x_T, noisy=False):
     return net.seen, x
 
 
-def ours(sampler, schedule, parameterization, x_T):
-    net = Bends()
-    sample = sampler(Denoiser(net, schedule, parameterization), x_T, noise=keyed)
-    return net.seen, sample
-
-
-def assert_same(their_run, our_run, tolerance):
-    (their_seen, their_sample), (our_seen, our_sample) = their_run, our_run
-    assert [t for t, _ in our_seen] == [t for t, _ in their_seen]
-    for (_, a), (_, b) in zip(our_seen, their_seen, strict=True):
-        torch.testing.assert_close(a, b.double(), rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(our_sample, their_sample.double(), rtol=tolerance, atol=tolerance)
-
-
-EVERY = [
-    pytest.mark.parametrize("steps", STEPS),
-    pytest.mark.parametrize("name", ["linear", "cosine"]),
-    pytest.mark.parametrize("parameterization", [Eps(), V()], ids=named),
-]
-
-
-def everywhere(test):
-    for mark in EVERY:
-        test = mark(test)
-    return test
-
-
-def settings(parameterization):
-    return {
-        "timestep_spacing": "trailing",
-        "prediction_type": PREDICTION_TYPE[type(parameterization)],
-    }
-
-
-@everywhere
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("noisy", [False, True])
-def test_dpm_solver_pp(steps, name, parameterization, order, noisy):
-    schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        algorithm_type="sde-dpmsolver++" if noisy else "dpmsolver++",
-        solver_order=order,
-        solver_type="midpoint",
-        final_sigmas_type="zero",
-        **settings(parameterization),
-    )
-    sampler = (DPMSolverPPSDE if noisy else DPMSolverPP)(steps, order)
-    assert_same(
-        theirs(scheduler, schedule, steps, x_T, noisy=noisy),
-        ours(sampler, schedule, parameterization, x_T),
-        1e-5,
-    )
-
-
-@everywhere
-def test_unipc(steps, name, parameterization):
-    schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
-    scheduler = diffusers.UniPCMultistepScheduler(
-        solver_order=2,
-        solver_type="bh2",
-        final_sigmas_type="zero",
-        **settings(parameterization),
-    )
-    assert_same(
-        theirs(scheduler, schedule, steps, x_T),
-        ours(UniPC(steps), schedule, parameterization, x_T),
+DPM = partial(
+    diffusers.DPMSolverMultistepScheduler, solver_type="midpoint", final_sigmas_type="zero"
+)
+SDE = partial(DPM, algorithm_type="sde-dpmsolver++")
+THEIRS_AND_OURS = {
+    "dpm_solver_pp, order 1": (partial(DPM, solver_order=1), partial(DPMSolverPP, order=1), 1e-5),
+    "dpm_solver_pp": (partial(DPM, solver_order=2), DPMSolverPP, 1e-5),
+    "sde, order 1": (partial(SDE, solver_order=1), partial(DPMSolverPPSDE, order=1), 1e-5),
+    "sde": (partial(SDE, solver_order=2), DPMSolverPPSDE, 1e-5),
+    "unipc": (
+        partial(
+            diffusers.UniPCMultistepScheduler,
+            solver_order=2,
+            solver_type="bh2",
+            final_sigmas_type="zero",
+        ),
+        UniPC,
         1e-9,
-    )
+    ),
+    "heun": (diffusers.HeunDiscreteScheduler, Heun, 1e-9),
+    "euler": (diffusers.EulerDiscreteScheduler, Euler, 1e-5),
+}
 
 
-@everywhere
-def test_heun(steps, name, parameterization, monkeypatch):
-    # We leave out the correction of a step across most of the noise (20,291 to a few in one step
-    # of the cosine schedule), with which diffusers misses the distribution: see test_samplers.
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=named)
+@pytest.mark.parametrize("parameterization", [Eps(), V()], ids=named)
+@pytest.mark.parametrize("name", THEIRS_AND_OURS)
+def test_a_chain_is_that_of_diffusers(name, parameterization, schedule, steps, monkeypatch):
+    # We leave out Heun's correction of a step across most of the noise (20,291 to a few in one
+    # step of the cosine schedule), with which diffusers misses the distribution: test_samplers.
     monkeypatch.setattr(heun, "LONG_STEP", float("inf"))
-    schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
-    scheduler = diffusers.HeunDiscreteScheduler(**settings(parameterization))
-    assert_same(
-        theirs(scheduler, schedule, steps, x_T),
-        ours(Heun(steps), schedule, parameterization, x_T),
-        1e-9,
+    make, sampler, tolerance = THEIRS_AND_OURS[name]
+    scheduler = make(
+        timestep_spacing="trailing", prediction_type=PREDICTION_TYPE[type(parameterization)]
     )
-
-
-@everywhere
-def test_euler(steps, name, parameterization):
-    schedule, x_T = SCHEDULES[name], normal(2, 3, 4)
-    scheduler = diffusers.EulerDiscreteScheduler(**settings(parameterization))
-    assert_same(
-        theirs(scheduler, schedule, steps, x_T),
-        ours(Euler(steps), schedule, parameterization, x_T),
-        1e-5,
-    )
+    x_T = normal(2, 3, 4)
+    their_seen, theirs = their_run(scheduler, schedule, steps, x_T, noisy=name.startswith("sde"))
+    net = Bends()
+    ours = sampler(steps)(Denoiser(net, schedule, parameterization), x_T, noise=keyed)
+    assert [t for t, _ in net.seen] == [t for t, _ in their_seen]
+    for (_, a), (_, b) in zip([*net.seen, (0, ours)], [*their_seen, (0, theirs)], strict=True):
+        torch.testing.assert_close(a, b.double(), rtol=tolerance, atol=tolerance)

@@ -1,7 +1,6 @@
 """The variational bound, against scipy and against data whose likelihood is known."""
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
@@ -10,18 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from ddpm_lightning.diffusion.bound import bound_term, gaussian_kl, prior_term
+from ddpm_lightning.diffusion.bound import bound_term, gaussian_kl
 from ddpm_lightning.diffusion.decoders import DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction
 from ddpm_lightning.diffusion.schedules import (
     Cosine,
     Karras,
     Linear,
-    SohlDickstein,
-    Straight,
     ZeroTerminalSNR,
 )
-from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
+from ddpm_lightning.diffusion.variances import LearnedDiagonal, LearnedRange
 from ddpm_lightning.errors import InputError
 from tests.core import named
 
@@ -104,71 +101,10 @@ def test_the_gaussian_decoder_is_the_density():
     np.testing.assert_allclose(ours, -stats.norm(0.3, 0.2**0.5).logpdf(x), rtol=1e-12)
 
 
-def test_a_bit_is_ln_2_nats():
-    assert (DiscretizedGaussian().unit, GaussianDecoder().unit) == ("bits", "nats")
-    assert DiscretizedGaussian.nats == math.log(2)
-
-
 @pytest.mark.parametrize("bins", [1, 0, -256])
 def test_fewer_than_two_bins_are_refused(bins):
     with pytest.raises(InputError, match="bins"):
         DiscretizedGaussian(bins)
-
-
-# The bound of Gaussian data, whose reverse process is Gaussian: it must be the likelihood
-
-
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(8)
-X0, EPS = (torch.tensor(column).view(-1, 1) for column in zip(*product(NODES, NODES), strict=True))
-MASS = torch.tensor([a * b for a, b in product(WEIGHTS, WEIGHTS)]) / (2 * math.pi)
-"""Quadrature over x_0 and eps, exact for the quadratic polynomials that the terms are."""
-
-
-def exact_bound(schedule, c, variance, decoder, reshape=None):
-    """Expected bound of the exact denoiser of N(0, c²), term by term: L_0, …, L_{T−1}, L_T."""
-    x0 = c * X0
-    terms = []
-    for t in range(1, schedule.T + 1):
-        alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
-        x_t = schedule.add_noise(x0, t, EPS)
-        x0_hat = alpha * c**2 / (alpha**2 * c**2 + sigma**2) * x_t
-        prediction = Prediction(x0_hat, x_t, schedule.level(t), variance)
-        terms.append(float((MASS * bound_term(prediction, x0, decoder)).sum()))
-    return [*terms, float((MASS * prior_term(schedule, x0, decoder)).sum())]
-
-
-def optimal_variance(schedule, c):
-    total = schedule.alpha**2 * c**2 + schedule.sigma**2
-    return AnalyticVariance((c**2 * schedule.sigma**2 / total).tolist())
-
-
-@pytest.mark.parametrize("c", [0.1, 0.5, 2.0])
-@pytest.mark.parametrize("schedule", [SohlDickstein(), Karras(30), Straight(30)], ids=named)
-def test_the_bound_exceeds_the_entropy_by_what_the_prior_misses(schedule, c):
-    # log p(x_0) under the model = under the data, but for x_T ~ prior instead of its marginal.
-    bound = exact_bound(schedule, c, optimal_variance(schedule, c), GaussianDecoder())
-    alpha, sigma = float(schedule.alpha[-1]), float(schedule.sigma[-1])
-    ratio = (alpha**2 * c**2 + sigma**2) / schedule.prior_std**2
-    missed = 0.5 * (ratio - 1 - math.log(ratio))
-    entropy = 0.5 * math.log(2 * math.pi * math.e * c**2)
-    assert sum(bound) == pytest.approx(entropy + missed, rel=1e-8)
-
-
-@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
-def test_any_other_variance_gives_a_larger_bound(variance):
-    schedule, decoder = SohlDickstein(), GaussianDecoder()
-    best = exact_bound(schedule, 0.5, optimal_variance(schedule, 0.5), decoder)
-    other = exact_bound(schedule, 0.5, variance, decoder)
-    assert all(a <= b + 1e-12 for a, b in zip(best, other, strict=True))
-    assert sum(best) < sum(other) - 0.01
-
-
-def test_the_same_bound_in_bits_is_smaller_by_ln_2():
-    schedule = SohlDickstein()
-    variance = optimal_variance(schedule, 0.3)
-    nats = exact_bound(schedule, 0.3, variance, GaussianDecoder())
-    bits = exact_bound(schedule, 0.3, variance, DiscretizedGaussian())
-    np.testing.assert_allclose(np.array(bits[1:]) * math.log(2), nats[1:], rtol=1e-9)
 
 
 # A term of the bound

@@ -180,8 +180,8 @@ def test_a_network_with_the_wrong_number_of_channels_is_refused_instead_of_broad
 
 # ---- Variance of the reverse step -----------------------------------------------------------
 # beta_t where levels are skipped; one draw of noise for all rows. Noise in the last step:
-# test_sampler_order. A log-variance for a variance: test_variances. A bound off by T or ln 2, without its decoder or
-# infinite with beta_tilde_1 = 0: test_bound and test_likelihood.
+# test_sampler_order. A log-variance for a variance: test_variances. A bound off by T or ln 2,
+# without its decoder or infinite with beta_tilde_1 = 0: test_bound and test_likelihood.
 
 
 @pytest.mark.parametrize(("s", "t"), [(0, 1), (1, 2), (999, 1000), (0, 1000), (400, 700)])

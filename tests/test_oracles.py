@@ -8,12 +8,12 @@ from scipy import stats
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.guidance import Guided
 from ddpm_lightning.diffusion.oracles import Empirical, Gaussian, Mixture
-from ddpm_lightning.diffusion.posterior import posterior
-from ddpm_lightning.diffusion.prediction import FixedLarge
+from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Karras, Linear
 from ddpm_lightning.errors import InputError
-from tests.core import normal, pair
+from tests.core import normal
+from tests.small import labels
 
 LINEAR = Linear()
 LEVELS = [1, 200, 1000]
@@ -105,14 +105,6 @@ def test_empirical_tells_close_images_apart_in_float32(t):
     torch.testing.assert_close(x0.double(), oracle(noisy.double(), t).x0, atol=4e-6, rtol=0)
 
 
-def test_a_mixture_of_one_is_a_gaussian():
-    one = Mixture(LINEAR, MEAN[None], torch.tensor([0.3]))
-    same = Gaussian(LINEAR, MEAN, 0.3 * torch.eye(3))
-    x_t = normal(4, 3)
-    torch.testing.assert_close(one(x_t, 400).x0, same(x_t, 400).x0)
-    torch.testing.assert_close(one.log_density(x_t, 400), same.log_density(x_t, 400))
-
-
 @pytest.mark.parametrize("t", [0, *LEVELS])
 def test_log_densities_are_scipys(t):
     alpha, sigma = LINEAR.alpha[t].item(), LINEAR.sigma[t].item()
@@ -122,8 +114,13 @@ def test_log_densities_are_scipys(t):
     np.testing.assert_allclose(gaussian().log_density(torch.tensor(x), t), expected)
     spreads = alpha**2 * VARIANCES.numpy() + sigma**2
     parts = zip(WEIGHTS.numpy() / 10, alpha * MEANS.numpy(), spreads, strict=True)
-    density = sum(w * stats.multivariate_normal(m, v * np.eye(3)).pdf(x) for w, m, v in parts)
-    np.testing.assert_allclose(mixture().log_density(torch.tensor(x), t), np.log(density))
+    densities = [w * stats.multivariate_normal(m, v * np.eye(3)).pdf(x) for w, m, v in parts]
+    ours = mixture().log_density(torch.tensor(x), t)
+    np.testing.assert_allclose(ours, np.log(sum(densities)))
+    of_1 = mixture().log_density(torch.tensor(x), t, labels(1, 1, 1, 1, 1))
+    np.testing.assert_allclose(of_1, np.log(sum(densities[1:3]) / (WEIGHTS[1:3].sum() / 10)))
+    unlabelled = mixture(labels=None).log_density(torch.tensor(x), t, labels(1, 1, 1, 1, 1))
+    assert torch.equal(unlabelled, ours)
 
 
 @EVERY
@@ -160,33 +157,13 @@ def test_data_may_have_any_shape():
     assert image(x_t, 300).x0.shape == x_t.shape
 
 
-def test_a_label_selects_its_components_and_minus_one_or_none_takes_all():
-    x_t = normal(3, 3)
-    only = Mixture(LINEAR, MEANS[1:3], VARIANCES[1:3], WEIGHTS[1:3])
-    one, every = torch.ones(3, dtype=torch.int64), -torch.ones(3, dtype=torch.int64)
-    torch.testing.assert_close(mixture()(x_t, 500, Condition(one)).x0, only(x_t, 500).x0)
-    torch.testing.assert_close(
-        mixture().log_density(x_t, 500, Condition(one)), only.log_density(x_t, 500)
-    )
-    assert torch.equal(mixture()(x_t, 500, Condition(every)).x0, mixture()(x_t, 500).x0)
-    unlabelled = mixture(labels=None)
-    assert torch.equal(unlabelled(x_t, 500, Condition(one)).x0, unlabelled(x_t, 500).x0)
-
-
-def test_an_oracle_states_its_reverse_variance_like_any_denoiser():
-    x_t = normal(2, 3)
-    expected = posterior(*pair(LINEAR, 100, 500)).variance
-    assert gaussian()(x_t, 500).variance(100) == expected
-    large = Gaussian(LINEAR, MEAN, COV, FixedLarge())
-    assert large(x_t, 500).variance(499) == pytest.approx(
-        1 - (LINEAR.alpha[500] / LINEAR.alpha[499]) ** 2
-    )
-
-
-def test_an_oracle_has_no_network_and_can_be_guided_and_sampled():
+def test_an_oracle_can_be_guided_and_sampled_and_states_its_reverse_variance():
     assert mixture().net is None
-    y = Condition(torch.tensor([0, 2]))
-    assert DDIM(5)(Guided(mixture(), 2.0), normal(2, 3), y).isfinite().all()
+    assert DDIM(5)(Guided(mixture(), 2.0), normal(2, 3), labels(0, 2)).isfinite().all()
+    large = Gaussian(LINEAR, MEAN, COV, FixedLarge())
+    for oracle, fixed in ((gaussian(), FixedSmall()), (large, FixedLarge())):
+        prediction = oracle(normal(2, 3), 500)
+        assert prediction.variance(100) == fixed(prediction, LINEAR.level(100))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +177,7 @@ def test_an_oracle_has_no_network_and_can_be_guided_and_sampled():
         (lambda: Mixture(LINEAR, MEANS, VARIANCES, 0 * WEIGHTS), "weights above 0"),
         (lambda: Empirical(LINEAR, MEANS, LABELS[:2]), r"labels of shape \[2\] for 4"),
         (
-            lambda: mixture()(normal(2, 3), 5, Condition(torch.tensor([0, 7]))),
+            lambda: mixture()(normal(2, 3), 5, labels(0, 7)),
             "label 7 has no component",
         ),
         (lambda: gaussian()(normal(2, 4), 5), r"it takes \[B, 3\]"),

@@ -31,6 +31,7 @@ def assert_has_betas(schedule, betas, rtol=1e-12):
     alpha = np.concatenate([[1.0], np.cumprod(np.sqrt(1 - betas))])
     np.testing.assert_allclose(schedule.alpha, alpha, rtol=rtol)
     np.testing.assert_allclose(schedule.sigma, np.sqrt(sigma_squared(betas)), rtol=rtol)
+    assert schedule.prior_std == pytest.approx(1, abs=1e-9)
 
 
 def logistic(x):
@@ -143,20 +144,10 @@ def test_zero_terminal_snr_keeps_the_first_level_and_the_variance_and_ends_in_no
     np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=1e-13)
 
 
-def test_zero_terminal_snr_leaves_what_has_it_alone_and_refuses_an_alpha_that_does_not_fall():
+def test_zero_terminal_snr_leaves_what_has_it_alone():
     schedule = ZeroTerminalSNR(Straight(10))
     np.testing.assert_allclose(schedule.alpha, Straight(10).alpha, atol=1e-15)
     np.testing.assert_allclose(schedule.sigma, Straight(10).sigma, atol=1e-15)
-    for inner in (Karras(10), Straight(1)):
-        with pytest.raises(InputError, match="alpha does not fall"):
-            ZeroTerminalSNR(inner)
-
-
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(4000)])
-def test_level_0_is_clean_data_and_variance_is_preserved(schedule):
-    assert (schedule.alpha[0], schedule.sigma[0]) == (1, 0)
-    np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=1e-14)
-    assert schedule.prior_std == pytest.approx(1, abs=1e-14)
 
 
 def test_tables_from_betas_keep_the_digits_of_small_ones_and_take_a_last_one_of_1():
@@ -178,8 +169,6 @@ def test_a_schedule_of_betas_is_stated_in_three_lines():
     betas = np.linspace((0.1 / 500) ** 0.25, (30 / 500) ** 0.25, 500) ** 4
     assert_has_betas(schedule, betas, rtol=1e-5)
     assert schedule.describe()["init_args"]["beta_end"] == 0.03
-    with pytest.raises(InputError, match=r"FourthRoots\(T=10\): .*T > 20"):
-        FourthRoots(10)
 
 
 @pytest.mark.parametrize(
@@ -208,56 +197,46 @@ def test_a_schedule_is_rebuilt_from_its_description(schedule):
 # What is no schedule
 
 
+def betas(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "words"),
     [
-        lambda: Linear(0),
-        lambda: Quadratic(20),
-        lambda: SigmoidBetas(10),
-        lambda: Cosine(0),
-        lambda: Sigmoid(0),
-        lambda: Sigmoid(start=3, end=-3),
-        lambda: Sigmoid(tau=0),
-        lambda: Sigmoid(min_alpha_bar=1),
-        lambda: Karras(1),
-        lambda: Karras(sigma_min=0),
-        lambda: Karras(sigma_min=90),
-        lambda: Straight(0),
+        (lambda: Linear(0), r"^Linear\(T"),
+        (lambda: Linear(10), "to 2 do not rise"),
+        (lambda: Linear(20), "to 1 do not rise"),
+        (lambda: Quadratic(20), r"^Quadratic\(T"),
+        (lambda: SigmoidBetas(10), r"^SigmoidBetas\(T"),
+        (lambda: FourthRoots(10), r"FourthRoots\(T=10\): .*T > 20"),
+        (lambda: SohlDickstein(10), "T > 12 with"),
+        (lambda: Cosine(0), r"^Cosine\(T"),
+        (lambda: Sigmoid(0), r"^Sigmoid\(T"),
+        (lambda: Sigmoid(start=3, end=-3), r"^Sigmoid\("),
+        (lambda: Sigmoid(tau=0), r"^Sigmoid\("),
+        (lambda: Sigmoid(min_alpha_bar=1), r"^Sigmoid\("),
+        (lambda: Sigmoid(tau=0.15), r"tau=0\.15, min_alpha_bar=1e-09.*a larger tau or a sm"),
+        (lambda: Karras(1), r"^Karras\(T"),
+        (lambda: Karras(sigma_min=0), r"^Karras\("),
+        (lambda: Karras(sigma_min=90), r"^Karras\("),
+        (lambda: Straight(0), r"^Straight\(T"),
+        (lambda: ZeroTerminalSNR(Karras(10)), "alpha does not fall"),
+        (lambda: ZeroTerminalSNR(Straight(1)), "alpha does not fall"),
+        (lambda: Table([0.9, 0.1], [0.0, 0.9]), "alpha_0 = 1"),
+        (lambda: Table([1.0, 0.1], [0.1, 0.9]), "sigma_0 = 0"),
+        (lambda: Table([1.0], [0.0]), "T\\+1 ≥ 2"),
+        (lambda: Table([1.0, 0.1], [0.0, 0.5, 0.9]), "two tables"),
+        (lambda: Table([1.0, 0.5, 0.5, 0.1], [0.0, 0.5, 0.5, 0.9]), "increase strictly"),
+        (lambda: Table([1.0, 0.0, 0.0], [0.0, 1.0, 1.0]), "increase strictly"),
+        (lambda: tables_from_betas(betas(0.1, 0.0)), "betas must lie in"),
+        (lambda: tables_from_betas(betas(0.1, 1.1)), "betas must lie in"),
+        (lambda: tables_from_betas(betas(0.1, float("nan"))), "betas must lie in"),
     ],
 )
-def test_arguments_that_make_no_schedule_are_an_error_that_names_it(make):
-    with pytest.raises(InputError, match=r"^(Linear|Quadratic|Cosine|Sig\w+|Karras|Straight)\(T?"):
+def test_what_makes_no_schedule_is_an_error_that_names_the_fix(make, words):
+    with pytest.raises(InputError, match=words):
         make()
-
-
-def test_errors_name_the_fix():
-    with pytest.raises(InputError, match=r"tau=0\.15, min_alpha_bar=1e-09.*a larger tau or a sm"):
-        Sigmoid(tau=0.15)
-    Sigmoid(tau=0.15, min_alpha_bar=1e-12)
-    with pytest.raises(InputError, match="T > 12 with"):
-        SohlDickstein(10)
-
-
-@pytest.mark.parametrize(
-    ("alpha", "sigma", "message"),
-    [
-        ([0.9, 0.1], [0.0, 0.9], "alpha_0 = 1"),
-        ([1.0, 0.1], [0.1, 0.9], "sigma_0 = 0"),
-        ([1.0], [0.0], "T\\+1 ≥ 2"),
-        ([1.0, 0.1], [0.0, 0.5, 0.9], "two tables"),
-        ([1.0, 0.5, 0.5, 0.1], [0.0, 0.5, 0.5, 0.9], "increase strictly"),
-        ([1.0, 0.0, 0.0], [0.0, 1.0, 1.0], "increase strictly"),
-    ],
-)
-def test_tables_that_are_no_noise_levels_are_refused(alpha, sigma, message):
-    with pytest.raises(InputError, match=message):
-        Table(alpha, sigma)
-
-
-@pytest.mark.parametrize("bad", [0.0, 1.1, float("nan")])
-def test_a_beta_outside_its_interval_is_refused(bad):
-    with pytest.raises(InputError, match="betas must lie in"):
-        tables_from_betas(torch.tensor([0.1, bad], dtype=torch.float64))
 
 
 # Levels
@@ -330,19 +309,3 @@ def test_tables_first_used_in_inference_mode_still_allow_a_backward_pass():
     x0 = torch.zeros(1, 1, requires_grad=True)
     schedule.add_noise(x0, t, torch.zeros(1, 1)).sum().backward()
     assert float(x0.grad) == pytest.approx(float(schedule.alpha[5]))
-
-
-# Forward process
-
-
-def test_each_row_is_noised_at_its_own_level():
-    schedule, t = Linear(), torch.tensor([0, 1, 500, 1000])
-    x0, eps = torch.randn(2, 4, 3, 2, dtype=torch.float64).unbind()
-    variance = sigma_squared(linear_betas())[t].reshape(4, 1, 1)
-    expected = np.sqrt(1 - variance) * x0.numpy() + np.sqrt(variance) * eps.numpy()
-    np.testing.assert_allclose(schedule.add_noise(x0, t, eps), expected, rtol=1e-9, atol=1e-12)
-
-
-def test_level_0_adds_no_noise():
-    x0 = torch.randn(2, 3)
-    assert torch.equal(Linear().add_noise(x0, 0, torch.randn(2, 3)), x0)

@@ -1,7 +1,5 @@
 """Which levels are drawn: their distributions, stratification, and learning from losses."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -64,23 +62,17 @@ ALL = [
 @pytest.mark.parametrize("timesteps", ALL, ids=named)
 @pytest.mark.parametrize("T", [1, 2, 1000, 4000])
 @pytest.mark.filterwarnings("ignore:.*not noise")
-def test_levels_lie_in_1_to_T_however_extreme_the_draw(timesteps, T):
+def test_rebuilt_it_draws_levels_in_1_to_T_however_extreme_the_numbers(timesteps, T):
     noise = Extreme(0, 0, torch.arange(6), 6)
     schedule = Cosine(T) if T > 1 else Straight(1)
-    t, weight = build(timesteps.describe())(schedule, noise)
+    again = build(timesteps.describe())
+    assert again.describe() == timesteps.describe()
+    t, weight = again(schedule, noise)
     assert t.dtype == torch.int64
     assert weight.dtype == torch.float32
     assert t.min() >= 1
     assert t.max() <= T
     assert weight.isfinite().all()
-
-
-@pytest.mark.parametrize("timesteps", ALL, ids=named)
-def test_a_distribution_is_rebuilt_from_its_description(timesteps):
-    again = build(timesteps.describe())
-    assert again.describe() == timesteps.describe()
-    t, _ = timesteps(Linear(), global_noise(3, 50))
-    assert torch.equal(t, again(Linear(), global_noise(3, 50)).t)
 
 
 # Log-normal and logit-normal
@@ -97,37 +89,21 @@ def test_log_normal_puts_the_mass_around_each_level_on_it(schedule):
     assert torch.equal(weight, torch.ones(200_000))
 
 
-def test_log_normal_has_edms_median_noise_level():
-    schedule = Karras(1000)
-    t, _ = LogNormal()(schedule, Given([0.5]))
-    assert float(schedule.sigma[t]) == pytest.approx(math.exp(-1.2), rel=0.01)
-
-
 def test_log_normal_never_needs_the_level_without_data():
     schedule = ZeroTerminalSNR(Linear(100))
     t, _ = LogNormal(mean=3.0)(schedule, evenly(10_000))
     assert t.max() <= 99
 
 
-def test_logit_normal_has_the_papers_density_in_t_over_T():
-    t, weight = LogitNormal(0.3, 0.8)(Straight(50), evenly(200_000))
-    edges = np.arange(51) / 50
+@pytest.mark.parametrize(("settings", "T"), [((0.3, 0.8), 50), ((0.0, 1.0, 0.1), 1000)])
+def test_logit_normal_has_the_papers_density_in_t_over_T_beside_a_uniform_share(settings, T):
+    mean, std, uniform = *settings, *[0] * (3 - len(settings))
+    t, weight = LogitNormal(*settings)(Straight(T), evenly(1_000_000))
+    edges = np.arange(T + 1) / T
     with np.errstate(divide="ignore"):
-        expected = np.diff(stats.norm(0.3, 0.8).cdf(np.log(edges / (1 - edges))))
-    counts = np.bincount(t, minlength=51)[1:] / 200_000
-    np.testing.assert_allclose(counts, expected, atol=2e-5)
-    assert torch.equal(weight, torch.ones(200_000))
-
-
-def test_a_uniform_share_reaches_every_level_that_the_logit_normal_leaves_out():
-    t, _ = LogitNormal()(Straight(1000), evenly(1_000_000))
-    assert (t > 995).sum() == 0
-    t, weight = LogitNormal(uniform=0.1)(Straight(1000), evenly(1_000_000))
-    counts = np.bincount(t, minlength=1001)[1:] / 1_000_000
-    edges = np.arange(1001) / 1000
-    with np.errstate(divide="ignore"):
-        normal = np.diff(stats.norm().cdf(np.log(edges / (1 - edges))))
-    np.testing.assert_allclose(counts, 0.9 * normal + 0.1 / 1000, atol=4e-6)
+        normal = np.diff(stats.norm(mean, std).cdf(np.log(edges / (1 - edges))))
+    counts = np.bincount(t, minlength=T + 1)[1:] / 1_000_000
+    np.testing.assert_allclose(counts, (1 - uniform) * normal + uniform / T, atol=4e-6)
     assert torch.equal(weight, torch.ones(1_000_000))
 
 
@@ -166,24 +142,6 @@ def test_every_row_alone_is_uniform_over_the_steps():
     draws = [Stratified()(Linear(), global_noise(step, 8)).t for step in range(4000)]
     for row in torch.stack(draws, dim=1):
         assert stats.kstest(row.numpy() / 1000, "uniform").pvalue > 1e-4
-
-
-def test_stratification_makes_the_mean_of_a_batch_vary_less():
-    stratified = [
-        Stratified()(Linear(), global_noise(k, 64)).t.double().mean() for k in range(200)
-    ]
-    uniform = [Uniform()(Linear(), global_noise(k, 64)).t.double().mean() for k in range(200)]
-    assert np.std(stratified) < 0.2 * np.std(uniform)
-
-
-def test_the_parts_differ_from_step_to_step():
-    a, b = (Stratified()(Linear(), global_noise(step, 64)).t for step in (0, 1))
-    assert not torch.equal(a, b)
-
-
-def test_a_source_that_does_not_know_the_global_batch_is_an_error():
-    with pytest.raises(InputError, match="IndexedNoise does not know"):
-        Stratified()(Linear(), IndexedNoise(0, torch.arange(4)))
 
 
 def test_stratified_hands_losses_and_state_to_what_it_wraps():
@@ -282,14 +240,11 @@ def test_of_more_losses_than_the_history_holds_only_the_last_are_written():
     assert sorted(written.places) == [(level, k) for level in (0, 1) for k in range(4)]
 
 
-def test_losses_that_are_not_finite_are_forgotten():
+def test_losses_that_are_not_finite_are_forgotten_and_zeros_leave_the_levels_uniform():
     timesteps = warmed_up([1.0, 2.0])
     before = timesteps.probabilities()
     timesteps.update(torch.tensor([1, 2]), torch.tensor([float("nan"), float("inf")]))
     assert torch.equal(timesteps.probabilities(), before)
-
-
-def test_losses_that_are_all_zero_leave_the_levels_uniform():
     np.testing.assert_allclose(warmed_up([0.0, 0.0]).probabilities(), 0.5)
 
 
@@ -312,38 +267,36 @@ def test_a_saved_state_does_not_change_with_further_losses():
     assert 9.0 not in state["losses"]
 
 
-def test_statistics_of_other_settings_are_refused():
-    with pytest.raises(InputError, match="history"):
-        LossSecondMoment(history=3).load_state_dict(warmed_up([1.0, 2.0]).state_dict())
-    with pytest.raises(InputError, match="cover 3 levels, but the schedule has 2"):
-        warmed_up([1.0, 2.0, 3.0])(Straight(2), evenly(4))
-
-
 @pytest.mark.parametrize(
-    "make",
+    ("call", "words"),
     [
-        lambda: LogNormal(std=0),
-        lambda: LogitNormal(std=0),
-        lambda: LogitNormal(uniform=-0.1),
-        lambda: LogitNormal(uniform=1.1),
-        lambda: LossSecondMoment(history=0),
-        lambda: LossSecondMoment(uniform=0),
-        lambda: LossSecondMoment(uniform=1.5),
+        (lambda: LogNormal(std=0), r"^LogNormal\("),
+        (lambda: LogitNormal(std=0), r"^LogitNormal\("),
+        (lambda: LogitNormal(uniform=-0.1), r"^LogitNormal\("),
+        (lambda: LogitNormal(uniform=1.1), r"^LogitNormal\("),
+        (lambda: LossSecondMoment(history=0), r"^LossSecondMoment\("),
+        (lambda: LossSecondMoment(uniform=0), r"^LossSecondMoment\("),
+        (lambda: LossSecondMoment(uniform=1.5), r"^LossSecondMoment\("),
+        (
+            lambda: Stratified()(Linear(), IndexedNoise(0, torch.arange(4))),
+            "IndexedNoise does not know",
+        ),
+        (
+            lambda: LossSecondMoment(3).load_state_dict(warmed_up([1.0, 2.0]).state_dict()),
+            "history",
+        ),
+        (
+            lambda: warmed_up([1.0, 2.0, 3.0])(Straight(2), evenly(4)),
+            "cover 3 levels, but the schedule has 2",
+        ),
     ],
 )
-def test_settings_out_of_range_are_refused(make):
-    with pytest.raises(InputError, match=r"^(LogNormal|LogitNormal|LossSecondMoment)\("):
-        make()
+def test_settings_sources_and_statistics_that_do_not_fit_are_refused(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
 
 
 # Uniform
-
-
-def test_keyed_draws_are_uniform_over_the_levels():
-    t, _ = Uniform()(Cosine(10), IndexedNoise(0, torch.arange(20_000)))
-    counts = np.bincount(t.numpy(), minlength=11)[1:]
-    assert counts.sum() == 20_000
-    assert ((counts - 2000) ** 2 / 2000).sum() < 33.7  # chi-square, 9 degrees, p = 1e-4
 
 
 @pytest.mark.parametrize("T", [21, 1024, 16384])

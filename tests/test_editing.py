@@ -34,11 +34,12 @@ from ddpm_lightning.diffusion.samplers import (
     UniPC,
 )
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import write_png
+from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import Request
+from tests.core import named, normal
 from tests.small import image_spec, labels, tiny_data, tiny_module
 
 LINEAR = Linear()
@@ -52,11 +53,6 @@ PAINTED = np.array([False, False, True, True])
 
 def oracle(schedule=LINEAR):
     return Gaussian(schedule, torch.tensor(MEAN), torch.tensor(COV))
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def moments_of_an_affine_function(function, draws):
@@ -76,19 +72,15 @@ def moments_of_an_affine_function(function, draws):
     return out[0], columns.T @ columns
 
 
-def repaint_moments(schedule, levels, resamplings, jump, x0=X0_KNOWN, painted=PAINTED):
-    visits = revisited(levels, resamplings, jump)
+def repaint_moments(schedule, levels, *jumps):
+    visits, sampler = revisited(levels, *jumps), DDPM(None, spacing=Levels(levels))
 
     def function(noise, rows):
-        return repaint(
-            oracle(schedule),
-            torch.tensor(x0).expand(rows, 4),
-            torch.tensor(painted),
-            sampler=DDPM(None, spacing=Levels(levels)),
-            resamplings=resamplings,
-            jump=jump,
-            noise=noise,
-        )
+        x0, painted = torch.tensor(X0_KNOWN).expand(rows, 4), torch.tensor(PAINTED)
+        args = oracle(schedule), x0, painted, Condition(), sampler, *jumps, noise
+        *states, end = repaint_trajectory(*args)
+        assert [state.t for state in [*states, end]] == visits
+        return end.x_t
 
     return moments_of_an_affine_function(function, len(visits))
 
@@ -141,18 +133,11 @@ def recursion(schedule, levels, resamplings, jump):
 # RePaint
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50])
-@pytest.mark.parametrize(("resamplings", "jump"), [(1, 1), (3, 1), (10, 1), (2, 3), (10, 10)])
+@pytest.mark.parametrize(
+    ("steps", "resamplings", "jump"),
+    [(1, 1, 1), (20, 1, 10), (2, 3, 1), (50, 10, 1), (7, 2, 3), (20, 2, 3), (20, 10, 10)],
+)
 def test_levels_are_revisited_as_in_the_published_code(steps, resamplings, jump):
-    if resamplings > 1 and jump >= steps:
-        for settings, message in (
-            ((resamplings, jump), f"jump={jump} of {steps} steps"),
-            ((0, jump), "both are at least 1"),
-            ((resamplings, 0), "both are at least 1"),
-        ):
-            with pytest.raises(InputError, match=message):
-                revisited(range(steps, -1, -1), *settings)
-        return
     ours = [steps]
     for place in revisited(range(steps, -1, -1), resamplings, jump)[1:]:
         # We jump up at once, that code level by level.
@@ -202,28 +187,14 @@ def test_a_painted_part_follows_its_label_and_the_clip():
     assert clipped.abs().max() <= 1
 
 
-def test_every_state_of_a_painting_is_at_the_level_it_states():
-    x0, visits = normal(1, 4), revisited([1000, 500, 100, 10, 0], 2, 2)
-    sampler = DDPM(None, spacing=Levels([1000, 500, 100, 10, 0]))
-    noise = IndexedNoise(0, torch.arange(1))
-    states = list(
-        repaint_trajectory(oracle(), x0, torch.tensor(PAINTED), Condition(), sampler, 2, 2, noise)
-    )
-    assert [state.t for state in states] == visits == [1000, 500, 100, 10, 500, 100, 10, 0]
-
-
 # SDEdit
 
-SAMPLERS = [
-    DDPM(20),
-    DDIM(20),
-    Heun(20, spacing=KarrasSpacing()),
-    UniPC(20),
-    DDIM(20, 0.5, LogSNRSpacing()),
-]
 
-
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sampler",
+    [DDPM(20), Heun(20, spacing=KarrasSpacing()), DDIM(20, 0.5, LogSNRSpacing())],
+    ids=named,
+)
 @pytest.mark.parametrize(("strength", "start"), [(0.0, 0), (0.0004, 1), (0.4, 400), (1.0, 1000)])
 def test_variation_starts_at_its_level_and_goes_on_at_the_samplers(sampler, strength, start):
     x0, noise = normal(2, 4), IndexedNoise(0, torch.arange(2))
@@ -256,21 +227,23 @@ def test_variations_have_the_moments_of_the_probability_flow(strength):
     np.testing.assert_allclose(cov, expected_cov, atol=0.02)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
-def test_a_strength_that_is_no_share_is_refused(strength):
-    with pytest.raises(InputError, match="between 0"):
-        sdedit(oracle(), normal(1, 4), strength, DDPM(5))
-
-
 # Interpolation
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_ends_of_an_interpolation_are_the_data(dtype):
-    a, b = (torch.tensor(x, dtype=dtype) for x in (MEAN + 0.4, -MEAN))
-    ends = interpolate(oracle(), a, b, [0.0, 1.0], steps=20, iterations=100)
-    assert ends.dtype == dtype
-    torch.testing.assert_close(ends, torch.stack([a, b]), atol=1e-5, rtol=0)
+def test_the_ends_of_an_interpolation_are_the_data_whatever_the_label(dtype):
+    means, variances = torch.tensor([[1.0, 1.0], [-1.0, 1.0]]), torch.tensor([0.1, 0.1])
+    mixture = Mixture(LINEAR, means, variances, labels=torch.tensor([0, 1]))
+    a, b = means.to(dtype)
+    middles = []
+    for condition in (Condition(), labels(0), labels(1)):
+        first, middle, last = interpolate(
+            mixture, a, b, [0.0, 0.5, 1.0], condition, steps=20, iterations=100
+        )
+        torch.testing.assert_close(torch.stack([first, last]), means.to(dtype), atol=1e-4, rtol=0)
+        middles.append(middle)
+    assert not torch.allclose(middles[0], middles[1])
+    assert not torch.allclose(middles[1], middles[2])
 
 
 def test_the_way_between_is_spherical():
@@ -290,17 +263,6 @@ def test_points_in_one_direction_are_joined_by_a_line():
     a = normal(3)
     torch.testing.assert_close(slerp(a, 3 * a, 0.5), 2 * a)
     torch.testing.assert_close(slerp(a, 0 * a, 0.5), a / 2)
-
-
-def test_an_interpolation_takes_a_label():
-    means = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
-    mixture = Mixture(LINEAR, means, torch.tensor([0.1, 0.1]), labels=torch.tensor([0, 1]))
-    middles = [
-        interpolate(mixture, means[0], means[1], [0.5], condition, steps=10)
-        for condition in (Condition(), labels(0), labels(1))
-    ]
-    assert not torch.allclose(middles[0], middles[1])
-    assert not torch.allclose(middles[1], middles[2])
 
 
 # The command
@@ -347,13 +309,12 @@ def test_painted_files_keep_every_black_pixel_of_the_mask(edit):
     assert (left == np.where(np.arange(8)[:, None] < 4, given, 128)).all()
 
 
-def test_varied_files_are_the_file_itself_at_strength_zero(edit):
-    given = np.array(Image.open("a.png"))
-    assert all((image == given).all() for image in edit(*VARY, "--edit.strength=0"))
-
-
-def test_without_labels_an_edit_takes_no_class(lively_checkpoint, files):
+@pytest.mark.usefixtures("files")
+def test_without_labels_an_edit_takes_no_class_and_strength_0_gives_the_file(lively_checkpoint):
     module = Loaded.read(lively_checkpoint).module
+    same = edit_images(module, SDEdit(Path("a.png"), strength=0.0), 2, Request(DDIM(5))).x
+    given = np.array(Image.open("a.png"))
+    assert all((to_uint8(image[0]).numpy() == given).all() for image in same)
     own, none, zero = (
         edit_images(module, SDEdit(Path("a.png")), 2, Request(DDIM(5), labels=labels)).x
         for labels in (None, [-1], [0])
@@ -382,8 +343,6 @@ def test_interpolated_files_begin_and_end_with_the_given_ones(edit):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([*VARY, "--edit.image=gone.png"], "no image at gone.png"),
-        ([*VARY, "--edit.strength=2"], "strength=2: it lies between 0"),
         ([*VARY, "--condition=a.png"], "leave out --condition"),
         (["RePaint", "--edit.image=a.png"], "missing: --edit.mask"),
         (["RePant"], "did you mean RePaint?"),
@@ -393,9 +352,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(edit, flags, message, c
     capsys.readouterr()
     with pytest.raises(SystemExit):
         edit(*flags)
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(errors) == 1
-    assert message in errors[0]
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error:" in line)
+    assert message in line
     assert not Path("out").exists()
 
 
@@ -412,9 +370,14 @@ FILES = {
     ("kind", "edit", "request_", "message"),
     [
         (RePaint, {"mask": Path("gone.png")}, {}, "no image at gone.png"),
-        (SDEdit, {}, {"guidance": 2.0}, "give labels"),
         (RePaint, {}, {"sampler": UniPC(10)}, "use --sampler DDPM or DDIM"),
         (RePaint, {}, {"sampler": DDPM(5)}, "jump=10 of 5 steps"),
+        (RePaint, {"resamplings": 0}, {}, "both are at least 1"),
+        (RePaint, {"jump": 0}, {}, "both are at least 1"),
+        (SDEdit, {}, {"guidance": 2.0}, "give labels"),
+        (SDEdit, {"strength": -0.1}, {}, "between 0"),
+        (SDEdit, {"strength": 1.1}, {}, "between 0"),
+        (SDEdit, {"strength": float("nan")}, {}, "between 0"),
         (Interpolate, {}, {"sampler": DDPM()}, "use --sampler DDIM"),
         (Interpolate, {}, {"sampler": DDIM(9, eta=0.5)}, "with eta 0"),
         (Interpolate, {}, {"sampler": DDIM(9, clip=(-1, 1))}, "without clip"),
@@ -431,13 +394,15 @@ def test_settings_and_requests_that_do_not_suit_are_refused(kind, edit, request_
         edit_images(module, kind(**FILES[kind] | edit), 3, Request(**request_))
 
 
+@pytest.mark.parametrize(
+    ("kind", "n", "parts", "message"),
+    [
+        (Interpolate, 1, {}, "at least its two ends"),
+        (SDEdit, 3, {"data": image_spec(image_channels=1)}, "leave out --edit"),
+        (SDEdit, 3, {"data": DataSpec((2,), None), "net": MLP}, "edits are of images"),
+    ],
+)
 @pytest.mark.usefixtures("files")
-def test_models_and_numbers_that_do_not_suit_are_refused():
-    variation, between = (kind(**FILES[kind]) for kind in (SDEdit, Interpolate))
-    for edit, n, message, parts in (
-        (between, 1, "at least its two ends", {}),
-        (variation, 3, "leave out --edit", {"data": image_spec(image_channels=1)}),
-        (variation, 3, "edits are of images", {"data": DataSpec((2,), None), "net": MLP}),
-    ):
-        with pytest.raises(InputError, match=message):
-            edit_images(tiny_module(**parts), edit, n)
+def test_models_and_numbers_that_do_not_suit_are_refused(kind, n, parts, message):
+    with pytest.raises(InputError, match=message):
+        edit_images(tiny_module(**parts), kind(**FILES[kind]), n)

@@ -54,10 +54,6 @@ def test_the_decay_warms_up_to_its_final_value(step, decay):
     assert EMA().decay_at(step) == pytest.approx(decay, rel=1e-12)
 
 
-def test_without_warm_up_the_decay_is_constant():
-    assert {EMA(0.99, warmup=False).decay_at(step) for step in (0, 1, 10, 10**6)} == {0.99}
-
-
 @pytest.mark.parametrize("settings", [{"decay": 1.5}, {"decay": 1.0}, {"start": -1}])
 def test_a_setting_out_of_range_is_refused(settings):
     ((name, value),) = settings.items()
@@ -90,17 +86,6 @@ def test_until_its_start_the_average_equals_the_weights_and_then_warms_up():
     assert [ema.decay_at(step) for step in (100, 108)] == [0.1, 0.5]
 
 
-def test_small_differences_are_not_lost_at_a_long_horizon():
-    # One float32 step towards 1 at decay 0.9999 is 1e-4: far above float32, far below bf16.
-    net = Small()
-    nn.init.zeros_(net.layer.weight.data)
-    ema = following(net, warmup=False)
-    nn.init.ones_(net.layer.weight.data)
-    for step in range(100):
-        ema.update(net, step)
-    np.testing.assert_allclose(weights(ema.net)["layer.weight"], 1 - 0.9999**100, rtol=1e-4)
-
-
 def test_running_statistics_are_copied_and_not_averaged():
     net = Small()
     ema = following(net, decay=0.5, warmup=False)
@@ -110,15 +95,6 @@ def test_running_statistics_are_copied_and_not_averaged():
     assert net.norm.running_mean.abs().max() > 0.1
     for name, buffer in net.named_buffers():
         assert torch.equal(ema.net.get_buffer(name), buffer)
-
-
-def test_the_network_followed_is_not_touched():
-    net = randomised(Small())
-    ema, before = following(net, decay=0.5, warmup=False), weights(net)
-    ema.update(net, 0)
-    assert all(map(np.array_equal, before.values(), weights(net).values()))
-    assert net.training
-    assert all(p.requires_grad for p in net.parameters())
 
 
 class Mean(EMA):
@@ -134,30 +110,27 @@ def test_another_kind_of_average_is_a_subclass():
     for step in range(5):
         mean.update(randomised(net), step)
         seen.append(weights(net)["layer.weight"])
-    np.testing.assert_allclose(
-        weights(mean.net)["layer.weight"], np.mean(seen, axis=0), rtol=1e-5, atol=1e-6
-    )
+    average = weights(mean.net)["layer.weight"]
+    np.testing.assert_allclose(average, np.mean(seen, axis=0), rtol=1e-5, atol=1e-6)
 
 
 # A frozen copy
 
 
-def test_the_average_is_frozen():
-    net = Small()
-    ema = following(net)
-    net(torch.ones(4, 3), torch.zeros(4)).sum().backward()
-    ema.update(net, 0)
-    assert all(not p.requires_grad and p.grad is None for p in ema.parameters())
-
-
-def test_the_average_is_always_in_evaluation_mode():
+def test_the_average_is_frozen_and_in_evaluation_mode_beside_the_network_that_it_leaves_alone():
     parent = nn.Module()
-    parent.net = Small()
-    parent.ema = following(parent.net)
+    parent.net = randomised(Small())
+    parent.ema = following(parent.net, decay=0.5, warmup=False)
+    before = weights(parent.net)
     for train in (parent.train, parent.ema.train):
         train()
         assert parent.net.training
         assert not any(module.training for module in parent.ema.modules())
+    parent.net(torch.ones(4, 3), torch.zeros(4)).sum().backward()
+    parent.ema.update(parent.net, 0)
+    assert all(map(np.array_equal, before.values(), weights(parent.net).values()))
+    assert all(p.requires_grad for p in parent.net.parameters())
+    assert all(not p.requires_grad and p.grad is None for p in parent.ema.parameters())
 
 
 @pytest.mark.parametrize("cast", [nn.Module.bfloat16, nn.Module.half])
@@ -177,13 +150,6 @@ def test_the_average_keeps_float32_when_the_network_is_cast(cast, before):
     np.testing.assert_allclose(
         weights(parent.ema.net)["layer.weight"], expected, rtol=1e-5, atol=1e-7
     )
-
-
-def test_the_average_moves_with_the_module_around_it():
-    parent = nn.Module()
-    parent.ema = following(Small())
-    parent.to("meta")
-    assert {p.device.type for p in parent.ema.parameters()} == {"meta"}
 
 
 def test_the_checkpoint_holds_the_averaged_network_and_nothing_else():

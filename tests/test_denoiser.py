@@ -217,6 +217,10 @@ def test_clipping_comes_after_guidance():
             lambda denoiser: denoiser(images(3, 1, 2), 5, labels(2, -1)),
             r"2 rows \(label\) for a batch of 3",
         ),
+        (
+            lambda denoiser: denoiser(images(3, 1, 2), 5, Condition(image=images(2, 1, 2))),
+            r"2 rows \(image\) for a batch of 3",
+        ),
         (lambda denoiser: Guided(denoiser, 2.0)(images(1, 1, 4), 5), "guidance needs labels"),
     ],
 )

@@ -39,17 +39,12 @@ def points(kind: str, split: str = "train", **arguments) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize(("kind", "classes"), KINDS.items())
-def test_a_split_is_n_float32_points_with_labels(kind, classes):
-    data = Toy2D(kind, n=321)
-    x, y = data.samples("val")
-    assert (x.dtype, x.shape, data.shape) == (torch.float32, (321, 2), (2,))
-    assert (y.dtype, y.shape, data.num_classes) == (torch.int64, (321,), classes)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_points_depend_on_split_and_seed_alone_and_are_rebuilt_from_a_description(kind):
+def test_a_split_is_n_labelled_points_of_its_seed_and_rebuilt_from_a_description(kind, classes):
     data = Toy2D(kind, n=200, seed=4)
-    draws = [data.samples(split)[0] for split in ("train", "val", "test")]
+    x, y = data.samples("val")
+    assert (x.dtype, x.shape, data.shape) == (torch.float32, (200, 2), (2,))
+    assert (y.dtype, y.shape, data.num_classes) == (torch.int64, (200,), classes)
+    draws = [x, data.samples("train")[0], data.samples("test")[0]]
     draws.append(Toy2D(kind, n=200, seed=5).samples("train")[0])
     assert len(torch.cat(draws).unique(dim=0)) == 800
     torch.manual_seed(1)
@@ -94,14 +89,6 @@ def test_the_checkerboard_is_uniform_on_every_other_square():
     assert kstest(((x + 1) * 2 % 1).ravel(), "uniform").pvalue > 1e-3
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"kind": "roll"}, {"n": 0}, {"noise": -1.0}, {"noise": math.nan}, {"seed": -1}]
-)
-def test_impossible_data_are_refused(arguments):
-    with pytest.raises(InputError, match="--data"):
-        Toy2D(**arguments)
-
-
 # --------------------------------------------------------------------------- network
 
 POINTS = DataSpec((2,), None)
@@ -116,16 +103,14 @@ def random_mlp(**arguments) -> MLP:
     return net
 
 
-def test_every_parameter_of_the_mlp_gets_a_gradient():
+def test_the_mlp_starts_from_zero_and_its_every_parameter_gets_a_gradient():
     c_noise = torch.tensor([0.0, 1.0, 20.0, 39.0])
+    net = MLP(POINTS, 4)
+    assert torch.equal(net(torch.randn(4, 2), c_noise), torch.zeros(4, 4))
     net = random_mlp()
     net(torch.randn(4, 2), c_noise, labels(0, 1, 2, -1)).square().sum().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad.view(len(parameter), -1).any(dim=1).all(), name  # every row
-
-
-def test_the_mlp_starts_from_zero():
-    assert torch.equal(MLP(POINTS, 4)(torch.randn(3, 2), torch.arange(3.0)), torch.zeros(3, 4))
 
 
 def test_the_mlp_hears_point_level_and_label():
@@ -144,20 +129,6 @@ def test_rows_of_the_mlp_do_not_mix_and_dropout_acts_in_training_alone():
     assert torch.allclose(net(x, c)[2:3], net(x[2:3], c[2:3]), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"), [((1, 8, 8), "--model.net UNet"), ((3,), "built for 2 channels, not 3")]
-)
-def test_data_that_are_not_its_points_are_refused_with_the_fix(shape, message):
-    with pytest.raises(InputError, match=message):
-        random_mlp()(torch.zeros(1, *shape), torch.zeros(1))
-
-
-@pytest.mark.parametrize("arguments", [{"width": 5}, {"depth": 0}, {"dropout": 1.0}])
-def test_impossible_mlps_are_refused(arguments):
-    with pytest.raises(InputError, match="MLP"):
-        MLP(POINTS, 2, **arguments)
-
-
 # ------------------------------------------------------------------------- distances
 
 
@@ -170,22 +141,13 @@ def two_clouds(n: int = 60, d: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 def test_sliced_wasserstein_is_scipys_distance_averaged_over_all_directions():
     x, y = two_clouds()
     angles = np.linspace(0, np.pi, 2000, endpoint=False)
-    expected = np.mean(
-        [
-            wasserstein_distance(*(p.numpy() @ [np.cos(a), np.sin(a)] for p in (x, y)))
-            for a in angles
-        ]
-    )
-    assert sliced_wasserstein(x, y, projections=20_000) == pytest.approx(expected, rel=0.01)
-
-
-@pytest.mark.parametrize(("d", "mean_cosine"), [(2, 2 / math.pi), (3, 0.5)])
-def test_sliced_wasserstein_of_a_shift_is_its_length_times_the_mean_cosine(d, mean_cosine):
-    x, _ = two_clouds(d=d)
-    shift = torch.zeros(d, dtype=torch.float64)
-    shift[0], shift[1] = 3.0, 4.0
-    distance = sliced_wasserstein(x, x + shift, projections=20_000)
-    assert distance == pytest.approx(5 * mean_cosine, rel=0.01)
+    directions = ([np.cos(angle), np.sin(angle)] for angle in angles)
+    distances = [wasserstein_distance(x.numpy() @ way, y.numpy() @ way) for way in directions]
+    ours = sliced_wasserstein(x, y, projections=20_000)
+    assert ours == pytest.approx(np.mean(distances), rel=0.01)
+    x = two_clouds(d=3)[0]  # a shift by (3, 4, 0) is 5 long, and a cosine 1/2 on average
+    shifted = x + torch.tensor([3.0, 4.0, 0.0])
+    assert sliced_wasserstein(x, shifted, projections=20_000) == pytest.approx(2.5, rel=0.01)
 
 
 def test_sliced_wasserstein_depends_on_its_seed_alone():
@@ -216,12 +178,6 @@ def test_mmd_of_one_distribution_is_zero_on_average():
     draws = torch.randn(400, 2, 20, 2, generator=generator, dtype=torch.float64)
     values = torch.tensor([mmd(x, y) for x, y in draws])
     assert abs(values.mean()) < 3.5 * values.std() / math.sqrt(len(values))
-
-
-@pytest.mark.parametrize("distance", [sliced_wasserstein, mmd])
-def test_points_of_two_kinds_are_not_compared(distance):
-    with pytest.raises(InputError, match="points"):
-        distance(torch.zeros(4, 2), torch.zeros(4, 3))
 
 
 # -------------------------------------------------------------------------- pictures
@@ -259,18 +215,6 @@ def test_axes_stay_where_the_data_put_them():
     assert blue(Scatter(in_one_place).together(in_one_place)).any()
 
 
-def test_a_strip_has_a_plot_a_frame():
-    scatter = Scatter()
-    one, three = scatter.strip(torch.zeros(1, 5, 2)), scatter.strip(torch.zeros(3, 5, 2))
-    assert three.shape == (3, one.shape[1], 3 * one.shape[2])
-
-
-@pytest.mark.parametrize("shape", [(3,), (2, 8, 8), (2, 2)])
-def test_data_without_a_picture_are_refused(shape):
-    with pytest.raises(InputError, match="cannot be drawn"):
-        pictures_of(shape)
-
-
 # -------------------------------------------------------------------------- sampling
 
 
@@ -287,12 +231,10 @@ def checkpoint(tmp_path_factory) -> Path:
     return root / "checkpoints" / "last.ckpt"
 
 
-def draw(folder: Path, data: Toy2D, grid: SampleGrid, **arguments) -> None:
-    logging_trainer(folder, 2, [grid]).fit(toy_module(data, **arguments), data)
-
-
-def test_sample_grid_draws_points_as_scatter_plots(tmp_path):
-    draw(tmp_path, Toy2D(n=200), SampleGrid(n=30, sampler=DDIM(4), frames=3))
+def test_sample_grid_draws_points_of_classes_in_turns_as_scatter_plots(tmp_path, requests):
+    data, grid = Toy2D("mixture", n=200), SampleGrid(n=30, sampler=DDIM(4), frames=3)
+    logging_trainer(tmp_path, 2, [grid]).fit(toy_module(data, conditional=True), data)
+    assert [request.labels for request, _ in requests] == [None]
     name = "ddim4_ema_step_00000002"
     assert shows_samples_and_data(tmp_path / "samples" / f"{name}.png")
     assert frames_in(tmp_path / "samples" / f"{name}.gif") == 3
@@ -300,12 +242,6 @@ def test_sample_grid_draws_points_as_scatter_plots(tmp_path):
     assert strip.size == (3 * 160, 20 + 160)  # a caption above
     tags = events(tmp_path).Tags()["images"]
     assert set(tags) == {f"samples/ddim4_ema{what}" for what in ("", "_denoising", "_animated")}
-
-
-def test_sample_grid_of_a_conditional_toy_lets_the_classes_take_turns(tmp_path, requests):
-    draw(tmp_path, Toy2D("mixture", n=50), SampleGrid(n=30, sampler=DDIM(2)), conditional=True)
-    assert [request.labels for request, _ in requests] == [None]
-    assert list((tmp_path / "samples").glob("*.png"))
 
 
 def test_sample_writes_points_and_a_scatter_plot(checkpoint, tmp_path):
@@ -340,3 +276,28 @@ def test_points_are_trained_from_the_command_line_and_the_network_for_images_ref
     assert "--model.net MLP" in capsys.readouterr().err
     main(["fit", *words, "--model.net=MLP", "--model.parameterization=V"])
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Toy2D("roll"), "--data"),
+        (lambda: Toy2D(n=0), "--data"),
+        (lambda: Toy2D(noise=-1.0), "--data"),
+        (lambda: Toy2D(noise=math.nan), "--data"),
+        (lambda: Toy2D(seed=-1), "--data"),
+        (lambda: random_mlp()(torch.zeros(1, 1, 8, 8), torch.zeros(1)), "--model.net UNet"),
+        (lambda: random_mlp()(torch.zeros(1, 3), torch.zeros(1)), "built for 2 channels, not 3"),
+        (lambda: MLP(POINTS, 2, width=5), "MLP"),
+        (lambda: MLP(POINTS, 2, depth=0), "MLP"),
+        (lambda: MLP(POINTS, 2, dropout=1.0), "MLP"),
+        (lambda: sliced_wasserstein(torch.zeros(4, 2), torch.zeros(4, 3)), "points"),
+        (lambda: mmd(torch.zeros(4, 2), torch.zeros(4, 3)), "points"),
+        (lambda: pictures_of((3,)), "cannot be drawn"),
+        (lambda: pictures_of((2, 8, 8)), "cannot be drawn"),
+        (lambda: pictures_of((2, 2)), "cannot be drawn"),
+    ],
+)
+def test_data_networks_distances_and_pictures_that_do_not_fit_are_refused(call, words):
+    with pytest.raises(InputError, match=words):
+        call()

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ddpm_lightning.batch import Condition
-from ddpm_lightning.diffusion.denoiser import Denoiser
-from ddpm_lightning.diffusion.levels import Level, Schedule
+from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
+from ddpm_lightning.diffusion.levels import Level, Schedule, Time
 from ddpm_lightning.diffusion.losses import NoisedBatch
 from ddpm_lightning.diffusion.parameterizations import (
     X0,
@@ -22,7 +22,7 @@ from ddpm_lightning.diffusion.parameterizations import (
     V,
     Velocity,
 )
-from ddpm_lightning.diffusion.prediction import FixedSmall, Variance
+from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -110,6 +110,20 @@ class Waves(Network):
     def forward(self, x, c_noise, condition=Condition()):
         label = 0 if condition.label is None else condition.label
         return torch.sin(2 * x + (c_noise / 300 + label).view(-1, *[1] * (x.ndim - 1)))
+
+
+class Watched:
+    """A denoiser that keeps the level and x_t of each evaluation."""
+
+    net = None
+
+    def __init__(self, denoiser: Denoises) -> None:
+        self.denoiser, self.schedule = denoiser, denoiser.schedule
+        self.seen: list[tuple[Time, Tensor]] = []
+
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
+        self.seen.append((t, x_t.detach()))
+        return self.denoiser(x_t, t, condition)
 
 
 def noised(

@@ -14,9 +14,7 @@ from torch import nn
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.callbacks import GenerativeMetrics, Likelihood, SampleGrid
-from ddpm_lightning.commands.analytic_variance import x0_errors
 from ddpm_lightning.commands.edits import SDEdit
-from ddpm_lightning.commands.given_images import psnr
 from ddpm_lightning.commands.sample import Overview
 from ddpm_lightning.commands.sample import sample as sample_command
 from ddpm_lightning.configurable import build
@@ -29,7 +27,7 @@ from ddpm_lightning.data import (
     SuperResolution,
 )
 from ddpm_lightning.data.data_module import RawBatch
-from ddpm_lightning.diffusion import Cosine, EDMPreconditioning, V
+from ddpm_lightning.diffusion import Cosine, EDMPreconditioning
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import guide
 from ddpm_lightning.diffusion.samplers import DDIM
@@ -220,19 +218,6 @@ def test_tasks_and_images_that_do_not_fit_data_or_model_are_refused(call, words,
         call(tmp_path)
 
 
-def test_the_error_of_x0_is_measured_with_each_images_own_condition():
-    class PassOn(Probe):
-        """−condition: x0_hat = alpha·x_t + sigma·condition under V, the condition at t = T."""
-
-        def forward(self, x, c_noise, condition=Condition()):
-            return -condition.image
-
-    net, x0 = PassOn(DataSpec((1, 4, 4), image_channels=1)), noisy(8)
-    denoiser = Denoiser(net, Cosine(T=10), V())
-    assert x0_errors(denoiser, x0, Condition(image=x0), n=8)[10] < 1e-3
-    assert x0_errors(denoiser, x0, Condition(image=x0.flip(0)), n=8)[10] > 1
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_trains_draws_measures_and_its_checkpoint_loads_by_path_alone(task, tmp_path):
     data = digits(task, predict_n=3)
@@ -359,14 +344,6 @@ def test_conditions_that_do_not_fit_a_conditioned_checkpoint_are_refused(trained
 def test_a_condition_for_a_model_without_is_refused(tiny_checkpoint, tmp_path):
     with pytest.raises(InputError, match="makes images out of noise alone; leave out --condition"):
         sample(tiny_checkpoint, tmp_path / "out", condition=Path("a.png"))
-
-
-def test_psnr_is_that_of_numpy():
-    a, b = noisy(4).clamp(-1, 1), noisy(4, seed=1).clamp(-1, 1)
-    expected = [
-        10 * np.log10(4 / np.mean((p - q) ** 2)) for p, q in zip(a.numpy(), b.numpy(), strict=True)
-    ]
-    assert psnr(a, b) == pytest.approx(np.mean(expected), abs=1e-4)
 
 
 def test_grid_rows_alternate_and_the_last_is_filled_up():

@@ -18,7 +18,7 @@ from ddpm_lightning.diffusion.samplers import DDIMQuadratic, QuadraticSpacing
 from ddpm_lightning.diffusion.schedules import Cosine, Karras, Linear, Straight, ZeroTerminalSNR
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise, Stream
-from tests.core import named, noise_of
+from tests.core import Watched, named, noise_of
 from tests.small import TinyUNet
 
 MEANS = torch.tensor([[0.4, -0.5], [-0.6, 0.3], [0.5, 0.7]], dtype=torch.float64)
@@ -139,26 +139,12 @@ def test_grey_levels_are_filled_evenly_and_counted_in_bits():
     assert float(flow.nll.max()) < bits.max() / math.log(2) + 0.05
 
 
-class Spy:
-    """The oracle of standard normal data, which keeps every x_t that it is given."""
-
-    net = None
-
-    def __init__(self, schedule, d):
-        self.oracle, self.schedule = Gaussian(schedule, torch.zeros(d), torch.eye(d)), schedule
-        self.seen = []
-
-    def __call__(self, x_t, t, condition=Condition()):
-        self.seen.append(x_t.detach())
-        return self.oracle(x_t, t, condition)
-
-
 def test_the_noise_fills_the_whole_bin_of_a_grey_level_uniformly():
     grey = torch.tensor([0.0, 11, 254, 255], dtype=torch.float64) * 2 / 255 - 1
-    spy = Spy(Cosine(20), 4)
+    spy = Watched(Gaussian(Cosine(20), torch.zeros(4), torch.eye(4)))
     flow_likelihood(spy, grey.expand(2000, 4), noise_of(2000), bins=256, steps=1)
     # The one step starts at level 0, where nothing moves, and alpha² + sigma² is 1.
-    offsets = (spy.seen[0] - grey) * 255
+    offsets = (spy.seen[0][1] - grey) * 255
     assert stats.kstest(offsets.numpy().ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
     assert 0.999 < offsets.abs().max() <= 1 + 1e-9
 

@@ -12,7 +12,7 @@ from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
 from ddpm_lightning.errors import InputError
-from tests.core import normal
+from tests.core import Watched, normal
 from tests.small import labels
 
 LINEAR = Linear()
@@ -23,31 +23,27 @@ LABELS = torch.tensor([0, 1, 1])
 Y = Condition(torch.tensor([0, 1, 1, 0]))
 
 
-class Counting:
-    """An oracle that keeps the number of rows of each evaluation."""
+def watched():
+    return Watched(Mixture(LINEAR, MEANS, VARIANCES, WEIGHTS, LABELS))
+
+
+def rows(denoiser):
+    """The number of rows of each evaluation."""
+    return [len(x_t) for _, x_t in denoiser.seen]
+
+
+class Two:
+    """Predicts one array for rows with a label and another without."""
 
     net = None
 
-    def __init__(self):
-        self.oracle = Mixture(LINEAR, MEANS, VARIANCES, WEIGHTS, LABELS)
-        self.schedule = LINEAR
-        self.rows = []
+    def __init__(self, conditional, unconditional, schedule=LINEAR):
+        self.values, self.schedule = (conditional, unconditional), schedule
 
     def __call__(self, x_t, t, condition=Condition()):
-        self.rows.append(len(x_t))
-        return self.oracle(x_t, t, condition)
-
-
-class SaysLabel:
-    """Predicts the label itself, −1 where it was dropped."""
-
-    net = None
-
-    def __init__(self, schedule):
-        self.schedule = schedule
-
-    def __call__(self, x_t, t, condition=Condition()):
-        x0 = condition.label.to(x_t).view(-1, 1)
+        parts = (v.repeat(len(x_t) // len(v), *[1] * (v.ndim - 1)) for v in self.values)
+        labelled = (condition.label >= 0).view(-1, *[1] * (x_t.ndim - 1))
+        x0 = torch.where(labelled, *parts)
         return Prediction(x0, x_t, self.schedule.level(t, x_t), FixedSmall())
 
 
@@ -78,27 +74,12 @@ def test_guidance_follows_the_score_of_the_tilted_distribution(t, guidance, labe
 
 
 def test_outside_the_interval_a_step_costs_half():
-    denoiser = Counting()
+    denoiser = watched()
     DDIM(10)(guide(denoiser, Guidance(3.0, interval=(0.25, 0.75))), normal(4, 2), Y)
-    assert denoiser.rows == [4, 4, 4, 8, 8, 8, 8, 8, 4, 4]
+    assert rows(denoiser) == [4, 4, 4, 8, 8, 8, 8, 8, 4, 4]
 
 
 # Rescaling
-
-
-class Two:
-    """Predicts one array with a label and another without."""
-
-    net, schedule = None, LINEAR
-
-    def __init__(self, conditional, unconditional):
-        self.values = conditional, unconditional
-
-    def __call__(self, x_t, t, condition=Condition()):
-        x0 = torch.where(
-            (condition.label >= 0).view(-1, 1, 1, 1), *(v.repeat(2, 1, 1, 1) for v in self.values)
-        )
-        return Prediction(x0, x_t, LINEAR.level(t, x_t), FixedSmall())
 
 
 @pytest.mark.parametrize("t", [500, torch.tensor([1, 500, 1000])])
@@ -125,10 +106,10 @@ def test_rescaling_leaves_a_constant_prediction_alone():
     ("t", "heard"), [(200, Y), (201, Condition()), (800, Condition()), (801, Y)]
 )
 def test_scale_0_leaves_the_labels_out_at_the_cost_of_one_inside_its_interval(t, heard):
-    denoiser, x_t = Counting(), normal(4, 2)
+    denoiser, x_t = watched(), normal(4, 2)
     ours = guide(denoiser, Guidance(0.0, interval=(0.2, 0.8)))(x_t, t, Y)
-    assert denoiser.rows == [4]
-    assert torch.equal(ours.x0, denoiser.oracle(x_t, t, heard).x0)
+    assert rows(denoiser) == [4]
+    assert torch.equal(ours.x0, denoiser.denoiser(x_t, t, heard).x0)
 
 
 def test_scale_0_with_a_rescale_still_looks_at_the_labelled_prediction():
@@ -141,7 +122,7 @@ def test_scale_0_with_a_rescale_still_looks_at_the_labelled_prediction():
 
 
 def test_scale_1_leaves_the_denoiser_as_it_is():
-    denoiser = Counting()
+    denoiser = watched()
     assert guide(denoiser, 1.0) is denoiser
     assert guide(denoiser, Guidance(1.0)) is denoiser
     assert isinstance(guide(denoiser, 2.0), Guided)
@@ -181,7 +162,8 @@ def test_settings_that_make_no_guidance_are_an_error(settings, message):
 @pytest.mark.parametrize("T", [40, 100, 1000])
 def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
     # In floating point 0.29·100 is less than 29, and 0.07·100 is more than 7.
-    denoiser, levels = SaysLabel(Linear(T)), torch.arange(1, T + 1)
+    one = torch.ones(1, 1)
+    denoiser, levels = Two(one, -one, Linear(T)), torch.arange(1, T + 1)
     x, y = torch.zeros(T, 1), Condition(torch.ones(T, dtype=torch.int64))
     for hundredths in range(100):
         above = 100 * levels > hundredths * T
@@ -190,7 +172,7 @@ def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
             if low == high:
                 continue
             ours = guide(denoiser, Guidance(2.0, interval=(low / 100, high / 100)))
-            rows = ours(x, levels, y).x0[:, 0]
-            assert torch.equal(rows == 3, guided)  # −1 + 2·(1 + 1), elsewhere 1
+            together = ours(x, levels, y).x0[:, 0]
+            assert torch.equal(together == 3, guided)  # −1 + 2·(1 + 1), elsewhere 1
             for t in {max(edge, 1), edge + 1}:
-                assert ours(x[:1], t, y.rows(slice(1))).x0 == rows[t - 1]
+                assert ours(x[:1], t, y.rows(slice(1))).x0 == together[t - 1]

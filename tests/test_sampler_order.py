@@ -179,20 +179,6 @@ def test_the_step_into_level_0_returns_the_last_prediction(make):
     torch.testing.assert_close(end.x_t, last.x0, rtol=0, atol=1e-14)
 
 
-def test_the_error_of_that_step_falls_with_the_square_of_the_noise():
-    # Normal data of variance c: the flow takes z = x/alpha to z·sqrt(c/(c + noise²)), the step to
-    # z·c/(c + noise²); they differ by the factor 1 − noise²/2c.
-    schedule, c = Linear(), 0.5
-    oracle = Gaussian(schedule, torch.zeros(1), torch.tensor([[c]]))
-    ratios = []
-    for level in (5, 10, 20, 40):
-        noise2 = float(schedule.sigma[level] / schedule.alpha[level]) ** 2
-        exact = schedule.alpha[level] * math.sqrt(1 + noise2 / c)  # x there of the point x_0 = 1
-        x_0 = DDIM(None, spacing=Levels([level, 0]))(oracle, exact.view(1, 1))
-        ratios.append((1 - x_0.item()) / (noise2 / (2 * c)))
-    np.testing.assert_allclose(ratios, 1, atol=0.03)
-
-
 # Distributions
 
 
@@ -200,20 +186,14 @@ def test_the_error_of_that_step_falls_with_the_square_of_the_noise():
     "sampler",
     [
         DDPM(None),
-        DDIM(500, spacing=LogSNRSpacing()),
         DDIM(500, eta=1.0, spacing=LogSNRSpacing()),
-        Euler(500, spacing=LogSNRSpacing()),
         Euler(500, churn=50.0, spacing=LogSNRSpacing()),
-        Heun(50, spacing=LogSNRSpacing()),
         Heun(100, churn=20.0, spacing=LogSNRSpacing()),
-        DPMSolverPP(100, spacing=LogSNRSpacing()),
         DPMSolverPPSDE(200, spacing=LogSNRSpacing()),
-        LMS(50, spacing=LogSNRSpacing()),
-        UniPC(50, spacing=LogSNRSpacing()),
     ],
     ids=lambda sampler: sampler.tag(Cosine()),
 )
-def test_samples_of_a_mixture_have_its_weights_and_its_components_means_and_spreads(sampler):
+def test_random_samples_of_a_mixture_have_its_weights_means_and_spreads(sampler):
     means, n = 2 * MEANS, 10_000  # components too far apart to be mistaken for each other
     torch.manual_seed(0)
     samples = sampler(Mixture(Cosine(), means, VARIANCES, WEIGHTS), normal(n, 2))

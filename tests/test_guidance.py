@@ -84,14 +84,14 @@ def test_outside_the_interval_a_step_costs_half():
 
 @pytest.mark.parametrize("t", [500, torch.tensor([1, 500, 1000])])
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
-def test_rescaling_is_the_papers(phi, t):
-    conditional, unconditional = normal(3, 2, 4, 4), normal(3, 2, 4, 4, seed=1)
+def test_guidance_of_scale_1_plus_w_and_its_rescaling_are_the_papers(phi, t):
+    conditional, unconditional = normal(3, 5, 4, 4), normal(3, 5, 4, 4, seed=1)
     ours = guide(Two(conditional, unconditional), Guidance(4.0, rescale=phi))(
-        normal(3, 2, 4, 4, seed=2), t, labels(0, 1, 0)
+        normal(3, 5, 4, 4, seed=2), t, labels(0, 1, 0)
     )
     for k in range(3):
         cond, null = conditional[k].numpy(), unconditional[k].numpy()
-        guided = null + 4.0 * (cond - null)
+        guided = 4 * cond - 3 * null  # (1 + w)·cond − w·null (Ho & Salimans 2022, eq. 6)
         rescaled = guided * (np.std(cond) / np.std(guided))
         np.testing.assert_allclose(ours.x0[k], phi * rescaled + (1 - phi) * guided, rtol=1e-12)
 

@@ -38,7 +38,6 @@ from tests.core import (
     PARAMETERIZATIONS,
     Says,
     SeenDtypes,
-    linear_betas,
     named,
     noised,
     predicting,
@@ -87,34 +86,12 @@ def weights(weighting, schedule, t, dtype=torch.float32):
     return weighting(schedule.level(torch.as_tensor(t), torch.zeros(1, 1, dtype=dtype)), 1.0)
 
 
-def test_the_bounds_weight_at_the_first_level_is_that_of_the_gaussian_decoder():
-    betas = linear_betas()
-    sigma2_1, sigma2_2 = betas[0], 1 - (1 - betas[0]) * (1 - betas[1])
-    assert weights(VLB(), Linear(), [1]).item() == pytest.approx(
-        0.5 / (betas[1] * sigma2_1 / sigma2_2), rel=1e-5
-    )
-
-
 @pytest.mark.parametrize("schedule", [Linear(4000), Cosine(4000)], ids=named)
 def test_the_bounds_weight_keeps_its_digits_in_float32(schedule):
     t = torch.arange(1, 4001)
     single, double = (weights(VLB(), schedule, t, x) for x in (torch.float32, torch.float64))
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single, double, rtol=2e-6)
-
-
-def test_the_bounds_weight_is_ddpms_eq_12():
-    # beta²/(2·beta_tilde·alpha·(1 − alpha_bar)) on the error of eps.
-    betas = linear_betas()
-    alpha_bar = np.cumprod(1 - betas)
-    t = np.array([2, 10, 500, 1000])
-    beta, bar, before = betas[t - 1], alpha_bar[t - 1], alpha_bar[t - 2]
-    beta_tilde = beta * (1 - before) / (1 - bar)
-    expected = beta**2 / (2 * beta_tilde * (1 - beta) * (1 - bar))
-    level = Linear().level(torch.from_numpy(t), torch.zeros(1, 1, dtype=torch.float64))
-    c_out = Eps().coefficients(level).c_out
-    ours = VLB()(level, c_out) * c_out**2
-    np.testing.assert_allclose(ours.flatten(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=named)

@@ -72,6 +72,7 @@ ORDERS = [
     (Heun, {}, 2),
     (DPMSolverPP, {"order": 1}, 1),
     (DPMSolverPP, {"order": 2}, 2),
+    (LMS, {"order": 1}, 1),
     (LMS, {"order": 2}, 2),
     (LMS, {"order": 3}, 3),
     (LMS, {"order": 4}, 4),

@@ -12,7 +12,7 @@ from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Predicti
 from ddpm_lightning.diffusion.schedules import Cosine, Linear, SohlDickstein, Straight
 from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
 from ddpm_lightning.errors import InputError
-from tests.core import linear_betas, named, pair, sigma_squared
+from tests.core import named, pair
 
 ALL = [
     FixedSmall(),
@@ -33,13 +33,6 @@ def says(*extra):
 
 
 # Every variance
-
-
-@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
-def test_the_decoder_of_a_fixed_variance_has_beta_tilde_2(variance):
-    betas, sigma2 = linear_betas(), sigma_squared(linear_betas())
-    ours = variance.decoder(prediction_at(Linear(), 1, variance))
-    assert ours == pytest.approx(betas[1] * sigma2[1] / sigma2[2], rel=1e-12)
 
 
 @pytest.mark.parametrize("variance", ALL, ids=named)
@@ -88,14 +81,6 @@ def test_learned_range_is_the_papers_interpolation_between_the_fixed_ones(s, t):
     ours = prediction_at(Linear(), t, LearnedRange(), says(*(2 * v - 1))).variance(s)
     expected = np.exp(v * np.log(large) + (1 - v) * np.log(small))
     np.testing.assert_allclose(ours.flatten(), expected, rtol=1e-12)
-
-
-def test_learned_range_reaches_from_beta_tilde_2_to_beta_1_at_the_first_level():
-    betas, sigma2 = linear_betas(), sigma_squared(linear_betas())
-    prediction = prediction_at(Linear(), 1, LearnedRange(), says(-1, 1))
-    expected = [betas[1] * sigma2[1] / sigma2[2], betas[0]]
-    for ours in (prediction.variance(0), LearnedRange().decoder(prediction)):
-        np.testing.assert_allclose(ours.flatten(), expected, rtol=1e-11)
 
 
 # Learned diagonal (Sohl-Dickstein)

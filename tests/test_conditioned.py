@@ -14,6 +14,7 @@ from torch import nn
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.callbacks import GenerativeMetrics, Likelihood, SampleGrid
+from ddpm_lightning.commands.analytic_variance import x0_errors
 from ddpm_lightning.commands.edits import SDEdit
 from ddpm_lightning.commands.sample import Overview
 from ddpm_lightning.commands.sample import sample as sample_command
@@ -27,7 +28,7 @@ from ddpm_lightning.data import (
     SuperResolution,
 )
 from ddpm_lightning.data.data_module import RawBatch
-from ddpm_lightning.diffusion import Cosine, EDMPreconditioning
+from ddpm_lightning.diffusion import Cosine, EDMPreconditioning, V
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import guide
 from ddpm_lightning.diffusion.samplers import DDIM
@@ -167,6 +168,19 @@ def test_both_halves_of_guidance_see_scaled_x_t_and_then_the_image_as_it_is():
     assert abs(c_in - 1) > 0.05
     torch.testing.assert_close(seen[:, :1], c_in * torch.cat([x_t, x_t]))
     assert torch.equal(seen[:, 1:], torch.cat([image, image]))
+
+
+def test_the_error_of_x0_is_measured_with_each_images_own_condition():
+    class PassOn(Probe):
+        """−condition: x0_hat = alpha·x_t + sigma·condition under V, the condition at t = T."""
+
+        def forward(self, x, c_noise, condition=Condition()):
+            return -condition.image
+
+    net, x0 = PassOn(DataSpec((1, 4, 4), image_channels=1)), noisy(8)
+    denoiser = Denoiser(net, Cosine(T=10), V())
+    assert x0_errors(denoiser, x0, Condition(image=x0), n=8)[10] < 1e-3
+    assert x0_errors(denoiser, x0, Condition(image=x0.flip(0)), n=8)[10] > 1
 
 
 # ------------------------------------------------------------------------ the module

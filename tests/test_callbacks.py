@@ -110,17 +110,6 @@ def test_captions_name_step_sampler_weights_and_classes(
     assert Image.open(file).size == (event.width, event.height)
 
 
-def test_captions_leave_the_picture_as_it_is():
-    for channels in (1, 3, 4):
-        picture = torch.randint(256, (channels, 40, 60), dtype=torch.uint8)
-        drawn = captioned(picture, ["a", "b"], ["c"], "a title that takes two lines")
-        assert drawn.shape[0] == max(3, channels)
-        assert drawn.shape[2] == 34 + 60
-        assert torch.equal(drawn[:, -40:, 34:], picture.expand(drawn.shape[0], -1, -1))
-        assert bool((drawn[:, :-40] < 255).any())
-        assert channels < 4 or bool((drawn[3, :-40] == 255).all())
-
-
 def test_a_grid_is_drawn_under_the_guidance_in_its_name(tmp_path, requests):
     guidance = Guidance(4.0, (0.5, 1), 0.7)
     conditional_fit(tmp_path, SampleGrid(n=3, columns=3, sampler=DDIM(3), guidance=guidance))

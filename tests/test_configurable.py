@@ -5,7 +5,6 @@ import enum
 import inspect
 import io
 import pickle
-import pydoc
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +15,10 @@ from torch import nn
 
 from ddpm_lightning.configurable import Configurable, build
 from ddpm_lightning.diffusion.losses import MSE
-from ddpm_lightning.diffusion.parameterizations import Eps, V
-from ddpm_lightning.diffusion.prediction import FixedLarge
+from ddpm_lightning.diffusion.parameterizations import Eps
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Levels, QuadraticSpacing, UniformSpacing
 from ddpm_lightning.diffusion.schedules import Cosine, Linear
-from ddpm_lightning.diffusion.weightings import EpsMSE, MinSNR, Plain
+from ddpm_lightning.diffusion.weightings import MinSNR
 from ddpm_lightning.errors import InputError
 
 
@@ -89,13 +87,8 @@ def test_a_description_names_the_class_and_its_arguments():
 
 
 def test_positional_keyword_and_extra_arguments_are_all_stated():
-    assert arguments(Named(1, "x", c=2.0, d=[1, 2], e=None)) == {
-        "a": 1,
-        "b": "x",
-        "c": 2.0,
-        "d": [1, 2],
-        "e": None,
-    }
+    stated = {"a": 1, "b": "x", "c": 2.0, "d": [1, 2], "e": None}
+    assert arguments(Named(1, "x", c=2.0, d=[1, 2], e=None)) == stated
 
 
 def test_defaults_are_stated_so_that_a_new_default_does_not_change_an_old_checkpoint():
@@ -104,16 +97,9 @@ def test_defaults_are_stated_so_that_a_new_default_does_not_change_an_old_checkp
 
 
 def test_objects_inside_arguments_are_described_too():
-    described = arguments(MSE(MinSNR(3.0)))
-    assert described == {
-        "weighting": {
-            "class_path": "ddpm_lightning.diffusion.MinSNR",
-            "init_args": {"gamma": 3.0},
-        }
-    }
-    nested = arguments(Named([Bare(), {"key": (Bare(), 1)}]))
     bare = {"class_path": f"{HERE}.Bare", "init_args": {}}
-    assert nested["a"] == [bare, {"key": [bare, 1]}]
+    nested = arguments(Named([Bare(), {"key": (Bare(), 1)}], Bare()))
+    assert (nested["a"], nested["b"]) == ([bare, {"key": [bare, 1]}], bare)
 
 
 @pytest.mark.parametrize(
@@ -149,16 +135,10 @@ def test_a_description_survives_a_checkpoint_that_admits_nothing_but_plain_data(
         Frozen(4),
         Bare(),
         Layer(5),
-        Linear(300),
         Cosine(T=50, offset=0.01),
-        Eps(),
-        V(),
-        FixedLarge(),
         MSE(),
-        MSE(EpsMSE()),
         MSE(MinSNR(3.0)),
         DDPM(10, QuadraticSpacing(), clip=(-1.0, 1.0)),
-        DDIM(eta=0.5, spacing=UniformSpacing()),
         DDIM(None, spacing=Levels([9, 3, 0])),
     ],
     ids=lambda value: type(value).__name__,
@@ -169,46 +149,36 @@ def test_what_is_built_from_a_description_describes_itself_the_same(value):
     assert again.describe() == value.describe()
 
 
-def test_built_objects_have_their_arguments_inside():
+def test_built_objects_have_their_arguments_inside_and_plain_values_pass_through():
     built = build(Frozen(3, Named(2, c=7.0)).describe())
     assert built.x == 3
     assert built.inner.got == (2, "b", 7.0, {})
-    assert isinstance(build(MSE().describe()).weighting, Plain)
-
-
-def test_plain_values_pass_through():
     for value in (None, 3, 0.5, "text", [1, [2]], {"key": 1}):
         assert build(value) == value
 
 
-@pytest.mark.parametrize("path", [f"{HERE}.Stranger", f"{HERE}.HERE", "builtins.dict"])
-def test_a_class_that_is_not_configurable_is_refused_without_running_it(path):
-    with pytest.raises(InputError, match="refusing to run it"):
-        build({"class_path": path, "init_args": {}})
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        (f"{HERE}.Stranger", {}, "refusing to run it"),
+        (f"{HERE}.HERE", {}, "refusing to run it"),
+        ("subprocess.Popen", {"args": ["touch", "started"]}, "refusing to run it"),
+        ("no_such_module.Class", {}, "cannot import .* install its package"),
+        (f"{HERE}.NoSuchClass", {}, "cannot import .* install its package"),
+        ("Class", {}, "cannot import .* install its package"),
+        ("", {}, "cannot import .* install its package"),
+        (f"{HERE}.Layer", {"bogus": 1}, "Layer does not fit its description: .*'bogus'"),
+        (f"{HERE}.Picky", {"n": 7}, "n=7 is no good"),
+    ],
+)
+def test_a_description_that_cannot_be_built_is_refused_and_nothing_is_run(
+    path, arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        build({"class_path": path, "init_args": arguments})
     assert Stranger.made == 0
-
-
-def test_a_description_cannot_start_a_program(tmp_path):
-    trace = tmp_path / "trace"
-    with pytest.raises(InputError, match="refusing to run it"):
-        build({"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(trace)]}})
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize("path", ["no_such_module.Class", f"{HERE}.NoSuchClass", "Class", ""])
-def test_a_class_that_cannot_be_imported_is_an_error_with_the_fix(path):
-    with pytest.raises(InputError, match=r"cannot import .* install its package"):
-        build({"class_path": path})
-
-
-def test_arguments_that_do_not_fit_the_class_are_an_error_that_names_it():
-    with pytest.raises(InputError, match=r"Linear does not fit its description: .*'bogus'"):
-        build({"class_path": "ddpm_lightning.diffusion.Linear", "init_args": {"bogus": 1}})
-
-
-def test_a_class_that_refuses_its_argument_is_heard():
-    with pytest.raises(InputError, match="n=7 is no good"):
-        build({"class_path": f"{HERE}.Picky", "init_args": {"n": 7}})
+    assert not list(tmp_path.iterdir())
 
 
 # Copies with changed arguments
@@ -248,23 +218,19 @@ def test_the_signature_is_that_of_init(cls):
     assert list(inspect.signature(cls).parameters.values()) == expected
 
 
-def test_help_shows_the_arguments():
-    assert "Linear(T: 'int' = 1000, beta_start" in pydoc.render_doc(Linear)
-
-
-def test_a_class_without_arguments_takes_none():
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Eps(gamma=5.0), r"Eps\(\) takes no arguments"),
+        (lambda: Bare(1), r"Bare\(\) takes no arguments"),
+        (lambda: Named(), r"Named.__init__\(\) missing 1 required positional"),
+        (lambda: Cosine(t=5), r"Cosine.__init__\(\) got an unexpected keyword.*'t'"),
+    ],
+)
+def test_wrong_arguments_give_the_type_error_of_init(call, message):
     assert str(inspect.signature(Bare)) == "()"
-    with pytest.raises(TypeError, match=r"Eps\(\) takes no arguments"):
-        Eps(gamma=5.0)
-    with pytest.raises(TypeError, match=r"Bare\(\) takes no arguments"):
-        Bare(1)
-
-
-def test_wrong_arguments_give_the_type_error_of_init():
-    with pytest.raises(TypeError, match=r"Named.__init__\(\) missing 1 required positional"):
-        Named()
-    with pytest.raises(TypeError, match=r"Cosine.__init__\(\) got an unexpected keyword.*'t'"):
-        Cosine(t=5)
+    with pytest.raises(TypeError, match=message):
+        call()
 
 
 @pytest.mark.parametrize(
@@ -292,12 +258,9 @@ def test_weights_of_a_copied_module_are_kept():
     assert copy.deepcopy(layer).weight.tolist() == [7, 7, 7]
 
 
-def test_frozen_dataclasses_stay_frozen():
-    with pytest.raises(AttributeError, match="cannot assign"):
-        Frozen(3).x = 4
-
-
-def test_equal_dataclasses_are_equal():
+def test_frozen_dataclasses_stay_frozen_and_equal():
     inner = Named(2)
     assert Frozen(3, inner) == Frozen(3, inner)
     assert Frozen(3, inner) != Frozen(4, inner)
+    with pytest.raises(AttributeError, match="cannot assign"):
+        Frozen(3).x = 4

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import shutil
 import warnings
 from pathlib import Path
 
@@ -156,17 +157,13 @@ def test_each_data_set_gives_what_its_files_hold(tmp_path, cls, write, arguments
     written = write(tmp_path, train=60, test=20, **arguments)
     data = cls(root=str(tmp_path), download=False, held_out=15, global_batch_size=8)
     assert data.shape == cls.native_shape
-    for split, source, rows in (
-        ("train", "train", slice(45)),
-        ("val", "train", slice(45, None)),
-        ("test", "test", slice(None)),
-    ):
+    train, rows = written["train"], {"train": slice(45), "val": slice(45, None)}
+    expected = {split: [part[some] for part in train] for split, some in rows.items()}
+    for split, (pixels, numbers) in (expected | {"test": written["test"]}).items():
         images, labels = data.images(split)
-        expected_images, expected_labels = written[source]
         assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-        assert images.shape[1:] == data.shape
-        assert np.array_equal(images.numpy(), expected_images[rows].reshape(-1, *cls.native_shape))
-        assert np.array_equal(labels.numpy(), expected_labels[rows])
+        assert np.array_equal(images.numpy(), pixels.reshape(-1, *cls.native_shape))
+        assert np.array_equal(labels.numpy(), numbers)
     x0 = torch.cat([batch.x0 for batch in data.test_dataloader()])
     reference = written["test"][0].reshape(-1, *data.shape).astype(np.float64) / 255 * 2 - 1
     assert x0.dtype == torch.float32
@@ -222,20 +219,18 @@ def test_a_subset_is_a_fixed_random_part_of_the_training_images(subset, size):
     assert set(shown) == set(chosen)
 
 
-def test_each_stage_reads_only_what_it_needs_and_reads_it_once():
-    for stage, held_out, reads in (
-        ("predict", 10, 0),
-        ("fit", 10, 1),
-        ("validate", 10, 1),
-        ("fit", 0, 2),
-        ("validate", 0, 1),
-        ("test", 10, 1),
-        (None, 10, 2),
-    ):
-        data = Numbered(held_out=held_out)
-        data.setup(stage)
-        data.setup(stage)
-        assert data.reads == reads
+@pytest.mark.parametrize(
+    ("stage", "held_out", "reads"),
+    [
+        *(("predict", 9, 0), ("fit", 9, 1), ("validate", 9, 1), ("test", 9, 1), (None, 9, 2)),
+        *(("fit", 0, 2), ("validate", 0, 1)),
+    ],
+)
+def test_each_stage_reads_only_what_it_needs_and_reads_it_once(stage, held_out, reads):
+    data = Numbered(held_out=held_out)
+    data.setup(stage)
+    data.setup(stage)
+    assert data.reads == reads
 
 
 # -------------------------------------------------------------------------- the sizes
@@ -337,19 +332,19 @@ def test_a_truncated_file_is_named(tmp_path, cls, write, file, kept):
         cls(root=str(tmp_path), held_out=1).setup("fit")
 
 
-def test_files_of_another_data_set_are_refused(tmp_path):
-    folder = tmp_path / "MNIST" / "raw"
+@pytest.mark.parametrize(
+    ("file", "of", "stage", "message"),
+    [
+        ("train-labels-idx1", "t10k-labels-idx1", "fit", r"6 images, but labels are .* \[5\]"),
+        ("t10k-labels-idx1", "t10k-images-idx3", "test", "t10k-labels"),
+    ],
+)
+def test_files_of_another_data_set_are_refused(tmp_path, file, of, stage, message):
     write_mnist(tmp_path, train=6, test=5)
-    (folder / "train-labels-idx1-ubyte").write_bytes(
-        (folder / "t10k-labels-idx1-ubyte").read_bytes()
-    )
-    with pytest.raises(InputError, match=r"6 images, but labels are torch.int64 \[5\]"):
-        MNIST(root=str(tmp_path), held_out=1).setup("fit")
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(
-        (folder / "t10k-images-idx3-ubyte").read_bytes()
-    )
-    with pytest.raises(InputError, match="t10k-labels"):
-        MNIST(root=str(tmp_path)).setup("test")
+    folder = tmp_path / "MNIST" / "raw"
+    shutil.copy(folder / f"{of}-ubyte", folder / f"{file}-ubyte")
+    with pytest.raises(InputError, match=message):
+        MNIST(root=str(tmp_path), held_out=1).setup(stage)
 
 
 class Malicious:
@@ -374,18 +369,19 @@ def cifar_batch(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, cifar_batch, protocol):
-    marker = tmp_path / "executed"
-    for function, arguments, name in (
-        (os.mkdir, (str(marker),), "mkdir"),
-        (eval, (f"open({str(marker)!r}, 'w')",), "eval"),
-        (getattr, ("", "join"), "getattr"),
-    ):
-        content = {b"data": Malicious(function, *arguments), b"labels": []}
-        file = cifar_batch(content, protocol)
-        with pytest.raises(InputError, match=f"{file}.*{name}.*nothing was run"):
-            CIFAR10(root=str(tmp_path)).setup("test")
-        assert not marker.exists()
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [(os.mkdir, ("executed",)), (eval, ("open('executed', 'w')",)), (getattr, ("", "join"))],
+)
+def test_a_malicious_pickle_is_refused_and_not_executed(
+    tmp_path, cifar_batch, protocol, function, arguments, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    content = {b"data": Malicious(function, *arguments), b"labels": []}
+    file = cifar_batch(content, protocol)
+    with pytest.raises(InputError, match=f"{file}.*{function.__name__}.*nothing was run"):
+        CIFAR10(root=str(tmp_path)).setup("test")
+    assert not Path("executed").exists()
 
 
 PIXELS = {b"data": np.zeros((2, 3072), np.uint8)}
@@ -459,21 +455,14 @@ def test_every_image_is_seen_once_per_n_positions_in_an_order_new_each_time(n):
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 3)])
 def test_the_global_batch_is_the_same_in_every_layout(world, accumulate):
     alone = take(TrainingStream(40, Layout(24), pairs, seed=5, flip=True), 7)
+    layouts = [Layout(24, rank, world, accumulate) for rank in range(world)]
     ranks = [
-        take(
-            TrainingStream(40, Layout(24, rank, world, accumulate), pairs, seed=5, flip=True),
-            7 * accumulate,
-        )
-        for rank in range(world)
+        take(TrainingStream(40, layout, pairs, seed=5, flip=True), 7 * accumulate)
+        for layout in layouts
     ]
-    for step, global_batch in enumerate(alone):
-        dealt = [
-            row
-            for micro in range(accumulate)
-            for rank in range(world)
-            for row in ranks[rank][step * accumulate + micro]
-        ]
-        assert dealt == global_batch
+    dealt = [flat(micro) for micro in zip(*ranks, strict=True)]
+    steps = [flat(dealt[k : k + accumulate]) for k in range(0, 7 * accumulate, accumulate)]
+    assert steps == alone
 
 
 @pytest.mark.parametrize(
@@ -506,18 +495,16 @@ def test_flips_are_fair_and_a_function_of_the_position():
 
 
 def test_half_of_the_training_images_are_mirrored_if_asked_and_no_others():
-    plain, mirrored = Numbered(global_batch_size=20), Numbered(global_batch_size=20, flip=True)
-    shown, flips = zip(
-        *(numbers(b.x0) for b in take(mirrored.train_dataloader(), 100)), strict=True
-    )
-    straight, not_one = zip(
-        *(numbers(b.x0) for b in take(plain.train_dataloader(), 100)), strict=True
-    )
+    def seen(data):
+        batches = [numbers(batch.x0) for batch in take(data.train_dataloader(), 100)]
+        return [flat(part) for part in zip(*batches, strict=True)]
+
+    mirrored = Numbered(global_batch_size=20, flip=True)
+    (shown, flips), (straight, not_one) = seen(mirrored), seen(Numbered(global_batch_size=20))
     assert straight == shown
     assert abs(np.mean(flips) - 0.5) < 0.06
-    both_ways = set(zip(flat(shown), flat(flips), strict=True))
-    assert len(both_ways) == 80
-    assert not np.any(not_one)
+    assert len(set(zip(shown, flips, strict=True))) == 80  # both ways
+    assert not any(not_one)
     for loader in (mirrored.val_dataloader(), mirrored.test_dataloader()):
         assert not any(any(numbers(batch.x0)[1]) for batch in loader)
 
@@ -619,18 +606,17 @@ def test_images_read_one_by_one_come_as_those_in_memory(workers):
     arguments = {"global_batch_size": 8, "flip": True, "seed": 4}
     memory, files = Numbered(**arguments), NumberedFiles(**arguments, workers=workers)
     files.setup()
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        expected, found = getattr(memory, loader)(), getattr(files, loader)()
+    for name, epochs in (("train", 3), ("val", 1), ("test", 1)):
+        expected, found = (getattr(one, f"{name}_dataloader")() for one in (memory, files))
         assert len(found) == len(expected)
-        count = len(expected) * 3 if loader == "train_dataloader" else len(expected)
+        count = epochs * len(expected)
         for a, b in zip(take(expected, count), take(found, count), strict=True):
             assert torch.equal(a.x0, b.x0)
             assert torch.equal(a.condition.label, b.condition.label)
             assert torch.equal(a.index, b.index)
-            assert (a.row is None and b.row is None) or torch.equal(a.row, b.row)
+            assert a.row is b.row is None or torch.equal(a.row, b.row)
     assert files.train_dataloader().state_dict() == {"step": 0}
-    finished, in_memory = files.finished("val", 3), memory.finished("val", 3)
-    assert torch.equal(finished.x0, in_memory.x0)
+    assert torch.equal(files.finished("val", 3).x0, memory.finished("val", 3).x0)
 
 
 def test_a_run_resumed_from_an_epochs_last_checkpoint_goes_on(tmp_path):
@@ -687,22 +673,18 @@ def test_predict_gets_sample_indices_and_needs_no_data(tmp_path, monkeypatch):
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_evaluation_shares_cover_each_sample_once_in_equally_many_batches(n, world, batch):
+    layouts = [Layout(batch * world, rank, world) for rank in range(world)]
     if n < world:
         with pytest.raises(InputError, match=r"--trainer\.devices"):
-            EvaluationLoader(n, Layout(batch * world, 0, world), only_indices)
+            EvaluationLoader(n, layouts[0], only_indices)
         return
-    loaders = [
-        EvaluationLoader(n, Layout(batch * world, rank, world), only_indices)
-        for rank in range(world)
-    ]
+    loaders = [EvaluationLoader(n, layout, only_indices) for layout in layouts]
     assert len({len(loader) for loader in loaders}) == 1
-    batches = [list(loader) for loader in loaders]
-    for rank, share in enumerate(batches):
-        assert len(share) == len(loaders[rank])
+    for rank, loader in enumerate(loaders):
+        share = list(loader)
+        assert len(share) == len(loader)
         assert flat(share) == list(range(rank, n, world))
-        assert min(map(len, share)) > 0
-        assert max(map(len, share)) <= max(batch, 2)
-    assert sorted(flat(flat(batches))) == list(range(n))
+        assert all(0 < len(rows) <= max(batch, 2) for rows in share)
 
 
 def test_the_helpers_write_what_the_published_files_look_like(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.linalg import sqrtm
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.batch import Condition
@@ -64,8 +62,7 @@ from ddpm_lightning.metrics import (
 from ddpm_lightning.metrics.jackknife import shuffled
 from ddpm_lightning.metrics.result import append_result, read_results, write_results
 from ddpm_lightning.sampling import Request
-from tests.small import image_spec, lively, tiny_data, tiny_module, trainer
-from tests.test_cli import fail
+from tests.small import fail, frechet, image_spec, lively, tiny_data, tiny_module, trainer
 
 FEW = ["--sampler=DDIM", "--sampler.steps=3"]
 DIGITS = "--reference.data=Digits"
@@ -108,12 +105,6 @@ def drawn(out: Path) -> torch.Tensor:
     return torch.stack([torch.from_numpy(np.array(Image.open(file)))[None] for file in files])
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
-    traces = np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + traces)
-
-
 def lenet(images: torch.Tensor) -> np.ndarray:
     return LeNet()(images).double().numpy()
 
@@ -144,37 +135,22 @@ def test_the_distance_its_error_and_its_floor_are_those_of_the_images(checkpoint
     assert floor == {"n": 60, "reference_n": 90}
 
 
-@pytest.mark.parametrize(
-    ("flags", "arguments"),
-    [
-        (["--weights=raw"], {"weights": "raw"}),
-        (
-            ["--guidance.scale=3", "--guidance.interval=[0.5, 1]", "--guidance.rescale=0.7"],
-            {"guidance": Guidance(3.0, (0.5, 1.0), 0.7)},
-        ),
-        (["--seed=5"], {"seed": 5}),
-        (["--labels=[3, 7]"], {"labels": [3, 7]}),
-        (
-            ["--sampler=DDPM", "--sampler.steps=4", "--variance=FixedLarge"],
-            {"sampler": DDPM(4), "variance": FixedLarge()},
-        ),
-    ],
-)
-def test_samples_are_those_of_the_module_under_the_same_settings(
-    checkpoint, tmp_path, flags, arguments
-):
-    evaluated(checkpoint, tmp_path, *flags, n=20)
-    _, labels = Digits(subset=150).images("train")
+def test_samples_are_those_of_the_module_under_the_same_settings(checkpoint, tmp_path):
+    flags = ["--sampler=DDPM", "--sampler.steps=4", "--variance=FixedLarge", "--weights=raw"]
+    flags += ["--guidance.scale=3", "--guidance.interval=[0, 0.8]", "--guidance.rescale=0.7"]
+    evaluated(checkpoint, tmp_path, *flags, "--labels=[3, 7]", "--seed=5", n=20)
+    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    asked = {"sampler": DDPM(4), "variance": FixedLarge(), "weights": "raw", "labels": [3, 7]}
+    asked |= {"guidance": Guidance(3.0, (0.0, 0.8), 0.7), "seed": 5}
 
-    def sampled(**more) -> torch.Tensor:
-        module = DiffusionModule.load_from_checkpoint(checkpoint)
-        request = Request(**{"sampler": DDIM(3), "seed": 1} | more)
-        return to_uint8(module.generate(torch.arange(20), request, Condition(labels)).x).int()
+    def distance(settings: dict) -> torch.Tensor:
+        x = module.generate(torch.arange(20), Request(**settings)).x
+        return (drawn(tmp_path).int() - to_uint8(x).int()).abs().float()
 
-    found = drawn(tmp_path).int()
-    assert (found - sampled(**arguments)).abs().max() <= 1
-    without_one = dict(list(arguments.items())[:-1])
-    assert (found - sampled(**without_one)).abs().float().mean() > 0.3
+    assert distance(asked).max() <= 1
+    for left_out in asked:
+        others = {name: value for name, value in asked.items() if name != left_out}
+        assert distance(others).max() > 3, left_out
 
 
 def test_a_result_states_all_that_was_measured(checkpoint, tmp_path):
@@ -262,42 +238,34 @@ def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_
     assert f"(spread {found['is_lenet']['spread']:.2g})" in printed
 
 
-def test_a_metric_on_the_command_line_has_settings_of_its_own(tmp_path):
-    a = folder_of(Digits().images("train")[0][:60], tmp_path / "a")
-    metrics = '["fd", {class_path: KID, init_args: {subset_size: 50, subsets: 7}}]'
-    found = scored(a, tmp_path / "out", DIGITS, f"--metrics={metrics}")
-    assert found["kd_lenet"]["settings"] == {"subset_size": 50, "subsets": 7}
-    assert found["fd_lenet"]["value"] > 0
-
-
-def test_the_seed_reaches_subsets_and_splits_and_not_the_distance(tmp_path):
+def test_settings_of_a_metric_and_the_seed_reach_subsets_and_splits(tmp_path):
     images = folder_of(Digits().images("train")[0][1000:1060], tmp_path / "images")
-    flags = [DIGITS, "--metrics=fd,kid,is"]
+    metrics = '["fd", "is", {class_path: KID, init_args: {subset_size: 50, subsets: 7}}]'
+    flags = [DIGITS, f"--metrics={metrics}"]
     one, two = (scored(images, tmp_path / s, *flags, f"--seed={s}") for s in ("1", "2"))
+    assert one["kd_lenet"]["settings"] == {"subset_size": 50, "subsets": 7}
     assert one["fd_lenet"]["value"] == two["fd_lenet"]["value"]
     assert one["kd_lenet"]["value"] != two["kd_lenet"]["value"]
     assert one["is_lenet"]["value"] != two["is_lenet"]["value"]
 
 
-@pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_bits_per_dimension_are_those_of_the_test_command(checkpoint, tmp_path, weights):
+def test_bits_per_dimension_are_those_of_the_test_command(checkpoint, tmp_path):
     # Alone they need neither samples nor the extractor.
     unused = ["--extractor=Inception", "--extractor.weights=none.pth"]
-    flags = ["--metrics=bpd", "--seed=0", f"--weights={weights}", *unused]
+    flags = ["--metrics=bpd", "--seed=0", "--weights=raw", *unused]
     ours = evaluated(checkpoint, tmp_path / "out", *flags)["bpd"]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"results.json", "bound.png"}
     assert "n" not in ours["samples"]
-    assert (ours["samples"]["weights"], ours["step"]) == (weights, 1)
+    assert (ours["samples"]["weights"], ours["step"]) == ("raw", 1)
     loaded = Loaded.read(checkpoint)
-    run = trainer(tmp_path / "test", 1, callbacks=[Likelihood(weights=weights)])
+    run = trainer(tmp_path / "test", 1, callbacks=[Likelihood(weights="raw")])
     run.test(loaded.module, loaded.data, verbose=False)
     (theirs,) = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert ours["value"] == pytest.approx(theirs["value"], rel=1e-5)
     assert ours["standard_error"] == pytest.approx(theirs["standard_error"], rel=1e-4)
     assert ours["parts"]["terms"] == pytest.approx(theirs["parts"]["terms"], rel=1e-4)
-    edges = ours["parts"]["edges"]
-    assert edges == theirs["parts"]["edges"]
-    assert (edges[0], edges[-1], len(edges)) == (0, 50, 33)
+    assert ours["parts"]["edges"] == theirs["parts"]["edges"]
+    assert [ours["parts"]["edges"][k] for k in (0, 32)] == [0, 50]
     assert sum(ours["parts"]["terms"]) == pytest.approx(ours["value"])
     assert ours["settings"] == theirs["settings"]
     assert ours["settings"]["count"] == 297
@@ -453,8 +421,8 @@ def test_another_number_of_samples_goes_on_with_those_that_are_there(checkpoint,
 
 
 def test_samples_of_other_settings_are_not_mixed(checkpoint, tmp_path, capsys):
-    evaluated(checkpoint, tmp_path / "out")
-    flags = [f"--ckpt={checkpoint}", f"--out={tmp_path / 'out'}", "--n=60", *FEW, "--guidance=3"]
+    evaluated(checkpoint, tmp_path, n=20)
+    flags = [f"--ckpt={checkpoint}", f"--out={tmp_path}", "--n=20", *FEW, "--guidance=3"]
     assert "drawn with another guidance" in fail(capsys, "evaluate", *flags)
 
 
@@ -464,8 +432,6 @@ def test_samples_of_other_settings_are_not_mixed(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("sampler", "guidance", "count"),
     [
-        (DDIM(10), Guidance(), 10),
-        (DDIM(10), Guidance(3.0), 20),
         (DDIM(10), Guidance(3.0, (0.5, 1.0)), 15),
         (Heun(10), Guidance(), 19),  # the step into level 0 takes one
         (DPMSolverPP(10), Guidance(), 10),
@@ -510,21 +476,14 @@ def test_spacing_and_variance_are_axes_and_settings_of_a_sampler_stay():
 def test_combinations_are_named_by_what_is_not_the_default():
     spacings = [KarrasSpacing(3), KarrasSpacing(), UniformSpacing()]
     found = Sweep([5, 9], [DDIM()], spacings=spacings).points(Cosine(T=100))
-    assert [p.curve for p in found[::2]] == [
-        "DDIM, Karras, rho=3",
-        "DDIM, Karras",
-        "DDIM, Uniform",
-    ]
+    curves = ["DDIM, Karras, rho=3", "DDIM, Karras", "DDIM, Uniform"]
+    assert [p.curve for p in found[::2]] == curves
     assert len({point.name for point in found}) == 6
     assert [p.samples.sampler.spacing.rho for p in found[:4]] == [3, 3, 7, 7]
     samplers = [DDIM(), DDIM(clip=(-2, 2)), DDIM(eta=1.0), DDIM(spacing=KarrasSpacing(3))]
     clipped = Sweep([5], samplers).points(Cosine(T=100))
-    assert [p.curve for p in clipped] == [
-        "DDIM",
-        "DDIM, clip=[-2, 2]",
-        "DDIM, eta=1",
-        "DDIM, spacing=KarrasSpacing(3)",
-    ]
+    marks = ["", ", clip=[-2, 2]", ", eta=1", ", spacing=KarrasSpacing(3)"]
+    assert [p.curve for p in clipped] == [f"DDIM{mark}" for mark in marks]
     tables = [AnalyticVariance([0.1 * k] * 101) for k in (1, 2)]
     measured = Sweep([5], [DDPM()], variances=tables).points(Cosine(T=100))
     assert len({p.name for p in measured}) == 2
@@ -579,12 +538,9 @@ def test_each_point_of_a_sweep_has_its_own_variance_or_the_checkpoint_s(checkpoi
 def test_a_sweep_leaves_a_table_its_numbers_and_curves(checkpoint, tmp_path, capsys):
     axes = ["--evaluations=[2, 4]", "--samplers=[DDIM, Heun]", "--n=60", "--metrics=fd,accuracy"]
     rows = swept(checkpoint, tmp_path, *axes)
-    assert [(row["curve"], row["evaluations"]) for row in rows] == [
-        ("DDIM", 2),
-        ("DDIM", 4),
-        ("Heun", 2),  # too far from noise for its second order
-        ("Heun", 4),
-    ]
+    points = [(row["curve"], row["evaluations"]) for row in rows]
+    assert points == [("DDIM", 2), ("DDIM", 4), ("Heun", 2), ("Heun", 4)]
+    # Two evaluations are too far from noise for Heun's second order.
     assert [row["results"][0]["samples"]["steps"] for row in rows] == [2, 4, 2, 3]
     assert rows[0]["results"][0]["floor"]["n"] == 60
     assert rows[1]["results"] == list(results(tmp_path / "DDIM_4").values())
@@ -672,31 +628,13 @@ def test_a_run_is_compared_by_the_last_of_its_results_or_those_of_a_step(tmp_pat
 
 
 def test_the_reference_is_known_by_its_pixels_and_not_by_its_path(tmp_path, capsys):
-    real, _ = Digits().images("train")
-    a = folder_of(real[:60], tmp_path / "a")
-    for name, part in (("one", real[60:200]), ("two", real[60:200]), ("other", real[61:201])):
-        reference = folder_of(part, tmp_path / name)
-        flags = [f"--reference.folder={reference}", "--metrics=fd,kid,is,pr"]
-        scored(a, tmp_path / "out" / name, *flags)
-    paths = [str(tmp_path / "out" / name) for name in ("one", "two", "other")]
-    capsys.readouterr()
-    main(["compare", *paths[:2]])
-    assert capsys.readouterr().out.count("within the noise") == 7
-    assert "do not compare: reference" in fail(capsys, "compare", paths[0], paths[2])
-
-
-def test_samples_of_one_distribution_differ_by_the_noise_and_others_by_more(tmp_path):
-    real, _ = Digits().images("train")
-    noise = torch.randint(-150, 150, real[:450].shape, generator=torch.Generator().manual_seed(0))
-    noisy = (real[:450].int() + noise).clamp(0, 255).to(torch.uint8)
-    reference = folder_of(real[900:], tmp_path / "real")
-    for name, images in {"a": real[:450], "b": real[450:900], "c": noisy}.items():
-        flags = [f"--reference.folder={reference}", "--metrics=fd,kid"]
-        scored(folder_of(images, tmp_path / name), tmp_path / "out" / name, *flags)
-    paths = {name: tmp_path / "out" / name for name in "abc"}
-    for number in re.findall(r"\(([\d.]+) st", compare_results(paths["a"], paths["b"])):
-        assert float(number) < 4
-    assert compare_results(paths["a"], paths["c"]).count("A is better") == 2
+    one, same, other = (
+        str(file_of(tmp_path / name, 1.0, reference={"sha256": pixels, "folder": name}))
+        for name, pixels in (("one", "x"), ("same", "x"), ("other", "y"))
+    )
+    main(["compare", one, same])
+    assert "within the noise" in capsys.readouterr().out
+    assert "do not compare: reference" in fail(capsys, "compare", one, other)
 
 
 # -------------------------------------------------------------------------- mistakes
@@ -706,21 +644,11 @@ def test_samples_of_one_distribution_differ_by_the_noise_and_others_by_more(tmp_
     ("flags", "message"),
     [
         (["--metrics=fdd"], "did you mean fd?"),
-        (["--metrics="], "name one or more"),
         (["--n=1"], "n is at least 2"),
-        (["--metrics=fd_inf"], "fd_inf needs 120 or more samples"),
         (["--metrics=accuracy", "--extractor=Pixels"], "Pixels gives no logits"),
         (["--metrics=accuracy", "--labels=[-1, 3]"], "label -1 is asked for"),
         (["--extractor=Inception", "--extractor.weights=none.pth"], "cannot read the weights"),
-        (
-            [
-                "--reference.data=MNIST",
-                "--reference.data.root=no",
-                "--reference.data.download=false",
-            ],
-            "lacks",
-        ),
-        (["--ckpt=none.ckpt"], "no checkpoint at none.ckpt"),
+        (["--reference.data=MNIST", "--reference.data.download=false"], "lacks"),
         ([DIGITS, "--reference.folder=."], "give one of them"),
     ],
 )
@@ -765,35 +693,23 @@ def test_a_folder_that_cannot_hold_the_results_is_refused_first(tmp_path, capsys
     args = ["score", f"--samples={folder}", f"--reference.folder={more}"]
     for out, message in (
         (tmp_path / "file" / "deeper", "is a file"),
+        ("/proc/x", "nothing can be written into"),
         (folder, "lies in --samples"),
         (folder / "scores", "lies in --samples"),
         (more, "lies in --reference.folder"),
     ):
         assert message in fail(capsys, *args, f"--out={out}")
-
-    def refuse(dir):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    line = fail(capsys, *args, f"--out={tmp_path / 'x'}")
-    assert "nothing can be written into" in line
-    assert "Permission denied" in line
     assert not read
     assert len(list(folder.iterdir())) == 20
-
-
-def grey(size: tuple[int, int], mode: str = "L") -> Image.Image:
-    return Image.new(mode, size)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda file: file.write_bytes(b"\x89PNG"), "3.png is not a PNG or JPEG image"),
-        (lambda file: grey((9, 8)).save(file), "one size and kind"),
-        (lambda file: grey((8, 8), "RGB").save(file), "one size and kind"),
-        (lambda file: grey((8, 8), "P").save(file), "3.png is P, not one of .*'L' for grey ones"),
-        (lambda file: grey((8, 8), "I;16").save(file), "scale it to 0…255"),
+        (lambda file: Image.new("L", (9, 8)).save(file), "one size and kind"),
+        (lambda file: Image.new("RGB", (8, 8)).save(file), "one size and kind"),
+        (lambda file: Image.new("I;16", (8, 8)).save(file), "scale it to 0…255"),
         (lambda file: file.unlink(), "holds 19 images, fewer than n = 20"),
         (lambda file: [other.unlink() for other in file.parent.iterdir()], "holds no PNG"),
     ],
@@ -816,7 +732,7 @@ def test_a_damaged_image_is_one_line_and_leaves_nothing(tmp_path, capsys):
 def test_grey_images_for_a_reference_in_colour_are_an_error(tmp_path, capsys):
     folder = folder_of(Digits().images("train")[0][:5], tmp_path / "grey")
     (tmp_path / "colour").mkdir()
-    grey((8, 8), "RGB").save(tmp_path / "colour" / "0.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "colour" / "0.png")
     flags = [f"--samples={folder}", f"--reference.folder={tmp_path / 'colour'}"]
     message = fail(capsys, "score", *flags, "--extractor=LeNet", f"--out={tmp_path / 'out'}")
     assert "[1, 8, 8]" in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import urllib.error
 import warnings
@@ -17,12 +18,9 @@ from torch import nn
 from ddpm_lightning.configurable import build
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import (
-    Features,
     Inception,
     LeNet,
     Pixels,
-    Statistics,
-    frechet_distance,
 )
 from ddpm_lightning.metrics.features import plain_float32
 from ddpm_lightning.metrics.lenet import WEIGHTS
@@ -74,18 +72,6 @@ def test_one_pass_gives_features_and_logits_of_any_size_from_eight_pixels_on(siz
     assert both.logits.shape == (3, lenet.classes)
 
 
-def test_lenet_distance_grows_with_corruption(digits):
-    images, _ = digits
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    reference = Statistics.of(LeNet()(images[::2]))
-    distances = []
-    for scale in (0, 16, 64):
-        noisy = (images + scale * noise)[1::2].round().clamp(0, 255).to(torch.uint8)
-        distances.append(frechet_distance(Statistics.of(LeNet()(noisy)), reference))
-    assert distances == sorted(distances)
-    assert distances[2] > 2 * distances[0]
-
-
 def test_features_depend_on_nothing_but_the_image(digits):
     images, lenet = digits[0][:64], LeNet()
     features = lenet(images)
@@ -96,27 +82,21 @@ def test_features_depend_on_nothing_but_the_image(digits):
         assert torch.equal(features, lenet(images))
 
 
-def test_extractor_is_frozen_and_registers_nowhere():
+def test_loading_draws_nothing_and_the_network_is_frozen_and_registered_nowhere():
     class Holder(nn.Module):
         def __init__(self):
             super().__init__()
             self.extractor = LeNet()
 
-    holder = Holder()
-    holder.extractor.check()
+    state, holder = torch.get_rng_state(), Holder()
+    with torch.inference_mode():
+        holder.extractor.check()
+    assert torch.equal(state, torch.get_rng_state())
     network = holder.extractor.network
     assert not holder.state_dict()
     assert not network.training
-    assert not any(p.requires_grad for p in network.parameters())
+    assert not any(p.requires_grad or p.is_inference() for p in network.parameters())
     assert not holder.extractor(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).requires_grad
-
-
-def test_loading_draws_nothing_and_survives_inference_mode():
-    state, extractor = torch.get_rng_state(), LeNet()
-    with torch.inference_mode():
-        extractor.check()
-    assert torch.equal(state, torch.get_rng_state())
-    assert not any(p.is_inference() for p in extractor.network.parameters())
 
 
 def test_images_that_lenet_cannot_read_are_named():
@@ -161,29 +141,6 @@ def test_pixels_are_the_image_in_zero_to_one(shape):
     both = Pixels().both(images)
     assert torch.equal(both.features, images.reshape(3, -1).float() / 255)
     assert both.logits is None
-
-
-def test_pixels_of_gaussian_images_have_the_closed_form():
-    mean, std = torch.tensor([[100.0], [128.0]]), torch.tensor([[8.0], [20.0]])
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, 50_000, 4, generator=generator)
-    images = (noise * std[:, None] + mean[:, None]).round().clamp(0, 255).to(torch.uint8)
-    a, b = (Statistics.of(Pixels()(x.view(-1, 1, 2, 2))) for x in images)
-    true_std = (std.square() + 1 / 12).sqrt()  # of rounding
-    expected = 4 * ((mean[0] - mean[1]) ** 2 + (true_std[0] - true_std[1]) ** 2) / 255**2
-    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=0.01)
-
-
-@pytest.mark.parametrize("extractor", [LeNet(), Pixels()])
-def test_distance_does_not_depend_on_the_batch_size(extractor, digits):
-    def distance(size):
-        sets = (
-            Features.compute(extractor, x, batch_size=size).statistics
-            for x in (digits[0][:300], digits[0][300:1000])
-        )
-        return frechet_distance(*sets)
-
-    assert distance(7) == pytest.approx(distance(64), rel=1e-6)
 
 
 def test_features_know_no_tf32_and_leave_the_switches_alone():
@@ -288,17 +245,21 @@ def test_a_pickle_with_code_is_refused_unrun(tmp_path):
     assert marker.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04"])
-def test_what_is_no_weights_file_is_named(tmp_path, content):
+def pickled(state: object) -> bytes:
+    torch.save(state, file := io.BytesIO())
+    return file.getvalue()
+
+
+OTHERS = [{}, {"fc.bias": torch.zeros(3)}, [torch.zeros(3)], 7]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(content, "") for content in (b"", b"<html>404</html>", b"PK\x03\x04")]
+    + [(pickled(state), " does not hold FID") for state in OTHERS],
+)
+def test_what_is_no_file_of_inceptions_weights_is_named(tmp_path, content, message):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"weights\.pth"):
-        Inception(weights=str(path)).check()
-
-
-@pytest.mark.parametrize("state", [{}, {"fc.bias": torch.zeros(3)}, [torch.zeros(3)], 7])
-def test_weights_of_another_network_are_named(tmp_path, state):
-    path = tmp_path / "weights.pth"
-    torch.save(state, path)
-    with pytest.raises(InputError, match=r"weights\.pth does not hold FID"):
+    with pytest.raises(InputError, match=rf"weights\.pth{message}"):
         Inception(weights=str(path)).check()

@@ -113,7 +113,6 @@ def test_the_number_does_not_depend_on_the_batches(tmp_path):
     ("arguments", "message"),
     [
         ({"evaluations": 1}, "at least 2"),
-        ({"evaluations": -3}, "at least 2"),
         ({"flow_n": -1}, "not negative"),
         ({"flow_steps": 0}, "at least 1"),
         ({"flow_probes": 0}, "at least 1"),

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 
 from ddpm_lightning.errors import InputError
@@ -38,6 +37,7 @@ from ddpm_lightning.metrics import (
 )
 from ddpm_lightning.metrics.jackknife import shuffled
 from ddpm_lightning.metrics.train_lenet import embedded_digits
+from tests.small import frechet
 
 
 def gaussian(n, d, seed, scale=1.0):
@@ -46,13 +46,6 @@ def gaussian(n, d, seed, scale=1.0):
 
 def fd(x, y):
     return frechet_distance(Statistics.of(x), Statistics.of(y))
-
-
-def numpy_fd(x, y):
-    x, y = x.double().numpy(), y.double().numpy()
-    covs = np.cov(x.T), np.cov(y.T)
-    root = scipy.linalg.sqrtm(covs[0] @ covs[1]).real
-    return np.square(x.mean(0) - y.mean(0)).sum() + np.trace(covs[0] + covs[1] - 2 * root)
 
 
 def plain_jackknife(left_out):
@@ -83,19 +76,10 @@ def test_statistics_are_numpys_mean_and_covariance_also_of_the_rest():
         np.testing.assert_allclose(found.cov, np.cov(rows.T), rtol=1e-9, atol=1e-9)
 
 
-def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
-    mean_a, mean_b = torch.tensor([0.0, 1.0, -2.0]), torch.tensor([3.0, 1.0, 2.0])
-    std_a, std_b = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([4.0, 2.0, 0.0])
-    a = Statistics(mean_a.double(), std_a.square().diag().double(), 10)
-    b = Statistics(mean_b.double(), std_b.square().diag().double(), 10)
-    expected = 3**2 + 4**2 + 3**2 + 0.5**2  # squared differences of the means and of the stds
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
-
-
 def test_frechet_distance_is_the_formula_with_scipys_matrix_root():
     a = gaussian(200, 12, seed=1) @ gaussian(12, 12, seed=2)
     b = gaussian(300, 12, seed=3) @ gaussian(12, 12, seed=4) + 0.5
-    assert fd(a, b) == pytest.approx(numpy_fd(a, b), rel=1e-9)
+    assert fd(a, b) == pytest.approx(frechet(a.double().numpy(), b.double().numpy()), rel=1e-9)
     assert fd(a, b) == pytest.approx(fd(b, a))
 
 
@@ -174,31 +158,8 @@ def test_fid_kid_and_inception_score_are_those_of_torch_fidelitys_command(incept
         assert pair == pytest.approx(both, rel=1e-3)
 
 
-class _Images(torch.utils.data.Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*not comparable")
-def test_distance_of_all_inception_features_is_pytorch_fids_formula(inception_file):
-    # Its root of a product wants covariances of full rank, so more images than features: the
-    # network's own activations for 48 images, and random mixtures of them for the others.
-    images = torch.randint(256, (2, 48, 3, 16, 16), dtype=torch.uint8)
-    images[1] //= 2
-    inception = Inception(weights=str(inception_file))
-    sets = []
-    for seed, some in enumerate(images):
-        own = Features.compute(inception, some).features
-        noise = gaussian(3000, own.shape[1], seed, scale=0.5)
-        sets.append(gaussian(3000, 48, seed + 5) @ own / 48**0.5 + own.mean(0) + noise)
-    assert fd(*sets) == pytest.approx(numpy_fd(*sets), rel=1e-6)
+class _Images(list, torch.utils.data.Dataset):
+    """Images as torch-fidelity takes them."""
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3])
@@ -238,20 +199,6 @@ def test_standard_errors_are_the_scatter_over_repeated_draws():
     limits = [extrapolated_frechet(x, reference) for x in draws]
     scatter = np.std([limit.value for limit in limits], ddof=1)
     assert np.mean([limit.standard_error for limit in limits]) == pytest.approx(scatter, rel=0.3)
-
-
-def test_standard_error_is_that_of_the_linearised_distance():
-    # d FD = 2·(m − m_r)·dm + Tr((I − T)·dC) with T the optimal map between the Gaussians.
-    x = (gaussian(4000, 5, seed=0) @ gaussian(5, 5, seed=1) + 0.5).double()
-    a, b = Statistics.of(x), Statistics.of(gaussian(4000, 5, seed=2))
-    root = b.root
-    values, vectors = torch.linalg.eigh(root @ a.cov @ root)
-    T = root @ (vectors / values.sqrt()) @ vectors.T @ root
-    centred = x - a.mean
-    influence = 2 * centred @ (a.mean - b.mean)
-    influence += ((centred @ (torch.eye(5).double() - T)) * centred).sum(dim=1)
-    expected = float(influence.std()) / 4000**0.5
-    assert frechet_error(x, b, blocks=400) == pytest.approx(expected, rel=0.1)
 
 
 def test_the_order_of_the_samples_decides_nothing_but_the_cuts():
@@ -319,10 +266,7 @@ def test_inception_score_is_the_formula():
     assert found == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-5)
 
 
-def test_inception_score_is_one_for_equals_and_the_number_of_classes_at_best():
-    assert inception_score(torch.ones(20, 4))[0] == pytest.approx(1)
-    sure = 50 * torch.eye(4).repeat(25, 1)  # ten splits of 10 would miss the balance
-    assert inception_score(sure, splits=1)[0] == pytest.approx(4)
+def test_inception_score_is_of_shuffled_samples_unless_asked_otherwise():
     # A class after the other: without shuffling, each part has one class.
     in_order = 50 * torch.eye(4).repeat_interleave(25, dim=0)
     assert inception_score(in_order, splits=4, seed=None)[0] == pytest.approx(1)
@@ -376,15 +320,6 @@ def test_precision_and_recall_are_torch_fidelitys(digits):
     expected = calculate_precision_recall_part(a.double(), b.double(), neighborhood=3)
     shares = values(manifold(a, b, k=3))
     assert (shares["precision"], shares["recall"]) == pytest.approx(expected)
-
-
-def test_manifold_tells_dropped_modes_from_bad_samples():
-    data = torch.cat([gaussian(200, 3, seed=0), gaussian(200, 3, seed=1) + 20])
-    dropped = values(manifold(gaussian(200, 3, seed=2), data))
-    assert dropped["precision"] > 0.9
-    assert max(dropped["recall"], dropped["coverage"]) < 0.55
-    noisy = values(manifold(gaussian(200, 3, seed=3) + 100, data))
-    assert noisy == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
 
 
 def test_manifolds_errors_are_the_plain_jackknife_the_binomial_and_that_of_a_mean():

@@ -162,6 +162,8 @@ def test_half_precision_stays_near_float32_and_double_computes_in_double(make):
         (DiT, {"width": 16, "depth": 1, "heads": 2}),
         (SmallUNet, {"channels": 8}),
         (UNet, {**LEVELS, "multipliers": [1], "attention_levels": [0]}),
+        (UNet, {**LEVELS, "attention_levels": [0], "block": "convnext"}),
+        (UNet, {**LEVELS, "attention_levels": [0], "block": "weight_standardized"}),
     ],
 )
 def test_compiles_as_one_graph(network, settings):
@@ -184,12 +186,7 @@ def test_a_network_is_rebuilt_from_its_own_settings(make):
 @pytest.mark.parametrize(
     ("network", "shape", "message"),
     [
-        (
-            "unet",
-            (3, 28, 28),
-            "multiples of 8, not 28×28.* to 24×24 or 32×32.*most 3 multipliers$",
-        ),
-        ("unet", (3, 32, 28), "not 32×28.*image_size to 32×24 or 32×32.*at most 3 multipliers"),
+        ("unet", (3, 32, 28), "multiples of 8, not 32×28.*to 32×24 or 32×32.*most 3 multipliers$"),
         ("unet", (3, 27, 32), "not 27×32.*at most 1 multiplier$"),
         ("unet", (3, 4, 4), "not 4×4; set the data's image_size to 8×8, or"),
         ("unet", (2,), r"UNet takes images .*not data of shape \[2\].*MLP"),
@@ -329,22 +326,13 @@ def test_weight_standardized_block_computes_the_published_formula(scale_shift):
     np.testing.assert_allclose(block.double()(x, embedding).numpy(), expected, atol=1e-10)
 
 
-def test_convnext_block_has_the_published_blocks_parameters():
-    block = ConvNeXtBlock(28, 56, embedding=112, groups=1)
-    with torch.device("meta"):
-        published = nn.ModuleList(
-            [
-                nn.Linear(112, 28),
-                nn.Conv2d(28, 28, 7, groups=28),
-                nn.GroupNorm(1, 28),
-                nn.Conv2d(28, 112, 3),
-                nn.GroupNorm(1, 112),
-                nn.Conv2d(112, 56, 3),
-                nn.Conv2d(28, 56, 1),
-            ]
-        )
-    ours, theirs = (sorted(p.shape for p in m.parameters()) for m in (block, published))
-    assert ours == theirs
+def test_convnext_block_has_the_published_blocks_sizes():
+    shapes = {name: list(w.shape) for name, w in weights(ConvNeXtBlock(28, 56, 112, 1)).items()}
+    assert shapes["depthwise.weight"] == [28, 1, 7, 7]
+    assert shapes["conv1.weight"] == [112, 28, 3, 3]
+    assert shapes["conv2.weight"] == [56, 112, 3, 3]
+    assert shapes["shortcut.weight"] == [56, 28, 1, 1]
+    assert shapes["condition.weight"] == [28, 112]
 
 
 @torch.no_grad()
@@ -356,27 +344,17 @@ def test_blocks_start_as_the_identity(block, scale_shift):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [ConvNeXtBlock, WeightStandardizedBlock])
-def test_blocks_compile_as_one_graph(kind):
-    block = randomized(kind(4, 4, embedding=10, groups=2))
-    arguments = [value.float() for value in block_inputs()]
-    compiled = torch.compile(block, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*arguments), block(*arguments))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", [Attention, LinearAttention])
-def test_attention_starts_as_the_identity(kind):
-    x = inputs(2, 16, 8, 8)[0]
-    assert torch.equal(kind(16, groups=4)(x), x)
-
-
-@torch.no_grad()
-def test_standardized_weights_ignore_the_scale_and_offset_of_each_output_channel():
-    layer = randomized(WeightStandardizedConv(4, 6)).double()
-    before = layer.standardized()
-    layer.weight.mul_(torch.arange(2, 8)[:, None, None, None]).add_(5.0)
-    torch.testing.assert_close(layer.standardized(), before, atol=0.0, rtol=1e-3)  # eps
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (lambda: Attention(16, groups=4), [(2, 16, 8, 8)]),
+        (lambda: LinearAttention(16, groups=4), [(2, 16, 8, 8)]),
+        (lambda: DiTBlock(16, heads=2, mlp_ratio=4), [(2, 5, 16), (2, 16)]),
+    ],
+)
+def test_attention_starts_as_the_identity(layer, shapes):
+    x, *condition = (inputs(*shape)[0] for shape in shapes)
+    assert torch.equal(layer()(x, *condition), x)
 
 
 @torch.no_grad()
@@ -408,13 +386,6 @@ def test_linear_attention_is_softmax_over_features_of_q_and_over_pixels_of_k():
     out = np.einsum("oc,bcn->bon", w["out.weight"], mixed) + w["out.bias"][:, None]
     expected = x.numpy() + out.reshape(3, 8, 4, 5)
     np.testing.assert_allclose(layer.double()(x).numpy(), expected, atol=1e-12)
-
-
-@torch.no_grad()
-def test_linear_attention_averages_the_values():
-    q, k = torch.randn(2, 1, 2, 9, 4, generator=torch.Generator().manual_seed(0))
-    mixed = LinearAttention(8, heads=2, groups=4).mix(q, k, torch.full((1, 2, 9, 4), 3.0))
-    torch.testing.assert_close(mixed, torch.full((1, 2, 9, 4), 3.0))
 
 
 # ---- DiT ------------------------------------------------------------------------------------
@@ -491,12 +462,6 @@ def test_dit_computes_what_diffusers_computes(patch):
     expected = theirs.eval()(x, c_noise, class_labels=torch.tensor([3, 10, 9])).sample
     assert expected.std() > 0.1
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_dit_block_starts_as_the_identity():
-    x, condition = torch.randn(2, 5, 16), torch.randn(2, 16)
-    assert torch.equal(DiTBlock(16, heads=2, mlp_ratio=4)(x, condition), x)
 
 
 def test_position_embedding_of_an_oblong_grid_tells_column_then_row():

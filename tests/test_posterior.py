@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
@@ -30,6 +30,8 @@ def pairs(draw):
 
 @settings(deadline=None, max_examples=300)
 @given(pairs())
+@example((SCHEDULES[2], 0, 20))  # zero terminal SNR: x_T says nothing about x_s
+@example((SCHEDULES[2], 19, 20))
 def test_posterior_of_any_pair_is_the_conditioned_joint_gaussian(levels):
     schedule, s, t = levels
     alpha, sigma = schedule.alpha.numpy(), schedule.sigma.numpy()
@@ -63,15 +65,6 @@ def test_between_neighbours_the_coefficients_and_variances_are_the_papers():
 def test_the_step_to_level_0_is_x0_itself_from_every_level(schedule):
     for t in range(1, schedule.T + 1):
         assert posterior(*pair(schedule, 0, t)) == (1, 0, 0)
-
-
-@pytest.mark.parametrize("s", [0, 1, 19])
-def test_at_zero_terminal_snr_x_T_says_nothing_about_x_s(s):
-    schedule = straight_line()
-    q = posterior(*pair(schedule, s, schedule.T))
-    assert q.x_t == 0
-    assert q.x0 == pytest.approx(float(schedule.alpha[s]), rel=1e-14)
-    assert q.variance == pytest.approx(float(schedule.sigma[s]) ** 2, rel=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

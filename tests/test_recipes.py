@@ -15,13 +15,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 # What does not change a result: places, devices, and when to log and validate.
 IRRELEVANT = {
-    "default_root_dir",
-    "accelerator",
-    "devices",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "log_every_n_steps",
-    "callbacks",
+    *("default_root_dir", "accelerator", "devices", "callbacks"),
+    *("val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"),
 }
 
 # Ho et al. 2020, section 4 and appendix B; "DDIM" is Song et al. 2021, appendix D.2.

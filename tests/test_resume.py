@@ -25,7 +25,6 @@ from ddpm_lightning import DiffusionModule
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.callbacks import GenerativeMetrics, RunCheckpoint, SampleGrid
 from ddpm_lightning.checkpoint import KEY, read_checkpoint
-from ddpm_lightning.cli import main
 from ddpm_lightning.diffusion import Linear, LossSecondMoment
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.errors import InputError
@@ -199,20 +198,13 @@ def test_other_data_is_told_and_another_place_of_it_is_not(tmp_path, tiny_checkp
 
 
 def test_levels_learned_from_losses_do_not_depend_on_accumulation(tmp_path):
-    seen = []
-    for accumulate in (1, 2):
-        module = fit(
-            tmp_path / str(accumulate),
-            12,
-            run={"accumulate_grad_batches": accumulate},
-            net=partial(TinyUNet, dropout=0.0),
-            schedule=Linear(30),
-            timesteps=LossSecondMoment(history=1),
-        )
-        seen.append(module.timesteps.state_dict())
-    assert int(seen[0]["counts"].min()) > 0  # so that the losses have decided about levels
-    assert torch.equal(seen[0]["counts"], seen[1]["counts"])
-    torch.testing.assert_close(seen[0]["losses"], seen[1]["losses"], rtol=1e-3, atol=1e-5)
+    parts = {"net": partial(TinyUNet, dropout=0.0), "schedule": Linear(30)}
+    parts |= {"timesteps": LossSecondMoment(history=1)}
+    runs = [(tmp_path / str(k), {"accumulate_grad_batches": k}) for k in (1, 2)]
+    one, two = (fit(root, 12, run=run, **parts).timesteps.state_dict() for root, run in runs)
+    assert int(one["counts"].min()) > 0  # so that the losses have decided about levels
+    assert torch.equal(one["counts"], two["counts"])
+    torch.testing.assert_close(one["losses"], two["losses"], rtol=1e-3, atol=1e-5)
 
 
 # ------------------------------------------------------------------------- after a stop
@@ -256,21 +248,15 @@ def test_a_validation_that_a_stop_cut_off_is_made_up_for_and_no_other(tmp_path, 
     assert first.steps + second.steps == [3, 6, 9]
 
 
-def test_a_grid_that_a_stop_cut_off_is_drawn_after_all(tmp_path):
-    with power_cut():
-        fit(tmp_path, 6, Stop("on_train_batch_end", 3), grid())
-    assert drawn(tmp_path) == []
-    fit(tmp_path, 6, grid(), resume=True)
-    assert drawn(tmp_path) == [3, 6]
-
-
-def test_a_metric_that_a_stop_cut_off_is_measured_after_all(tmp_path):
+def test_a_grid_and_a_metric_that_a_stop_cut_off_are_made_after_all(tmp_path):
     def metrics():
         return GenerativeMetrics(LeNet(), every_n_steps=3, n=8, sampler=DDIM(2), neighbours=0)
 
     with power_cut():
-        fit(tmp_path, 6, Stop("on_train_batch_end", 3), metrics())
-    module = fit(tmp_path, 6, metrics(), resume=True)
+        fit(tmp_path, 6, Stop("on_train_batch_end", 3), grid(), metrics())
+    assert drawn(tmp_path) == []
+    module = fit(tmp_path, 6, grid(), metrics(), resume=True)
+    assert drawn(tmp_path) == [3, 6]
     results = json.loads((tmp_path / "metrics.json").read_text())
     assert [result["step"] for result in results] == [3, 6]
     assert float(module.trainer.callback_metrics["fd"]) == pytest.approx(results[-1]["value"])
@@ -336,23 +322,3 @@ def test_a_checkpoint_that_lacks_a_part_is_one_error(tmp_path, tiny_checkpoint, 
     torch.save(checkpoint, path)
     with pytest.raises(InputError, match=f"lacks {part}"):
         read_checkpoint(path)
-
-
-def test_the_learning_rate_of_the_command_line_holds_from_the_resume_on(tmp_path, capsys):
-    def command(steps, *more):
-        net = {"channels": 8, "multipliers": [1], "blocks": 1, "attention_levels": [], "groups": 4}
-        main(
-            [
-                *("fit", "--data=Digits", "--data.global_batch_size=8", "--trainer.logger=false"),
-                *(f"--model.net.{name}={value}" for name, value in net.items()),
-                *("--trainer.accelerator=cpu", "--trainer.limit_val_batches=0"),
-                *("--trainer.enable_progress_bar=false", f"--trainer.max_steps={steps}"),
-                *(f"--trainer.default_root_dir={tmp_path}", *more),
-            ]
-        )
-
-    command(1)
-    command(2, "--ckpt_path=last", "--model.optimizer.lr=1e-5")
-    (group,) = read_checkpoint(last_checkpoint(tmp_path))["optimizer_states"][0]["param_groups"]
-    assert group["lr"] == pytest.approx(1e-5)
-    assert "optimizer lr 1e-05, was 0.0002" in capsys.readouterr().out

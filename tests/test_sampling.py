@@ -78,8 +78,9 @@ def test_a_model_that_never_dropped_labels_knows_no_null_label(labels, scale):
         Request(labels=labels, guidance=scale).check(module)
 
 
-@pytest.mark.parametrize("label", [[3], [7], [-2], []])
-def test_labels_of_a_condition_are_checked_like_those_of_a_request(label):
+@pytest.mark.parametrize("label", [[3], [1, 7], [-2], []])
+def test_labels_of_a_request_and_of_a_condition_are_checked(label):
     module = tiny_module(data=image_spec(num_classes=3), conditional=True)
-    with pytest.raises(InputError, match="0…2"):
-        module.sample(2, DDIM(1), condition=Condition(torch.tensor(label)))
+    for given in ({"labels": label}, {"condition": Condition(torch.tensor(label))}):
+        with pytest.raises(InputError, match="one or more from 0…2"):
+            module.sample(2, DDIM(1), **given)

@@ -40,13 +40,8 @@ MODULES = {
     r"out": "conv_out",
 }
 RESIDUAL = {"condition": "time_emb_proj", "shortcut": "conv_shortcut"}
-ATTENTION = {
-    "norm": "group_norm",
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "out": "to_out.0",
-}
+ATTENTION = {"norm": "group_norm", "out": "to_out.0"}
+ATTENTION |= {"query": "to_q", "key": "to_k", "value": "to_v"}
 
 
 def diffusers_name(name: str) -> str:

@@ -11,11 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pytest
-
 import ddpm_lightning
 from ddpm_lightning.cli import main
-from tests.small import tiny_data, tiny_module, trainer
 
 PREFIX = f"{Path(ddpm_lightning.__file__).parent}/"
 SAMPLER = ["--sampler", "DDIM", "--sampler.steps", "2"]
@@ -78,32 +75,17 @@ def files_given(path: Path) -> Iterator[set[str]]:
         sys.setprofile(None)
 
 
-@pytest.fixture(scope="module")
-def ckpt(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    trainer(folder, 3).fit(tiny_module(), tiny_data())
-    return folder / "checkpoints" / "last.ckpt"
-
-
-def evaluate(ckpt: Path, out: Path) -> None:
-    main(["evaluate", "--ckpt", str(ckpt), "--out", str(out), "--n", "20", *SAMPLER])
-
-
-def test_a_checkpoint_given_to_evaluate_passes_through_few_files(ckpt, tmp_path):
-    with files_given(ckpt) as files:
-        evaluate(ckpt, tmp_path / "scores")
+def test_evaluate_reads_a_checkpoint_once_and_in_few_files(tiny_checkpoint, tmp_path):
+    words = [f"--ckpt={tiny_checkpoint}", f"--out={tmp_path / 'scores'}", "--n=20", *SAMPLER]
+    with files_given(tiny_checkpoint) as files, reads_of(tiny_checkpoint) as reads:
+        main(["evaluate", *words])
     print(len(files), *sorted(files), sep="\n")
     assert 1 < len(files) <= 10
-
-
-def test_evaluate_reads_a_checkpoint_once(ckpt, tmp_path):
-    with reads_of(ckpt) as reads:
-        evaluate(ckpt, tmp_path / "scores")
-    print(len(reads), *reads, sep="\n")
     assert len(reads) == 1
 
 
-def test_sample_reads_a_checkpoint_once(ckpt, tmp_path):
-    with reads_of(ckpt) as reads:
-        main(["sample", "--ckpt", str(ckpt), "--out", str(tmp_path / "s"), "--n", "4", *SAMPLER])
+def test_sample_reads_a_checkpoint_once(tiny_checkpoint, tmp_path):
+    words = [f"--ckpt={tiny_checkpoint}", f"--out={tmp_path / 'out'}", "--n=4", *SAMPLER]
+    with reads_of(tiny_checkpoint) as reads:
+        main(["sample", *words])
     assert len(reads) == 1

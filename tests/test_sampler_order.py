@@ -192,7 +192,7 @@ def test_the_step_into_level_0_returns_the_last_prediction(make):
         Heun(100, churn=20.0, spacing=LogSNRSpacing()),
         DPMSolverPPSDE(200, spacing=LogSNRSpacing()),
     ],
-    ids=lambda sampler: sampler.tag(Cosine()),
+    ids=named,
 )
 def test_random_samples_of_a_mixture_have_its_weights_means_and_spreads(sampler):
     means, n = 2 * MEANS, 10_000  # components too far apart to be mistaken for each other

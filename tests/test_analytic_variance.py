@@ -88,7 +88,7 @@ def test_the_table_changes_the_samples_of_its_weights_and_is_refused_for_others(
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [("--ckpt=gone.ckpt", "no checkpoint at gone.ckpt"), ("--n=0", "at least 1")],
+    [("--ckpt=gone.ckpt", "no checkpoint at gone.ckpt"), ("--wrong=1", "no flag --wrong")],
 )
 def test_a_mistake_is_one_line(lively_checkpoint, flag, message, capsys):
     with pytest.raises(SystemExit):

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import (
     FeatureExtractor,
     Features,
@@ -214,10 +213,3 @@ def test_the_folder_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_cache() == tmp_path / "home" / ".cache" / "ddpm_lightning"
-
-
-def test_no_images_are_named():
-    with pytest.raises(InputError, match="no images"):
-        Features.compute(Counting(), iter(()))
-    with pytest.raises(InputError, match="batch_size=0"):
-        Features.compute(Counting(), images(), batch_size=0)

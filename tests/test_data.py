@@ -267,16 +267,13 @@ def test_bilinear_resizing_is_antialiased_like_pillows(tmp_path, size):
     ("arguments", "fix"),
     [
         ({"image_size": 3}, "bilinear"),
-        ({"image_size": 0, "resize": "bilinear"}, "1 or more"),
         ({"subset": 0.0}, "0.2"),
         ({"subset": 1.5}, "0.2"),
         ({"subset": 0}, "0.2"),
         ({"subset": -0.5}, "0.2"),
         ({"subset": 41}, "use less"),
-        ({"held_out": -1}, "0 or more"),
         ({"held_out": 50}, "use less"),
         ({"global_batch_size": 0}, "1 or more"),
-        ({"predict_n": 0}, "1 or more"),
         ({"seed": -1}, "0 or more"),
     ],
 )
@@ -335,7 +332,7 @@ def test_a_truncated_file_is_named(tmp_path, cls, write, file, kept):
 @pytest.mark.parametrize(
     ("file", "of", "stage", "message"),
     [
-        ("train-labels-idx1", "t10k-labels-idx1", "fit", r"6 images, but labels are .* \[5\]"),
+        ("train-labels-idx1", "t10k-labels-idx1", "fit", r"labels torch.int64 \[5\]"),
         ("t10k-labels-idx1", "t10k-images-idx3", "test", "t10k-labels"),
     ],
 )
@@ -409,7 +406,7 @@ def test_a_cifar_file_with_other_pixels_or_labels_is_refused(tmp_path, cifar_bat
 @pytest.mark.filterwarnings("ignore:.*MD5")
 def test_labels_beyond_the_classes_are_refused(tmp_path, cifar_batch):
     cifar_batch(PIXELS | {b"labels": [3, 10]})
-    with pytest.raises(InputError, match=r"span 3…10 instead of 0…9"):
+    with pytest.raises(InputError, match=r"of 3…10 instead of .* 0…9"):
         CIFAR10(root=str(tmp_path)).setup("test")
 
 
@@ -700,9 +697,9 @@ def test_the_helpers_write_what_the_published_files_look_like(tmp_path):
 @pytest.mark.parametrize(
     ("image", "label", "fix"),
     [
-        (torch.zeros(1, 4, 4), 0, "give uint8"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), 0, r"give uint8 \[1, 4, 4\]"),
-        (torch.zeros(1, 4, 4, dtype=torch.uint8), 10, "give 0…9"),
+        (torch.zeros(1, 4, 4), 0, "give torch.uint8"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), 0, r"give torch.uint8 \[1, 4, 4\]"),
+        (torch.zeros(1, 4, 4, dtype=torch.uint8), 10, "with 0…9"),
     ],
 )
 def test_items_that_are_not_what_the_data_says_of_itself_are_refused(image, label, fix):

@@ -17,10 +17,8 @@ from ddpm_lightning.diffusion import FixedLarge, Linear, SohlDickstein
 from ddpm_lightning.diffusion.editing import (
     interpolate,
     repaint,
-    repaint_trajectory,
     revisited,
     sdedit,
-    sdedit_trajectory,
     slerp,
 )
 from ddpm_lightning.diffusion.oracles import Gaussian, Mixture
@@ -55,6 +53,11 @@ def oracle(schedule=LINEAR):
     return Gaussian(schedule, torch.tensor(MEAN), torch.tensor(COV))
 
 
+def result(states):
+    """What an edit ends with."""
+    return list(states)[-1].x_t
+
+
 def moments_of_an_affine_function(function, draws):
     """Exact mean and covariance of function(noise) if it is affine in 4-dimensional noises.
 
@@ -78,7 +81,7 @@ def repaint_moments(schedule, levels, *jumps):
     def function(noise, rows):
         x0, painted = torch.tensor(X0_KNOWN).expand(rows, 4), torch.tensor(PAINTED)
         args = oracle(schedule), x0, painted, Condition(), sampler, *jumps, noise
-        *states, end = repaint_trajectory(*args)
+        *states, end = repaint(*args)
         assert [state.t for state in [*states, end]] == visits
         return end.x_t
 
@@ -167,7 +170,8 @@ def test_known_values_are_kept_to_the_bit_and_rows_depend_on_their_index_alone(d
 
     def run(rows):
         noise = IndexedNoise(0, torch.tensor(rows))
-        return repaint(oracle(), x0[rows], painted, Condition(), DDPM(20), 3, 2, noise)
+        states = repaint(oracle(), x0[rows], painted, Condition(), DDPM(20), 3, 2, noise)
+        return result(states)
 
     together = run([0, 1, 2])
     assert together.dtype == dtype
@@ -181,9 +185,9 @@ def test_a_painted_part_follows_its_label_and_the_clip():
     mixture = Mixture(LINEAR, means, torch.tensor([0.01, 0.01]), labels=torch.tensor([0, 1]))
     arguments = torch.zeros(2, 2), torch.tensor([False, True]), labels(0, 1)
     noise = IndexedNoise(0, torch.arange(2))
-    painted = repaint(mixture, *arguments, DDPM(20), 2, 1, noise)[:, 1]
+    painted = result(repaint(mixture, *arguments, DDPM(20), 2, 1, noise))[:, 1]
     np.testing.assert_allclose(painted, [3.0, -3.0], atol=0.6)
-    clipped = repaint(mixture, *arguments, DDPM(20, clip=(-1.0, 1.0)), 2, 1, noise)
+    clipped = result(repaint(mixture, *arguments, DDPM(20, clip=(-1.0, 1.0)), 2, 1, noise))
     assert clipped.abs().max() <= 1
 
 
@@ -198,7 +202,7 @@ def test_a_painted_part_follows_its_label_and_the_clip():
 @pytest.mark.parametrize(("strength", "start"), [(0.0, 0), (0.0004, 1), (0.4, 400), (1.0, 1000)])
 def test_variation_starts_at_its_level_and_goes_on_at_the_samplers(sampler, strength, start):
     x0, noise = normal(2, 4), IndexedNoise(0, torch.arange(2))
-    states = list(sdedit_trajectory(oracle(), x0, strength, sampler, noise=noise))
+    states = list(sdedit(oracle(), x0, strength, sampler, noise=noise))
     own = sampler.spacing(LINEAR, 20)
     assert [state.t for state in states] == [start, *(t for t in own if t < start)]
     assert states[-1].x_t.isfinite().all()
@@ -218,7 +222,7 @@ def flow_moments(strength):
 def test_variations_have_the_moments_of_the_probability_flow(strength):
     def function(noise, rows):
         x0 = torch.tensor(X0_KNOWN).expand(rows, 4)
-        return sdedit(oracle(), x0, strength, DDIM(None), noise=noise)
+        return result(sdedit(oracle(), x0, strength, DDIM(None), noise=noise))
 
     mean, cov = moments_of_an_affine_function(function, 1)
     expected_mean, expected_cov = flow_moments(strength)
@@ -237,9 +241,10 @@ def test_the_ends_of_an_interpolation_are_the_data_whatever_the_label(dtype):
     a, b = means.to(dtype)
     middles = []
     for condition in (Condition(), labels(0), labels(1)):
-        first, middle, last = interpolate(
-            mixture, a, b, [0.0, 0.5, 1.0], condition, steps=20, iterations=100
-        )
+        of_all = condition if condition.label is None else labels(*condition.label.tolist() * 3)
+        shares = [0.0, 0.5, 1.0]
+        states = interpolate(mixture, a, b, shares, DDIM(20), of_all, iterations=100)
+        first, middle, last = result(states)
         torch.testing.assert_close(torch.stack([first, last]), means.to(dtype), atol=1e-4, rtol=0)
         middles.append(middle)
     assert not torch.allclose(middles[0], middles[1])
@@ -250,9 +255,8 @@ def test_the_way_between_is_spherical():
     # For standard normal data, DDIM only scales, so that the way is a slerp of the data itself.
     normal_data = Gaussian(LINEAR, torch.zeros(4), torch.eye(4))
     a, b = normal(2, 4).numpy()
-    between = interpolate(
-        normal_data, torch.tensor(a), torch.tensor(b), [0.25, 0.5], steps=10, iterations=100
-    )
+    ends = torch.tensor(a), torch.tensor(b)
+    between = result(interpolate(normal_data, *ends, [0.25, 0.5], DDIM(10), iterations=100))
     angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     for x, share in zip(between, (0.25, 0.5), strict=True):
         expected = (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)

@@ -222,10 +222,10 @@ def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_
     mean, std = kid(x, y, 100, 100, 1)
     assert number("kd_lenet") == pytest.approx((mean, kid_error(x, y, std, 100, 1)), rel=1e-4)
     assert found["kd_lenet"]["spread"] is None  # each subset is the whole set
-    mean, std = inception_score(LeNet().classify(drawn(out)), seed=1)
+    mean, std = inception_score(LeNet().both(drawn(out)).logits, seed=1)
     assert number("is_lenet") == pytest.approx((mean, std / 3))
     assert found["is_lenet"]["spread"] == pytest.approx(std)
-    right = LeNet().classify(drawn(out)).argmax(1) == labels[:100]
+    right = LeNet().both(drawn(out)).logits.argmax(1) == labels[:100]
     share = float(right.double().mean())
     assert number("accuracy") == pytest.approx((share, (share * (1 - share) / 100) ** 0.5))
     for k, names in ((3, ("precision", "recall")), (5, ("density", "coverage"))):
@@ -497,7 +497,6 @@ def test_combinations_are_named_by_what_is_not_the_default():
         ({"samplers": [DDIM(), DDIM()]}, "2 combinations of the sweep are the same: DDIM_5"),
         ({"samplers": [DDIM()], "guidance": [2.0], "evaluations": [1]}, "needs more than 1 eval"),
         ({"evaluations": []}, "empty list"),
-        ({"evaluations": [0]}, "each is at least 1"),
     ],
 )
 def test_sweeps_that_cannot_be_are_refused_before_any_work(axes, message):
@@ -672,7 +671,7 @@ class FiveDigits(LeNet):
     [
         (LeNet(), FashionMNIST(), "LeNet tells the classes of MNIST, Digits apart, not those of"),
         (Inception("none"), CIFAR10(), "Inception tells the classes of no data set's apart"),
-        (FiveDigits(), Digits(), "label 9 is asked for, which is none of FiveDigits's 5 classes"),
+        (FiveDigits(), Digits(), r"label \d is asked for, which is none of FiveDigits's 5"),
     ],
 )
 def test_accuracy_is_refused_where_it_means_nothing(extractor, data, message):

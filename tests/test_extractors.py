@@ -53,11 +53,11 @@ def test_lenet_ships_less_than_a_megabyte_of_safetensors():
 
 def test_lenet_reads_digits_it_has_never_seen_enlarged_and_padded(digits):
     images, labels = digits
-    assert (LeNet().classify(images).argmax(dim=1) == labels).double().mean() > 0.90
-    small = LeNet().classify(images[:500]).argmax(dim=1)
+    assert (LeNet().both(images).logits.argmax(dim=1) == labels).double().mean() > 0.90
+    small = LeNet().both(images[:500]).logits.argmax(dim=1)
     large = F.interpolate(images[:500].float(), size=(28, 28), mode="bilinear").round()
     for other, least in ((large, 0.99), (F.pad(large, (2, 2, 2, 2)), 0.85)):
-        agreement = LeNet().classify(other.to(torch.uint8)).argmax(dim=1) == small
+        agreement = LeNet().both(other.to(torch.uint8)).logits.argmax(dim=1) == small
         assert agreement.double().mean() > least
 
 
@@ -67,7 +67,6 @@ def test_one_pass_gives_features_and_logits_of_any_size_from_eight_pixels_on(siz
     images = torch.randint(256, (3, 1, *size), dtype=torch.uint8)
     both = lenet.both(images)
     assert torch.equal(both.features, lenet(images))
-    assert torch.equal(both.logits, lenet.classify(images))
     assert (both.features.shape, both.features.dtype) == ((3, lenet.dim), torch.float32)
     assert both.logits.shape == (3, lenet.classes)
 
@@ -106,16 +105,6 @@ def test_images_that_lenet_cannot_read_are_named():
         LeNet()(torch.zeros(1, 3, 28, 28, dtype=torch.uint8))
     with pytest.raises(InputError, match="8×8"):
         LeNet()(torch.zeros(1, 1, 7, 8, dtype=torch.uint8))
-
-
-def test_missing_and_damaged_lenet_weights_are_named(monkeypatch, tmp_path):
-    path = tmp_path / "lenet.safetensors"
-    monkeypatch.setattr("ddpm_lightning.metrics.lenet.WEIGHTS", path)
-    for content in (None, b"version https://git-lfs.github.com/spec/v1"):
-        if content:
-            path.write_bytes(content)
-        with pytest.raises(InputError, match="train_lenet"):
-            LeNet().check()
 
 
 def test_training_learns_and_writes_the_tensors_that_ship(digits):
@@ -238,7 +227,7 @@ class Attack:
 def test_a_pickle_with_code_is_refused_unrun(tmp_path):
     marker, path = tmp_path / "ran", tmp_path / "weights.pth"
     torch.save({"fc.weight": torch.zeros(2), "fc.bias": Attack(marker)}, path)
-    with pytest.raises(InputError, match="not a file of plain weights"):
+    with pytest.raises(InputError, match="does not hold the plain weights"):
         Inception(weights=str(path)).check()
     assert not marker.exists()
     torch.load(path, weights_only=False)  # what torch-fidelity does: the attack is a real one
@@ -256,7 +245,7 @@ OTHERS = [{}, {"fc.bias": torch.zeros(3)}, [torch.zeros(3)], 7]
 @pytest.mark.parametrize(
     ("content", "message"),
     [(content, "") for content in (b"", b"<html>404</html>", b"PK\x03\x04")]
-    + [(pickled(state), " does not hold FID") for state in OTHERS],
+    + [(pickled(state), " does not hold the plain weights of FID") for state in OTHERS],
 )
 def test_what_is_no_file_of_inceptions_weights_is_named(tmp_path, content, message):
     path = tmp_path / "weights.pth"

@@ -143,7 +143,6 @@ def test_the_tag_names_what_differs_from_no_guidance(guidance, tag):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((float("nan"),), "finite"),
         ((1.0, (0.2, 0.8)), "another scale"),
         ((1.0, None, 0.7), "another scale"),
         ((3.0, (0.5, 0.5)), "0 ≤ low < high ≤ 1"),

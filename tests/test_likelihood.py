@@ -19,7 +19,6 @@ from ddpm_lightning.diffusion.schedules import (
     ZeroTerminalSNR,
 )
 from ddpm_lightning.diffusion.variances import LearnedDiagonal, LearnedRange
-from ddpm_lightning.errors import InputError
 from tests.core import named
 
 GREYS = 2 * torch.arange(256, dtype=torch.float64) / 255 - 1
@@ -99,12 +98,6 @@ def test_the_gaussian_decoder_is_the_density():
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     ours = GaussianDecoder()(x, torch.tensor(0.3, dtype=torch.float64), 0.2)
     np.testing.assert_allclose(ours, -stats.norm(0.3, 0.2**0.5).logpdf(x), rtol=1e-12)
-
-
-@pytest.mark.parametrize("bins", [1, 0, -256])
-def test_fewer_than_two_bins_are_refused(bins):
-    with pytest.raises(InputError, match="bins"):
-        DiscretizedGaussian(bins)
 
 
 # A term of the bound

@@ -190,7 +190,7 @@ def test_a_result_states_all_that_was_measured(tmp_path, capsys):
     found, share = kept(tmp_path)
     real, labels = data.images("train")
     images = to_uint8(module.sample(45, labels=labels.tolist(), **request))
-    right = LeNet().classify(images).argmax(1) == labels[:45]
+    right = LeNet().both(images).logits.argmax(1) == labels[:45]
     assert share["value"] == pytest.approx(float(right.double().mean()))
     x, y = LeNet()(images), LeNet()(real)
     order, statistics = shuffled(80, 0), Statistics.of(y)

@@ -196,8 +196,6 @@ def vanishing():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: EDMPreconditioning(0), "sigma_data"),
-        (lambda: EDMPreconditioning(float("nan")), "sigma_data"),
         (lambda: Eps().check(Table([1, 1e-20], [0, 1])), "c_skip is not finite at level 1"),
         (lambda: Denoiser(Says(torch.zeros(1)), vanishing(), Eps()), "use V or X0"),
     ],

@@ -666,7 +666,6 @@ def test_few_steps_find_both_modes_of_a_mixture_whatever_the_schedules_last_leve
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: KarrasSpacing(rho=0.0), "rho is positive"),
         (lambda: DDIMQuadratic()(LINEAR, 802), "takes 1 to 801"),
         *((lambda s=s: s(LINEAR, 0), "1 to 1000") for s in SPACINGS),
         *((lambda s=s: s(LINEAR, 1001), "1 to 1000") for s in SPACINGS),

@@ -270,8 +270,6 @@ def test_a_saved_state_does_not_change_with_further_losses():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: LogNormal(std=0), r"^LogNormal\("),
-        (lambda: LogitNormal(std=0), r"^LogitNormal\("),
         (lambda: LogitNormal(uniform=-0.1), r"^LogitNormal\("),
         (lambda: LogitNormal(uniform=1.1), r"^LogitNormal\("),
         (lambda: LossSecondMoment(history=0), r"^LossSecondMoment\("),

@@ -18,7 +18,6 @@ from ddpm_lightning.callbacks.results import report
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.data.data_module import Split
-from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.sample_set import SampleSet
 from ddpm_lightning.images import to_uint8, write_png
@@ -32,8 +31,7 @@ from ddpm_lightning.metrics import (
 )
 from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.plots.strips import captioned
+from ddpm_lightning.plots.strips import draw_neighbours
 from ddpm_lightning.sampling import Weights
 
 MOST_WITH_ERRORS = 10_000
@@ -47,10 +45,9 @@ class GenerativeMetrics(Periodic):
     what was measured (extractor, number of samples, sampler and its steps, weights, reference
     split); ``fid`` (Inception) or ``fd`` (any other extractor) is the stable alias for
     ``monitor:``. Beside it stand its standard error (up to 10,000 samples; it takes a minute for
-    Inception on one core) and, for scale, the distance of n real images (of half the reference,
-    if n is more) to its other images: samples of that value differ from the data about as much as
-    the data from itself. metrics.json in the run folder keeps every result. The features of the
-    real images are kept on disk, so only the first run on a data set computes them.
+    Inception on one core) and, for scale, the distance of n real images (of half the reference, if
+    n is more) to its other images. metrics.json in the run folder keeps every result. The features
+    of the real images are kept on disk, so only the first run on a data set computes them.
 
     Args:
         extractor: Whose features are compared: Inception for FID, LeNet for grey images offline.
@@ -60,8 +57,8 @@ class GenerativeMetrics(Periodic):
         metrics: Any of fd (Fréchet distance), fd_inf (extrapolated to endless samples), kid
             (kernel distance), is (Inception score), pr (precision, recall, density, coverage) and
             accuracy (share of samples that the extractor's classifier takes for the class asked
-            for), with settings of its own as {class_path: KID, init_args: {subset_size: 500}}, or
-            the class path of one of your own.
+            for), with settings as {class_path: KID, init_args: {subset_size: 500}}, or the class
+            path of one of your own.
         reference: Split to compare with: train (as published numbers do), val or test.
         weights: ema (averaged), raw (the ones in training), or both, one after the other; then the
             aliases are those of the averaged ones, and fd_raw and its like of the other.
@@ -71,9 +68,6 @@ class GenerativeMetrics(Periodic):
             $XDG_CACHE_HOME, else in ~/.cache.
         **request: How the samples are asked for, see Request; by default a conditional model gets
             the labels of the reference images, in their order, repeated up to n.
-
-    Raises:
-        InputError: A number is out of range, or there is no such metric.
     """
 
     def __init__(
@@ -89,8 +83,6 @@ class GenerativeMetrics(Periodic):
         **request: Any,
     ) -> None:
         super().__init__(every_n_steps)
-        if neighbours < 0:
-            raise InputError(f"GenerativeMetrics(neighbours={neighbours}): it is not negative")
         first = SampleSet(n=n, weights="ema" if weights == "both" else weights, **request)
         self.requests = [first]
         if weights == "both":
@@ -123,7 +115,7 @@ class GenerativeMetrics(Periodic):
         self._known = Condition(self._real.labels, image)
         labels = self.requests[0].labels_of(pl_module, self._known)
         self.measures.check_labels(self._real.data, labels)
-        self._shown = torch.empty(0, dtype=torch.uint8)
+        self._shown = torch.empty(0, *pl_module.data.shape, dtype=torch.uint8)
         features = self._features_of_real(trainer, pl_module)
         if not trainer.is_global_zero:  # one process measures, and tells the others
             return
@@ -187,8 +179,7 @@ class GenerativeMetrics(Periodic):
                 x = module.generate(indices, request, self._known, progress=progress).x
             images = to_uint8(x)
             if len(self._shown) < self.neighbours:
-                kept = [self._shown, images] if len(self._shown) else [images]
-                self._shown = torch.cat(kept)[: self.neighbours]
+                self._shown = torch.cat([self._shown, images])[: self.neighbours]
             yield images
 
     def _show_neighbours(self, trainer: Trainer, samples: Features, name: str, step: int) -> None:
@@ -200,7 +191,6 @@ class GenerativeMetrics(Periodic):
         own = samples.features[:: trainer.world_size][: len(shown)]
         real = self._against.features.features
         panel = draw_neighbours(shown[: len(own)], own, real, self._real.take)
-        panel = captioned(panel, title=NEIGHBOURS)
         folder = Path(trainer.default_root_dir) / "samples"
         write_png(folder / f"{name}_step_{step:08d}.png", panel)
         show_picture(trainer, f"samples/{name}", panel, step)

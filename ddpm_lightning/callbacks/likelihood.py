@@ -16,17 +16,16 @@ from ddpm_lightning.batch import Batch
 from ddpm_lightning.callbacks.results import metrics_file
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.checkpoint import read_checkpoint
-from ddpm_lightning.data.identity import identity
+from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
 from ddpm_lightning.diffusion.decoders import Decoder
 from ddpm_lightning.diffusion.flow import flow_likelihood
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.evaluation.likelihood import bound_settings
 from ddpm_lightning.metrics.metric import Score
 from ddpm_lightning.metrics.result import Result, append_result
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plots.figure import pixels_of, write_figure
-from ddpm_lightning.plots.terms import terms_figure
+from ddpm_lightning.plots.figure import pixels_of, terms_figure, write_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
 from ddpm_lightning.sampling import Weights
 
@@ -36,12 +35,11 @@ class Likelihood(Callback):
 
     The variational bound on −log p(x_0) (DDPM eq. 5) logs test/bpd, bits a dimension, for images
     in [−1, 1], and test/npd, nats a dimension, for continuous data, each with its standard error
-    (over samples, levels and noise) and its parts: …_L0 (the decoder), …_L1_to_LT-1 and …_LT
-    (what x_T still tells). x0_hat is clipped to the data's range. The probability-flow ODE (Song
-    et al. 2021, eq. 39) logs test/bpd_flow or test/npd_flow: no bound, but the likelihood of the
-    ODE's own distribution, up to the error of its steps; images are taken for 8 bits and filled
-    up by uniform noise. metrics.json in the run folder keeps the results, bound_test.png shows
-    the terms of the bound level by level.
+    and its parts: …_L0 (the decoder), …_L1_to_LT-1 and …_LT (what x_T still tells). x0_hat is
+    clipped to the data's range. The probability-flow ODE (Song et al. 2021, eq. 39) logs
+    test/bpd_flow or test/npd_flow: no bound, but the likelihood of the ODE's own distribution, up
+    to the error of its steps; images are taken for 8 bits and filled up by uniform noise.
+    metrics.json in the run folder keeps the results, bound_test.png shows the terms of the bound.
 
     Args:
         evaluations: Network evaluations (NFE) a sample of the bound, an unbiased estimate: one
@@ -55,9 +53,6 @@ class Likelihood(Callback):
             null: the exact one, for data of at most 64 dimensions.
         weights: ema (averaged) or raw (the ones in training).
         seed: Seed of noise, levels and probes.
-
-    Raises:
-        InputError: An argument is out of range.
     """
 
     def __init__(
@@ -72,17 +67,6 @@ class Likelihood(Callback):
         seed: int = 0,
     ) -> None:
         check_seed(seed)
-        if evaluations == 1 or (evaluations or 0) < 0:
-            raise InputError(
-                f"Likelihood(evaluations={evaluations}): at least 2, null for every level or 0 "
-                "for none"
-            )
-        counts = [count for count in (flow_steps, flow_probes) if count is not None]
-        if flow_n < 0 or min(counts, default=1) < 1:
-            raise InputError(
-                f"Likelihood(flow_n={flow_n}, flow_steps={flow_steps}, flow_probes={flow_probes})"
-                ": flow_n is not negative, steps and probes at least 1"
-            )
         self.evaluations = evaluations
         self.spacing = spacing
         self.decoder = decoder
@@ -155,19 +139,12 @@ class Likelihood(Callback):
         decoder = self.decoder or decoder_of(module.data.data_range)
         n, mean, error, terms = self._bound.compute()
         parts = {"L0": terms[0], "L1_to_LT-1": sum(terms[1:-1]), "LT": terms[-1]}
-        settings = {
-            "data": identity(getattr(trainer, "datamodule", None)),
-            "split": "test",
-            "count": n,
-            "evaluations": len(edges) - 1,
-            "T": module.schedule.T,
-            "spacing": self.spacing.describe(),
-            "decoder": decoder.describe(),
-        }
+        data = getattr(trainer, "datamodule", None)
+        settings = bound_settings(data, n, edges, self.spacing, decoder)
         name = "bpd" if decoder.unit == "bits" else "npd"
         module.log_dict({f"test/{name}_{part}": value for part, value in parts.items()})
-        details = {"edges": edges, "terms": terms}
-        score = Score(mean, error, settings=settings, parts=parts | details)
+        parts_in_full = parts | {"edges": edges, "terms": terms}
+        score = Score(mean, error, settings=settings, parts=parts_in_full)
         if not self._report(trainer, module, name, score):
             return
         figure = terms_figure(terms, edges, f"{decoder.unit} a dimension")
@@ -212,11 +189,7 @@ class Likelihood(Callback):
 
 
 class Moments(torchmetrics.Metric):
-    """Mean of rows and standard error of their sums, over batches and processes.
-
-    Args:
-        columns: Values in a row.
-    """
+    """Mean of rows and standard error of their sums, over batches and processes."""
 
     full_state_update = False
     sums: Tensor

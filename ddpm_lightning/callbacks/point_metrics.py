@@ -13,8 +13,7 @@ from typing_extensions import override
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.results import report
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
-from ddpm_lightning.data.data_module import DiffusionData, Split
-from ddpm_lightning.data.identity import identity
+from ddpm_lightning.data.data_module import DiffusionData, Split, identity
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.sample_set import SampleSet
 from ddpm_lightning.metrics import Features, Floor, Measures, Metric, Result, Score, as_metrics
@@ -29,11 +28,10 @@ class PointMetrics(Periodic):
     """Logs distances between samples and real points: sliced Wasserstein-1 and squared MMD.
 
     The first points of the split make up to five sets of n, and each is compared with n samples of
-    its own; the distance is the mean. Beside it stands, for scale, the mean over the pairs of the
-    real sets, real against real at the same n: samples that reach it cannot be told from the data
-    by this distance. Tags name what was measured (points in a set, sampler and its steps, weights,
-    split); ``swd`` and ``mmd`` are the stable aliases for ``monitor:``. metrics.json in the run
-    folder keeps every result.
+    its own; the distance is the mean. Beside it stands the mean over the pairs of the real sets:
+    samples that reach it cannot be told from the data by this distance. Tags name what was
+    measured (points in a set, sampler and its steps, weights, split); ``swd`` and ``mmd`` are the
+    stable aliases for ``monitor:``. metrics.json in the run folder keeps every result.
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next; the end of training has
@@ -46,9 +44,6 @@ class PointMetrics(Periodic):
         batch_size: Samples at a time on each device.
         **request: How the samples are asked for, see Request; by default a conditional model gets
             the labels of the real points, in their order.
-
-    Raises:
-        InputError: A number is out of range.
     """
 
     def __init__(

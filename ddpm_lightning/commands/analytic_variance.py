@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.diffusion.denoiser import Denoises
-from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
@@ -43,12 +42,7 @@ def analytic_variance(
         batch_size: Samples at a time.
         weights: ema (averaged) or raw (as the optimizer left them).
         device: cpu, cuda, cuda:1, mps, or auto.
-
-    Raises:
-        InputError: The checkpoint, its folder, its data or a setting does not work.
     """
-    if min(n, batch_size) < 1:
-        raise InputError(f"n={n}, batch_size={batch_size}: each is at least 1")
     check_seed(seed)
     check_folder(ckpt.parent)
     loaded = Loaded.read(ckpt, data, device)
@@ -93,18 +87,8 @@ def x0_errors(
 ) -> Tensor:
     """Measure the mean squared error of x0_hat at every level, clipped as in sampling.
 
-    Args:
-        denoiser: The model, in evaluation mode.
-        x0: [N, ...] data.
-        condition: What is known beside each of the N.
-        n: Samples per level, each with noise of its own.
-        data_range: Range that x0_hat is clipped to, or None.
-        seed: Seed of noise and choice of samples.
-        batch_size: Samples at a time; changes memory and speed only.
-        device: Where the denoiser is.
-
-    Returns:
-        float64 [T + 1], on the CPU; 0 at level 0.
+    float64 [T + 1] on the CPU, 0 at level 0, from n samples of the data x0 [N, ...] a level, each
+    with noise of its own. The denoiser is in evaluation mode; batch_size changes memory only.
     """
     T = denoiser.schedule.T
     total = torch.zeros(T + 1, dtype=torch.float64)

@@ -15,15 +15,15 @@ from ddpm_lightning.batch import NULL_LABEL, Condition
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.editing import (
-    noise_between,
-    repaint_trajectory,
+    interpolate,
+    repaint,
     revisited,
-    sdedit_trajectory,
+    sdedit,
     start_level,
 )
 from ddpm_lightning.diffusion.guidance import guide
+from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State
-from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import read_image, read_mask
 from ddpm_lightning.module import DiffusionModule
@@ -33,16 +33,7 @@ from ddpm_lightning.sampling import Procedure, Request, Samples, levels_from_noi
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Arguments of an edit beside its own settings.
-
-    Args:
-        denoiser: The model, guided or not.
-        sampler: How to go from noise to data.
-        shape: [C, H, W] of an image.
-        n: Number of images.
-        condition: Labels of the n images, or none.
-        device: Where the denoiser is.
-    """
+    """Arguments of an edit beside its own settings; shape is [C, H, W], with n labels or none."""
 
     denoiser: Denoises
     sampler: Sampler
@@ -101,7 +92,7 @@ class RePaint(Edit):
         painted = read_mask(self.mask, job.shape).to(job.device)
 
         def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
-            return repaint_trajectory(
+            return repaint(
                 job.denoiser,
                 x0.expand(len(noise.indices), *x0.shape),
                 painted,
@@ -139,9 +130,7 @@ class SDEdit(Edit):
 
         def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
             batch = x0.expand(len(noise.indices), *x0.shape)
-            return sdedit_trajectory(
-                job.denoiser, batch, self.strength, job.sampler, condition, noise
-            )
+            return sdedit(job.denoiser, batch, self.strength, job.sampler, condition, noise)
 
         return Procedure(steps, trajectory, x0[None])
 
@@ -159,8 +148,6 @@ class Interpolate(Edit):
     clips = False  # encoding cannot undo it
 
     def __init__(self, first: Path, second: Path, iterations: int = 5) -> None:
-        if iterations < 1:
-            raise InputError(f"iterations={iterations}: at least one evaluation a step")
         self.first = first
         self.second = second
         self.iterations = iterations
@@ -185,23 +172,14 @@ class Interpolate(Edit):
         if labels is not None and bool((labels != labels[0]).any()):
             raise InputError("Interpolate takes one label for all images, or none")
         levels_from_noise(sampler, job.denoiser)
-        first, second = (
-            read_image(path, job.shape).to(job.device) for path in (self.first, self.second)
-        )
+        files = self.first, self.second
+        first, second = (read_image(file, job.shape).to(job.device) for file in files)
 
         def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
             shares = [index / (job.n - 1) for index in noise.indices]
-            x_T = noise_between(
-                job.denoiser,
-                first,
-                second,
-                shares,
-                condition.rows(slice(1)),
-                sampler.steps,
-                sampler.spacing,
-                self.iterations,
+            return interpolate(
+                job.denoiser, first, second, shares, sampler, condition, self.iterations
             )
-            return sampler.trajectory(job.denoiser, x_T, condition)
 
         steps = len(sampler.levels(job.denoiser.schedule)) - 1
         return Procedure(steps, trajectory, torch.stack([first, second]))
@@ -217,16 +195,8 @@ def edit_images(
 ) -> Samples:
     """Make n images by an edit; the k-th depends on the seed and k alone.
 
-    Args:
-        module: The model.
-        edit: What to do.
-        n: Number of images.
-        request: How to sample; without a sampler what suits the edit, without labels no class.
-        frames: Keep x_t at this many levels; 0 for none.
-        progress: Show a progress bar.
-
-    Raises:
-        InputError: A file, the sampler or a setting does not suit.
+    A request without a sampler takes what suits the edit, one without labels no class; x_t is kept
+    at so many levels as frames, 0 for none.
     """
     spec = module.data
     if len(spec.shape) != 3:

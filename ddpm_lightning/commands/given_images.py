@@ -19,10 +19,7 @@ from ddpm_lightning.loaded import Loaded
 class GivenImages:
     """Condition images, repeated along the index of the samples; empty for most models.
 
-    Args:
-        condition: The images as the network sees them, and their labels where these are known.
-        data: What they are pairs of; None: there are none.
-        truth: [M, C, H, W] images that they were made from, or None.
+    They are pairs of ``data`` and, where it is known, made from the truth [M, C, H, W].
     """
 
     condition: Condition = Condition()
@@ -62,16 +59,7 @@ class GivenImages:
 
 
 def given_images(loaded: Loaded, files: list[Path] | None, n: int) -> GivenImages:
-    """Find the images for n samples.
-
-    Args:
-        loaded: The checkpoint, which states data and task.
-        files: Image files and folders of such; None takes the first of the test split.
-        n: Number of samples.
-
-    Raises:
-        InputError: There are no images, they do not suit, or the model takes none.
-    """
+    """Find the images for n samples: files and folders of such, or the first of the test split."""
     if not loaded.module.data.image_channels:
         if files is not None:
             raise InputError(

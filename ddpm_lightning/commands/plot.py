@@ -42,9 +42,6 @@ def plot_schedule(
         weighting: The loss's weight over levels. Default: the checkpoint's, or Plain.
         parameterization: What the network predicts. Default: the checkpoint's, or Eps.
         ckpt: A checkpoint whose parts are taken where none is given.
-
-    Raises:
-        InputError: The file or the checkpoint does not work.
     """
     check_new_file(out, (".png",))
     if ckpt is not None:
@@ -53,12 +50,9 @@ def plot_schedule(
         weighting = weighting or _weighting(ckpt, module)
         parameterization = parameterization or module.parameterization
     schedule = Linear() if schedule is None else schedule
-    chosen = schedule if isinstance(schedule, list) else [schedule]
-    if not chosen:
-        raise InputError('--schedule names none; give one, or several: --schedule "[Linear, …]"')
-    figure = schedule_figure(named(chosen), weighting or Plain(), parameterization or Eps())
-    write_figure(out, figure)
-    print(f"{out} shows {', '.join(named(chosen))}")
+    chosen = named(schedule if isinstance(schedule, list) else [schedule])
+    write_figure(out, schedule_figure(chosen, weighting or Plain(), parameterization or Eps()))
+    print(f"{out} shows {', '.join(chosen)}")
 
 
 def plot_forward(
@@ -81,12 +75,9 @@ def plot_forward(
         n: Training samples, a row each; of points in the plane, all in one plot.
         steps: Columns after the first.
         seed: Seed of the noise.
-
-    Raises:
-        InputError: The file, the data, the checkpoint or a setting does not work.
     """
     check_new_file(out, (".png",))
-    _check_numbers(n, seed)
+    check_seed(seed)
     if not isinstance(data, DiffusionData):
         if ckpt is None:
             raise InputError("which data? Give --data NAME, e.g. --data Digits, or --ckpt PATH")
@@ -122,16 +113,10 @@ def plot_reverse(
         data: Where the data is now, if it has moved; points are drawn in front of it.
         device: cpu, cuda, cuda:1, mps, or auto.
         **sampling: How to sample, see Request.
-
-    Raises:
-        InputError: The file, the checkpoint or a setting does not work.
     """
     check_new_file(out, (".png", ".gif"))
     request = Request(**sampling)
-    _check_numbers(n, request.seed)
     check_fps(fps)
-    if frames < 2:
-        raise InputError(f"frames={frames}: 2 or more, noise and sample")
     loaded = Loaded.read(ckpt, data, device)
     spec = loaded.module.data
     if spec.image_channels:
@@ -160,12 +145,9 @@ def plot_scaling(
         schedule: The forward process; default: Linear.
         n: Numbers that are noised step by step.
         seed: Seed of the noise.
-
-    Raises:
-        InputError: The file or a setting does not work.
     """
     check_new_file(out, (".png",))
-    _check_numbers(n, seed)
+    check_seed(seed)
     write_figure(out, scaling_figure(schedule, n, seed))
     print(f"{out} shows the variance of x_t with the signal scaled down and without")
 
@@ -183,15 +165,10 @@ def plot_variance(
         factors: What the right variance is multiplied by, a column each; default: [0.25, 1, 4].
         n: Number of samples, drawn with an exact denoiser.
         seed: Seed of the noise.
-
-    Raises:
-        InputError: The file or a setting does not work.
     """
     check_new_file(out, (".png",))
-    _check_numbers(n, seed)
+    check_seed(seed)
     factors = [0.25, 1.0, 4.0] if factors is None else factors
-    if not factors or min(factors) < 0:
-        raise InputError(f"factors={factors}: give some of 0 or more, e.g. [0.25, 1, 4]")
     write_figure(out, variance_figure(tuple(factors), n, seed))
     print(f"{out} shows samples with the variance times {', '.join(f'{f:g}' for f in factors)}")
 
@@ -209,20 +186,12 @@ PLOTS: dict[str, Callable[..., None]] = {
 def named(schedules: list[Schedule]) -> dict[str, Schedule]:
     """Name schedules by their class; those of a kind by their arguments, too."""
     kinds = [type(schedule).__name__ for schedule in schedules]
-    names: dict[str, Schedule] = {}
-    for kind, schedule in zip(kinds, schedules, strict=True):
-        name = kind
-        if kinds.count(kind) > 1:
+    names = kinds.copy()
+    for i, schedule in enumerate(schedules):
+        if kinds.count(kinds[i]) > 1:
             stated = schedule.plain_arguments().items()
-            name += f"({', '.join(f'{key}={value}' for key, value in stated)})"
-        names[name] = schedule
-    return names
-
-
-def _check_numbers(n: int, seed: int) -> None:
-    if n < 1:
-        raise InputError(f"n={n}: give 1 or more")
-    check_seed(seed)
+            names[i] += f"({', '.join(f'{key}={value}' for key, value in stated)})"
+    return dict(zip(names, schedules, strict=True))
 
 
 def _weighting(ckpt: Path, module: DiffusionModule) -> Weighting:

@@ -1,5 +1,7 @@
 """Data sets as LightningDataModules: batches of x0 and its condition, images in [−1, 1]."""
 
+# ruff: noqa: F401 (exports)
+
 from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
 from ddpm_lightning.data.conditioned import Colourisation, Conditioned, Inpainting, SuperResolution
 from ddpm_lightning.data.digits import Digits
@@ -7,18 +9,3 @@ from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.map_style import MapStyleImages
 from ddpm_lightning.data.mnist import MNIST, FashionMNIST
 from ddpm_lightning.data.toy2d import Toy2D
-
-__all__ = [
-    "CIFAR10",
-    "CIFAR100",
-    "MNIST",
-    "Colourisation",
-    "Conditioned",
-    "Digits",
-    "FashionMNIST",
-    "ImageData",
-    "Inpainting",
-    "MapStyleImages",
-    "SuperResolution",
-    "Toy2D",
-]

@@ -56,8 +56,13 @@ class CIFAR10(ImageData):
         for path in self.files(split):
             content = path.read_bytes()
             batch_images, batch_labels = _decode(content, path, self._label_key)
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() != digests[path.name]:
-                self._warn_once(path)
+            digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            if digest != digests[path.name] and not self._warned:
+                rank_zero_warn(
+                    f"{path} is not the published file (its MD5 differs); results may not compare "
+                    f"with published ones of {type(self).__name__}"
+                )
+                self._warned = True
             images.append(batch_images)
             labels += batch_labels
         pixels = np.concatenate(images).reshape(-1, *self.native_shape)
@@ -65,14 +70,6 @@ class CIFAR10(ImageData):
 
     def _digests(self, split: OfficialSplit) -> dict[str, str]:
         return dict(self._source.train_list if split == "train" else self._source.test_list)
-
-    def _warn_once(self, path: Path) -> None:
-        if not self._warned:
-            rank_zero_warn(
-                f"{path} is not the published file (its MD5 differs); results may not compare "
-                f"with published ones of {type(self).__name__}"
-            )
-        self._warned = True
 
 
 class CIFAR100(CIFAR10):
@@ -93,19 +90,15 @@ def _decode(content: bytes, path: Path, label_key: str) -> tuple[np.ndarray, lis
         batch = _Unpickler(content, path).load()
         entries = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
         pixels, labels = entries["data"].array(), entries[label_key]
+        if pixels.shape != (len(labels), 3072) or not all(type(k) is int for k in labels):
+            raise ValueError("not [n, 3072] with n integers")
     except InputError:
         raise
     except Exception as error:
         raise InputError(
-            f"{path} is truncated or no CIFAR batch with data and {label_key}; delete the folder "
-            "and run again to download it, or replace the file"
+            f"{path} is truncated or no CIFAR batch of data [n, 3072] with n {label_key}; delete "
+            "the folder and run again to download it, or replace the file"
         ) from error
-    is_list = isinstance(labels, list) and all(type(label) is int for label in labels)
-    if pixels.shape[1:] != (3072,) or not is_list or len(labels) != len(pixels):
-        raise InputError(
-            f"{path} holds data {list(pixels.shape)} and not [n, 3072] with a list of n integers "
-            f"as {label_key}; replace the file"
-        )
     return pixels, labels
 
 

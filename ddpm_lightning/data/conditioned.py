@@ -16,9 +16,8 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.data.data_module import RawBatch, Split
+from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
 from ddpm_lightning.data.image_data import ImageData
-from ddpm_lightning.data.in_memory import InMemoryData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import read_image, read_transparent
 
@@ -34,11 +33,9 @@ class Task(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, x0: Tensor, index: Tensor) -> Tensor:
-        """Compute the condition images [B, channels, H, W] of a batch, on its device.
+        """Compute the condition images [B, channels, H, W] of x0 in [−1, 1], on its device.
 
-        Args:
-            x0: float [B, C, H, W] in [−1, 1].
-            index: int64 [B] indices in the split; anything random depends on them alone.
+        Anything random depends on the indices in the split, int64 [B], alone.
         """
 
     @abstractmethod
@@ -57,14 +54,9 @@ class SuperResolution(Task):
 
     Args:
         factor: Downsampling factor; must divide height and width.
-
-    Raises:
-        InputError: The factor is below 2.
     """
 
     def __init__(self, factor: int = 4) -> None:
-        if factor < 2:
-            raise InputError(f"SuperResolution(factor={factor}): give 2 or more")
         self.factor = factor
 
     @override
@@ -131,14 +123,9 @@ class Inpainting(Task):
 
     Args:
         size: Side of the square in pixels.
-
-    Raises:
-        InputError: The size is below 1.
     """
 
     def __init__(self, size: int) -> None:
-        if size < 1:
-            raise InputError(f"Inpainting(size={size}): give 1 or more")
         self.size = size
 
     @override
@@ -185,9 +172,6 @@ class Conditioned(InMemoryData):
     Args:
         data: The images, with the batch size, seed and other settings.
         task: The task, which computes the condition images.
-
-    Raises:
-        InputError: The task does not suit these images.
     """
 
     data_range = ImageData.data_range

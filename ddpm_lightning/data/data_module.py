@@ -1,9 +1,10 @@
-"""Base class of the data modules: sources of samples, loaders, and batches on the device."""
+"""Base classes of the data modules: sources of samples, loaders, and batches on the device."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import tee
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -12,11 +13,13 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
+from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.stream import EvaluationLoader, Indices, Layout, Places, TrainingStream
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.randomness import check_seed
 
 Split = Literal["train", "val", "test"]
 
@@ -24,12 +27,7 @@ Split = Literal["train", "val", "test"]
 class RawBatch(NamedTuple):
     """A batch as loaded, to be finished on the device, where it becomes a :class:`Batch`.
 
-    Attributes:
-        samples: [B, ...] as stored, e.g. uint8 images.
-        labels: int64 [B].
-        index: int64 [B] indices in the split.
-        flip: bool [B], the rows to mirror; None: none.
-        row: int64 [B] rows in the global batch of the step; None outside training.
+    Samples [B, ...] as stored, e.g. uint8 images, labels int64 [B], and their Places.
     """
 
     samples: Tensor
@@ -62,9 +60,6 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         predict_n: Number of samples that `predict` draws.
         seed: Seed of order and flips; None: the module's, or 0 without a trainer.
         flip: Mirror half of the training samples.
-
-    Raises:
-        InputError: An argument is out of range.
     """
 
     num_classes: int | None
@@ -79,13 +74,12 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         self.predict_n = predict_n
         self.seed = seed
         self.flip = flip
-        for name, value, least in (
-            ("global_batch_size", global_batch_size, 1),
-            ("predict_n", predict_n, 1),
-            ("seed", seed or 0, 0),
-        ):
-            if value < least:
-                raise InputError(f"{name} is {value}; use {least} or more (--data.{name})")
+        check_seed(seed or 0)
+        if global_batch_size < 1:
+            raise InputError(
+                f"global_batch_size is {global_batch_size}; use 1 or more "
+                "(--data.global_batch_size)"
+            )
 
     @property
     @abstractmethod
@@ -215,3 +209,48 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
                 pinned: Any = (part if part is None else part.pin_memory() for part in raw)
                 raw = RawBatch(*pinned)
             yield self.finish(raw) if trainer is None else raw
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """A split in memory: samples [N, ...] as stored and labels int64 [N]."""
+
+    samples: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batches(self, indices: Iterable[Indices]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield samples and labels for each array of indices."""
+        for index in indices:
+            rows = torch.from_numpy(index)
+            # index_select, because it copies whole rows, many times faster than samples[rows].
+            yield self.samples.index_select(0, rows), self.labels[rows]
+
+
+class InMemoryData(DiffusionData):
+    """A data set that fits in memory; arguments as for DiffusionData."""
+
+    @abstractmethod
+    def samples(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Return a split, never mirrored: samples [N, ...] and labels int64 [N]."""
+
+    @override
+    def source(self, split: Split) -> Tensors:
+        return Tensors(*self.samples(split))
+
+
+PASSING = ("root", "download", "global_batch_size", "predict_n", "flip", "workers")
+"""Arguments that do not change the stored samples of a data set."""
+
+
+def identity(data: object) -> Any:
+    """Describe a data set by the arguments that determine its samples; None: not Configurable."""
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: stripped(part) for name, part in value.items() if name not in PASSING}
+        return value
+
+    return stripped(data.describe()) if isinstance(data, Configurable) else None

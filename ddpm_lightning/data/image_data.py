@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition
-from ddpm_lightning.data.data_module import RawBatch, Split
-from ddpm_lightning.data.in_memory import InMemoryData
+from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
 from ddpm_lightning.data.stream import Purpose, permutation
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import from_uint8
@@ -43,9 +42,6 @@ class ImageData(InMemoryData):
         predict_n: Number of images that `predict` samples.
         seed: Seed of order, flips and subset. By default the run's seed for order and flips, and
             0 for the subset.
-
-    Raises:
-        InputError: An argument is out of range.
     """
 
     native_shape: tuple[int, int, int]
@@ -188,10 +184,6 @@ class ImageData(InMemoryData):
                 f"subset {subset} is neither a share above 0 and up to 1.0 nor a whole number of "
                 "images; use e.g. 0.2 or 5000 (--data.subset)"
             )
-        if self.held_out < 0:
-            raise InputError(f"held_out is {self.held_out}; use 0 or more (--data.held_out)")
-        if size is not None and size < 1:
-            raise InputError(f"image_size is {size}; use 1 or more (--data.image_size)")
         if size is not None and size < native and self.resize == "pad":
             raise InputError(
                 f"image_size {size} is below the {native} pixels of {type(self).__name__}, and "
@@ -199,22 +191,15 @@ class ImageData(InMemoryData):
             )
 
     def _check_data(self, split: OfficialSplit, images: Tensor, labels: Tensor) -> None:
-        where = f"{type(self).__name__} {split} split"
-        wanted = f"[N, {str(self.native_shape)[1:-1]}]"
-        if images.dtype != torch.uint8 or images.shape[1:] != self.native_shape or not len(images):
+        found = [f"{what.dtype} {list(what.shape)}" for what in (images, labels)]
+        n, top = len(images), self.num_classes - 1
+        wanted = [f"torch.uint8 {[n, *self.native_shape]}", f"torch.int64 {[n]}"]
+        spans = f"{labels.min()}…{labels.max()}" if len(labels) else "nothing"
+        if found != wanted or not n or labels.min() < 0 or labels.max() > top:
             raise InputError(
-                f"{where}: images are {images.dtype} {list(images.shape)} instead of uint8 "
-                f"{wanted}; these are other files (--data.root)"
-            )
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise InputError(
-                f"{where}: {len(images)} images, but labels are {labels.dtype} "
-                f"{list(labels.shape)} instead of one int64 each; get the files again"
-            )
-        if labels.min() < 0 or labels.max() >= self.num_classes:
-            raise InputError(
-                f"{where}: labels span {labels.min()}…{labels.max()} instead of "
-                f"0…{self.num_classes - 1}; these are other files (--data.root)"
+                f"{type(self).__name__} {split} split: images {found[0]} and labels {found[1]} of "
+                f"{spans} instead of {wanted[0]} and {wanted[1]} of 0…{top}; these are other "
+                "files (--data.root)"
             )
 
 
@@ -229,11 +214,8 @@ def finish_images(raw: RawBatch) -> Batch:
 def resized(images: Tensor, size: tuple[int, int], how: str) -> Tensor:
     """Resize images uint8 [N, C, h, w] to [N, C, *size].
 
-    Args:
-        images: The images.
-        size: Height and width.
-        how: pad (centred on black, nearer to the top left if the margin is odd) or bilinear
-            (antialiased, rounded).
+    ``how`` is pad (centred on black, nearer to the top left if the margin is odd) or bilinear
+    (antialiased, rounded).
     """
     down, right = size[0] - images.shape[2], size[1] - images.shape[3]
     if down == right == 0:
@@ -242,9 +224,8 @@ def resized(images: Tensor, size: tuple[int, int], how: str) -> Tensor:
         top, left = down // 2, right // 2
         return F.pad(images, (left, right - left, top, down - top))
     # In parts, because float32 takes four times the memory of the result.
-    return torch.cat([_scaled(part, size) for part in images.split(1024)])
-
-
-def _scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
-    scaled = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8)
+    scaled = (
+        F.interpolate(part.float(), size, mode="bilinear", antialias=True)
+        for part in images.split(1024)
+    )
+    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in scaled])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,13 @@ from ddpm_lightning.data.stream import Indices
 from ddpm_lightning.errors import InputError
 
 
+@dataclass(frozen=True, eq=False)
 class MapStyle:
-    """A split read item by item.
+    """A split read item by item, by worker processes: image uint8 [C, H, W] and label each."""
 
-    Args:
-        dataset: ``dataset[i]`` is an image uint8 [C, H, W] and its label; it has a length.
-        spec: What the items must be.
-        workers: Number of worker processes; 0 reads in this one.
-    """
-
-    def __init__(self, dataset: Dataset[Any], spec: DataSpec, workers: int) -> None:
-        self.dataset = dataset
-        self.spec = spec
-        self.workers = workers
+    dataset: Dataset[Any]
+    spec: DataSpec
+    workers: int
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -40,32 +35,24 @@ class MapStyle:
         """Yield samples and labels for each array of indices, in order; refuse wrong items."""
         loader = DataLoader(
             self.dataset,
-            batch_sampler=_BatchSampler(index.tolist() for index in indices),
+            batch_sampler=(index.tolist() for index in indices),
             num_workers=self.workers,
             collate_fn=_collate,
         )
-        name, shape = type(self.dataset).__name__, self.spec.shape
+        wanted, top = f"torch.uint8 {list(self.spec.shape)}", (self.spec.num_classes or 1) - 1
         for images, labels in loader:
-            if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
+            found = f"{images.dtype} {list(images.shape[1:])}"
+            low, high = int(labels.min()), int(labels.max())
+            if found != wanted or low < 0 or high > top:
                 raise InputError(
-                    f"{name} gives images {images.dtype} {list(images.shape[1:])}; give uint8 "
-                    f"{list(shape)}, values 0…255, as the data module's shape says"
-                )
-            classes = self.spec.num_classes or 1
-            if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-                raise InputError(
-                    f"{name} gives labels {int(labels.min())}…{int(labels.max())}; give 0…"
-                    f"{classes - 1}, as the data module's num_classes says"
+                    f"{type(self.dataset).__name__} gives images {found} with labels "
+                    f"{low}…{high}; give {wanted} with 0…{top}, as the data module says"
                 )
             yield images, labels
 
 
 class StoredImages:
-    """The images of a split, read as they are needed; used like an ImageFolder.
-
-    Args:
-        source: The split.
-    """
+    """The images of a split, read as they are needed; used like an ImageFolder."""
 
     def __init__(self, source: MapStyle) -> None:
         self.source = source
@@ -140,16 +127,6 @@ class MapStyleImages(DiffusionData):
     @override
     def finish(self, raw: RawBatch) -> Batch:
         return finish_images(raw)
-
-
-class _BatchSampler:
-    """An iterator of index lists as a batch_sampler, because DataLoader wants an iterable."""
-
-    def __init__(self, lists: Iterator[list[int]]) -> None:
-        self.lists = lists
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self.lists
 
 
 def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

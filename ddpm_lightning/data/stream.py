@@ -9,7 +9,7 @@ step k depend neither on the number of processes nor on resuming.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import IntEnum
 from functools import lru_cache
 from itertools import product
@@ -35,14 +35,7 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class Layout:
-    """Division of a global batch over processes and gradient accumulation.
-
-    Args:
-        global_batch: Samples per optimizer step, over all processes and micro-batches.
-        rank: Index of this process, 0…world − 1.
-        world: Number of processes.
-        accumulate: Micro-batches per optimizer step.
-    """
+    """Division of a global batch over processes (rank of world) and gradient accumulation."""
 
     global_batch: int
     rank: int = 0
@@ -71,12 +64,9 @@ class Layout:
 
 
 class Places(NamedTuple):
-    """The samples of a batch.
+    """The samples of a batch: indices in the split int64 [B], and the rows to mirror bool [B].
 
-    Attributes:
-        index: int64 [B] indices in the split.
-        flip: bool [B], the rows to mirror; None: none.
-        row: int64 [B] rows in the global batch of the optimizer step; None outside training.
+    ``row`` are rows in the global batch of the optimizer step, int64 [B]; None outside training.
     """
 
     index: Indices  # type: ignore[assignment]  # hides tuple.index
@@ -88,6 +78,7 @@ MakeBatches = Callable[[Iterable[Places]], Iterator[Any]]
 """Function from the Places of each batch to the batches, in order; it may prefetch."""
 
 
+@dataclass(eq=False)
 class TrainingStream:
     """The endless stream of a process's micro-batches; an iterator yields one epoch of them.
 
@@ -101,34 +92,23 @@ class TrainingStream:
         seed: Seed of order and flips, ≥ 0.
         flip: Flip half of the rows, decided by (seed, position).
         shuffle: False repeats the samples in order.
-        steps_per_epoch: Optimizer steps per iterator; default: n // global_batch, at least 1.
+        steps_per_epoch: Optimizer steps per iterator; 0: n // global_batch, at least 1.
         step: The optimizer step to start from.
-
-    Raises:
-        InputError: The global batch does not divide evenly.
     """
 
-    def __init__(
-        self,
-        n: int,
-        layout: Layout,
-        make_batches: MakeBatches,
-        *,
-        seed: int = 0,
-        flip: bool = False,
-        shuffle: bool = True,
-        steps_per_epoch: int | None = None,
-        step: int = 0,
-    ) -> None:
-        layout.check()
-        self.n = n
-        self.layout = layout
-        self.make_batches = make_batches
-        self.seed = seed
-        self.flip = flip
-        self.shuffle = shuffle
-        self.steps_per_epoch = steps_per_epoch or max(1, n // layout.global_batch)
-        self.step = step
+    n: int
+    layout: Layout
+    make_batches: MakeBatches
+    _: KW_ONLY
+    seed: int = 0
+    flip: bool = False
+    shuffle: bool = True
+    steps_per_epoch: int = 0
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.layout.check()
+        self.steps_per_epoch = self.steps_per_epoch or max(1, self.n // self.layout.global_batch)
 
     def __len__(self) -> int:
         """Micro-batches per epoch."""
@@ -153,7 +133,7 @@ class TrainingStream:
         return Places(self._indices(first, len(row)), flip, row)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the number of completed optimizer steps as ``{"step": n}``."""
+        """The number of completed optimizer steps as ``{"step": n}``."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -174,14 +154,6 @@ class EvaluationLoader:
 
     All processes get the same number of non-empty batches, because a collective call in a step
     would otherwise wait for a process that has finished.
-
-    Args:
-        n: Number of samples.
-        layout: Process and batch size.
-        make_batches: From places to batches.
-
-    Raises:
-        InputError: There are more processes than samples.
     """
 
     def __init__(self, n: int, layout: Layout, make_batches: MakeBatches) -> None:

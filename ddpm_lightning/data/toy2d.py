@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -13,9 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition
-from ddpm_lightning.data.data_module import RawBatch, Split
-from ddpm_lightning.data.in_memory import InMemoryData
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
 
 Kind = Literal["swiss_roll", "moons", "mixture", "checkerboard"]
 
@@ -46,9 +43,6 @@ class Toy2D(InMemoryData):
         predict_n: Number of points that `predict` draws.
         seed: Seed of the points and of their order in training. By default 0 for the points, and
             the run's seed for the order.
-
-    Raises:
-        InputError: An argument is out of range.
     """
 
     num_classes: int | None
@@ -64,15 +58,9 @@ class Toy2D(InMemoryData):
         seed: int | None = None,
     ) -> None:
         super().__init__(global_batch_size, predict_n, seed)
-        if kind not in NOISE:
-            raise InputError(f"kind {kind!r}: use one of {', '.join(NOISE)} (--data.kind)")
-        if n < 1:
-            raise InputError(f"n is {n}; use 1 or more (--data.n)")
         self.kind = kind
         self.n = n
         self.noise = NOISE[kind] if noise is None else noise
-        if not 0 <= self.noise < math.inf:
-            raise InputError(f"noise is {noise}; use 0 or more (--data.noise)")
         self.num_classes = CLASSES.get(kind)
         self._drawn: dict[Split, tuple[Tensor, Tensor]] = {}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian, GaussianDecoder
 from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
-from ddpm_lightning.diffusion.levels import Scalar, Schedule, Time
+from ddpm_lightning.diffusion.levels import Scalar, Schedule, Time, as_tensor
 from ddpm_lightning.diffusion.posterior import posterior
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.spacings import QuadraticSpacing, Spacing
@@ -21,14 +21,11 @@ from ddpm_lightning.randomness import IndexedNoise
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """Variational bound on −log p(x_0), L_0 + … + L_T (DDPM eq. 5), sample by sample.
+    """Variational bound on −log p(x_0), L_0 + … + L_T (DDPM eq. 5), sample by sample, in its unit.
 
-    Args:
-        terms: [B, K + 1], averaged over dimensions. Column k is L_e + … + L_{e' − 1} with e =
-            edges[k] and e' = edges[k + 1], or an unbiased estimate of this sum; the last column
-            is L_T. With every level evaluated column k is L_k.
-        edges: K + 1 increasing numbers 0, 1, …, T.
-        unit: ``bits`` or ``nats``, a dimension each.
+    Terms are [B, K + 1], averaged over dimensions. Column k is L_e + … + L_{e' − 1} with e =
+    edges[k] and e' = edges[k + 1], or an unbiased estimate; the last column is L_T. The K + 1
+    edges increase: 0, 1, …, T.
     """
 
     terms: Tensor
@@ -54,10 +51,9 @@ def variational_bound(
     """Compute L_T + sum L_{t−1} + L_0 ≥ −log p(x_0) (DDPM eq. 5), each term by one noise draw.
 
     With fewer evaluations than levels, the levels are cut into strata and each sample sees one
-    level of each, drawn evenly and weighted by how many there are: the expectation of the column
-    is the sum over the stratum, so that of the total is the bound. L_0 is a stratum of its own
-    and L_T takes no network. Rows are independent, and the standard error of the mean over
-    samples is their standard deviation / √B: it holds levels, noise and the choice of data.
+    level of each, drawn evenly and weighted by how many there are, so the expectation is the
+    bound. L_0 is a stratum of its own and L_T takes no network. Rows are independent, and the
+    standard error of their mean holds levels, noise and the choice of data.
 
     Args:
         denoiser: The model.
@@ -65,13 +61,9 @@ def variational_bound(
         noise: Bound to the samples' indices; eps of column k is draw k + 1.
         condition: What the denoiser is told beside x_t, B rows.
         decoder: p(x_0 | x_1), with the unit: bits or nats. None: :func:`decoder_of` clip.
-        clip: Range of the data that x0_hat is clipped to, as in the published numbers; None never
-            clips.
+        clip: Range of the data that x0_hat is clipped to, as in the published numbers.
         evaluations: Network evaluations a sample, at least 2; None, or T and more: every level.
         spacing: Where the strata end.
-
-    Raises:
-        InputError: The strata cannot be made so.
     """
     schedule = denoiser.schedule
     decoder = decoder or decoder_of(clip)
@@ -102,16 +94,8 @@ def strata(
 ) -> list[int]:
     """Cut the levels 1…T into as many strata as evaluations, level 1 alone in the first.
 
-    Args:
-        schedule: The forward process.
-        evaluations: Number of strata; None, or T and more: each level is one.
-        spacing: Where they end; one fewer if this leaves no room for level 1.
-
-    Returns:
-        Edges 0, 1, …, T; a stratum is (edges[k], edges[k + 1]].
-
-    Raises:
-        InputError: Fewer than two evaluations, or a spacing that leaves levels out.
+    Gives the edges 0, 1, …, T; a stratum is (edges[k], edges[k + 1]]. None, or T and more
+    evaluations: each level is one. One fewer if the spacing leaves no room for level 1.
     """
     if evaluations is None or evaluations >= schedule.T:
         return list(range(schedule.T + 1))
@@ -133,27 +117,17 @@ def strata(
 def gaussian_kl(difference: Tensor, variance_q: Scalar, variance_p: Scalar) -> Tensor:
     """KL(q‖p) [B, ...] of two Gaussians, dimension by dimension, in nats.
 
-    ½·(r − 1 − ln r + difference²/variance_p) with r = variance_q/variance_p.
-
-    Args:
-        difference: [B, ...] of the means.
-        variance_q: Variance of q.
-        variance_p: Variance of p.
+    ½·(r − 1 − ln r + difference²/variance_p) with r = variance_q/variance_p, and the difference of
+    the means [B, ...].
     """
-    log_ratio = _tensor(variance_q, difference).log() - _tensor(variance_p, difference).log()
+    log_ratio = as_tensor(variance_q, difference).log() - as_tensor(variance_p, difference).log()
     return 0.5 * (torch.expm1(log_ratio) - log_ratio + difference.square() / variance_p)
 
 
 def bound_term(prediction: Prediction, x0: Tensor, decoder: Decoder) -> Tensor:
     """L_{t−1} of the bound (DDPM eq. 5): KL for t > 1, the decoder's −log p(x_0 | x_1) at t = 1.
 
-    Args:
-        prediction: Of the model at x_t, each row at a level of its own or all at one.
-        x0: [B, ...] the data under x_t.
-        decoder: p(x_0 | x_1).
-
-    Returns:
-        [B], averaged over dimensions, in the decoder's unit.
+    [B], averaged over dimensions, in the decoder's unit; levels may differ by row.
     """
     x_t, variance, level = prediction.x_t, prediction.reverse_variance, prediction.level
     if isinstance(level.t, int):
@@ -163,10 +137,10 @@ def bound_term(prediction: Prediction, x0: Tensor, decoder: Decoder) -> Tensor:
     first = torch.as_tensor(before.sigma == 0)
     # Both are computed for every row, each at a level where it is finite, as its gradient is.
     q = posterior(before, level)
-    variance_q = torch.where(first, 1.0, _tensor(q.variance, x_t))
-    variance_p = torch.where(first, 1.0, _tensor(variance(prediction, before), x_t))
+    variance_q = torch.where(first, 1.0, as_tensor(q.variance, x_t))
+    variance_p = torch.where(first, 1.0, as_tensor(variance(prediction, before), x_t))
     kl = gaussian_kl(q.x0 * (x0 - prediction.x0), variance_q, variance_p)
-    variance_0 = torch.where(first, _tensor(variance.decoder(prediction), x_t), 1.0)
+    variance_0 = torch.where(first, as_tensor(variance.decoder(prediction), x_t), 1.0)
     nll = decoder(x0, prediction.x0, variance_0)
     return torch.where(first, nll, kl).flatten(1).mean(1) / decoder.nats
 
@@ -174,18 +148,8 @@ def bound_term(prediction: Prediction, x0: Tensor, decoder: Decoder) -> Tensor:
 def prior_term(schedule: Schedule, x0: Tensor, decoder: Decoder) -> Tensor:
     """L_T of the bound (DDPM eq. 5): KL(q(x_T | x_0) ‖ N(0, prior_std²)); nothing to learn in it.
 
-    Args:
-        schedule: The forward process.
-        x0: [B, ...] data.
-        decoder: Gives the unit.
-
-    Returns:
-        [B], averaged over dimensions, in the decoder's unit.
+    [B], averaged over dimensions, in the decoder's unit.
     """
     last = schedule.level(schedule.T)
     kl = gaussian_kl(last.alpha * x0, last.sigma**2, schedule.prior_std**2)
     return kl.flatten(1).mean(1) / decoder.nats
-
-
-def _tensor(scalar: Scalar, like: Tensor) -> Tensor:
-    return torch.as_tensor(scalar, dtype=like.dtype, device=like.device)

@@ -10,8 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion.levels import Scalar
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.diffusion.levels import Scalar, as_tensor
 
 
 class Decoder(Configurable, ABC):
@@ -24,13 +23,7 @@ class Decoder(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, x0: Tensor, mean: Tensor, variance: Scalar) -> Tensor:
-        """Give −log p(x_0) [B, ...] of each dimension, in nats.
-
-        Args:
-            x0: [B, ...] data.
-            mean: [B, ...] of the decoder's Gaussian.
-            variance: Of the decoder's Gaussian.
-        """
+        """Give −log p(x_0) [B, ...] of each dimension, in nats, from the Gaussian's parameters."""
 
 
 class DiscretizedGaussian(Decoder):
@@ -41,17 +34,12 @@ class DiscretizedGaussian(Decoder):
 
     Args:
         bins: Grey levels in [−1, 1]: 256 for 8-bit images.
-
-    Raises:
-        InputError: Fewer than two bins.
     """
 
     unit = "bits"
     nats = math.log(2)
 
     def __init__(self, bins: int = 256) -> None:
-        if bins < 2:
-            raise InputError(f"DiscretizedGaussian(bins={bins}): at least two, 256 for 8 bits")
         self.bins = bins
 
     @override
@@ -78,7 +66,7 @@ class GaussianDecoder(Decoder):
 
     @override
     def __call__(self, x0: Tensor, mean: Tensor, variance: Scalar) -> Tensor:
-        variance = _tensor(variance, x0)
+        variance = as_tensor(variance, x0)
         return 0.5 * ((x0 - mean).square() / variance + (2 * math.pi * variance).log())
 
 
@@ -89,7 +77,3 @@ def _log_cdf(z: Tensor) -> Tensor:
     below = torch.log(0.5 * torch.special.erfcx(-left * root)) - 0.5 * left.square()
     above = torch.log1p(-0.5 * torch.special.erfc(right * root))
     return torch.where(z < 0, below, above)
-
-
-def _tensor(scalar: Scalar, like: Tensor) -> Tensor:
-    return torch.as_tensor(scalar, dtype=like.dtype, device=like.device)

@@ -37,14 +37,7 @@ class Denoises(Protocol):
 class Denoiser:
     """A network read as a prediction of x0. A plain value: it registers and owns nothing.
 
-    Args:
-        net: The learned function F.
-        schedule: The forward process.
-        parameterization: How x0 is read off F.
-        variance: Variance of the reverse step.
-
-    Raises:
-        InputError: The parameterization cannot work with this schedule.
+    The parameterization says how x0 is read off the network, and must suit the schedule.
     """
 
     net: Network
@@ -58,15 +51,8 @@ class Denoiser:
     def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 = c_skip·x_t + c_out·F(c_in·x_t, c_noise, condition) (EDM eq. 7).
 
-        Everything but the network itself is computed in float32 at least.
-
-        Args:
-            x_t: [B, C, ...] noisy data.
-            t: Its level in 1…T, or int64 [B].
-            condition: What the network is told beside x_t, B rows.
-
-        Raises:
-            InputError: The level, the condition or the network's channels do not fit.
+        Everything but the network itself is computed in float32 at least. Arguments as for
+        Denoises.
         """
         if isinstance(t, int) and not 1 <= t <= self.schedule.T:
             raise InputError(f"level {t}: noisy data is at a level from 1 to {self.schedule.T}")

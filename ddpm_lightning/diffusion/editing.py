@@ -1,4 +1,7 @@
-"""Editing given data with any denoiser: inpainting, variations, interpolation."""
+"""Editing given data with any denoiser: inpainting, variations, interpolation.
+
+Each yields a State at every level, as a sampler's trajectory does; the last one holds the result.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
 from ddpm_lightning.diffusion.posterior import transition_variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State, encode
 from ddpm_lightning.diffusion.samplers.sampler import Noise, bind_noise
-from ddpm_lightning.diffusion.samplers.spacings import Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
 
 
+@torch.no_grad()
 def repaint(
     denoiser: Denoises,
     x0: Tensor,
@@ -26,12 +29,13 @@ def repaint(
     resamplings: int = 10,
     jump: int = 10,
     noise: Noise | None = None,
-) -> Tensor:
+) -> Iterator[State]:
     """Inpaint: paint a part of given data anew (RePaint, Lugmayr et al. 2022, alg. 1).
 
     At every level known pixels come from q(x_s | x_0) and the others from the reverse step. Taken
     once, that leaves the two ill-matched; so x_s is noised again by some levels, and the steps are
-    repeated, which carries what is known into what is painted.
+    repeated, which carries what is known into what is painted. The result equals x0 to the bit
+    wherever it is not painted. On a way up a State's x0 is the last prediction before it.
 
     Args:
         denoiser: The model.
@@ -42,33 +46,6 @@ def repaint(
         resamplings: How often each step is taken (the paper's U or r); 1 never goes back.
         jump: Steps that one return goes back (sec. 4.2 of the paper).
         noise: Source of noise, as for samplers; x_T takes draw 0, move i draw i.
-
-    Returns:
-        [B, ...] data that equals x0 to the bit wherever it is not painted.
-
-    Raises:
-        InputError: The settings allow no return.
-    """
-    steps = repaint_trajectory(denoiser, x0, painted, condition, sampler, resamplings, jump, noise)
-    for state in steps:
-        x = state.x_t
-    return x
-
-
-@torch.no_grad()
-def repaint_trajectory(
-    denoiser: Denoises,
-    x0: Tensor,
-    painted: Tensor,
-    condition: Condition = Condition(),
-    sampler: SingleStep = DDPM(250),
-    resamplings: int = 10,
-    jump: int = 10,
-    noise: Noise | None = None,
-) -> Iterator[State]:
-    """Yield a State at every level of :func:`repaint`, up and down, the last one at level 0.
-
-    On a way up the State's x0 is the last prediction before it.
     """
     schedule, draw = denoiser.schedule, bind_noise(noise, like=x0)
     visits = revisited(sampler.levels(schedule), resamplings, jump)
@@ -96,14 +73,6 @@ def revisited(levels: Sequence[int], resamplings: int, jump: int) -> list[int]:
 
     After its first arrival at every jump-th level, counted from the last noisy one, it goes back
     up by ``jump`` steps and comes down again, ``resamplings − 1`` times.
-
-    Args:
-        levels: Strictly decreasing, down to 0.
-        resamplings: How often each step is taken.
-        jump: Steps to go back, each time.
-
-    Raises:
-        InputError: The settings allow no return.
     """
     steps = len(levels) - 1
     if resamplings < 1 or jump < 1:
@@ -130,37 +99,12 @@ def sdedit(
     sampler: Sampler,
     condition: Condition = Condition(),
     noise: Noise | None = None,
-) -> Tensor:
-    """SDEdit: noise data to level strength·T and sample from there (Meng et al. 2022).
-
-    Args:
-        denoiser: The model.
-        x0: [B, ...] data.
-        strength: How much is free: 0 returns x0 itself, 1 samples from (almost) pure noise.
-        sampler: How to go back; of its levels, it visits those below strength·T.
-        condition: What the denoiser is told beside x_t, B rows.
-        noise: Source of noise, as for samplers; draw 0 noises the data.
-
-    Returns:
-        [B, ...] data.
-
-    Raises:
-        InputError: strength is outside 0 to 1.
-    """
-    for state in sdedit_trajectory(denoiser, x0, strength, sampler, condition, noise):
-        x = state.x_t
-    return x
-
-
-def sdedit_trajectory(
-    denoiser: Denoises,
-    x0: Tensor,
-    strength: float,
-    sampler: Sampler,
-    condition: Condition = Condition(),
-    noise: Noise | None = None,
 ) -> Iterator[State]:
-    """Yield a State at every level of :func:`sdedit`, the last one at level 0."""
+    """SDEdit: noise data x0 to level strength·T and sample from there (Meng et al. 2022).
+
+    Strength 0 returns x0 itself, 1 samples from (almost) pure noise. Of its levels, the sampler
+    visits those below strength·T. Draw 0 of the noise is that of the data.
+    """
     schedule = denoiser.schedule
     start = start_level(strength, schedule.T)
     if start == 0:
@@ -184,11 +128,10 @@ def interpolate(
     a: Tensor,
     b: Tensor,
     shares: Sequence[float],
+    sampler: DDIM,
     condition: Condition = Condition(),
-    steps: int | None = 50,
-    spacing: Spacing = UniformSpacing(),
     iterations: int = 5,
-) -> Tensor:
+) -> Iterator[State]:
     """Interpolate between two data in the latent space of DDIM (DDIM, app. D.5).
 
     Both are encoded by DDIM run backwards, what is between them is sampled by DDIM.
@@ -198,34 +141,16 @@ def interpolate(
         a: [...] one datum.
         b: [...] another.
         shares: How far to go from a (0) to b (1), of each of n results.
-        condition: Of all; one row.
-        steps: Number of steps, both ways; None visits every level.
-        spacing: Which levels are visited.
+        sampler: DDIM with eta 0 and without clip, both ways.
+        condition: Of all; n rows.
         iterations: Network evaluations a step of the encoding; with more, the ends are closer to
             the data.
-
-    Returns:
-        [n, ...] data.
     """
-    x_T = noise_between(denoiser, a, b, shares, condition, steps, spacing, iterations)
-    index = torch.arange(len(x_T))
-    return DDIM(steps, spacing=spacing)(denoiser, x_T, condition.repeated(index))
-
-
-def noise_between(
-    denoiser: Denoises,
-    a: Tensor,
-    b: Tensor,
-    shares: Sequence[float],
-    condition: Condition = Condition(),
-    steps: int | None = 50,
-    spacing: Spacing = UniformSpacing(),
-    iterations: int = 5,
-) -> Tensor:
-    """The x_T [n, ...] that :func:`interpolate` samples from; the same arguments."""
-    both = condition.repeated(torch.arange(2))
-    a_T, b_T = encode(denoiser, torch.stack([a, b]), both, steps, spacing, iterations)
-    return torch.stack([slerp(a_T, b_T, share) for share in shares])
+    both = condition.rows(slice(1)).repeated(torch.arange(2))
+    ends = torch.stack([a, b])
+    a_T, b_T = encode(denoiser, ends, both, sampler.steps, sampler.spacing, iterations)
+    x_T = torch.stack([slerp(a_T, b_T, share) for share in shares])
+    return sampler.trajectory(denoiser, x_T, condition)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -233,11 +158,6 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
     sin((1 − share)·angle)/sin(angle)·a + sin(share·angle)/sin(angle)·b; a straight line where
     they point the same way.
-
-    Args:
-        a: [...] one point.
-        b: [...] the other.
-        share: How far to go, 0 to 1.
     """
     cosine = (a * b).sum() / (a.norm() * b.norm())
     angle = cosine.clamp(-1, 1).arccos()

@@ -21,13 +21,9 @@ EXACT_DIMENSIONS = 64
 
 @dataclass(frozen=True, eq=False)
 class FlowResult:
-    """Likelihood under the probability flow, −log p(x_0), sample by sample.
+    """−log p(x_0) [B] under the probability flow, averaged over dimensions, in bits or nats each.
 
-    Args:
-        nll: [B], averaged over dimensions.
-        standard_error: [B] of nll, by the probes of the divergence; 0 where that is exact, nan
-            where a single probe cannot tell.
-        unit: ``bits`` or ``nats``, a dimension each.
+    The standard error [B] is by the probes of the divergence; 0 where that is exact, nan for one.
     """
 
     nll: Tensor
@@ -62,15 +58,12 @@ def flow_likelihood(
         noise: Bound to the samples' indices; draw 0 dequantises, draw 1… are the probes.
         condition: What the denoiser is told beside x_t, B rows.
         bins: Grey levels of images in [−1, 1], 256 for 8 bits: uniform noise fills each level's
-            bin, and the result bounds the discrete likelihood from above (Theis et al. 2016,
-            sec. 3.1), in bits. None: continuous data, in nats.
-        probes: Rademacher vectors of Hutchinson's estimate of the divergence, a backward pass
-            each; the estimate is unbiased. None: exact, for at most 64 dimensions.
+            bin, which bounds the discrete likelihood (Theis et al. 2016, sec. 3.1), in bits.
+            None: continuous data, in nats.
+        probes: Rademacher vectors of Hutchinson's unbiased estimate of the divergence, a backward
+            pass each. None: exact, for at most 64 dimensions.
         steps: Number of steps, of two network evaluations each; None visits every level.
         spacing: Which levels are visited.
-
-    Raises:
-        InputError: An argument is out of range, or the data too large for an exact divergence.
     """
     dimensions = x0[0].numel()
     if probes is None and dimensions > EXACT_DIMENSIONS:
@@ -78,12 +71,9 @@ def flow_likelihood(
             f"an exact divergence in {dimensions} dimensions takes as many backward passes; up "
             f"to {EXACT_DIMENSIONS} are allowed: give probes, e.g. 1"
         )
-    if (probes is not None and probes < 1) or (bins is not None and bins < 2):
-        raise InputError(f"flow_likelihood(probes={probes}, bins={bins}): at least 1 and 2")
-    schedule = denoiser.schedule
-    levels = spacing(schedule, steps)[::-1]
-    if levels[-1] != schedule.T:
-        raise InputError(f"the flow must end in noise, at level {schedule.T}, not {levels[-1]}")
+    T, levels = denoiser.schedule.T, spacing(denoiser.schedule, steps)[::-1]
+    if levels[-1] != T:
+        raise InputError(f"the flow must end in noise, at level {T}, not {levels[-1]}")
     shape = tuple(x0.shape[1:])
     # Lightning tests in inference mode, which knows no gradients.
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(denoiser.net):
@@ -105,10 +95,8 @@ def flow_likelihood(
             total, spread = divergence.sum(0), torch.zeros_like(log_prior)
         else:
             total = divergence.mean(0)
-            spread = (
-                divergence.std(0, correction=1) if probes > 1 else total.new_full((), math.nan)
-            )
-            spread = (spread / math.sqrt(probes)).expand_as(total)
+            spread = divergence.std(0) if probes > 1 else torch.full_like(total, math.nan)
+            spread = spread / math.sqrt(probes)
         nll = -(log_prior + total) / dimensions
     if bins is None:
         return FlowResult(nll, spread / dimensions, "nats")

@@ -25,14 +25,10 @@ class Guidance:
         scale: x0 = x0_null + scale·(x0_cond − x0_null): 0 is unconditional, 1 conditional, more
             pulls towards the class (Ho & Salimans 2022, eq. 6 with scale = 1 + w).
         interval: Guide only at levels low < t/T ≤ high, e.g. [0.2, 0.8]; elsewhere the prediction
-            is the plain conditional one, at half the cost (Kynkäänniemi et al. 2024, sec. 3, who
-            state the interval in sigma). null guides everywhere.
+            costs half (Kynkäänniemi et al. 2024, sec. 3, in sigma). null guides everywhere.
         rescale: Strong guidance widens x0; bring its standard deviation over each sample back to
             the conditional one's by this share, 0 (not at all) to 1 (Lin et al. 2023, sec. 3.4,
             on x0 so that it means the same under any parameterization; they use 0.7).
-
-    Raises:
-        InputError: interval or rescale is outside 0 to 1, or without a scale to act on.
     """
 
     scale: float = 1.0
@@ -40,8 +36,6 @@ class Guidance:
     rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise InputError(f"guidance scale {self.scale}: give a finite number")
         if self.scale == 1 and (self.interval is not None or self.rescale):
             raise InputError(
                 "guidance interval and rescale change nothing at scale 1; give another scale, too"
@@ -75,12 +69,7 @@ def as_guidance(guidance: float | Guidance) -> Guidance:
 
 
 def guide(denoiser: Denoises, guidance: float | Guidance) -> Denoises:
-    """Wrap a denoiser in classifier-free guidance; scale 1 returns it unchanged.
-
-    Args:
-        denoiser: A conditional denoiser.
-        guidance: The scale, or all settings.
-    """
+    """Wrap a conditional denoiser in classifier-free guidance; scale 1 returns it unchanged."""
     guidance = as_guidance(guidance)
     if guidance.scale == 1:
         return denoiser
@@ -111,11 +100,7 @@ class _Wrapper:
 
 @dataclass(frozen=True, eq=False)
 class Unconditional(_Wrapper):
-    """A denoiser that ignores its label and tokens: guidance of scale 0.
-
-    Args:
-        denoiser: A conditional denoiser.
-    """
+    """A denoiser that ignores its label and tokens: guidance of scale 0."""
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 without label and tokens; arguments as for any denoiser."""
@@ -124,26 +109,12 @@ class Unconditional(_Wrapper):
 
 @dataclass(frozen=True, eq=False)
 class Guided(_Wrapper):
-    """Classifier-free guidance: x0 = x0_null + scale·(x0_cond − x0_null).
-
-    Args:
-        denoiser: A conditional denoiser.
-        scale: Guidance scale.
-    """
+    """Classifier-free guidance: x0 = x0_null + scale·(x0_cond − x0_null)."""
 
     scale: float
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
-        """Predict x0 under guidance; both halves go through the network as one batch.
-
-        Args:
-            x_t: [B, C, ...] noisy data.
-            t: Its level in 1…T, or int64 [B].
-            condition: What to guide towards.
-
-        Raises:
-            InputError: There is neither a label nor a token.
-        """
+        """Predict x0 under guidance; both halves go through the network as one batch."""
         if condition.label is None and condition.tokens is None:
             raise InputError("guidance needs labels; give labels, or guidance 1 to leave it out")
         both_t = t if isinstance(t, int) else torch.cat([t, t])
@@ -162,11 +133,6 @@ class RescaledGuided(Guided):
     """Classifier-free guidance with its standard deviation rescaled to the conditional one's.
 
     x0·(1 − rescale + rescale·std(x0_cond)/std(x0)), over each sample (Lin et al. 2023, sec. 3.4).
-
-    Args:
-        denoiser: A conditional denoiser.
-        scale: Guidance scale.
-        rescale: Share of the correction, 0 to 1.
     """
 
     rescale: float
@@ -183,13 +149,7 @@ class RescaledGuided(Guided):
 
 @dataclass(frozen=True, eq=False)
 class InInterval(_Wrapper):
-    """Guidance interval: one denoiser at levels low < t/T ≤ high, another elsewhere.
-
-    Args:
-        denoiser: The one outside the interval.
-        inside: The one inside.
-        interval: (low, high), shares of T.
-    """
+    """Guidance interval: ``inside`` at levels low < t/T ≤ high, the denoiser elsewhere."""
 
     inside: Denoises
     interval: tuple[float, float]

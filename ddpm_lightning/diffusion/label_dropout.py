@@ -15,9 +15,6 @@ class LabelDropout(Configurable):
 
     Args:
         share: Share of the rows; without any, the model never learns what "no class" is.
-
-    Raises:
-        InputError: share is not in [0, 1).
     """
 
     def __init__(self, share: float = 0.1) -> None:
@@ -33,9 +30,7 @@ class LabelDropout(Configurable):
     def __call__(self, condition: Condition, noise: BatchNoise) -> Condition:
         """Choose the rows of a training batch that forget.
 
-        Args:
-            condition: Of the batch, with labels or tokens.
-            noise: Source of randomness, bound to the rows of the global batch; draws 1, 2, 3, …
-                belong to the timesteps, so take those of ``randomness.Draw``.
+        The noise is bound to the rows of the global batch; draws 1, 2, 3, … belong to the
+        timesteps, so take those of ``randomness.Draw``.
         """
         return condition.null(noise.uniform(Draw.LABEL_DROPOUT) < self.share)

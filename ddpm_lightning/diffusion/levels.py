@@ -32,8 +32,7 @@ class Level:
         alpha: Factor of the data, a float for an int t, else [B, 1, …].
         sigma: Standard deviation of the noise, likewise.
         log_snr: ln(alpha²/sigma²), likewise; inf at t = 0, −inf where alpha = 0.
-        log_snr_rest: What float32 leaves out of log_snr: one number alone keeps two or three
-            digits of the difference between neighbours.
+        log_snr_rest: What float32 leaves out of log_snr, for differences between neighbours.
     """
 
     schedule: Schedule
@@ -68,16 +67,13 @@ class Level:
 class Schedule(Configurable, nn.Module, ABC):
     """Levels t = 0…T of the forward process q(x_t | x_0) = N(alpha_t·x_0, sigma_t²·I).
 
-    Level 0 is clean data (alpha = 1, sigma = 0). ``alpha`` and ``sigma`` are float64 [T+1] on the
-    CPU, and so is ``log_snr``, ln(alpha²/sigma²) from +inf at level 0 downwards; float32 copies
-    travel with the module that owns the schedule and never change dtype.
+    Level 0 is clean data (alpha = 1, sigma = 0). The tables are float64 [T+1] on the CPU, and so
+    is ``log_snr``, ln(alpha²/sigma²); float32 copies travel with the module that owns the schedule
+    and never change dtype.
 
     Args:
-        alpha: float64 [T+1], alpha_0 = 1.
-        sigma: float64 [T+1], sigma_0 = 0, sigma/alpha strictly increasing.
-
-    Raises:
-        InputError: The tables are not such levels.
+        alpha: [T+1], alpha_0 = 1.
+        sigma: [T+1], sigma_0 = 0, sigma/alpha strictly increasing.
     """
 
     alpha: Tensor
@@ -122,15 +118,11 @@ class Schedule(Configurable, nn.Module, ABC):
         return math.hypot(float(self.alpha[-1]), float(self.sigma[-1]))
 
     def level(self, t: Time, like: Tensor | None = None) -> Level:
-        """Look up a level.
+        """Look up a level: floats for an int t, tensors [B, 1, …] for int64 [B].
 
         Args:
             t: 0…T for the whole batch, or int64 [B].
-            like: [B, ...] tensor whose rank the values suit, and its dtype, at least float32; a
-                single level needs none.
-
-        Returns:
-            Floats for an int, tensors [B, 1, …] for a tensor.
+            like: [B, ...] tensor whose rank and dtype (float32 at least) the tensors suit.
         """
         if isinstance(t, int):
             return Level(self, t, *(float(v[t]) for v in (self.alpha, self.sigma, self.log_snr)))
@@ -140,13 +132,7 @@ class Schedule(Configurable, nn.Module, ABC):
         return Level(self, t, *values.view(4, -1, *[1] * (rank - 1)))
 
     def add_noise(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """Noise data: x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4).
-
-        Args:
-            x0: [B, ...] data.
-            t: Level(s), an int or int64 [B].
-            eps: [B, ...] standard normal noise.
-        """
+        """Noise data x0 [B, ...] to level(s) t: x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4)."""
         x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
         level = self.level(t, like=x0)
         return level.alpha * x0 + level.sigma * eps
@@ -154,3 +140,8 @@ class Schedule(Configurable, nn.Module, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Move with the module, but keep float32 whatever bf16-true or half ask for.
         return super()._apply(lambda table: table.to(fn(table).device), recurse)
+
+
+def as_tensor(scalar: Scalar, like: Tensor) -> Tensor:
+    """Make a float a tensor of another's dtype and device; a tensor is brought there."""
+    return torch.as_tensor(scalar, dtype=like.dtype, device=like.device)

@@ -21,15 +21,7 @@ from ddpm_lightning.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class NoisedBatch:
-    """A training batch: clean data, the noise added to it and the result, at one level a row.
-
-    Args:
-        x0: [B, ...] data.
-        eps: [B, ...] standard normal noise.
-        t: int64 [B] levels in 1…T.
-        x_t: [B, ...] alpha_t·x0 + sigma_t·eps.
-        condition: What the network is told beside x_t, B rows.
-    """
+    """A batch with noise: x_t = alpha_t·x0 + sigma_t·eps [B, ...], at levels t int64 [B]."""
 
     x0: Tensor
     eps: Tensor
@@ -43,12 +35,7 @@ class Objective(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> dict[str, Tensor]:
-        """Give per-sample terms [B]; ``loss`` is minimised, all are logged.
-
-        Args:
-            denoiser: The denoiser in training.
-            batch: The noised batch.
-        """
+        """Give per-sample terms [B] of a noised batch; ``loss`` is minimised, all are logged."""
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise InputError if this loss cannot train this denoiser."""
@@ -77,13 +64,7 @@ class Regression(Objective):
             )
 
     def score(self, denoiser: Denoiser, prediction: Prediction, batch: NoisedBatch) -> Tensor:
-        """Weighted error [B] of a prediction that has been made.
-
-        Args:
-            denoiser: The denoiser in training.
-            prediction: Of the noised batch.
-            batch: The noised batch.
-        """
+        """Weighted error [B] of a prediction that was made of the noised batch."""
         level, c = prediction.level, prediction.coefficients
         assert prediction.output is not None
         assert c is not None
@@ -119,17 +100,12 @@ class Huber(Regression):
     e²/2 where |e| ≤ delta, else delta·(|e| − delta/2), with e the error of the network's output.
 
     Args:
-        delta: Where it turns linear.
+        delta: Where it turns linear, above 0.
         weighting: Weight over noise levels; Plain weighs the output's error equally.
-
-    Raises:
-        InputError: delta is not above 0.
     """
 
     def __init__(self, delta: float = 1.0, weighting: Weighting = Plain()) -> None:
         super().__init__(weighting)
-        if not delta > 0:
-            raise InputError(f"Huber(delta={delta}): delta must be above 0")
         self.delta = delta
 
     @override
@@ -189,7 +165,6 @@ class Hybrid(Objective):
 
     @override
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> dict[str, Tensor]:
-        self.check(denoiser)
         prediction = denoiser(batch.x_t, batch.t, batch.condition)
         simple = self.simple.score(denoiser, prediction, batch)
         mean_detached = prediction.with_x0(prediction.x0.detach())

@@ -33,15 +33,9 @@ class Parameterization(Configurable, ABC):
         """Give the four coefficients at a level in 1…T."""
 
     def target(self, level: Level, c: Coefficients, x0: Tensor, eps: Tensor) -> Tensor:
-        """Give what F should be: the F for which x0_hat = x0, as a function of x0 and eps.
+        """Give what F should be, the F for which x0_hat = x0.
 
-        target = ((1 − c_skip·alpha)·x_0 − c_skip·sigma·eps) / c_out
-
-        Args:
-            level: Level(s) of x_t.
-            c: The coefficients there.
-            x0: [B, ...] data.
-            eps: [B, ...] the noise in x_t.
+        target = ((1 − c_skip·alpha)·x_0 − c_skip·sigma·eps) / c_out, of data and noise [B, ...].
         """
         return ((1 - c.c_skip * level.alpha) * x0 - c.c_skip * level.sigma * eps) / c.c_out
 
@@ -161,17 +155,9 @@ class EDMPreconditioning(Parameterization):
 
     Args:
         sigma_data: Standard deviation of the data; 0.5 suits images in [−1, 1].
-
-    Raises:
-        InputError: sigma_data is not above 0.
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        if not sigma_data > 0:
-            raise InputError(
-                f"EDMPreconditioning(sigma_data={sigma_data}): give the data's standard "
-                "deviation, above 0"
-            )
         self.sigma_data = sigma_data
 
     @override

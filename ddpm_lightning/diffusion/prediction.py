@@ -112,21 +112,13 @@ class Variance(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, prediction: Prediction, s: Level) -> Scalar:
-        """Variance of p(x_s | x_t).
-
-        Args:
-            prediction: At x_t, with the extra channels if there are any.
-            s: The level to step to, below the prediction's; one a row where that is.
-        """
+        """Variance of p(x_s | x_t), from the prediction at x_t and its extra channels if any."""
 
     def decoder(self, prediction: Prediction) -> Scalar:
         """Variance of p(x_0 | x_1) as a density of the data, in the variational bound.
 
         beta_tilde_2 unless a class knows better: the step to level 0 itself adds no noise, and a
         density without variance is infinite (improved DDPM's code does the same).
-
-        Args:
-            prediction: At x_1.
         """
         return first_variance(prediction.schedule)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
@@ -43,18 +44,14 @@ class Timesteps(Configurable, ABC):
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
         """Draw a level for each row of the batch.
 
-        Args:
-            schedule: The forward process.
-            noise: Source of randomness, bound to the rows of the global batch; draws 1,
-                2, 3, … are free, all others are reserved (randomness.Draw).
+        The noise is bound to the rows of the global batch; draws 1, 2, 3, … are free, all others
+        are reserved (randomness.Draw).
         """
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses of an optimizer step, if there is anything to learn.
+        """Learn from the losses [N] of an optimizer step at levels t int64 [N], of all processes.
 
-        Args:
-            t: int64 [N] the levels of all processes, in the same order on each.
-            losses: [N] their losses, before importance weights.
+        They are in the same order on each process, and without importance weights.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -83,14 +80,9 @@ class LogNormal(Timesteps):
     Args:
         mean: Mean of ln(sigma/alpha), EDM's P_mean.
         std: Its standard deviation, EDM's P_std.
-
-    Raises:
-        InputError: std is not above 0.
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
-        if not std > 0:
-            raise InputError(f"LogNormal(std={std}): std must be above 0")
         self.mean = mean
         self.std = std
 
@@ -115,17 +107,11 @@ class LogitNormal(Timesteps):
         mean: Mean of ln(t/(T − t)); above 0 favours noise.
         std: Its standard deviation; the paper's best is (0, 1).
         uniform: Share of the draws that is uniform over all levels; the paper's 0.
-
-    Raises:
-        InputError: std is not above 0, or uniform not in [0, 1].
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, uniform: float = 0.0) -> None:
-        if not std > 0 or not 0 <= uniform <= 1:
-            raise InputError(
-                f"LogitNormal(std={std}, uniform={uniform}): std must be above 0 and uniform in "
-                "[0, 1]"
-            )
+        if not 0 <= uniform <= 1:
+            raise InputError(f"LogitNormal(uniform={uniform}): give a share in [0, 1]")
         self.mean = mean
         self.std = std
         self.uniform = uniform
@@ -192,9 +178,6 @@ class LossSecondMoment(Timesteps):
     Args:
         history: Losses remembered a level, the paper's 10.
         uniform: Share of the draws that stays uniform, so that no level is forgotten.
-
-    Raises:
-        InputError: The settings are out of range.
     """
 
     def __init__(self, history: int = 10, uniform: float = 0.001) -> None:
@@ -269,10 +252,9 @@ class LossSecondMoment(Timesteps):
         self._losses, self._counts = losses.float().cpu().clone(), counts.long().cpu().clone()
 
     def _grow(self, levels: int) -> None:
-        missing = levels - len(self._counts)
-        if missing > 0:
-            self._losses = torch.cat([self._losses, torch.zeros(missing, self.history)])
-            self._counts = torch.cat([self._counts, torch.zeros(missing, dtype=torch.int64)])
+        missing = max(0, levels - len(self._counts))
+        self._losses = F.pad(self._losses, (0, 0, 0, missing))
+        self._counts = F.pad(self._counts, (0, missing))
 
 
 def level_of(u: Tensor, schedule: Schedule) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_lightning.diffusion.levels import Level, Scalar
+from ddpm_lightning.diffusion.levels import Level, Scalar, as_tensor
 from ddpm_lightning.diffusion.posterior import first_variance, posterior, transition_variance
 from ddpm_lightning.diffusion.prediction import Prediction, Variance
 from ddpm_lightning.errors import InputError
@@ -52,8 +52,8 @@ class LearnedRange(_Learned):
 
     @override
     def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
-        large = _tensor(transition_variance(s, t), extra)
-        small = _tensor(posterior(s, t).variance, extra)
+        large = as_tensor(transition_variance(s, t), extra)
+        small = as_tensor(posterior(s, t).variance, extra)
         small = torch.where(small == 0, first_variance(t.schedule), small)
         v = (extra + 1) / 2
         return torch.exp(v * large.log() + (1 - v) * small.log())
@@ -94,9 +94,6 @@ class AnalyticVariance(Variance):
 
     Attributes:
         network: The sha256 of the weights that the file was measured with; None where unknown.
-
-    Raises:
-        InputError: The file is missing or holds something else, or a number is negative.
     """
 
     network: str | None = None
@@ -135,16 +132,7 @@ class AnalyticVariance(Variance):
 
 
 def replacing(trained: Variance, asked: Variance, channels: int) -> Variance:
-    """Make a variance fit a network that was trained with another.
-
-    Args:
-        trained: What the network was built for.
-        asked: What its samples shall have.
-        channels: Channels of the data.
-
-    Raises:
-        InputError: The one that is asked for would have to be learned.
-    """
+    """Make the variance that samples shall have fit a network that was trained with another."""
     if asked.extra_channels(channels) and type(asked) is not type(trained):
         raise InputError(
             f"{type(asked).__name__} is learned, but the checkpoint was trained with "
@@ -156,12 +144,7 @@ def replacing(trained: Variance, asked: Variance, channels: int) -> Variance:
 
 
 class _InsteadOfLearned(Variance):
-    """Another variance for a network that has learned one, whose extra channels are ignored.
-
-    Args:
-        variance: The variance to take.
-        learned: The one that the network was built for.
-    """
+    """Another variance for a network that has learned one, whose extra channels are ignored."""
 
     def __init__(self, variance: Variance, learned: Variance) -> None:
         self.variance = variance
@@ -178,10 +161,6 @@ class _InsteadOfLearned(Variance):
     @override
     def decoder(self, prediction: Prediction) -> Scalar:
         return self.variance.decoder(prediction)
-
-
-def _tensor(scalar: Scalar, like: Tensor) -> Tensor:
-    return torch.as_tensor(scalar, dtype=like.dtype, device=like.device)
 
 
 def _read_table(path: str) -> tuple[np.ndarray, str | None]:

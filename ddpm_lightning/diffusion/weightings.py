@@ -10,7 +10,6 @@ from typing_extensions import override
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.levels import Level, Scalar
 from ddpm_lightning.diffusion.posterior import first_variance, new_noise
-from ddpm_lightning.errors import InputError
 
 
 class Weighting(Configurable, ABC):
@@ -18,12 +17,7 @@ class Weighting(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, level: Level, c_out: Scalar) -> Scalar:
-        """Weight of ‖x_0 − x0_hat‖².
-
-        Args:
-            level: Level(s) in 1…T.
-            c_out: The parameterization's output coefficient there.
-        """
+        """Weight of ‖x_0 − x0_hat‖² at level(s) in 1…T, with the output's coefficient c_out."""
 
 
 class Plain(Weighting):
@@ -84,16 +78,9 @@ class EDM(Weighting):
 
     Args:
         sigma_data: Standard deviation of the data.
-
-    Raises:
-        InputError: sigma_data is not above 0.
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        if not sigma_data > 0:
-            raise InputError(
-                f"EDM(sigma_data={sigma_data}): give the data's standard deviation, above 0"
-            )
         self.sigma_data = sigma_data
 
     @override

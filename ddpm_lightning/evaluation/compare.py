@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +15,29 @@ Record = dict[str, Any]
 
 
 def compare_results(first: Path, second: Path, step: int | None = None) -> str:
-    """Say metric by metric whether two results differ by more than the noise.
+    """Say metric by metric whether two results differ by more than the noise: a table.
 
     The noise is that of drawing the samples: both were compared with the same real images. A
-    difference counts from two standard errors of itself on, where both results state one.
+    difference counts from two standard errors of itself on, where both results state one. Results
+    that were measured in different ways (numbers of samples, pixels of the reference, extractor,
+    settings of a metric) are refused.
 
     Args:
         first: A results.json of a command or metrics.json of a run, or the folder of either.
         second: Another.
         step: Optimizer steps, of files with several; default: the last.
-
-    Returns:
-        A table, a line a metric.
-
-    Raises:
-        InputError: A file is not such a result, or they were measured in different ways: other
-            numbers of samples, other pixels of the reference, another extractor, or other
-            settings of a metric.
     """
     a, b = read_results(first, step), read_results(second, step)
     shared = [name for name in a if name in b]
     if not shared:
         raise InputError(f"{first} and {second} have no metric in common")
     for name in shared:
-        for what, mine, others in _ways(a[name], b[name]):
-            if mine != others:
+        mine, others = _measured(a[name]), _measured(b[name])
+        for what in mine:
+            if mine[what] != others[what]:
                 raise InputError(
-                    f"{first} and {second} do not compare: {what} is {_short(mine)} and "
-                    f"{_short(others)}; measure both in the same way"
+                    f"{first} and {second} do not compare: {what} is {_short(mine[what])} and "
+                    f"{_short(others[what])}; measure both in the same way"
                 )
     width = max(map(len, shared))
     lines = [f"{'':{width}}  {'A':>22}  {'B':>22}  B − A"]
@@ -51,15 +45,16 @@ def compare_results(first: Path, second: Path, step: int | None = None) -> str:
     return "\n".join([f"A: {first}", f"B: {second}", *lines])
 
 
-def _ways(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
+def _measured(record: Record) -> dict[str, Any]:
     """What must agree before two numbers say anything about each other."""
-    for what in ("n", "reference", "extractor", "settings"):
-        pair = [record.get(what) for record in (a, b)]
-        if what == "n":
-            pair = [record["samples"].get("n") for record in (a, b)]
-        elif what == "reference":  # where the real images come from does not matter
-            pair = [None if part is None else part["sha256"] for part in pair]
-        yield f"the settings of {a['metric']}" if what == "settings" else what, pair[0], pair[1]
+    reference = record.get("reference")
+    return {
+        "n": record["samples"].get("n"),
+        # Where the real images come from does not matter.
+        "reference": None if reference is None else reference["sha256"],
+        "extractor": record.get("extractor"),
+        f"the settings of {record['metric']}": record.get("settings"),
+    }
 
 
 def _line(name: str, a: Record, b: Record, width: int) -> str:

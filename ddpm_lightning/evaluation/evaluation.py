@@ -10,7 +10,7 @@ from typing import Any
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.data.conditioned import Conditioned
-from ddpm_lightning.data.identity import identity
+from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.evaluation.judge import Judge
 from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.real_images import RealImages
@@ -19,6 +19,7 @@ from ddpm_lightning.evaluation.sample_set import SampleSet, draw_into
 from ddpm_lightning.images import ImageFolder
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Metric, Result, as_metrics
+from ddpm_lightning.metrics.metric import metric_words
 from ddpm_lightning.metrics.result import write_results
 
 BOUND = "bpd"
@@ -34,9 +35,6 @@ class Evaluation:
         reference: The real images; by default those of the checkpoint.
         extractor: Whose features are compared; default: LeNet for grey images, else Inception.
         samples: What is asked for; of several sets, one.
-
-    Raises:
-        InputError: There is no such metric, or the real images or the extractor are not there.
     """
 
     def __init__(
@@ -47,23 +45,15 @@ class Evaluation:
         extractor: FeatureExtractor | None,
         samples: SampleSet,
     ) -> None:
-        words: list[Any] = metrics.split(",") if isinstance(metrics, str) else list(metrics)
-        words = [word.strip() if isinstance(word, str) else word for word in words]
-        words = [word for word in words if word != ""]
+        words = metric_words(metrics)
         others = [word for word in words if word != BOUND]
         self.loaded = loaded
         self.bound = len(others) < len(words)
         self.judge: Judge | None = None
         if others or not self.bound:
             real = reference if reference.given else reference.of(loaded.data)
-            self.judge = Judge(
-                as_metrics(others),
-                real,
-                extractor,
-                samples.seed,
-                samples.batch_size,
-                str(loaded.module.device),
-            )
+            chosen, device = as_metrics(others), str(loaded.module.device)
+            self.judge = Judge(chosen, real, extractor, samples.seed, samples.batch_size, device)
         self.n, self.split = samples.n, reference.split
         self._bounds: dict[str, Result] = {}
 
@@ -86,7 +76,10 @@ class Evaluation:
         if self.judge is not None:
             known, folder = self.known, out / "samples"
             _ = self.judge.reference  # before hours of sampling, because it may fail
-            stated = draw_into(folder, loaded.module, samples, known, self._known_of)
+            given: dict[str, Any] = {}
+            if loaded.module.data.image_channels:
+                given = {"condition": {"data": identity(loaded.data), "split": self.split}}
+            stated = draw_into(folder, loaded.module, samples, known, given)
             stated = {"checkpoint": str(loaded.path), **stated}
             images = ImageFolder(folder, samples.n)
             labels = samples.labels_of(loaded.module, known)
@@ -108,12 +101,6 @@ class Evaluation:
         if module.data.image_channels:
             image = self.loaded.data.finished(self.split, self.n).condition.image
         return Condition(label, image)
-
-    @property
-    def _known_of(self) -> dict[str, Any]:
-        if not self.loaded.module.data.image_channels:
-            return {}
-        return {"condition": {"data": identity(self.loaded.data), "split": self.split}}
 
     def _bound(self, samples: SampleSet, out: Path) -> Result:
         """Bound the likelihood, once a variance in a sweep; the first folder has the plot."""

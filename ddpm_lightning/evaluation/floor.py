@@ -22,16 +22,8 @@ def check_floor(sizes: Sequence[int], total: int) -> None:
 def floors(real: Reference, sizes: Sequence[int], seed: int = 1) -> list[Result]:
     """Compare two disjoint random sets of real images with each other, at each size.
 
-    Both numbers would be 0 without chance.
-
-    Args:
-        real: The real images.
-        sizes: Images in each set.
-        seed: Seed of the choice.
-
-    Returns:
-        Of each size the Fréchet distance, which n images bias upwards, and the same extrapolated
-        to endless images on both sides.
+    Of each size the Fréchet distance, which n images bias upwards, and the same extrapolated to
+    endless images on both sides; both would be 0 without chance.
     """
     extractor = real.measures.extractor
     assert extractor is not None

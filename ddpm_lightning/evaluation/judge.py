@@ -27,13 +27,12 @@ from ddpm_lightning.metrics import (
     Result,
 )
 from ddpm_lightning.metrics.cache import cache_path, lookup, store
-from ddpm_lightning.plots.pictures import NEIGHBOURS, draw_neighbours
-from ddpm_lightning.plots.strips import captioned
+from ddpm_lightning.plots.strips import draw_neighbours
 from ddpm_lightning.randomness import check_seed
 
 
 class Judge:
-    """Scores folders of images against real images.
+    """Scores folders of images against real images, in the features of one extractor.
 
     Args:
         metrics: Which.
@@ -42,9 +41,6 @@ class Judge:
         seed: Seed of subsets, splits and cuts in the metrics.
         batch_size: Images at a time.
         device: Where the extractor works: cpu, cuda, cuda:1, mps, or auto.
-
-    Raises:
-        InputError: The real images, the weights of the extractor or the device are not there.
     """
 
     def __init__(
@@ -57,8 +53,6 @@ class Judge:
         device: str = "auto",
     ) -> None:
         check_seed(seed)
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: give at least 1")
         self.device = device_named(device)
         self.real = reference
         self.extractor = extractor or (LeNet() if reference.shape[0] == 1 else Inception())
@@ -67,16 +61,7 @@ class Judge:
         self.batch_size = batch_size
 
     def check(self, what: Path, shape: Sequence[int], n: int) -> None:
-        """Refuse what cannot be scored, before anything is computed.
-
-        Args:
-            what: Where the images come from.
-            shape: [C, H, W] of an image.
-            n: How many they are.
-
-        Raises:
-            InputError: The real images are of another shape, or there are too few for a metric.
-        """
+        """Refuse n images [C, H, W] of a folder or checkpoint that cannot be scored."""
         if tuple(shape) != tuple(self.real.shape):
             raise InputError(
                 f"{what} has images of shape {list(shape)} (channels, height, width), but the "
@@ -108,15 +93,8 @@ class Judge:
     ) -> list[Result]:
         """Score images, and draw them into a folder: grid.png and neighbours.png.
 
-        Args:
-            images: What to score.
-            out: The folder.
-            samples: How the images came about, as plain data.
-            labels: int64 [n] classes that they were asked to be of, or None.
-            step: Optimizer steps behind the weights; None where there is no model.
-
-        Returns:
-            The scores, each with its floor and all that was measured.
+        ``samples`` says how they came about; labels int64 [n] are the classes that they were asked
+        to be of; step counts the optimizer steps behind the weights.
         """
         features, digest = self._features(images)
         scores = self.reference(features, labels)
@@ -127,7 +105,7 @@ class Judge:
             self.reference.features.features,
             self.real.take,
         )
-        write_png(out / "neighbours.png", captioned(panel, title=NEIGHBOURS))
+        write_png(out / "neighbours.png", panel)
         stated = {"n": len(images), "sha256": digest, **samples}
         return self.reference.results(scores, stated, step)
 
@@ -154,15 +132,7 @@ class Judge:
 
 
 def check_out(out: Path, images: Mapping[str, Path | None]) -> None:
-    """Refuse a folder for results that cannot be written, or that lies in one of images.
-
-    Args:
-        out: The folder.
-        images: Folders of images by their flags.
-
-    Raises:
-        InputError: Nothing can be written there, or the results would join the images.
-    """
+    """Refuse a folder for results that cannot be written, or lies in one of images, by flag."""
     for flag, folder in images.items():
         if folder is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(

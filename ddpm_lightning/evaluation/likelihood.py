@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from ddpm_lightning.data.identity import identity
+from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
-from ddpm_lightning.diffusion.samplers import QuadraticSpacing
+from ddpm_lightning.diffusion.decoders import Decoder
+from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import Result, Score
-from ddpm_lightning.plots.figure import write_figure
-from ddpm_lightning.plots.terms import terms_figure
+from ddpm_lightning.plots.figure import terms_figure, write_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream
 from ddpm_lightning.sampling import Request
 
@@ -24,14 +25,8 @@ EVALUATIONS = 32
 def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> Result:
     """Bound −log p of the whole test split (DDPM eq. 5) and draw its terms as bound.png.
 
-    Args:
-        loaded: The model and its data.
-        request: Its variance, weights, seed (of noise and levels) and batch size count.
-        out: Folder for the picture.
-
-    Returns:
-        The mean over images with its standard error; its parts are the terms and their edges, as
-        of :class:`~ddpm_lightning.diffusion.bound.Bound`.
+    The mean over images with its standard error; its parts are the terms and their edges, as of
+    :class:`~ddpm_lightning.diffusion.bound.Bound`.
     """
     module, data = loaded.module, loaded.data
     batch, data_range = data.finished("test"), module.data.data_range
@@ -51,21 +46,10 @@ def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> Result:
     means, edges = terms.mean(0).tolist(), bounds[0].edges
     write_figure(out / "bound.png", terms_figure(means, edges, f"{bounds[0].unit} a dimension"))
     total = terms.sum(1)
-    settings = {
-        "data": identity(data),
-        "split": "test",
-        "count": len(total),
-        "evaluations": len(edges) - 1,
-        "T": module.schedule.T,
-        "spacing": QuadraticSpacing().describe(),
-        "decoder": decoder_of(data_range).describe(),
-    }
-    score = Score(
-        float(total.mean()),
-        float(total.std()) / len(total) ** 0.5,
-        settings=settings,
-        parts={"edges": edges, "terms": means},
-    )
+    decoder, parts = decoder_of(data_range), {"edges": edges, "terms": means}
+    settings = bound_settings(data, len(total), edges, QuadraticSpacing(), decoder)
+    error = float(total.std()) / len(total) ** 0.5
+    score = Score(float(total.mean()), error, settings=settings, parts=parts)
     model = {
         "checkpoint": str(loaded.path),
         "variance": denoiser.variance.describe(),
@@ -73,3 +57,18 @@ def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> Result:
         "seed": request.seed,
     }
     return Result("bpd", score, model, step=loaded.step)
+
+
+def bound_settings(
+    data: object, count: int, edges: list[int], spacing: Spacing, decoder: Decoder
+) -> dict[str, Any]:
+    """State how a bound on ``count`` test samples was measured, as plain data."""
+    return {
+        "data": identity(data),
+        "split": "test",
+        "count": count,
+        "evaluations": len(edges) - 1,
+        "T": edges[-1],
+        "spacing": spacing.describe(),
+        "decoder": decoder.describe(),
+    }

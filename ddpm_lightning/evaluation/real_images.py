@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_lightning.data.conditioned import Conditioned
-from ddpm_lightning.data.data_module import Split
-from ddpm_lightning.data.identity import identity
+from ddpm_lightning.data.data_module import Split, identity
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.map_style import MapStyleImages, StoredImages
 from ddpm_lightning.errors import InputError
@@ -29,9 +28,6 @@ class RealImages:
         data: A data set, e.g. --reference.data MNIST --reference.data.root data.
         folder: A folder of PNG and JPEG images, in place of a data set.
         split: Split of the data set: train (as published numbers do), val or test.
-
-    Raises:
-        InputError: Both are given.
     """
 
     data: ImageData | MapStyleImages | None = None
@@ -61,11 +57,7 @@ class RealImages:
 
     @cached_property
     def source(self) -> Tensor | ImageFolder | StoredImages:
-        """The images: uint8 [N, C, H, W], or what is read as needed.
-
-        Raises:
-            InputError: Files are missing or damaged.
-        """
+        """The images: uint8 [N, C, H, W], or what is read as needed."""
         if self.folder is not None:
             return ImageFolder(self.folder)
         if self.data is None:
@@ -105,21 +97,13 @@ class RealImages:
             return (images for images, _ in loaded)
         return (self.take(chunk) for chunk in chunks)
 
-    def digest(self, batch_size: int = 256) -> str:
+    def digest(self) -> str:
         """The sha256 of all pixels."""
         source = self.source
-        return pixels_digest(
-            [source] if isinstance(source, Tensor) else source.batches(batch_size)
-        )
+        return pixels_digest([source] if isinstance(source, Tensor) else source.batches(256))
 
     def reference(self, measures: Measures, features: Features, sha256: str) -> Reference:
-        """What samples are scored against.
-
-        Args:
-            measures: How.
-            features: Features of the images.
-            sha256: Of all their pixels.
-        """
+        """What samples are scored against, with the sha256 of all pixels."""
         origin: dict[str, Any] = {"data": identity(self.data), "split": self.split}
         if self.folder is not None:
             origin = {"folder": str(self.folder)}

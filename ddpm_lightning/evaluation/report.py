@@ -15,7 +15,11 @@ def with_error(value: float | None, error: float | None) -> str:
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Lay out results as text, a line each: the number ± its standard error, and the floor."""
-    numbers = [_number(record) for record in records]
+    numbers = [
+        with_error(r["value"], r["standard_error"])
+        + ("" if r["spread"] is None else f" (spread {r['spread']:.2g})")
+        for r in records
+    ]
     width = max(len(record["metric"]) for record in records)
     column = max(map(len, numbers))
     lines = []
@@ -26,17 +30,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _number(record: dict[str, Any]) -> str:
-    spread = "" if record["spread"] is None else f" (spread {record['spread']:.2g})"
-    return with_error(record["value"], record["standard_error"]) + spread
-
-
 def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lay out a sweep as text, a line a combination.
-
-    Args:
-        rows: ``curve``, ``evaluations`` and ``results`` of each.
-    """
+    """Lay out a sweep as text, a line a combination: curve, evaluations and results."""
     width = max(len(row["curve"]) for row in rows)
     names = [record["metric"] for record in rows[0]["results"]]
     lines = [f"{'':{width}}  evaluations" + "".join(f"  {name:>16}" for name in names)]
@@ -48,11 +43,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def floor_table(records: Sequence[dict[str, Any]]) -> str:
-    """Lay out floors as text, a line a size.
-
-    Args:
-        records: Two of each size: the distance, and the extrapolated one.
-    """
+    """Lay out floors as text, a line a size: the distance, and the extrapolated one."""
     name = records[0]["metric"]
     lines = [f"{'real images':>11}  {name:>12}  {name + '_inf':>22}"]
     for distance, limit in zip(records[::2], records[1::2], strict=True):

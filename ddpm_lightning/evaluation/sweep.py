@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,9 +41,6 @@ class Sweep(Configurable):
         spacings: Which levels are visited; null: each sampler's own.
         variances: Variances of DDPM's steps; null: the checkpoint's. Only DDPM has several.
         **samples: How the samples are asked for otherwise, see Request.
-
-    Raises:
-        InputError: An axis is empty, or a number is out of range.
     """
 
     def __init__(
@@ -57,8 +55,6 @@ class Sweep(Configurable):
         for axis in (evaluations, samplers, guidance, spacings, variances):
             if axis is not None and not axis:
                 raise InputError("a sweep over an empty list; leave the axis out instead")
-        if min(evaluations) < 1:
-            raise InputError(f"evaluations {list(evaluations)}: each is at least 1")
         self.evaluations = evaluations
         self.samplers = samplers
         self.guidance = [as_guidance(one) for one in guidance]
@@ -67,15 +63,7 @@ class Sweep(Configurable):
         self.samples = SampleSet(sampler=None, guidance=1.0, variance=None, **samples)
 
     def points(self, schedule: Schedule) -> list[Point]:
-        """List the combinations.
-
-        Args:
-            schedule: The forward process.
-
-        Raises:
-            InputError: A sampler does not get by with the evaluations, does not start from noise,
-                or two combinations are the same.
-        """
+        """List the combinations; refuse two that are the same, and samplers that do not fit."""
         found = list(self._points(schedule))
         for name, count in Counter(point.name for point in found).items():
             if count > 1:
@@ -110,14 +98,7 @@ class Sweep(Configurable):
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of a sweep.
-
-    Attributes:
-        samples: What is asked for.
-        budget: Evaluations that were allowed.
-        evaluations: Evaluations that it takes.
-        curve: Name of the combination without the evaluations.
-    """
+    """One combination of a sweep: allowed and needed evaluations; its curve is named without."""
 
     samples: SampleSet
     budget: int
@@ -136,13 +117,11 @@ Part = TypeVar("Part", bound=Configurable)
 
 def _named(axis: Sequence[Part], without_spacing: bool = False) -> list[tuple[str, Part]]:
     """Name the values of an axis by their class and the arguments that are not the default."""
+    skipped = ("steps", "spacing") if without_spacing else ("steps",)
     names = []
     for one in axis:
-        kind = type(one).__name__.removesuffix("Spacing")
-        skipped = ("steps", "spacing") if without_spacing else ("steps",)
-        settings = {k: v for k, v in one.changed().items() if k not in skipped}
-        words = [kind, *(f"{key}={_short(value)}" for key, value in settings.items())]
-        names.append((", ".join(words), one))
+        settings = (f"{k}={_short(v)}" for k, v in one.changed().items() if k not in skipped)
+        names.append((", ".join([type(one).__name__.removesuffix("Spacing"), *settings]), one))
     return names
 
 
@@ -186,28 +165,21 @@ class _Counter:
 
 def _fitted(sampler: Sampler, schedule: Schedule, guidance: Guidance, budget: int) -> Sampler:
     """The sampler with as many steps as the budget allows."""
-    low, high = 0, min(budget, schedule.T)  # the most steps that fit lie in low…high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if evaluations(sampler.replace(steps=middle), schedule, guidance) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    if low == 0:
+
+    def cost(steps: int) -> int:
+        return evaluations(sampler.replace(steps=steps), schedule, guidance)
+
+    steps = bisect_right(range(1, min(budget, schedule.T) + 1), budget, key=cost)
+    if steps == 0:
         raise InputError(
             f"{type(sampler).__name__} with guidance {guidance.scale:g} needs more than {budget} "
             "evaluations for a single step; raise --evaluations"
         )
-    return sampler.replace(steps=low)
+    return sampler.replace(steps=steps)
 
 
 def draw_sweep(rows: Sequence[dict[str, Any]], metric: str) -> Figure:
-    """Plot quality against evaluations, a curve for each combination.
-
-    Args:
-        rows: ``curve``, ``evaluations`` and ``results`` of each point.
-        metric: The one to plot.
-    """
+    """Plot quality against evaluations, a curve for each combination of curve and results."""
     scores = [next(r for r in row["results"] if r["metric"] == metric) for row in rows]
     figure = new_figure(8, 4.5, dpi=120)
     axes = figure.add_subplot(xscale="log", xlabel="network evaluations an image", ylabel=metric)

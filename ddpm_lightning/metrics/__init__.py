@@ -1,5 +1,7 @@
 """Distances between sets of images, through feature extractors, and between sets of points."""
 
+# ruff: noqa: F401 (exports)
+
 from ddpm_lightning.metrics.accuracy import Accuracy
 from ddpm_lightning.metrics.extrapolation import (
     ExtrapolatedFrechetDistance,
@@ -18,37 +20,3 @@ from ddpm_lightning.metrics.pixels import Pixels
 from ddpm_lightning.metrics.points import MMD, SlicedWasserstein, mmd, sliced_wasserstein
 from ddpm_lightning.metrics.result import Result
 from ddpm_lightning.metrics.statistics import Statistics
-
-__all__ = [
-    "KID",
-    "MMD",
-    "Accuracy",
-    "Comparison",
-    "ExtrapolatedFrechetDistance",
-    "FeatureExtractor",
-    "Features",
-    "Floor",
-    "FrechetDistance",
-    "Inception",
-    "InceptionScore",
-    "LeNet",
-    "Measures",
-    "Metric",
-    "Pixels",
-    "PrecisionRecall",
-    "Reference",
-    "Result",
-    "Score",
-    "SlicedWasserstein",
-    "Statistics",
-    "as_metrics",
-    "extrapolated_frechet",
-    "frechet_distance",
-    "frechet_error",
-    "inception_score",
-    "kid",
-    "kid_error",
-    "manifold",
-    "mmd",
-    "sliced_wasserstein",
-]

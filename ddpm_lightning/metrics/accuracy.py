@@ -12,7 +12,7 @@ from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 
 
 class Accuracy(Metric):
-    """The share of samples that the extractor's classifier takes for the class asked for.
+    """Share of samples that the extractor's classifier takes for the class asked for.
 
     Only of data whose classes the extractor knows.
     """
@@ -36,10 +36,10 @@ class Accuracy(Metric):
                 f"accuracy: {kind} tells the classes of {known} apart, not those of {name}; leave "
                 "it out of metrics, or give an extractor of your own that states them (knows)"
             )
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= (extractor.classes or 0):
+        unknown = labels[(labels < 0) | (labels >= (extractor.classes or 0))]
+        if len(unknown):
             raise InputError(
-                f"accuracy: label {low if low < 0 else high} is asked for, which is none of "
+                f"accuracy: label {int(unknown[0])} is asked for, which is none of "
                 f"{kind}'s {extractor.classes} classes; ask for others (--labels)"
             )
 

@@ -31,7 +31,7 @@ def pixels_digest(batches: Iterable[Tensor]) -> str:
 
 
 def default_cache() -> Path:
-    """Find the folder of kept features: ddpm_lightning in $XDG_CACHE_HOME, else in ~/.cache."""
+    """The folder of kept features, in $XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "ddpm_lightning"
 
@@ -42,10 +42,9 @@ def cache_path(
     """Name the file after all that decides about the features: the images and the extractor.
 
     The extractor counts with its description, the sha256 of its weights, the source files of its
-    class and base classes, and the versions of torch and torch-fidelity. Modules of your own
-    that these files import do not count: after a change there, delete the cached features.
-    None, so no cache, for an extractor without a source file (in a notebook, from standard
-    input), because a change of its code could not be detected.
+    class and base classes, and the versions of torch and torch-fidelity, but not with modules
+    that these files import. None, so no cache, for an extractor without a source file (in a
+    notebook), because a change of its code could not be detected.
     """
     source = _source(type(extractor))
     if source is None:
@@ -86,11 +85,7 @@ def lookup(path: Path | None) -> Features | None:
 
 
 def store(features: Features, path: Path | None) -> None:
-    """Keep features as plain tensors; a stopped write never leaves half a file.
-
-    Where they cannot be written, warn that they will have to be computed again; without a path,
-    keep nothing.
-    """
+    """Keep features as plain tensors, written at once; warn where they cannot be written."""
     if path is None:
         return
     parts = {"features": features.features, "logits": features.logits}
@@ -115,7 +110,7 @@ def store(features: Features, path: Path | None) -> None:
 
 
 def _source(cls: type) -> str | None:
-    """The sha256 of the files that define an extractor and its base classes, if there are such."""
+    """The sha256 of the files that define an extractor's classes; None without files."""
     digest = hashlib.sha256()
     for base in cls.__mro__:
         if issubclass(base, FeatureExtractor):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import cache
 from statistics import fmean
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_lightning.metrics.features import check_features
 from ddpm_lightning.metrics.frechet import FrechetDistance, frechet_distance, quick_distance
 from ddpm_lightning.metrics.jackknife import jackknife, shuffled
 from ddpm_lightning.metrics.metric import Comparison, Score
-from ddpm_lightning.metrics.statistics import Statistics
+from ddpm_lightning.metrics.statistics import Statistics, check_features
 
 PARTS = (1, 2, 3)
 """The features are cut into so many parts of n/1, n/2 and n/3."""
@@ -44,20 +44,15 @@ def extrapolated_frechet(
     """Extrapolate the Fréchet distance to infinitely many samples.
 
     The distance of n samples is on average too large by about a/n. The features are cut into one,
-    two and three disjoint random parts; the mean distance over the parts of n/k samples lies at
-    k/n on a line that meets 0 at the limit. Disjoint parts use every sample at every size, so the
-    chance error that all sizes share does not tilt the line.
+    two and three disjoint random parts; the mean distance over the parts of
+    n/k samples lies at k/n on a line that meets 0 at the limit. Every size uses every sample, so
+    the chance error that all sizes share does not tilt the line.
 
     A reference of m images adds b/m of its own. Given as Statistics it is taken as it is, as
-    published FIDs do, and b/m stays; given as features it is cut alike, so that the limit is
-    that of both ends.
+    published FIDs do, and b/m stays; given as features it is cut alike.
 
     ``standard_error`` is a jackknife that leaves out one of ten disjoint groups at a time and
-    repeats the whole extrapolation. A bootstrap would not do: a resample with replacement repeats
-    about a third of its vectors, so it has the distance of fewer samples, and a slope of its own.
-
-    Costs 6 distances, and 60 more for the error, each the eigenvalues of a matrix [d, d] (for a
-    reference of features an eigendecomposition more each).
+    repeats the extrapolation. Costs 6 distances, and 60 more for the error.
 
     Args:
         features: float32 [n, d] of the samples; n ≥ 120, and n > 3·d, or the line is none.
@@ -97,32 +92,26 @@ def extrapolated_frechet(
     if error:
         standard_error = jackknife([_limit(distances(group)) for group in range(GROUPS)])
     settings = {"sizes": [len(features) // parts for parts in PARTS]}
-    parts = {"values": values}
-    return Score(_limit(values), standard_error, settings=settings, parts=parts)
+    return Score(_limit(values), standard_error, settings=settings, parts={"values": values})
 
 
 class _Cut:
     """Statistics of disjoint parts of the features, with or without a group of their rows."""
 
     def __init__(self, features: Tensor, seed: int) -> None:
-        self._features = features
-        self._order = shuffled(len(features), seed)
-        self._whole: dict[tuple[int, int], Statistics] = {}
+        self._features, self._order = features, shuffled(len(features), seed)
+        self._whole = cache(self._of)
 
     def __call__(self, parts: int, part: int, without: int | None) -> Statistics:
-        position = torch.arange(len(self._order))
-        inside = position % parts == part
-        if (parts, part) not in self._whole:
-            self._whole[parts, part] = self._of(inside)
-        whole = self._whole[parts, part]
-        if without is None:
-            return whole
-        # Groups of whole multiples of every number of parts take the same from each part.
-        group = position // math.lcm(*PARTS) % GROUPS
-        return whole.without(self._of(inside & (group == without)))
+        whole = self._whole(parts, part)
+        return whole if without is None else whole.without(self._of(parts, part, without))
 
-    def _of(self, chosen: Tensor) -> Statistics:
-        return Statistics.of(self._features[self._order[chosen]])
+    def _of(self, parts: int, part: int, group: int | None = None) -> Statistics:
+        place = torch.arange(part, len(self._order), parts)
+        if group is not None:
+            # Groups of whole multiples of every number of parts take the same from each part.
+            place = place[place // math.lcm(*PARTS) % GROUPS == group]
+        return Statistics.of(self._features[self._order[place]])
 
 
 def _limit(values: list[float]) -> float:

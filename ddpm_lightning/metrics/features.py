@@ -21,12 +21,10 @@ from ddpm_lightning.metrics.statistics import Statistics
 class FeatureExtractor(Configurable, ABC):
     """A pretrained network in whose features two sets of images are compared.
 
-    It holds a network but is none itself: assigned to a LightningModule, a callback or another
-    metric it registers nothing, so its weights never reach a checkpoint, the EMA or an optimizer.
-    The weights load on first use, or early through :meth:`check`.
-
-    One of your own states the attributes and defines ``load`` and ``features``; if its network
-    classifies, too, it states ``classes`` and overrides ``features_and_logits``.
+    It holds a network but is none itself, so its weights never reach a checkpoint, the EMA or an
+    optimizer. They load on first use, or early through :meth:`check`. One of your own states the
+    attributes and defines ``load`` and ``features``; if its network classifies, too, it states
+    ``classes`` and overrides ``features_and_logits``.
 
     Attributes:
         name: Stem of the metric's tag, e.g. ``fid``.
@@ -35,8 +33,7 @@ class FeatureExtractor(Configurable, ABC):
         channels: The numbers of image channels that are accepted; None: any.
         min_size: The smallest accepted height and width, in pixels.
         classes: Number of classes that the network tells apart; None: it gives no logits.
-        knows: Names of the data sets (classes of ddpm_lightning.data, or of your own) whose labels
-            these classes are, in their order: only of those it can tell the accuracy.
+        knows: Names of the data sets whose labels these classes are, in their order.
         resize: How images are brought to the network's size, as stated in results.
     """
 
@@ -51,11 +48,7 @@ class FeatureExtractor(Configurable, ABC):
 
     @abstractmethod
     def load(self) -> tuple[nn.Module, str]:
-        """Read the weights: the network, and their sha256 as 64 hexadecimal digits.
-
-        Raises:
-            InputError: The weights are missing, or not those of this network.
-        """
+        """Read the weights: the network, and their sha256 as 64 hexadecimal digits."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
@@ -86,7 +79,7 @@ class FeatureExtractor(Configurable, ABC):
         return network.eval().requires_grad_(False), digest
 
     def check(self) -> None:
-        """Load the weights now, so that a missing file is found before hours of training."""
+        """Load the weights now, so that a missing file is found before the training."""
         _ = self._loaded
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -94,46 +87,29 @@ class FeatureExtractor(Configurable, ABC):
         return self.both(images).features
 
     def both(self, images: Tensor) -> Features:
-        """Compute features and logits in one pass, without gradients, in float32.
-
-        Args:
-            images: uint8 [B, C, H, W], 0…255; the features are on their device.
-
-        Raises:
-            InputError: The images do not fit, or the weights are missing.
-        """
+        """Features and logits of images uint8 [B, C, H, W], without gradients, in float32."""
         self._check_images(images)
         self.network.to(images.device)
         with plain_float32(images.device):
             return self.features_and_logits(images)
 
     def _check_images(self, images: Tensor) -> None:
-        kind = type(self).__name__
-        if images.dtype != torch.uint8:
+        fits = images.ndim == 4 and (not self.channels or images.shape[1] in self.channels)
+        if images.dtype != torch.uint8 or not fits or min(images.shape[2:]) < self.min_size:
+            channels = " or ".join(map(str, self.channels or ("any number of",)))
             raise InputError(
-                f"{kind} reads 8-bit images, got {images.dtype}; convert images in [−1, 1] with "
-                "ddpm_lightning.images.to_uint8"
-            )
-        if images.ndim != 4 or (self.channels and images.shape[1] not in self.channels):
-            accepted = " or ".join(map(str, self.channels or ("any number of",)))
-            raise InputError(
-                f"{kind} reads images [B, C, H, W] of {accepted} channel(s), got "
-                f"{list(images.shape)}; LeNet is for grey images, Inception for grey and colour"
-            )
-        if min(images.shape[2:]) < self.min_size:
-            raise InputError(
-                f"{kind} reads images of at least {self.min_size}×{self.min_size} pixels, got "
-                f"{list(images.shape)}; pad or enlarge them first"
+                f"{type(self).__name__} reads 8-bit images [B, C, H, W] of {channels} channel(s) "
+                f"and {self.min_size}×{self.min_size} pixels or more, got {images.dtype} "
+                f"{list(images.shape)}; images.to_uint8 converts from [−1, 1]; LeNet is for grey "
+                "images, Inception for grey and colour"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Features of a set of images or, of points, the points themselves.
+    """Features of a set of images on the CPU, float32 [n, d], and logits [n, K] or None.
 
-    Attributes:
-        features: float32 [n, d], on the CPU.
-        logits: float32 [n, K] of the extractor's classes, or None.
+    For points they are the points themselves.
     """
 
     features: Tensor
@@ -151,30 +127,16 @@ class Features:
     ) -> Features:
         """Run the extractor once over images; only features and logits are kept.
 
-        Args:
-            extractor: Whose features.
-            images: uint8 [n, C, H, W], or batches of such in any sizes, made one at a time.
-            device: Where to compute.
-            batch_size: Images at a time, of a tensor and of longer batches.
-            progress: Show a progress bar.
-            total: Number of images, where they are batches, for the time left.
-
-        Raises:
-            InputError: There are no images, or they do not fit the extractor.
+        Images are uint8 [n, C, H, W], or an iterator of such batches of ``total`` images, made one
+        at a time.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: at least 1")
-        batches: Iterable[Tensor] = (images,) if isinstance(images, Tensor) else images
-        total = len(images) if isinstance(images, Tensor) else total
+        batches: Iterable[Tensor] = images
+        if isinstance(images, Tensor):
+            batches, total = (images,), len(images)
         features: list[Tensor] = []
         logits: list[Tensor] = []
-        with tqdm(
-            total=total,
-            desc=f"{extractor.name} features",
-            unit="image",
-            leave=False,
-            disable=not progress,
-        ) as bar:
+        name = f"{extractor.name} features"
+        with tqdm(total=total, desc=name, unit="image", leave=False, disable=not progress) as bar:
             for batch in batches:
                 for part in batch.split(batch_size):
                     one = extractor.both(part.to(device))
@@ -182,8 +144,6 @@ class Features:
                     if one.logits is not None:
                         logits.append(one.logits.float().cpu())
                     bar.update(len(part))
-        if not features:
-            raise InputError(f"{type(extractor).__name__} was given no images; give one or more")
         return cls(torch.cat(features), torch.cat(logits) if logits else None)
 
     def __len__(self) -> int:
@@ -204,34 +164,6 @@ class Features:
         kept = self[:0]
         vars(kept)["statistics"] = self.statistics
         return kept
-
-
-def check_features(*sets: Tensor, least: int, metric: str) -> None:
-    """Refuse features that a metric cannot be computed from.
-
-    Args:
-        sets: One or two tensors [n, d].
-        least: The smallest n.
-        metric: Named in the message.
-
-    Raises:
-        InputError: They are no matrices of equally long rows, too few or not finite.
-    """
-    shapes = " and ".join(str(list(rows.shape)) for rows in sets)
-    if any(rows.ndim != 2 for rows in sets) or len({rows.shape[1] for rows in sets}) > 1:
-        raise InputError(
-            f"{metric} reads features [n, d] of one length d, got {shapes}; compute them all with "
-            "the same extractor"
-        )
-    if min(map(len, sets)) < least:
-        raise InputError(
-            f"{metric} needs {least} or more feature vectors, got {shapes}; use more images"
-        )
-    if not all(bool(rows.isfinite().all()) for rows in sets):
-        raise InputError(
-            f"{metric}: the features are not finite; look at the images and the weights of the "
-            "extractor"
-        )
 
 
 @contextmanager

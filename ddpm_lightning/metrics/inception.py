@@ -7,7 +7,6 @@ import io
 import textwrap
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ class Inception(FeatureExtractor):
         except OSError as error:
             raise InputError(f"cannot read the weights {path}: {error}. {_WAYS}") from error
         digest = hashlib.sha256(content).hexdigest()
-        network = _network(_tensors(content, path), path)
+        network = _network(content, path)
         if not digest.startswith(PUBLISHED):
             warnings.warn(
                 f"{path} is not the published Inception file (sha256 {digest[:8]}…, not "
@@ -78,7 +77,7 @@ _WAYS = (
 
 
 def _cached() -> Path:
-    """Find the published file in torch hub's cache; download it if it is not there."""
+    """The published file in torch hub's cache, downloaded if it is not there."""
     path = Path(torch.hub.get_dir(), "checkpoints", Path(URL).name)
     if not path.exists():
         try:
@@ -91,34 +90,21 @@ def _cached() -> Path:
     return path
 
 
-def _tensors(content: bytes, path: Path) -> Any:
-    """Unpickle plain tensors and containers; a file that asks for code is refused unrun."""
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way
-        raise InputError(
-            f"{path} is not a file of plain weights: {_shortened(error)}. {_WAYS}"
-        ) from error
-
-
-def _network(state_dict: Any, path: Path) -> nn.Module:
-    """Build torch-fidelity's network around tensors that were loaded safely.
+def _network(content: bytes, path: Path) -> nn.Module:
+    """Build torch-fidelity's network around plain tensors; a file with code is refused unrun.
 
     Its constructor unpickles whatever it is given, so it is given our own copy of the tensors.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     copy = io.BytesIO()
-    torch.save(state_dict, copy)
-    copy.seek(0)
     try:
+        torch.save(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), copy)
+        copy.seek(0)
         with torch.random.fork_rng(devices=[]):  # its initial weights are not our randomness
             return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], copy)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file can fail in any way
+        reason = textwrap.shorten(str(error), width=200, placeholder=" …")
         raise InputError(
-            f"{path} does not hold FID's Inception-v3: {_shortened(error)}. {_WAYS}"
+            f"{path} does not hold the plain weights of FID's Inception-v3: {reason}. {_WAYS}"
         ) from error
-
-
-def _shortened(error: Exception) -> str:
-    return textwrap.shorten(str(error), width=200, placeholder=" …")

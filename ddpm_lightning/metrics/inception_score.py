@@ -8,8 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.features import check_features
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
+from ddpm_lightning.metrics.statistics import check_features
 
 
 class InceptionScore(Metric):
@@ -25,8 +25,6 @@ class InceptionScore(Metric):
     needs_pairs = False
 
     def __init__(self, splits: int = 10) -> None:
-        if splits < 1:
-            raise InputError(f"InceptionScore(splits={splits}): at least 1")
         self.splits = splits
         self.least = max(2, splits)
 
@@ -41,22 +39,12 @@ class InceptionScore(Metric):
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> tuple[float, float]:
-    """Compute exp of the mean over samples of KL(p(y|x) ‖ p(y)), by torch-fidelity, in float64.
+    """The Inception score, exp of the mean over samples of KL(p(y|x) ‖ p(y)), and its deviation.
 
-    From 1 (the classifier cannot tell samples apart) to the number of classes.
-
-    Args:
-        logits: float32 [n, K]; of Inception for published numbers.
-        splits: Equal parts.
-        seed: Shuffles before splitting, for samples may come a class after the other; None: not.
-
-    Returns:
-        Mean and standard deviation over the parts.
-
-    Raises:
-        InputError: Fewer samples than parts, or logits that are not finite.
-
-    Source: Salimans et al. (2016), sec. 4.
+    From 1 (the classifier cannot tell samples apart) to the number of classes; by torch-fidelity,
+    in float64, mean and standard deviation over splits of logits [n, K] (Salimans et al. 2016,
+    sec. 4). The seed shuffles before splitting, for samples may come a class after the other;
+    None: not.
     """
     check_features(logits, least=splits, metric=f"the Inception score in {splits} splits")
     from torch_fidelity.metric_isc import isc_features_to_metric

@@ -1,8 +1,7 @@
 """Standard errors of what is computed from all samples at once.
 
-A delete-d jackknife: the samples are cut into disjoint random blocks, and the number is computed
-without each of them in turn. All of these have the same number of samples and none twice, so a
-bias of few samples drops out; resamples of a bootstrap repeat samples, which distances between
+A delete-d jackknife: the number is computed without each of some disjoint random blocks of the
+samples. A bootstrap would not do, because its resamples repeat samples, which distances between
 sets, balls to neighbours and averages over pairs take for structure.
 
 It errs on the safe side: where a number depends on what samples have in common (recall, coverage,
@@ -25,16 +24,16 @@ BLOCKS = 20
 
 
 def shuffled(n: int, seed: int) -> Tensor:
-    """Give 0…n − 1 in random order, for samples may come a class after the other."""
+    """0…n − 1 in random order, for samples may come a class after the other."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def jackknife(left_out: Sequence[float]) -> float:
-    """Compute the standard error from the values without each block in turn."""
+    """Standard error from the values without each block in turn."""
     mean, blocks = fmean(left_out), len(left_out)
     return math.sqrt((blocks - 1) / blocks * sum((value - mean) ** 2 for value in left_out))
 
 
 def binomial_error(share: float, n: int) -> float:
-    """Compute the standard error of a share of n independent samples."""
+    """Standard error of a share of n independent samples."""
     return math.sqrt(share * (1 - share) / n)

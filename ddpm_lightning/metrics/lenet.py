@@ -8,11 +8,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.features import FeatureExtractor, Features
 
 WEIGHTS = Path(__file__).with_name("lenet.safetensors")
@@ -22,12 +20,9 @@ class LeNet(FeatureExtractor):
     """Features of a small MNIST classifier, for grey images of any size from 8×8 on.
 
     The 84 features are the input of the last hidden layer's ReLU, where a class looks more like
-    the Gaussian that the Fréchet distance takes it for than after it.
-
-    The distance is no FID: it can be compared only with distances by the same weights
-    (``digest``). On images that are not digits, Fashion-MNIST say, the features still tell two
-    sets of images apart, but they were never asked to tell sneakers from boots: read the distance
-    as relative, between runs on the same data.
+    the Gaussian that the Fréchet distance takes it for than after it. The distance is no FID: it
+    compares only with distances by the same weights (``digest``), and on images that are not
+    digits only with runs on the same data.
     """
 
     name = "fd_lenet"
@@ -43,14 +38,8 @@ class LeNet(FeatureExtractor):
     def load(self) -> tuple[LeNetNetwork, str]:
         with torch.device("meta"):  # no memory, and no draw from the global generator
             network = LeNetNetwork()
-        try:
-            weights = WEIGHTS.read_bytes()
-            network.load_state_dict(safetensors.torch.load(weights), assign=True)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(
-                f"cannot load LeNet's weights {WEIGHTS}: {error}; install the package again, or "
-                "train them: python -m ddpm_lightning.metrics.train_lenet --root FOLDER"
-            ) from error
+        weights = WEIGHTS.read_bytes()
+        network.load_state_dict(safetensors.torch.load(weights), assign=True)
         return network, hashlib.sha256(weights).hexdigest()
 
     @override
@@ -61,12 +50,6 @@ class LeNet(FeatureExtractor):
     def features_and_logits(self, images: Tensor) -> Features:
         features = self.network(images)
         return Features(features, self.network.get_submodule("classifier")(features))
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Recognise digits uint8 [B, 1, H, W], white on black: float32 logits [B, 10]."""
-        logits = self.both(images).logits
-        assert logits is not None
-        return logits
 
 
 class LeNetNetwork(nn.Module):

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics.features import check_features
 from ddpm_lightning.metrics.jackknife import BLOCKS, binomial_error, jackknife, shuffled
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
+from ddpm_lightning.metrics.statistics import check_features
 
 DISTANCES = 2**24
 """Distances held at a time: 128 MB."""
@@ -31,8 +30,6 @@ class PrecisionRecall(Metric):
     name = "pr"
 
     def __init__(self, k: int = 3, density_k: int = 5) -> None:
-        if min(k, density_k) < 1:
-            raise InputError(f"PrecisionRecall(k={k}, density_k={density_k}): each at least 1")
         self.k = k
         self.density_k = density_k
         self.least = self.least_real = max(k, density_k) + 1
@@ -64,24 +61,19 @@ def manifold(
     in at least one ball of a sample. Density: number of real balls around a sample, mean, divided
     by k; it may exceed 1. Coverage: share of real balls with a sample inside.
 
-    The standard errors take only the samples to be random, not the reference. The real balls are
-    fixed then, so precision is binomial and density a mean over samples; recall and coverage
-    depend on all samples at once, and have a delete-d jackknife over 20 disjoint random blocks of
-    them (with the balls that the other samples have by themselves), which makes the whole take
-    about twice as long. It needs k + 1 samples without a block.
+    The standard errors take only the samples to be random. The real balls are fixed then, so
+    precision is binomial and density a mean over samples; recall and coverage have a delete-d
+    jackknife over 20 disjoint random blocks of samples (with the balls that the others have by
+    themselves), which takes about as long again and needs k + 1 samples without a block.
 
     Distances are float64, in blocks: the memory grows with n + m, the time with their product.
 
     Args:
         x: float32 [n, d] features of the samples, n > k.
         y: float32 [m, d] features of the real images, m > k. Publications take m = n.
-        k: Which neighbour; 3 in the paper of precision and recall, 5 in that of density and
-            coverage.
+        k: Which neighbour; 3 in the paper of precision and recall, 5 in the other.
         errors: Compute the standard errors, too.
         seed: Seed of the blocks.
-
-    Returns:
-        ``precision``, ``recall``, ``density`` and ``coverage``.
 
     Source: Kynkäänniemi et al. (2019), eq. 1 and 2; Naeem et al. (2020), eq. 3 and 4.
     """
@@ -135,10 +127,9 @@ def manifold(
 def _radii(
     x: Tensor, k: int, owner: Tensor | None = None, blocks: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Compute the distance of each vector to its k-th neighbour, itself not counted.
+    """Distance of each vector to its k-th neighbour, itself not counted.
 
-    Returns:
-        [n] among all, and [blocks, n] among those that are not of each block.
+    [n] among all, and [blocks, n] among those that are not of each block.
     """
     radii = torch.empty(len(x), dtype=x.dtype)
     without = torch.empty(blocks, len(x), dtype=x.dtype)

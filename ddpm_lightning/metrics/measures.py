@@ -18,13 +18,7 @@ from ddpm_lightning.metrics.result import Result
 
 @dataclass(frozen=True)
 class Measures:
-    """Several metrics in the features of one extractor.
-
-    Args:
-        metrics: Which.
-        extractor: Whose features are compared; None: the data themselves.
-        seed: Seed of subsets, splits, and the blocks of the standard errors.
-    """
+    """Several metrics in the features of one extractor; None: of the data themselves."""
 
     metrics: Sequence[Metric]
     extractor: FeatureExtractor | None = None
@@ -55,14 +49,8 @@ class Measures:
     ) -> dict[str, Score]:
         """Compute all scores, by names that say the extractor: ``fd_lenet``, …; ``fid``.
 
-        Args:
-            samples: Features of n samples.
-            real: Features of real data; only their statistics if no metric needs pairs.
-            labels: int64 [n] classes that the samples were asked to be of, or None.
-            errors: Compute standard errors, too.
-
-        Raises:
-            InputError: Too few images for a metric, or features that are not finite.
+        Of ``real`` only the statistics if no metric needs pairs; labels int64 [n] are the classes
+        that the samples were asked to be of.
         """
         sets = Comparison(samples, real, labels, self.seed, errors)
         found: dict[str, Score] = {}
@@ -80,32 +68,25 @@ class Measures:
         return self.extractor.describe() | details
 
 
+@dataclass(eq=False)
 class Reference:
     """Real data that sets of samples are scored against.
 
-    Args:
-        measures: How.
-        features: Features of the real data.
-        description: What they are, as plain data: data set, split, count, sha256 of the pixels.
-        labels: int64 [N] their classes, if the extractor knows them, or None.
+    The description is plain data: data set, split, count, sha256 of the pixels; labels int64 [N]
+    are given if the extractor knows the classes.
     """
 
-    def __init__(
-        self,
-        measures: Measures,
-        features: Features,
-        description: dict[str, Any],
-        labels: Tensor | None = None,
-    ) -> None:
-        self.measures = measures
-        self.features = features
-        self.description = description
-        self.labels = labels
-        self._count = len(features)
+    measures: Measures
+    features: Features
+    description: dict[str, Any]
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._count = len(self.features)
         self._floors: dict[int, dict[str, Floor]] = {}
 
     def floor_sizes(self, n: int) -> tuple[int, int]:
-        """Say how many real data stand for n samples, at most half, and how many are left."""
+        """How many real data stand for n samples, at most half, and how many are left."""
         count = min(n, self._count // 2)
         return count, self._count - count
 
@@ -134,13 +115,7 @@ class Reference:
     def __call__(
         self, samples: Features, labels: Tensor | None = None, errors: bool = True
     ) -> dict[str, Score]:
-        """Score samples; each score with its floor.
-
-        Args:
-            samples: Their features.
-            labels: int64 [n] classes that they were asked to be of, or None.
-            errors: Compute standard errors, too.
-        """
+        """Score samples, each score with its floor; arguments as for Measures."""
         found = self.measures(samples, self.features, labels, errors)
         floors = self.floors(len(samples))
         return {name: replace(score, floor=floors.get(name)) for name, score in found.items()}
@@ -156,6 +131,6 @@ class Reference:
     def results(
         self, scores: Mapping[str, Score], samples: dict[str, Any], step: int | None = None
     ) -> list[Result]:
-        """State the scores of samples, which ``samples`` describes, with all that was measured."""
+        """State scores with what was measured; ``samples`` describes the samples."""
         stated = samples, self.description, self.measures.describe()
         return [Result(name, score, *stated, step) for name, score in scores.items()]

@@ -37,7 +37,7 @@ class Score:
         standard_error: Over draws of the samples, the reference as it is; None: not known.
         spread: A published standard deviation: of ``kid`` over subsets, of ``is`` over splits.
         settings: What else decides about the number, as plain data.
-        parts: What it is made of, as plain data, or None.
+        parts: What it is made of, as plain data.
         smaller_is_better: Whether a smaller number is the better one.
         floor: What real data reach; None: not known.
         alias: Its stable name for ``monitor:``, filled in by Measures.
@@ -57,12 +57,8 @@ class Score:
 class Comparison:
     """What a metric is computed from.
 
-    Attributes:
-        samples: Features of n samples.
-        real: Features of real data; only their ``statistics`` unless the metric needs pairs.
-        labels: int64 [n] classes that the samples were asked to be of, or None.
-        seed: Seed of subsets, splits and blocks.
-        errors: Compute standard errors, too.
+    ``real`` has only ``statistics`` unless the metric needs pairs; labels int64 [n] are the
+    classes that the samples were asked to be of; the seed is that of subsets, splits and blocks.
     """
 
     samples: Features
@@ -75,8 +71,7 @@ class Comparison:
 class Metric(Configurable, ABC):
     """Numbers that say how close samples are to real data, computed from the features of both.
 
-    One of your own defines a call, and states what it needs. A config names it by its class path,
-    those of this package by their short names, too.
+    One of your own defines a call, and states what it needs.
 
     Attributes:
         name: Short name; by default the name of the class in small letters.
@@ -106,13 +101,7 @@ class Metric(Configurable, ABC):
         """Compute the scores by name: one called as the metric, or several of other names."""
 
     def check(self, extractor: FeatureExtractor | None, n: int, real_n: int | None = None) -> None:
-        """Raise InputError for what cannot be measured, before anything is computed.
-
-        Args:
-            extractor: Whose features will be compared; None: the data themselves.
-            n: Number of samples.
-            real_n: Number of real data, if known.
-        """
+        """Raise InputError where n samples, real_n real data or the extractor do not fit."""
         if self.of_points and extractor is not None:
             raise InputError(
                 f"{self.name} compares points, not features of images; leave it out of metrics"
@@ -133,13 +122,7 @@ class Metric(Configurable, ABC):
     def check_labels(
         self, extractor: FeatureExtractor | None, data: object, labels: Tensor | None
     ) -> None:
-        """Raise InputError for classes that cannot be used, before anything is computed.
-
-        Args:
-            extractor: Whose features will be compared.
-            data: The data set whose classes they are.
-            labels: int64 [n] classes that samples will be asked to be of; None: of none.
-        """
+        """Raise InputError where the samples' labels int64 [n], of this data, do not fit."""
         if self.needs_labels and labels is None:
             raise InputError(
                 f"{self.name} compares with the classes that were asked for, and the model takes "
@@ -151,32 +134,27 @@ class Metric(Configurable, ABC):
         return self
 
     def names(self, score: str, extractor: FeatureExtractor | None) -> tuple[str, str]:
-        """Name a score by what was measured, and give its alias: ``is_lenet`` and ``is``.
-
-        Names are those of publications where the features are Inception's, or the data themselves.
-        """
+        """Name a score by what was measured, and give its alias: ``is_lenet`` and ``is``."""
         if extractor is None or extractor.name == "fid":
             return score, score
         return f"{score}_{extractor.name.removeprefix('fd').strip('_')}", score
 
 
 def as_metrics(metrics: str | Sequence[Metric | str]) -> list[Metric]:
-    """Find metrics by their names.
-
-    Args:
-        metrics: Short names, class names or class paths, in a list or separated by commas;
-            metrics themselves pass through.
-
-    Raises:
-        InputError: There is no such metric, it has arguments without a default, or none is named.
-    """
-    parts = metrics.split(",") if isinstance(metrics, str) else metrics
-    words = [part.strip() if isinstance(part, str) else part for part in parts]
-    found = [_named(word) if isinstance(word, str) else word for word in words if word]
+    """Find metrics by short names, class names or class paths; metrics themselves pass through."""
+    words = metric_words(metrics)
+    found = [_named(word) if isinstance(word, str) else word for word in words]
     if not found or len({metric.name for metric in found}) < len(found):
         names = ", ".join(metric.name for metric in found)
         raise InputError(f"metrics {names or 'of no name'}: name one or more, each once")
     return found
+
+
+def metric_words(metrics: str | Sequence[Metric | str]) -> list[Metric | str]:
+    """Split metrics that may be named in a list or separated by commas."""
+    parts = metrics.split(",") if isinstance(metrics, str) else metrics
+    words = [part.strip() if isinstance(part, str) else part for part in parts]
+    return [word for word in words if word != ""]
 
 
 def _named(name: str) -> Metric:

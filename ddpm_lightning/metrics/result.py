@@ -26,15 +26,11 @@ FOUND = ("step", "value", "standard_error", "spread", "parts", "floor", "version
 
 @dataclass(frozen=True)
 class Result:
-    """A score and all that was measured.
+    """A score of this name, and all that was measured, as plain data.
 
-    Attributes:
-        metric: Name of the score.
-        score: The score.
-        samples: How what was measured came about, as plain data: n, checkpoint, sampler, …
-        reference: The real data, with their sha256; None where none take part.
-        extractor: Whose features were compared; None where there are none.
-        step: Optimizer steps behind the weights; None where there is no model.
+    ``samples`` say how what was measured came about (n, checkpoint, sampler, …); the reference has
+    the sha256 of the real data, the extractor that of its weights, where there are any; step
+    counts the optimizer steps behind the weights.
     """
 
     metric: str
@@ -75,10 +71,7 @@ def write_results(path: Path, results: Sequence[Result]) -> list[dict[str, Any]]
 def append_result(path: Path, result: Result, fitting: bool = False) -> None:
     """Add a result to a file, in place of the one of the same step and of what was measured alike.
 
-    Args:
-        path: The file, e.g. metrics.json of a run.
-        result: The result.
-        fitting: While training, results of later steps go, too: a resumed run measures them anew.
+    While ``fitting``, results of later steps go, too: a resumed run measures them anew.
     """
     record = result.record()
     same = {key: value for key, value in record.items() if key not in FOUND}
@@ -98,9 +91,6 @@ def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any
     Args:
         path: A results.json, a metrics.json of a run, or the folder of either.
         step: Optimizer steps, of a run's metrics.json; default: the last of each metric.
-
-    Raises:
-        InputError: There is no such file, it holds something else, or nothing of this step.
     """
     if path.is_dir():
         path = next(filter(Path.is_file, (path / name for name in NAMES)), path / NAMES[0])

@@ -1,4 +1,4 @@
-"""Mean and covariance of feature vectors."""
+"""Feature vectors: what they must be, their mean and their covariance."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from ddpm_lightning.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """The mean and the covariance of n feature vectors, on the CPU.
-
-    Attributes:
-        mean: float64 [d].
-        cov: float64 [d, d], divided by n − 1.
-        n: Number of vectors.
-    """
+    """Mean [d] and covariance [d, d] (by n − 1) of n feature vectors, float64, on the CPU."""
 
     mean: Tensor
     cov: Tensor
@@ -27,18 +21,10 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor) -> Statistics:
-        """Summarise features [n, d]; refuse n < 2 and values that are not finite."""
-        if features.ndim != 2 or len(features) < 2:
-            raise InputError(
-                f"a covariance needs features [n, d] with n ≥ 2, got {list(features.shape)}; "
-                "use more images"
-            )
+        """Summarise features [n, d], n ≥ 2."""
+        check_features(features, least=2, metric="a covariance")
         features = features.cpu()
         mean = features.mean(dim=0, dtype=torch.float64)
-        if not mean.isfinite().all():
-            raise InputError(
-                "the features are not finite; look at the images and the weights of the extractor"
-            )
         cov = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         for rows in features.split(4096):  # float64 of all rows would take gigabytes
             centred = rows.double() - mean
@@ -56,12 +42,26 @@ class Statistics:
 
     @cached_property
     def root(self) -> Tensor:
-        """The symmetric root of the covariance [d, d], kept for the next distance."""
-        return _root(self.cov)
+        """The symmetric root of the covariance [d, d], of whatever rank."""
+        eigenvalues, vectors = torch.linalg.eigh(self.cov)  # ascending
+        rounding = len(self.cov) * torch.finfo(self.cov.dtype).eps * eigenvalues[-1]
+        return (vectors * eigenvalues.where(eigenvalues > rounding, 0).sqrt()) @ vectors.T
 
 
-def _root(cov: Tensor) -> Tensor:
-    """Compute the symmetric root of a covariance [d, d], of whatever rank."""
-    eigenvalues, vectors = torch.linalg.eigh(cov)  # ascending
-    rounding = len(cov) * torch.finfo(cov.dtype).eps * eigenvalues[-1]
-    return (vectors * eigenvalues.where(eigenvalues > rounding, 0).sqrt()) @ vectors.T
+def check_features(*sets: Tensor, least: int, metric: str) -> None:
+    """Refuse sets [n, d] of different lengths d, with fewer than ``least`` rows or not finite."""
+    shapes = " and ".join(str(list(rows.shape)) for rows in sets)
+    if any(rows.ndim != 2 for rows in sets) or len({rows.shape[1] for rows in sets}) > 1:
+        raise InputError(
+            f"{metric} reads features [n, d] of one length d, got {shapes}; compute them all with "
+            "the same extractor"
+        )
+    if min(map(len, sets)) < least:
+        raise InputError(
+            f"{metric} needs {least} or more feature vectors, got {shapes}; use more images"
+        )
+    if not all(bool(rows.isfinite().all()) for rows in sets):
+        raise InputError(
+            f"{metric}: the features are not finite; look at the images and the weights of the "
+            "extractor"
+        )

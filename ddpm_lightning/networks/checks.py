@@ -8,23 +8,12 @@ from collections.abc import Callable
 from ddpm_lightning.errors import InputError
 
 
-def check_counts(network: str, **counts: int) -> None:
-    """Raise InputError unless every count is at least 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise InputError(f"{network}({name}={count}): must be at least 1")
-
-
 def check_image(
     network: str, shape: tuple[int, ...], factor: int, fix: Callable[[int], str] | None = None
 ) -> None:
-    """Raise InputError unless a shape is that of images whose sides are multiples of a factor.
+    """Raise InputError unless a shape is [C, H, W] with sides that are multiples of a factor.
 
-    Args:
-        network: Name of the network.
-        shape: To be [channels, height, width].
-        factor: What height and width must be multiples of.
-        fix: Names another remedy, given the greatest common divisor of height and width.
+    ``fix`` names another remedy, given the greatest common divisor of height and width.
     """
     if len(shape) != 3:
         raise InputError(

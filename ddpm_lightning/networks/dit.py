@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks.checks import check_counts, check_image, largest_divisor
+from ddpm_lightning.networks.checks import check_image, largest_divisor
 from ddpm_lightning.networks.layers import ConditionEmbedding, Linear
 from ddpm_lightning.networks.network import Network
 
@@ -38,9 +38,6 @@ class DiT(Network):
         depth: Number of blocks.
         heads: Attention heads of each block.
         mlp_ratio: Hidden features of the MLP in a block, in multiples of width.
-
-    Raises:
-        InputError: The settings do not fit each other or the data; the message names some that do.
     """
 
     def __init__(
@@ -54,8 +51,6 @@ class DiT(Network):
         mlp_ratio: int = 4,
     ):
         super().__init__()
-        counts = {"patch": patch, "width": width, "depth": depth, "heads": heads}
-        check_counts("DiT", **counts, mlp_ratio=mlp_ratio)
         step = math.lcm(4, heads)
         if width % step:
             raise InputError(
@@ -97,13 +92,8 @@ class DiTBlock(nn.Module):
     """Attention among the tokens, then an MLP on each, both with adaLN-Zero.
 
     x + gate·f(LayerNorm(x)·(1 + scale) + shift) for f = attention, then MLP; gate, scale and shift
-    are a linear map of the condition that starts at zero, so the block starts as the identity.
-    (Peebles & Xie 2023, section 3.2 and figure 3.)
-
-    Args:
-        width: Features of a token.
-        heads: Attention heads, each of width/heads features.
-        mlp_ratio: Hidden features of the MLP, in multiples of width.
+    are a linear map of the condition that starts at zero, so the block starts as the identity
+    (Peebles & Xie 2023, section 3.2 and figure 3).
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: int):
@@ -150,18 +140,11 @@ def split(modulation: Tensor, parts: int) -> tuple[Tensor, ...]:
 
 
 def position_embedding(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Embed every position of a grid: half of the features tell its column, half its row.
+    """Embed every position of a grid like its tokens: [rows·columns, width], row by row.
 
-    Each half is sines, then cosines, of the index at frequencies 10000^(−i/n), i = 0…n − 1, n a
-    quarter of the features (the authors' code, after Vaswani et al. 2017, section 3.5).
-
-    Args:
-        rows: Height of the grid.
-        columns: Width of the grid.
-        like: [B, rows·columns, width] tokens; gives the result its width, dtype and device.
-
-    Returns:
-        [rows·columns, width], row by row.
+    Half of the features tell the column, half the row: sines, then cosines, of the index at
+    frequencies 10000^(−i/n), i = 0…n − 1, n a quarter of the features (the authors' code, after
+    Vaswani et al. 2017, section 3.5).
     """
     quarter = like.shape[-1] // 4
     dtype = torch.promote_types(like.dtype, torch.float32)

@@ -24,9 +24,6 @@ class MLP(Network):
         width: Features, even.
         depth: Residual blocks, of two layers each.
         dropout: Probability of zeroing a feature in training.
-
-    Raises:
-        InputError: A setting is out of range, or the data are no points.
     """
 
     def __init__(
@@ -38,11 +35,8 @@ class MLP(Network):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if width < 4 or width % 2 or depth < 1 or not 0 <= dropout < 1:
-            raise InputError(
-                f"MLP(width={width}, depth={depth}, dropout={dropout}): width is even and at "
-                "least 4, depth at least 1, dropout in [0, 1)"
-            )
+        if width < 4 or width % 2:
+            raise InputError(f"MLP(width={width}): width is even and at least 4")
         self.data = data
         self.check_shape(data.shape)
         self.embed = ConditionEmbedding(width, width, data.num_classes)
@@ -69,12 +63,7 @@ class MLP(Network):
 
 
 class ResidualLayers(nn.Module):
-    """h + linear2(dropout(SiLU(linear1(h)·(1 + scale) + shift))).
-
-    Args:
-        width: Features of h and of the condition, which gives scale and shift.
-        dropout: Probability of zeroing a feature in training.
-    """
+    """h + linear2(dropout(SiLU(linear1(h)·(1 + scale) + shift))), both of the condition."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()

@@ -28,7 +28,7 @@ class Network(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
-        """Evaluate the network in the dtype of its weights.
+        """Evaluate the network in the dtype of its weights: [B, out_channels, ...].
 
         Args:
             x: [B, C, ...] scaled noisy samples, c_in·x_t.
@@ -36,12 +36,6 @@ class Network(Configurable, nn.Module, ABC):
             condition: ``condition.label`` is int64 [B] in 0…num_classes − 1, or −1 for the null
                 label (a learned row of its own), which is also what a missing label means;
                 without classes it is ignored. ``condition.image`` is stacked onto x unscaled.
-
-        Returns:
-            [B, out_channels, ...]
-
-        Raises:
-            InputError: The shape of x or of the condition's image does not fit.
         """
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
-from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.checks import check_image
 from ddpm_lightning.networks.layers import (
     ConditionEmbedding,
@@ -31,15 +30,10 @@ class SmallUNet(Network):
         data: Images [C, H, W] with sides divisible by 4.
         out_channels: Channels of the output.
         channels: Features at full resolution, a multiple of 8; twice as many further down.
-
-    Raises:
-        InputError: channels or the shape of the data does not fit.
     """
 
     def __init__(self, data: DataSpec, out_channels: int, channels: int = 32):
         super().__init__()
-        if channels < 1 or channels % GROUPS:
-            raise InputError(f"SmallUNet(channels={channels}): give a multiple of {GROUPS}")
         self.data = data
         self.check_shape(data.shape)
         fine, coarse = channels, 2 * channels

@@ -19,7 +19,7 @@ from typing_extensions import override
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.blocks import ConvNeXtBlock, WeightStandardizedBlock
-from ddpm_lightning.networks.checks import check_counts, check_image, largest_divisor
+from ddpm_lightning.networks.checks import check_image, largest_divisor
 from ddpm_lightning.networks.layers import (
     Attention,
     ConditionEmbedding,
@@ -64,9 +64,6 @@ class UNet(Network):
             of pixels instead of its square (Shen et al. 2018).
         mid_attention: Self-attention at the lowest resolution, between down and up. false, with
             attention_levels: [], leaves no attention.
-
-    Raises:
-        InputError: The settings do not fit each other or the data; the message names some that do.
     """
 
     def __init__(
@@ -86,22 +83,16 @@ class UNet(Network):
         mid_attention: bool = True,
     ):
         super().__init__()
-        if not multipliers:
-            raise InputError("UNet(multipliers=[]): give at least one level, e.g. [1, 2, 2, 2]")
         bottom = len(multipliers) - 1
         widths = [channels * multiplier for multiplier in multipliers]
         attention: dict[int, type[Attention]] = {
             **dict.fromkeys(linear_attention_levels, LinearAttention),
             **dict.fromkeys(attention_levels, Attention),
         }
-        counts = {"channels": channels, "blocks": blocks, "heads": heads, "groups": groups}
-        check_counts("UNet", **counts, **{"min(multipliers)": min(multipliers)})
         _check_channels(channels, groups)
         _check_levels(bottom, attention_levels, linear_attention_levels)
         attended = [*attention, bottom] if mid_attention else [*attention]
         _check_heads([widths[level] for level in attended], heads)
-        if not 0 <= dropout < 1:
-            raise InputError(f"UNet(dropout={dropout}): must be in [0, 1); 0 turns it off")
 
         self.data = data
         self.multipliers = list(multipliers)

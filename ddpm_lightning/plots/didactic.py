@@ -10,20 +10,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
+from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule
 from ddpm_lightning.diffusion.oracles import Mixture, Oracle
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.posterior import posterior, transition_variance
 from ddpm_lightning.diffusion.prediction import FixedLarge, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDPM
-from ddpm_lightning.diffusion.schedules import Level, Linear, Scalar, Schedule
+from ddpm_lightning.diffusion.schedules import Linear
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
-from ddpm_lightning.errors import InputError
 from ddpm_lightning.plots.figure import new_figure
 from ddpm_lightning.randomness import IndexedNoise
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a name has the same one everywhere.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "0.55"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = {
     "Linear": BLUE,
     "Cosine": RED,
@@ -41,15 +41,9 @@ def schedule_curves(
 ) -> dict[str, Tensor]:
     """Tabulate what a schedule amounts to at the levels 1…T, float64 [T] each.
 
-    Args:
-        schedule: The forward process.
-        weighting: The loss's weight.
-        parameterization: What the network predicts; the weighting Plain depends on it.
-
-    Returns:
-        beta (DDPM eq. 2; for any schedule the variance of q(x_t | x_{t−1}), VDM, app. A),
-        alpha_bar = alpha², snr = alpha²/sigma², posterior_std = sqrt(beta_tilde) (DDPM eq. 7) and
-        weight, of ‖x_0 − x0_hat‖² in the loss.
+    beta (DDPM eq. 2; for any schedule the variance of q(x_t | x_{t−1}), VDM, app. A), alpha_bar =
+    alpha², snr = alpha²/sigma², posterior_std = sqrt(beta_tilde) (DDPM eq. 7) and weight, of
+    ‖x_0 − x0_hat‖² in the loss; under the weighting Plain it depends on the parameterization.
     """
     t = torch.arange(1, schedule.T + 1)
     level = schedule.level(t, like=schedule.alpha)
@@ -69,13 +63,7 @@ def schedule_figure(
     weighting: Weighting = Plain(),
     parameterization: Parameterization = Eps(),
 ) -> Figure:
-    """Draw the curves of one or several schedules over t/T.
-
-    Args:
-        schedules: Schedules by the name that the legend gives them.
-        weighting: The loss's weight.
-        parameterization: What the network predicts.
-    """
+    """Draw the curves of one or several schedules over t/T, by their names in the legend."""
     figure = new_figure(10, 5.6)
     what = f"{type(weighting).__name__}, {type(parameterization).__name__}"
     panels: dict[str, tuple[str, str]] = {
@@ -107,19 +95,10 @@ def schedule_figure(
 
 
 def forward_walks(x0: Tensor, schedule: Schedule, scaled: bool = True, seed: int = 0) -> Tensor:
-    """Noise numbers step by step, with or without scaling down what is there.
+    """Noise numbers x0 [n] step by step: float64 [T + 1, n], x_0 first.
 
-    x_t = (alpha_t/alpha_{t−1})·x_{t−1} + sqrt(beta_t)·noise (DDPM eq. 2), or the same without the
-    factor, whose variance is the data's plus the sum of the betas.
-
-    Args:
-        x0: [n] data.
-        schedule: The forward process.
-        scaled: Scale the signal down.
-        seed: Seed of the noise.
-
-    Returns:
-        float64 [T + 1, n], x_0 first.
+    x_t = (alpha_t/alpha_{t−1})·x_{t−1} + sqrt(beta_t)·noise (DDPM eq. 2), or unless ``scaled`` the
+    same without the factor, whose variance is the data's plus the sum of the betas.
     """
     noise = IndexedNoise(seed, torch.arange(len(x0)))(0, (schedule.T,)).double()  # [n, T]
     betas = schedule_curves(schedule)["beta"]
@@ -139,13 +118,7 @@ def walk_variance(variance: float, schedule: Schedule, scaled: bool = True) -> T
 
 
 def scaling_figure(schedule: Schedule | None = None, n: int = 4000, seed: int = 0) -> Figure:
-    """Draw why the signal is scaled down while noise is added: otherwise the variance explodes.
-
-    Args:
-        schedule: The forward process; None: Linear.
-        n: Numbers that are noised, of data that is −1 or 1.
-        seed: Seed of the noise.
-    """
+    """Draw why the signal is scaled down while noise is added: otherwise the variance explodes."""
     schedule = schedule or Linear()
     x0 = 1.0 - 2.0 * (torch.arange(n) % 2)
     share = torch.arange(schedule.T + 1) / schedule.T
@@ -176,19 +149,9 @@ def scaling_figure(schedule: Schedule | None = None, n: int = 4000, seed: int = 
 
 
 class _Scaled(Variance):
-    """Another variance times a factor: 1 leaves it right, anything else is an experiment.
-
-    Args:
-        variance: The variance.
-        factor: The factor, at least 0.
-
-    Raises:
-        InputError: The factor is negative.
-    """
+    """Another variance times a factor: 1 leaves it right, anything else is an experiment."""
 
     def __init__(self, variance: Variance, factor: float) -> None:
-        if not factor >= 0:
-            raise InputError(f"a variance times {factor:g} is none; give a factor of 0 or more")
         self.variance = variance
         self.factor = factor
 
@@ -204,16 +167,10 @@ def two_peaks() -> Oracle:
 
 
 def reverse_walks(oracle: Oracle, factor: float, n: int = 4000, seed: int = 0) -> Tensor:
-    """Ancestral sampling over all levels with the forward process's variance times a factor.
+    """Ancestral sampling over all levels: float32 [T + 1, n, *shape], from x_T to x_0.
 
-    Args:
-        oracle: The exact denoiser.
-        factor: 1 is right for many small steps, where beta and beta_tilde agree (DDPM sec. 3.2).
-        n: Number of samples.
-        seed: Seed of the noise.
-
-    Returns:
-        float32 [T + 1, n, *shape], from x_T to x_0.
+    The forward process's variance times a factor; 1 is right for many small steps, where beta and
+    beta_tilde agree (DDPM sec. 3.2).
     """
     variance = oracle.variance
     oracle.variance = _Scaled(FixedLarge(), factor)
@@ -228,13 +185,7 @@ def reverse_walks(oracle: Oracle, factor: float, n: int = 4000, seed: int = 0) -
 def variance_figure(
     factors: tuple[float, ...] = (0.25, 1.0, 4.0), n: int = 4000, seed: int = 0
 ) -> Figure:
-    """Draw what a reverse variance that is too small or too large does, with an exact denoiser.
-
-    Args:
-        factors: What the right variance is multiplied by, a column each.
-        n: Number of samples.
-        seed: Seed of the noise.
-    """
+    """Draw what a reverse variance too small or too large does, with an exact denoiser."""
     oracle = two_peaks()
     share = torch.arange(oracle.schedule.T, -1, -1) / oracle.schedule.T
     x = torch.linspace(-2.5, 2.5, 500, dtype=torch.float64)

@@ -1,7 +1,8 @@
-"""Matplotlib figures without pyplot and its global state: made, written and turned to pixels."""
+"""Matplotlib figures without pyplot and its global state, and the curve of the bound."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,20 @@ def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG; a stopped write never leaves half a file."""
     with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
+
+
+def terms_figure(terms: list[float], edges: list[int], unit: str) -> Figure:
+    """Draw L_{t−1} over t (improved DDPM, fig. 2), the mean of each stratum between K + 1 edges.
+
+    ``terms`` are K + 1 means of the bound's columns; the last is L_T and is not drawn.
+    """
+    figure = new_figure(6, 4, dpi=120)
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="t")
+    axes.set_ylabel(f"L_(t−1), {unit}")
+    # The mean over a stratum at its geometric middle.
+    spans = list(pairwise(edges))
+    middles = [((below + 1) * top) ** 0.5 for below, top in spans]
+    heights = [term / (top - below) for term, (below, top) in zip(terms, spans, strict=False)]
+    axes.plot(middles, heights, ".-")
+    axes.grid(alpha=0.3)
+    return figure

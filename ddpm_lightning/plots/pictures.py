@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from typing_extensions import override
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write
-from ddpm_lightning.images import OVERVIEW, from_uint8, grid, to_uint8, write_png
+from ddpm_lightning.images import OVERVIEW, grid, to_uint8, write_png
 from ddpm_lightning.plots.figure import new_figure, pixels_of
 
 BACKDROP = 2000
@@ -30,36 +29,17 @@ class Pictures(ABC):
 
     @abstractmethod
     def together(
-        self,
-        x: Tensor,
-        columns: int = 8,
-        inputs: Tensor | None = None,
-        above: Tensor | None = None,
-        below: Tensor | None = None,
+        self, x: Tensor, columns: int = 8, inputs: Tensor | None = None, **bands: Tensor
     ) -> Tensor:
-        """Show samples in one picture.
+        """Show samples, or x_t [n, ...] on the way to them, in one picture uint8 [C, H, W].
 
-        Args:
-            x: [n, ...] samples, or x_t on the way to them.
-            columns: Images a row.
-            inputs: [M, ...] given images, shown first.
-            above: [n, ...] images to stand above each of x, e.g. what it was made from.
-            below: [n, ...] images to stand below each of x, e.g. what it should be.
-
-        Returns:
-            uint8 [C, H, W]; the size depends on n and columns alone.
+        Of images with so many columns, given ones [M, ...] before all, and others ``above`` and
+        ``below`` each. The size depends on n and columns alone.
         """
 
     @abstractmethod
     def strip(self, frames: Tensor) -> Tensor:
-        """Show how samples came about, noise on the left.
-
-        Args:
-            frames: [F, n, ...] x_t, noise first.
-
-        Returns:
-            uint8 [C, H, W]
-        """
+        """Show frames [F, n, ...] of x_t, noise on the left: uint8 [C, H, W]."""
 
     @abstractmethod
     def write(self, folder: Path, x: Tensor) -> None:
@@ -69,13 +49,7 @@ class Pictures(ABC):
 def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
     """Find how data of this shape are drawn.
 
-    Args:
-        shape: Shape of one sample.
-        data: Where they come from; points of a DiffusionData are drawn behind the samples and fix
-            the axes. Anything else is left alone.
-
-    Raises:
-        InputError: Such data cannot be drawn.
+    Points of a DiffusionData are drawn behind the samples and fix the axes.
     """
     if len(shape) == 3 and shape[0] in (1, 3, 4):
         return Images()
@@ -96,13 +70,9 @@ class Images(Pictures):
 
     @override
     def together(
-        self,
-        x: Tensor,
-        columns: int = 8,
-        inputs: Tensor | None = None,
-        above: Tensor | None = None,
-        below: Tensor | None = None,
+        self, x: Tensor, columns: int = 8, inputs: Tensor | None = None, **bands: Tensor
     ) -> Tensor:
+        above, below = bands.get("above"), bands.get("below")
         return grid(x, columns, inputs=inputs, above=above, below=below)
 
     @override
@@ -125,9 +95,6 @@ class Scatter(Pictures):
 
     The axes never change, so that pictures of a run compare: they show the data with a margin of a
     quarter, or −3…3 without data.
-
-    Args:
-        backdrop: [N, 2] points of the data, or None.
     """
 
     overview = "scatter.png"
@@ -142,14 +109,8 @@ class Scatter(Pictures):
 
     @override
     def together(
-        self,
-        x: Tensor,
-        columns: int = 8,
-        inputs: Tensor | None = None,
-        above: Tensor | None = None,
-        below: Tensor | None = None,
+        self, x: Tensor, columns: int = 8, inputs: Tensor | None = None, **bands: Tensor
     ) -> Tensor:
-        """One plot, whatever ``columns`` is."""
         return self._plot(x, pixels=480)
 
     @override
@@ -177,36 +138,3 @@ class Scatter(Pictures):
             axes.set_xticks([])
             axes.set_yticks([])
         return pixels_of(figure)
-
-
-NEIGHBOURS = "left: samples; beside each: the nearest real images"
-"""Caption of :func:`draw_neighbours`."""
-
-
-def draw_neighbours(
-    samples: Tensor,
-    features: Tensor,
-    real_features: Tensor,
-    take: Callable[[Tensor], Tensor],
-    count: int = 7,
-) -> Tensor:
-    """Show samples with their nearest real images, in which copies stand out.
-
-    Args:
-        samples: uint8 [n, C, H, W], a row each.
-        features: float32 [n, D] of the samples.
-        real_features: float32 [N, D] of the real images.
-        take: Gives the real images of some rows int64 [m]: uint8 [m, C, H, W].
-        count: Neighbours a row, nearest first.
-
-    Returns:
-        uint8 [C, H', W']; the sample is the first of its row.
-    """
-    count = min(count, len(real_features))
-    # Without the matrix product, whose rounding would blur distances of near copies.
-    exact = "donot_use_mm_for_euclid_dist"
-    distance = torch.cdist(features, real_features, compute_mode=exact)  # [n, N]
-    neighbours = take(distance.topk(count, largest=False).indices.flatten())
-    neighbours = rearrange(neighbours, "(n k) c h w -> n k c h w", k=count)
-    rows = torch.cat([samples[:, None], neighbours], dim=1)
-    return grid(from_uint8(rearrange(rows, "n k c h w -> (n k) c h w")), columns=count + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
@@ -11,9 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ddpm_lightning.diffusion.schedules import Schedule
-from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import grid
+from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.images import from_uint8, grid
 from ddpm_lightning.plots.figure import pixels_of
 from ddpm_lightning.plots.pictures import Pictures, Scatter
 from ddpm_lightning.randomness import IndexedNoise
@@ -25,24 +24,17 @@ TILE = 48
 LINE = 18
 """Pixels of a line of captions."""
 
+NAMES = (r"$x_t$", r"$\hat{x}_0$")
+"""Captions of noisy data and of the prediction."""
+
 
 def forward_strip(
     pictures: Pictures, x0: Tensor, schedule: Schedule, steps: int = 10, seed: int = 0
 ) -> Tensor:
-    """Show data becoming noise, x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4), a row a sample.
+    """Show data x0 [n, ...] becoming noise, x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4).
 
-    Args:
-        pictures: How such data is drawn.
-        x0: [n, ...] data.
-        schedule: The forward process.
-        steps: Columns after the first, evenly spread over 0…T.
-        seed: Seed of the noise; a sample keeps its noise along the row.
-
-    Returns:
-        uint8 [3 or 4, H, W]
+    A row a sample, which keeps its noise along the row; columns are evenly spread over 0…T.
     """
-    if not 1 <= steps <= schedule.T:
-        raise InputError(f"steps={steps}: the schedule has {schedule.T} levels, give 1 to that")
     levels = [round(i * schedule.T / steps) for i in range(steps + 1)]
     eps = IndexedNoise(seed, torch.arange(len(x0)))(0, tuple(x0.shape[1:]))
     frames = torch.stack([schedule.add_noise(x0, t, eps) for t in levels])
@@ -50,24 +42,14 @@ def forward_strip(
 
 
 def reverse_strip(pictures: Pictures, frames: Frames) -> Tensor:
-    """Show noise becoming data: above x_t, below it the prediction x0_hat made there.
-
-    Args:
-        pictures: How such data is drawn.
-        frames: How the samples came about.
-
-    Returns:
-        uint8 [3 or 4, H, W]
-    """
-    x_t, x0, levels = frames.x_t, frames.x0, frames.levels
+    """Show noise becoming data: above x_t, below it the prediction x0_hat made there."""
+    x_t, x0, names = frames.x_t, frames.x0, [*NAMES]
     if isinstance(pictures, Scatter):
-        picture = torch.cat([_rows(pictures, x_t), _rows(pictures, x0)], dim=1)
-        names = [r"$x_t$", r"$\hat{x}_0$"]
+        picture = torch.cat([pictures.strip(x_t), pictures.strip(x0)], dim=1)
     else:
-        both = rearrange([x_t, x0], "both f n ... -> f (n both) ...")
-        picture = _rows(pictures, both)
-        names = [r"$x_t$", r"$\hat{x}_0$"] * x_t.shape[1]
-    return captioned(picture, [f"t={t}" for t in levels], names)
+        picture = _rows(pictures, rearrange([x_t, x0], "both f n ... -> f (n both) ..."))
+        names *= x_t.shape[1]
+    return captioned(picture, [f"t={t}" for t in frames.levels], names)
 
 
 def reverse_frames(pictures: Pictures, frames: Frames) -> list[Tensor]:
@@ -80,8 +62,7 @@ def reverse_frames(pictures: Pictures, frames: Frames) -> list[Tensor]:
             drawn.append(captioned(torch.cat(parts, dim=1), [f"t={t}"]))
         else:
             picture = grid(torch.cat([noisy, predicted]), columns=n, tile=TILE)
-            names = [r"$x_t$", r"$\hat{x}_0$"]
-            drawn.append(captioned(picture, [f"t={t}"] + [""] * (n - 1), names))
+            drawn.append(captioned(picture, [f"t={t}"] + [""] * (n - 1), NAMES))
     return drawn
 
 
@@ -90,14 +71,8 @@ def captioned(
 ) -> Tensor:
     """Put captions above the columns and left of the rows of a picture, pixels unchanged.
 
-    Args:
-        picture: uint8 [1, 3 or 4, H, W], its columns and rows of equal size.
-        columns: A caption for each column, or none.
-        rows: A caption for each row, or none.
-        title: A line above all, broken where the picture is narrow.
-
-    Returns:
-        uint8 [3, or 4 if the picture has them, H + top, W + left]
+    The picture is uint8 [1, 3 or 4, H, W], its columns and rows of equal size; the title is a line
+    above all, broken where the picture is narrow.
     """
     channels, height, width = picture.shape
     left = max([34, *(11 * len(name) for name in rows if "$" not in name)]) if rows else 0
@@ -131,3 +106,26 @@ def _rows(pictures: Pictures, frames: Tensor) -> Tensor:
         return pictures.strip(frames)
     shown = rearrange(frames, "frame n ... -> (n frame) ...")
     return grid(shown, columns=len(frames), tile=TILE)
+
+
+def draw_neighbours(
+    samples: Tensor,
+    features: Tensor,
+    real_features: Tensor,
+    take: Callable[[Tensor], Tensor],
+    count: int = 7,
+) -> Tensor:
+    """Show samples, a row each, with their nearest real images, in which copies stand out.
+
+    Samples are uint8 [n, C, H, W] with features [n, D]; ``take`` gives the real images of some
+    rows int64 [m]. The nearest comes first.
+    """
+    count = min(count, len(real_features))
+    # Without the matrix product, whose rounding would blur distances of near copies.
+    exact = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(features, real_features, compute_mode=exact)  # [n, N]
+    neighbours = take(distance.topk(count, largest=False).indices.flatten())
+    neighbours = rearrange(neighbours, "(n k) c h w -> n k c h w", k=count)
+    rows = torch.cat([samples[:, None], neighbours], dim=1)
+    panel = grid(from_uint8(rearrange(rows, "n k c h w -> (n k) c h w")), columns=count + 1)
+    return captioned(panel, title="left: samples; beside each: the nearest real images")

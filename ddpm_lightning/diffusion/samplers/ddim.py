@@ -27,9 +27,6 @@ class DDIM(SingleStep):
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
-
-    Raises:
-        InputError: eta is outside [0, 1].
     """
 
     def __init__(
@@ -59,13 +56,7 @@ def ddim_step(
     """Step from x_t to x_s (DDIM eq. 12); finite from alpha_T = 0 and to sigma_0 = 0.
 
     Higher-order samplers take this very step with an x0 that they combined from several
-    predictions; eps follows from x_t and x0.
-
-    Args:
-        prediction: The prediction at x_t.
-        s: The next level, s < t.
-        eta: Share of the posterior's noise.
-        noise: Gives standard normal noise of x_t's shape; not called where eta or sigma_s is 0.
+    predictions; eps follows from x_t and x0. noise() is not called where eta or sigma_s is 0.
     """
     level = prediction.level.at(s)
     variance = eta**2 * posterior(level, prediction.level).variance

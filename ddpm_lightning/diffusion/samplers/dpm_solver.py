@@ -31,9 +31,6 @@ class DPMSolverPP(Sampler):
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
-
-    Raises:
-        InputError: order is neither 1 nor 2.
     """
 
     eta: ClassVar[float] = 0.0
@@ -75,12 +72,9 @@ class DPMSolverPPSDE(DPMSolverPP):
 
 
 def extrapolate(prediction: Prediction, previous: Prediction | None, s: int) -> Prediction:
-    """Extrapolate x0 to the middle of the step from t to s, in lambda.
+    """Extrapolate x0 to the middle of the step from t to s, in lambda, by the one before.
 
-    Args:
-        prediction: At the level t that the step starts from.
-        previous: At the level above, or None.
-        s: Where the step goes; to s = 0, infinitely far in lambda, nothing is extrapolated.
+    To s = 0, infinitely far in lambda, nothing is extrapolated.
     """
     if previous is None or s == 0:
         return prediction

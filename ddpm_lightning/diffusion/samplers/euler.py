@@ -24,8 +24,8 @@ class Euler(Sampler):
     Churn (EDM algorithm 2): before a step, noise is added to raise sigma/alpha by the factor
     1 + min(churn/steps, sqrt(2) − 1). The model knows only its own levels, so x is raised to the
     level nearest to that, with exactly that level's noise: never above T, so the first step has no
-    churn, and not at all where the factor is less than half a level. A trajectory's State keeps
-    its level; its x0 is the prediction at the raised one.
+    churn, and not at all where the factor is less than half a level. A State keeps its level; its
+    x0 is the prediction at the raised one.
 
     Args:
         steps: Number of network evaluations; None visits every level.
@@ -35,9 +35,6 @@ class Euler(Sampler):
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
-
-    Raises:
-        InputError: A churn setting is below 0 or the range is empty.
     """
 
     def __init__(
@@ -77,13 +74,7 @@ class Euler(Sampler):
         return x
 
     def advance(self, predict: Predict, prediction: Prediction, s: int) -> Tensor:
-        """Step from x_t to x_s, without noise.
-
-        Args:
-            predict: For predictions elsewhere.
-            prediction: The one at x_t.
-            s: The next level.
-        """
+        """Step from x_t to x_s, without noise."""
         return ddim_step(prediction, s)
 
     def raised(self, schedule: Schedule, t: int, steps: int) -> int:

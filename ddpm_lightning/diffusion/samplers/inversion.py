@@ -27,9 +27,8 @@ def encode(
     x_t = alpha_t/alpha_s·x_s + (sigma_t − alpha_t/alpha_s·sigma_s)·eps(x_t) is DDIM's step solved
     for x_t. It holds x_t on both sides: starting from the eps of the level below, each iteration
     is one evaluation at the current x_t. One iteration follows the ODE as closely as DDIM itself
-    does; more approach the x_t from which the way back is exact on these very levels, sooner where
-    the steps are short. Where eps(x_t) is steep, between modes of the data, a few rows of a few
-    steps have no such x_t nearby and end elsewhere.
+    does; more approach the x_t from which the way back is exact, sooner where the steps are short.
+    Where eps(x_t) is steep, between modes of the data, a few rows of a few steps end elsewhere.
 
     Args:
         denoiser: The model; under guidance other than 1 the way back is inexact.
@@ -38,12 +37,6 @@ def encode(
         steps: Number of steps; None visits every level.
         spacing: Which levels are visited.
         iterations: Network evaluations a step.
-
-    Returns:
-        [B, ...] x_T, or what stands at the first level of the spacing.
-
-    Raises:
-        InputError: iterations is below 1, or a single step would go up to alpha_T = 0.
     """
     if iterations < 1:
         raise InputError(f"encode(iterations={iterations}): at least one evaluation a step")

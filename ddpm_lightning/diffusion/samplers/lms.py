@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_lightning.diffusion.levels import Level, Schedule
+from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.ddim import ddim_step
 from ddpm_lightning.diffusion.samplers.sampler import Draw, Predict, Sampler, State
@@ -31,9 +31,6 @@ class LMS(Sampler):
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
-
-    Raises:
-        InputError: order is outside 1 to 4.
     """
 
     def __init__(
@@ -69,11 +66,7 @@ class LMS(Sampler):
 def adams_bashforth(points: Sequence[float], end: float) -> list[float]:
     """Weights of a function's values at these points in its mean from points[0] to the end.
 
-    The function is taken for the polynomial through the values, of degree 3 at most.
-
-    Args:
-        points: Distinct, at most 4, the step's start first.
-        end: The step's end.
+    The function is taken for the polynomial through the values, at most 4 at distinct points.
     """
     middle, half = (points[0] + end) / 2, (end - points[0]) / 2
     weights = [0.0] * len(points)
@@ -86,10 +79,8 @@ def adams_bashforth(points: Sequence[float], end: float) -> list[float]:
 
 
 def _mean_eps(history: list[Prediction], s: int) -> Tensor:
-    weights = adams_bashforth([_noise(p.level) for p in history], _noise(history[0].level.at(s)))
+    levels = [past.level for past in history] + [history[0].level.at(s)]
+    *points, end = (float(level.sigma) / float(level.alpha) for level in levels)
+    weights = adams_bashforth(points, end)
     terms = [weight * past.eps for weight, past in zip(weights, history, strict=True)]
     return torch.stack(terms).sum(0)
-
-
-def _noise(level: Level) -> float:
-    return float(level.sigma) / float(level.alpha)

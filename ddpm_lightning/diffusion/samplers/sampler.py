@@ -51,11 +51,8 @@ class Sampler(Configurable, ABC):
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding (Imagen, sec. 2.3) instead of plain clipping, against
             saturation under strong guidance: the share of a sample's values that stays within the
-            range, e.g. 0.995. A prediction that reaches further is cut there and scaled back into
-            ``clip``; without a range it does nothing.
-
-    Raises:
-        InputError: threshold is not in (0, 1], or clip is not a range.
+            range ``clip``, e.g. 0.995. A prediction that reaches further is cut there and scaled
+            back into the range.
     """
 
     def __init__(
@@ -84,11 +81,8 @@ class Sampler(Configurable, ABC):
     ) -> Generator[State, None, Tensor]:
         """Yield a State at every level visited but 0, and return x_0.
 
-        Args:
-            predict: The denoiser, with condition and clipping in place.
-            schedule: The forward process.
-            x: [B, ...] x_T, or what stands at the first level visited.
-            draw: The noise of each step.
+        It starts from x [B, ...], x_T or what stands at the first level visited; ``predict`` has
+        condition and clipping in place, ``draw`` is the noise of each step.
         """
 
     def levels(self, schedule: Schedule) -> list[int]:
@@ -103,9 +97,8 @@ class Sampler(Configurable, ABC):
         for name, value in self.changed().items():
             if name not in ("steps", "spacing", "clip"):
                 values = value if isinstance(value, list | tuple) else [value]
-                parts.append(
-                    name + "-".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
-                )
+                words = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+                parts.append(name + "-".join(words))
         return "_".join(parts)
 
     def clipped(self, data_range: tuple[float, float] | None) -> Self:
@@ -126,16 +119,13 @@ class Sampler(Configurable, ABC):
         condition: Condition = Condition(),
         noise: Noise | None = None,
     ) -> Tensor:
-        """Sample x_0.
+        """Sample x_0 [B, ...].
 
         Args:
             denoiser: The model.
             x_T: [B, ...] noise of standard deviation ``schedule.prior_std``.
             condition: What the denoiser is told beside x_t, B rows.
             noise: Source of the steps' noise; None draws from torch's global generator.
-
-        Returns:
-            [B, ...] samples.
         """
         for state in self.trajectory(denoiser, x_T, condition, noise):
             x = state.x_t
@@ -149,10 +139,9 @@ class Sampler(Configurable, ABC):
         condition: Condition = Condition(),
         noise: Noise | None = None,
     ) -> Iterator[State]:
-        """Yield a State at every level visited, the last one x_0 at level 0.
+        """Yield a State at every level visited, the last one x_0; arguments as for a call.
 
-        The network is in evaluation mode until the iterator ends or is closed. Arguments as for
-        a call.
+        The network is in evaluation mode until the iterator ends or is closed.
         """
 
         def predict(x_t: Tensor, t: int) -> Prediction:
@@ -169,13 +158,7 @@ class SingleStep(Sampler):
 
     @abstractmethod
     def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
-        """Step from x_t to x_s.
-
-        Args:
-            prediction: The (clipped) prediction at x_t.
-            s: The next level, s < t.
-            noise: Gives standard normal noise of x_t's shape.
-        """
+        """Step from x_t to x_s, s < t; noise() gives standard normal noise of x_t's shape."""
 
     @override
     def path(
@@ -189,12 +172,7 @@ class SingleStep(Sampler):
 
 
 def bind_noise(noise: Noise | None, like: Tensor) -> Draw:
-    """Bind a source of noise to a tensor's shape, dtype and device.
-
-    Args:
-        noise: Its source; None draws from torch's global generator.
-        like: [B, ...] the tensor.
-    """
+    """Bind a source of noise to a tensor's shape, dtype and device; None: torch's generator."""
 
     def fresh(_: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(len(like), *shape, device=like.device)

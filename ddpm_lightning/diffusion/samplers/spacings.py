@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -24,15 +25,7 @@ class Spacing(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        """Pick steps + 1 levels, strictly decreasing, the last one 0.
-
-        Args:
-            schedule: The forward process.
-            steps: Number of steps in 1…T; None visits every level.
-
-        Raises:
-            InputError: That many steps are not possible.
-        """
+        """Pick steps + 1 levels, strictly decreasing to 0; steps in 1…T, None for every level."""
 
 
 class UniformSpacing(Spacing):
@@ -66,14 +59,9 @@ class KarrasSpacing(Spacing):
 
     Args:
         rho: How much the steps shrink towards the data; EDM's 7.
-
-    Raises:
-        InputError: rho is not positive.
     """
 
     def __init__(self, rho: float = 7.0) -> None:
-        if rho <= 0:
-            raise InputError(f"KarrasSpacing(rho={rho:g}): rho is positive; EDM's is 7")
         self.rho = rho
 
     @override
@@ -113,14 +101,11 @@ class Levels(Spacing):
 
     Args:
         levels: Strictly decreasing, e.g. [1000, 500, 100, 0]; the last one is 0.
-
-    Raises:
-        InputError: They are not such levels.
     """
 
     def __init__(self, levels: Sequence[int]) -> None:
         self.levels = list(levels)
-        falling = all(t > s for t, s in zip(self.levels, self.levels[1:], strict=False))
+        falling = all(t > s for t, s in pairwise(self.levels))
         if len(self.levels) < 2 or self.levels[-1] != 0 or not falling:
             raise InputError(f"Levels({self.levels}): give strictly decreasing levels down to 0")
 
@@ -150,14 +135,9 @@ def checked_steps(schedule: Schedule, steps: int | None) -> int:
 def space_evenly(
     schedule: Schedule, steps: int | None, warp: Callable[[np.ndarray], np.ndarray]
 ) -> list[int]:
-    """Pick levels evenly spaced in warp(sigma/alpha) from T to 1, and then 0.
+    """Pick levels evenly spaced in warp(sigma/alpha), which increases, from T to 1, and then 0.
 
     Where alpha_T = 0, T is visited and the even spacing starts at T − 1.
-
-    Args:
-        schedule: The forward process.
-        steps: Number of steps in 1…T; None visits every level.
-        warp: An increasing function.
     """
     steps = checked_steps(schedule, steps)
     if steps == 1:

@@ -64,12 +64,7 @@ def correct(previous: Prediction, older: Prediction | None, new: Prediction) -> 
 
     x0 + sum_k rho_k·(x0_k − x0) / r_k over the older (r_1 < 0) and the new one (r_2 = 1), with
     rho from sum_k r_k^(n−1)·rho_k = b_n, n = 1, 2 (theorem 3.1, for data prediction);
-    rho = 1/2 without an older one.
-
-    Args:
-        previous: Where the step started, x_t included; its alpha is not 0.
-        older: The one before, or None.
-        new: Where the step ended.
+    rho = 1/2 without an older one. The alpha of previous is not 0.
     """
     x0, start = previous.x0, half_log_snr(previous.level)
     h = half_log_snr(new.level) - start

@@ -53,6 +53,9 @@ class Likelihood(Callback):
             null: the exact one, for data of at most 64 dimensions.
         weights: ema (averaged) or raw (the ones in training).
         seed: Seed of noise, levels and probes.
+
+    Raises:
+        InputError: An argument is out of range.
     """
 
     def __init__(

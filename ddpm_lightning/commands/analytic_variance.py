@@ -42,6 +42,9 @@ def analytic_variance(
         batch_size: Samples at a time.
         weights: ema (averaged) or raw (as the optimizer left them).
         device: cpu, cuda, cuda:1, mps, or auto.
+
+    Raises:
+        InputError: The checkpoint, its folder, its data or a setting does not work.
     """
     check_seed(seed)
     check_folder(ckpt.parent)

@@ -197,6 +197,9 @@ def edit_images(
 
     A request without a sampler takes what suits the edit, one without labels no class; x_t is kept
     at so many levels as frames, 0 for none.
+
+    Raises:
+        InputError: A file, the sampler or a setting does not suit.
     """
     spec = module.data
     if len(spec.shape) != 3:

@@ -42,6 +42,9 @@ def plot_schedule(
         weighting: The loss's weight over levels. Default: the checkpoint's, or Plain.
         parameterization: What the network predicts. Default: the checkpoint's, or Eps.
         ckpt: A checkpoint whose parts are taken where none is given.
+
+    Raises:
+        InputError: The file or the checkpoint does not work.
     """
     check_new_file(out, (".png",))
     if ckpt is not None:
@@ -75,6 +78,9 @@ def plot_forward(
         n: Training samples, a row each; of points in the plane, all in one plot.
         steps: Columns after the first.
         seed: Seed of the noise.
+
+    Raises:
+        InputError: The file, the data, the checkpoint or a setting does not work.
     """
     check_new_file(out, (".png",))
     check_seed(seed)
@@ -113,6 +119,9 @@ def plot_reverse(
         data: Where the data is now, if it has moved; points are drawn in front of it.
         device: cpu, cuda, cuda:1, mps, or auto.
         **sampling: How to sample, see Request.
+
+    Raises:
+        InputError: The file, the checkpoint or a setting does not work.
     """
     check_new_file(out, (".png", ".gif"))
     request = Request(**sampling)
@@ -145,6 +154,9 @@ def plot_scaling(
         schedule: The forward process; default: Linear.
         n: Numbers that are noised step by step.
         seed: Seed of the noise.
+
+    Raises:
+        InputError: The file or a setting does not work.
     """
     check_new_file(out, (".png",))
     check_seed(seed)
@@ -165,6 +177,9 @@ def plot_variance(
         factors: What the right variance is multiplied by, a column each; default: [0.25, 1, 4].
         n: Number of samples, drawn with an exact denoiser.
         seed: Seed of the noise.
+
+    Raises:
+        InputError: The file or a setting does not work.
     """
     check_new_file(out, (".png",))
     check_seed(seed)

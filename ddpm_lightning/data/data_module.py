@@ -60,6 +60,9 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         predict_n: Number of samples that `predict` draws.
         seed: Seed of order and flips; None: the module's, or 0 without a trainer.
         flip: Mirror half of the training samples.
+
+    Raises:
+        InputError: An argument is out of range.
     """
 
     num_classes: int | None

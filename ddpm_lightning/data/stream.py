@@ -94,6 +94,9 @@ class TrainingStream:
         shuffle: False repeats the samples in order.
         steps_per_epoch: Optimizer steps per iterator; 0: n // global_batch, at least 1.
         step: The optimizer step to start from.
+
+    Raises:
+        InputError: The global batch does not divide evenly.
     """
 
     n: int
@@ -154,6 +157,9 @@ class EvaluationLoader:
 
     All processes get the same number of non-empty batches, because a collective call in a step
     would otherwise wait for a process that has finished.
+
+    Raises:
+        InputError: There are more processes than samples.
     """
 
     def __init__(self, n: int, layout: Layout, make_batches: MakeBatches) -> None:

@@ -38,6 +38,9 @@ class Denoiser:
     """A network read as a prediction of x0. A plain value: it registers and owns nothing.
 
     The parameterization says how x0 is read off the network, and must suit the schedule.
+
+    Raises:
+        InputError: The parameterization cannot work with this schedule.
     """
 
     net: Network

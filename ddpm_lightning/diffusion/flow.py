@@ -64,6 +64,9 @@ def flow_likelihood(
             pass each. None: exact, for at most 64 dimensions.
         steps: Number of steps, of two network evaluations each; None visits every level.
         spacing: Which levels are visited.
+
+    Raises:
+        InputError: An argument is out of range, or the data too large for an exact divergence.
     """
     dimensions = x0[0].numel()
     if probes is None and dimensions > EXACT_DIMENSIONS:

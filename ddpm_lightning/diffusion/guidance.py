@@ -29,6 +29,9 @@ class Guidance:
         rescale: Strong guidance widens x0; bring its standard deviation over each sample back to
             the conditional one's by this share, 0 (not at all) to 1 (Lin et al. 2023, sec. 3.4,
             on x0 so that it means the same under any parameterization; they use 0.7).
+
+    Raises:
+        InputError: interval or rescale is outside 0 to 1, or without a scale to act on.
     """
 
     scale: float = 1.0

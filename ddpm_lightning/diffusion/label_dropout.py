@@ -15,6 +15,9 @@ class LabelDropout(Configurable):
 
     Args:
         share: Share of the rows; without any, the model never learns what "no class" is.
+
+    Raises:
+        InputError: share is not in [0, 1).
     """
 
     def __init__(self, share: float = 0.1) -> None:

@@ -74,6 +74,9 @@ class Schedule(Configurable, nn.Module, ABC):
     Args:
         alpha: [T+1], alpha_0 = 1.
         sigma: [T+1], sigma_0 = 0, sigma/alpha strictly increasing.
+
+    Raises:
+        InputError: The tables are not such levels.
     """
 
     alpha: Tensor

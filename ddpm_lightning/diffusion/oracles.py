@@ -69,6 +69,9 @@ class Gaussian(Oracle):
     """Normal data N(mean, cov); mean [*shape] and cov [d, d], d the number of values in a sample.
 
     E[x0 | x_t] = mean + alpha·cov·(alpha²·cov + sigma²·I)⁻¹·(x_t − alpha·mean)
+
+    Raises:
+        InputError: cov is not such a matrix.
     """
 
     def __init__(
@@ -113,6 +116,9 @@ class Mixture(Oracle):
         weights: [K], positive; scaled to sum to 1. None: equal.
         labels: int64 [K] the class of each component, which a label selects. None: ignored.
         variance: Variance of the reverse step; None: fixed-small.
+
+    Raises:
+        InputError: The tables do not fit together.
     """
 
     def __init__(

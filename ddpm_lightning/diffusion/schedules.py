@@ -25,6 +25,9 @@ class BetaSchedule(Schedule):
         beta_start: beta_1 at 1000 levels.
         beta_end: beta_T at 1000 levels.
         rescale: Scale both by 1000/T; false takes them as they stand.
+
+    Raises:
+        InputError: A beta leaves (0, 1].
     """
 
     meant_for: ClassVar[int] = 1000
@@ -57,6 +60,9 @@ def tables_from_betas(betas: Tensor) -> tuple[Tensor, Tensor]:
 
     alpha_t² = prod_{i≤t} (1 − beta_i) (DDPM, above eq. 4); sigma_t² = 1 − alpha_t² by expm1, which
     keeps every digit where alpha_t² is close to 1.
+
+    Raises:
+        InputError: A beta is outside (0, 1].
     """
     if not bool(((betas > 0) & (betas <= 1)).all()):
         raise InputError(
@@ -148,6 +154,9 @@ class Sigmoid(Schedule):
         end: Where noise lies.
         tau: Temperature: larger is straighter; smaller holds on to data and noise for longer.
         min_alpha_bar: Floor of alpha_bar, the papers' 1e-9; 0 gives zero terminal SNR.
+
+    Raises:
+        InputError: The arguments describe no falling curve.
     """
 
     def __init__(
@@ -214,6 +223,9 @@ class ZeroTerminalSNR(Schedule):
 
     Args:
         schedule: The schedule to rescale; its alpha must fall.
+
+    Raises:
+        InputError: alpha does not fall (Karras), so nothing can be stretched.
     """
 
     def __init__(self, schedule: Schedule) -> None:

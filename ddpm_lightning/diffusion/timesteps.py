@@ -107,6 +107,9 @@ class LogitNormal(Timesteps):
         mean: Mean of ln(t/(T − t)); above 0 favours noise.
         std: Its standard deviation; the paper's best is (0, 1).
         uniform: Share of the draws that is uniform over all levels; the paper's 0.
+
+    Raises:
+        InputError: std is not above 0, or uniform not in [0, 1].
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, uniform: float = 0.0) -> None:
@@ -178,6 +181,9 @@ class LossSecondMoment(Timesteps):
     Args:
         history: Losses remembered a level, the paper's 10.
         uniform: Share of the draws that stays uniform, so that no level is forgotten.
+
+    Raises:
+        InputError: The settings are out of range.
     """
 
     def __init__(self, history: int = 10, uniform: float = 0.001) -> None:

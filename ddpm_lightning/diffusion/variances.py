@@ -94,6 +94,9 @@ class AnalyticVariance(Variance):
 
     Attributes:
         network: The sha256 of the weights that the file was measured with; None where unknown.
+
+    Raises:
+        InputError: The file is missing or holds something else, or a number is negative.
     """
 
     network: str | None = None
@@ -132,7 +135,11 @@ class AnalyticVariance(Variance):
 
 
 def replacing(trained: Variance, asked: Variance, channels: int) -> Variance:
-    """Make the variance that samples shall have fit a network that was trained with another."""
+    """Make the variance that samples shall have fit a network that was trained with another.
+
+    Raises:
+        InputError: The one that is asked for would have to be learned.
+    """
     if asked.extra_channels(channels) and type(asked) is not type(trained):
         raise InputError(
             f"{type(asked).__name__} is learned, but the checkpoint was trained with "

@@ -26,6 +26,11 @@ def compare_results(first: Path, second: Path, step: int | None = None) -> str:
         first: A results.json of a command or metrics.json of a run, or the folder of either.
         second: Another.
         step: Optimizer steps, of files with several; default: the last.
+
+    Raises:
+        InputError: A file is not such a result, or they were measured in different ways: other
+            numbers of samples, other pixels of the reference, another extractor, or other
+            settings of a metric.
     """
     a, b = read_results(first, step), read_results(second, step)
     shared = [name for name in a if name in b]

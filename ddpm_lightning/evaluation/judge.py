@@ -41,6 +41,9 @@ class Judge:
         seed: Seed of subsets, splits and cuts in the metrics.
         batch_size: Images at a time.
         device: Where the extractor works: cpu, cuda, cuda:1, mps, or auto.
+
+    Raises:
+        InputError: The real images, the weights of the extractor or the device are not there.
     """
 
     def __init__(
@@ -61,7 +64,11 @@ class Judge:
         self.batch_size = batch_size
 
     def check(self, what: Path, shape: Sequence[int], n: int) -> None:
-        """Refuse n images [C, H, W] of a folder or checkpoint that cannot be scored."""
+        """Refuse n images [C, H, W] of a folder or checkpoint that cannot be scored.
+
+        Raises:
+            InputError: The real images are of another shape, or there are too few for a metric.
+        """
         if tuple(shape) != tuple(self.real.shape):
             raise InputError(
                 f"{what} has images of shape {list(shape)} (channels, height, width), but the "
@@ -132,7 +139,11 @@ class Judge:
 
 
 def check_out(out: Path, images: Mapping[str, Path | None]) -> None:
-    """Refuse a folder for results that cannot be written, or lies in one of images, by flag."""
+    """Refuse a folder for results that cannot be written, or lies in one of images, by flag.
+
+    Raises:
+        InputError: Nothing can be written there, or the results would join the images.
+    """
     for flag, folder in images.items():
         if folder is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(

@@ -28,6 +28,9 @@ class RealImages:
         data: A data set, e.g. --reference.data MNIST --reference.data.root data.
         folder: A folder of PNG and JPEG images, in place of a data set.
         split: Split of the data set: train (as published numbers do), val or test.
+
+    Raises:
+        InputError: Both are given.
     """
 
     data: ImageData | MapStyleImages | None = None
@@ -57,7 +60,11 @@ class RealImages:
 
     @cached_property
     def source(self) -> Tensor | ImageFolder | StoredImages:
-        """The images: uint8 [N, C, H, W], or what is read as needed."""
+        """The images: uint8 [N, C, H, W], or what is read as needed.
+
+        Raises:
+            InputError: Files are missing or damaged.
+        """
         if self.folder is not None:
             return ImageFolder(self.folder)
         if self.data is None:

@@ -41,6 +41,9 @@ class Sweep(Configurable):
         spacings: Which levels are visited; null: each sampler's own.
         variances: Variances of DDPM's steps; null: the checkpoint's. Only DDPM has several.
         **samples: How the samples are asked for otherwise, see Request.
+
+    Raises:
+        InputError: An axis is empty, or a number is out of range.
     """
 
     def __init__(
@@ -63,7 +66,12 @@ class Sweep(Configurable):
         self.samples = SampleSet(sampler=None, guidance=1.0, variance=None, **samples)
 
     def points(self, schedule: Schedule) -> list[Point]:
-        """List the combinations; refuse two that are the same, and samplers that do not fit."""
+        """List the combinations; refuse two that are the same, and samplers that do not fit.
+
+        Raises:
+            InputError: A sampler does not get by with the evaluations, does not start from noise,
+                or two combinations are the same.
+        """
         found = list(self._points(schedule))
         for name, count in Counter(point.name for point in found).items():
             if count > 1:

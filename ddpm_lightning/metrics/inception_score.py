@@ -45,6 +45,11 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> t
     in float64, mean and standard deviation over splits of logits [n, K] (Salimans et al. 2016,
     sec. 4). The seed shuffles before splitting, for samples may come a class after the other;
     None: not.
+
+    Raises:
+        InputError: Fewer samples than parts, or logits that are not finite.
+
+    Source: Salimans et al. (2016), sec. 4.
     """
     check_features(logits, least=splits, metric=f"the Inception score in {splits} splits")
     from torch_fidelity.metric_isc import isc_features_to_metric

@@ -91,6 +91,9 @@ def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any
     Args:
         path: A results.json, a metrics.json of a run, or the folder of either.
         step: Optimizer steps, of a run's metrics.json; default: the last of each metric.
+
+    Raises:
+        InputError: There is no such file, it holds something else, or nothing of this step.
     """
     if path.is_dir():
         path = next(filter(Path.is_file, (path / name for name in NAMES)), path / NAMES[0])

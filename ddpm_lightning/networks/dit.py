@@ -38,6 +38,9 @@ class DiT(Network):
         depth: Number of blocks.
         heads: Attention heads of each block.
         mlp_ratio: Hidden features of the MLP in a block, in multiples of width.
+
+    Raises:
+        InputError: The settings do not fit each other or the data; the message names some that do.
     """
 
     def __init__(

@@ -24,6 +24,9 @@ class MLP(Network):
         width: Features, even.
         depth: Residual blocks, of two layers each.
         dropout: Probability of zeroing a feature in training.
+
+    Raises:
+        InputError: A setting is out of range, or the data are no points.
     """
 
     def __init__(

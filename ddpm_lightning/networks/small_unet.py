@@ -30,6 +30,9 @@ class SmallUNet(Network):
         data: Images [C, H, W] with sides divisible by 4.
         out_channels: Channels of the output.
         channels: Features at full resolution, a multiple of 8; twice as many further down.
+
+    Raises:
+        InputError: channels or the shape of the data does not fit.
     """
 
     def __init__(self, data: DataSpec, out_channels: int, channels: int = 32):

@@ -64,6 +64,9 @@ class UNet(Network):
             of pixels instead of its square (Shen et al. 2018).
         mid_attention: Self-attention at the lowest resolution, between down and up. false, with
             attention_levels: [], leaves no attention.
+
+    Raises:
+        InputError: The settings do not fit each other or the data; the message names some that do.
     """
 
     def __init__(

@@ -27,6 +27,9 @@ class DDIM(SingleStep):
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
+
+    Raises:
+        InputError: eta is outside [0, 1].
     """
 
     def __init__(

@@ -31,6 +31,9 @@ class DPMSolverPP(Sampler):
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
+
+    Raises:
+        InputError: order is neither 1 nor 2.
     """
 
     eta: ClassVar[float] = 0.0

@@ -35,6 +35,9 @@ class Euler(Sampler):
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
+
+    Raises:
+        InputError: A churn setting is below 0 or the range is empty.
     """
 
     def __init__(

@@ -37,6 +37,9 @@ def encode(
         steps: Number of steps; None visits every level.
         spacing: Which levels are visited.
         iterations: Network evaluations a step.
+
+    Raises:
+        InputError: iterations is below 1, or a single step would go up to alpha_T = 0.
     """
     if iterations < 1:
         raise InputError(f"encode(iterations={iterations}): at least one evaluation a step")

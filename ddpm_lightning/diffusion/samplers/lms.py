@@ -31,6 +31,9 @@ class LMS(Sampler):
         spacing: Which levels are visited.
         clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
         threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
+
+    Raises:
+        InputError: order is outside 1 to 4.
     """
 
     def __init__(

@@ -53,6 +53,9 @@ class Sampler(Configurable, ABC):
             saturation under strong guidance: the share of a sample's values that stays within the
             range ``clip``, e.g. 0.995. A prediction that reaches further is cut there and scaled
             back into the range.
+
+    Raises:
+        InputError: threshold is not in (0, 1], or clip is not a range.
     """
 
     def __init__(

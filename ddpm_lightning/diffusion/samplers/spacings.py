@@ -101,6 +101,9 @@ class Levels(Spacing):
 
     Args:
         levels: Strictly decreasing, e.g. [1000, 500, 100, 0]; the last one is 0.
+
+    Raises:
+        InputError: They are not such levels.
     """
 
     def __init__(self, levels: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from ddpm_lightning.diffusion.guidance import Guidance, as_guidance, guide
 from ddpm_lightning.diffusion.prediction import Variance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler, State
 from ddpm_lightning.diffusion.variances import replacing
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.randomness import IndexedNoise, check_seed
 
 Weights = Literal["ema", "raw"]
@@ -77,8 +77,7 @@ class Request(Configurable):
         batch_size: int = 256,
     ) -> None:
         check_seed(seed)
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: give at least 1")
+        at_least(1, self, batch_size=batch_size)
         if weights not in ("ema", "raw"):
             raise InputError(f"weights={weights!r}: give ema (averaged) or raw")
         self.sampler = sampler or DDPM()

@@ -18,6 +18,7 @@ from ddpm_lightning.callbacks.results import report
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.data.data_module import Split
+from ddpm_lightning.errors import at_least
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.sample_set import SampleSet
 from ddpm_lightning.images import to_uint8, write_png
@@ -83,6 +84,7 @@ class GenerativeMetrics(Periodic):
         **request: Any,
     ) -> None:
         super().__init__(every_n_steps)
+        at_least(0, self, neighbours=neighbours)
         first = SampleSet(n=n, weights="ema" if weights == "both" else weights, **request)
         self.requests = [first]
         if weights == "both":

@@ -21,6 +21,7 @@ from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
 from ddpm_lightning.diffusion.decoders import Decoder
 from ddpm_lightning.diffusion.flow import flow_likelihood
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
+from ddpm_lightning.errors import at_least
 from ddpm_lightning.evaluation.likelihood import bound_settings
 from ddpm_lightning.metrics.metric import Score
 from ddpm_lightning.metrics.result import Result, append_result
@@ -70,6 +71,8 @@ class Likelihood(Callback):
         seed: int = 0,
     ) -> None:
         check_seed(seed)
+        at_least(0, self, evaluations=evaluations, flow_n=flow_n)
+        at_least(1, self, flow_steps=flow_steps, flow_probes=flow_probes)
         self.evaluations = evaluations
         self.spacing = spacing
         self.decoder = decoder

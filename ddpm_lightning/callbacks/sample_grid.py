@@ -17,7 +17,7 @@ from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.callbacks.tensorboard import show_animation, show_picture
 from ddpm_lightning.data.data_module import DiffusionData
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import check_fps, write_gif, write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.pictures import Scatter, pictures_of
@@ -61,8 +61,7 @@ class SampleGrid(Periodic):
         **sampling: Any,
     ) -> None:
         super().__init__(every_n_steps)
-        if min(n, columns) < 1:
-            raise InputError(f"SampleGrid(n={n}, columns={columns}): each is at least 1")
+        at_least(1, self, n=n, columns=columns)
         check_frames(frames)
         check_fps(fps)
         folder = Path(name)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.diffusion.denoiser import Denoises
+from ddpm_lightning.errors import at_least
 from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
@@ -47,6 +48,7 @@ def analytic_variance(
         InputError: The checkpoint, its folder, its data or a setting does not work.
     """
     check_seed(seed)
+    at_least(1, n=n, batch_size=batch_size)
     check_folder(ckpt.parent)
     loaded = Loaded.read(ckpt, data, device)
     module = loaded.module

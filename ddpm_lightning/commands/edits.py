@@ -24,7 +24,7 @@ from ddpm_lightning.diffusion.editing import (
 from ddpm_lightning.diffusion.guidance import guide
 from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import read_image, read_mask
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.randomness import IndexedNoise
@@ -148,6 +148,7 @@ class Interpolate(Edit):
     clips = False  # encoding cannot undo it
 
     def __init__(self, first: Path, second: Path, iterations: int = 5) -> None:
+        at_least(1, self, iterations=iterations)
         self.first = first
         self.second = second
         self.iterations = iterations

@@ -13,7 +13,7 @@ from ddpm_lightning.diffusion.losses import Hybrid, Regression
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.schedules import Linear, Schedule
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.files import check_new_file
 from ddpm_lightning.images import check_fps, write_gif, write_png
 from ddpm_lightning.loaded import DataPlace, Loaded
@@ -54,6 +54,7 @@ def plot_schedule(
         parameterization = parameterization or module.parameterization
     schedule = Linear() if schedule is None else schedule
     chosen = named(schedule if isinstance(schedule, list) else [schedule])
+    at_least(1, schedules=len(chosen))
     write_figure(out, schedule_figure(chosen, weighting or Plain(), parameterization or Eps()))
     print(f"{out} shows {', '.join(chosen)}")
 
@@ -84,6 +85,7 @@ def plot_forward(
     """
     check_new_file(out, (".png",))
     check_seed(seed)
+    at_least(1, n=n, steps=steps)
     if not isinstance(data, DiffusionData):
         if ckpt is None:
             raise InputError("which data? Give --data NAME, e.g. --data Digits, or --ckpt PATH")
@@ -126,6 +128,8 @@ def plot_reverse(
     check_new_file(out, (".png", ".gif"))
     request = Request(**sampling)
     check_fps(fps)
+    at_least(1, n=n)
+    at_least(2, frames=frames)
     loaded = Loaded.read(ckpt, data, device)
     spec = loaded.module.data
     if spec.image_channels:
@@ -160,6 +164,7 @@ def plot_scaling(
     """
     check_new_file(out, (".png",))
     check_seed(seed)
+    at_least(1, n=n)
     write_figure(out, scaling_figure(schedule, n, seed))
     print(f"{out} shows the variance of x_t with the signal scaled down and without")
 
@@ -183,7 +188,9 @@ def plot_variance(
     """
     check_new_file(out, (".png",))
     check_seed(seed)
+    at_least(1, n=n)
     factors = [0.25, 1.0, 4.0] if factors is None else factors
+    at_least(0, factors=min(factors, default=-1))
     write_figure(out, variance_figure(tuple(factors), n, seed))
     print(f"{out} shows samples with the variance times {', '.join(f'{f:g}' for f in factors)}")
 

@@ -18,7 +18,7 @@ from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
 from ddpm_lightning.data.image_data import ImageData
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import read_image, read_transparent
 
 Shape = tuple[int, ...]
@@ -57,6 +57,7 @@ class SuperResolution(Task):
     """
 
     def __init__(self, factor: int = 4) -> None:
+        at_least(2, self, factor=factor)
         self.factor = factor
 
     @override
@@ -126,6 +127,7 @@ class Inpainting(Task):
     """
 
     def __init__(self, size: int) -> None:
+        at_least(1, self, size=size)
         self.size = size
 
     @override

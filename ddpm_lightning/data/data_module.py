@@ -18,7 +18,7 @@ from typing_extensions import override
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.stream import EvaluationLoader, Indices, Layout, Places, TrainingStream
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import at_least
 from ddpm_lightning.randomness import check_seed
 
 Split = Literal["train", "val", "test"]
@@ -78,11 +78,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         self.seed = seed
         self.flip = flip
         check_seed(seed or 0)
-        if global_batch_size < 1:
-            raise InputError(
-                f"global_batch_size is {global_batch_size}; use 1 or more "
-                "(--data.global_batch_size)"
-            )
+        at_least(1, self, global_batch_size=global_batch_size, predict_n=predict_n)
 
     @property
     @abstractmethod

@@ -14,7 +14,7 @@ from typing_extensions import override
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
 from ddpm_lightning.data.stream import Purpose, permutation
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import from_uint8
 
 OfficialSplit = Literal["train", "test"]
@@ -184,6 +184,8 @@ class ImageData(InMemoryData):
                 f"subset {subset} is neither a share above 0 and up to 1.0 nor a whole number of "
                 "images; use e.g. 0.2 or 5000 (--data.subset)"
             )
+        at_least(0, self, held_out=self.held_out)
+        at_least(1, self, image_size=size)
         if size is not None and size < native and self.resize == "pad":
             raise InputError(
                 f"image_size {size} is below the {native} pixels of {type(self).__name__}, and "

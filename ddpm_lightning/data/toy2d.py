@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
+from ddpm_lightning.errors import at_least
 
 Kind = Literal["swiss_roll", "moons", "mixture", "checkerboard"]
 
@@ -61,6 +62,8 @@ class Toy2D(InMemoryData):
         self.kind = kind
         self.n = n
         self.noise = NOISE[kind] if noise is None else noise
+        at_least(1, self, n=n)
+        at_least(0, self, noise=self.noise)
         self.num_classes = CLASSES.get(kind)
         self._drawn: dict[Split, tuple[Tensor, Tensor]] = {}
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.levels import Scalar, as_tensor
+from ddpm_lightning.errors import at_least
 
 
 class Decoder(Configurable, ABC):
@@ -40,6 +41,7 @@ class DiscretizedGaussian(Decoder):
     nats = math.log(2)
 
     def __init__(self, bins: int = 256) -> None:
+        at_least(2, self, bins=bins)
         self.bins = bins
 
     @override

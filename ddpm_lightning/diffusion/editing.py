@@ -16,7 +16,7 @@ from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
 from ddpm_lightning.diffusion.posterior import transition_variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State, encode
 from ddpm_lightning.diffusion.samplers.sampler import Noise, bind_noise
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 
 
 @torch.no_grad()
@@ -78,8 +78,7 @@ def revisited(levels: Sequence[int], resamplings: int, jump: int) -> list[int]:
         InputError: The settings allow no return.
     """
     steps = len(levels) - 1
-    if resamplings < 1 or jump < 1:
-        raise InputError(f"resamplings={resamplings}, jump={jump}: both are at least 1")
+    at_least(1, resamplings=resamplings, jump=jump)
     if resamplings > 1 and jump >= steps:
         raise InputError(
             f"jump={jump} of {steps} steps: going back needs more steps than that; take a "

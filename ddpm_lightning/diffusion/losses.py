@@ -16,7 +16,7 @@ from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, above
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +106,7 @@ class Huber(Regression):
 
     def __init__(self, delta: float = 1.0, weighting: Weighting = Plain()) -> None:
         super().__init__(weighting)
+        above(0, self, delta=delta)
         self.delta = delta
 
     @override

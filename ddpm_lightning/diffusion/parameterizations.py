@@ -12,7 +12,7 @@ from typing_extensions import override
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.levels import Level, Scalar, Schedule
 from ddpm_lightning.diffusion.posterior import new_noise, posterior
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, above
 
 
 class Coefficients(NamedTuple):
@@ -158,6 +158,7 @@ class EDMPreconditioning(Parameterization):
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
+        above(0, self, sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     @override

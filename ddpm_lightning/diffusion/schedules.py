@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.diffusion.levels import Schedule
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, above, at_least
 
 
 class BetaSchedule(Schedule):
@@ -167,6 +167,8 @@ class Sigmoid(Schedule):
         tau: float = 1.0,
         min_alpha_bar: float = 1e-9,
     ) -> None:
+        at_least(1, self, T=T)
+        above(0, self, tau=tau)
         curve = torch.sigmoid(_rising(start / tau, end / tau, T + 1))
         alpha_bar = ((curve[-1] - curve) / (curve[-1] - curve[0])).clamp(min=min_alpha_bar)
         # The same from the other side, which keeps the digits of 1 − alpha_bar near t = 0.
@@ -196,6 +198,9 @@ class Karras(Schedule):
     def __init__(
         self, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
     ) -> None:
+        at_least(2, self, T=T)
+        above(0, self, sigma_min=sigma_min, rho=rho)
+        above(sigma_min, self, sigma_max=sigma_max)
         sigma = _rising(sigma_min ** (1 / rho), sigma_max ** (1 / rho), T) ** rho
         super().__init__(torch.ones(T + 1, dtype=torch.float64), torch.cat([_ZERO, sigma]))
 

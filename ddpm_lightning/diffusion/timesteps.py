@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.levels import Schedule
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, above
 from ddpm_lightning.randomness import BatchNoise
 
 
@@ -83,6 +83,7 @@ class LogNormal(Timesteps):
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        above(0, self, std=std)
         self.mean = mean
         self.std = std
 
@@ -113,6 +114,7 @@ class LogitNormal(Timesteps):
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, uniform: float = 0.0) -> None:
+        above(0, self, std=std)
         if not 0 <= uniform <= 1:
             raise InputError(f"LogitNormal(uniform={uniform}): give a share in [0, 1]")
         self.mean = mean

@@ -10,6 +10,7 @@ from typing_extensions import override
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.levels import Level, Scalar
 from ddpm_lightning.diffusion.posterior import first_variance, new_noise
+from ddpm_lightning.errors import above
 
 
 class Weighting(Configurable, ABC):
@@ -81,6 +82,7 @@ class EDM(Weighting):
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
+        above(0, self, sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     @override

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_lightning.data.map_style import StoredImages
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.files import check_folder
 from ddpm_lightning.images import ImageFolder, from_uint8, grid, write_png
@@ -56,6 +56,7 @@ class Judge:
         device: str = "auto",
     ) -> None:
         check_seed(seed)
+        at_least(1, self, batch_size=batch_size)
         self.device = device_named(device)
         self.real = reference
         self.extractor = extractor or (LeNet() if reference.shape[0] == 1 else Inception())

@@ -23,7 +23,7 @@ from ddpm_lightning.diffusion.guidance import Guidance, as_guidance, guide
 from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun, Sampler, Spacing
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.sample_set import SampleSet
 from ddpm_lightning.plots.figure import new_figure
 from ddpm_lightning.sampling import levels_from_noise
@@ -58,6 +58,7 @@ class Sweep(Configurable):
         for axis in (evaluations, samplers, guidance, spacings, variances):
             if axis is not None and not axis:
                 raise InputError("a sweep over an empty list; leave the axis out instead")
+        at_least(1, self, evaluations=min(evaluations))
         self.evaluations = evaluations
         self.samplers = samplers
         self.guidance = [as_guidance(one) for one in guidance]

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 from ddpm_lightning.metrics.statistics import check_features
 
@@ -25,6 +25,7 @@ class InceptionScore(Metric):
     needs_pairs = False
 
     def __init__(self, splits: int = 10) -> None:
+        at_least(1, self, splits=splits)
         self.splits = splits
         self.least = max(2, splits)
 

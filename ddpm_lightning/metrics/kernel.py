@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ddpm_lightning.errors import at_least
 from ddpm_lightning.metrics.features import FeatureExtractor
 from ddpm_lightning.metrics.jackknife import BLOCKS, jackknife, shuffled
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
@@ -31,6 +32,8 @@ class KID(Metric):
     name = "kid"
 
     def __init__(self, subset_size: int | None = None, subsets: int = SUBSETS) -> None:
+        at_least(1, self, subsets=subsets)
+        at_least(2, self, subset_size=subset_size)
         self.subset_size = subset_size
         self.subsets = subsets
         self.least = self.least_real = subset_size or 2

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ddpm_lightning.errors import at_least
 from ddpm_lightning.metrics.jackknife import BLOCKS, binomial_error, jackknife, shuffled
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 from ddpm_lightning.metrics.statistics import check_features
@@ -30,6 +31,7 @@ class PrecisionRecall(Metric):
     name = "pr"
 
     def __init__(self, k: int = 3, density_k: int = 5) -> None:
+        at_least(1, self, k=k, density_k=density_k)
         self.k = k
         self.density_k = density_k
         self.least = self.least_real = max(k, density_k) + 1

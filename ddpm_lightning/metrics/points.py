@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ddpm_lightning.errors import above, at_least
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 
 
@@ -22,6 +23,7 @@ class SlicedWasserstein(Metric):
     of_points = True
 
     def __init__(self, projections: int = 256) -> None:
+        at_least(1, self, projections=projections)
         self.projections = projections
 
     @override
@@ -42,6 +44,7 @@ class MMD(Metric):
     of_points = True
 
     def __init__(self, bandwidths: Sequence[float] = (0.1, 0.3, 1.0)) -> None:
+        above(0, self, bandwidths=min(bandwidths, default=0))
         self.bandwidths = list(bandwidths)
 
     @override

@@ -8,6 +8,12 @@ from collections.abc import Callable
 from ddpm_lightning.errors import InputError
 
 
+def check_dropout(dropout: float) -> None:
+    """Raise InputError unless a probability of dropout is in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout={dropout}: must be in [0, 1); 0 turns it off")
+
+
 def check_image(
     network: str, shape: tuple[int, ...], factor: int, fix: Callable[[int], str] | None = None
 ) -> None:

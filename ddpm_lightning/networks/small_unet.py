@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.checks import check_image
 from ddpm_lightning.networks.layers import (
     ConditionEmbedding,
@@ -37,6 +38,8 @@ class SmallUNet(Network):
 
     def __init__(self, data: DataSpec, out_channels: int, channels: int = 32):
         super().__init__()
+        if channels < 1 or channels % GROUPS:
+            raise InputError(f"SmallUNet(channels={channels}): give a multiple of {GROUPS}")
         self.data = data
         self.check_shape(data.shape)
         fine, coarse = channels, 2 * channels

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.levels import Schedule
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, above
 
 
 class Spacing(Configurable, ABC):
@@ -62,6 +62,7 @@ class KarrasSpacing(Spacing):
     """
 
     def __init__(self, rho: float = 7.0) -> None:
+        above(0, self, rho=rho)
         self.rho = rho
 
     @override

@@ -154,7 +154,7 @@ def at_level_3(variance):
         (lambda: AnalyticVariance("gone.npz"), r"no table .*gone\.npz; estimate it"),
         (lambda: AnalyticVariance([0.0, -1.0]), "mean squared errors"),
         (lambda: AnalyticVariance([0.0, float("nan")]), "mean squared errors"),
-        (lambda: AnalyticVariance([[0.0], [1.0]]), "mean squared errors"),
+        (lambda: AnalyticVariance([[0.0], [1.0]]), "mean squared errors"),  # type: ignore[list-item]
         (lambda: at_level_3(AnalyticVariance([0.0, 0.1])), r"2 entries.*levels 0…40"),
         (lambda: at_level_3(LearnedRange()), "extra channels"),
         (lambda: at_level_3(LearnedDiagonal()), "extra channels"),

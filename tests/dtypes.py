@@ -34,8 +34,8 @@ MOVES = {
 class Dtypes(TorchDispatchMode):
     """Records the dtypes of the floating-point tensors that each operation gets.
 
-    Operations inside the network and outside (noising, coefficients, loss, sampler) are kept apart,
-    by the place of the call; those of the backward pass count as inside.
+    Operations inside the network and outside (noising, coefficients, loss, sampler) are kept
+    apart; those of the backward pass count as inside.
     """
 
     def __init__(self, net: nn.Module) -> None:

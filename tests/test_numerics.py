@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddpm_lightning import DiffusionModule
+from ddpm_lightning.callbacks import RunCheckpoint
+from ddpm_lightning.data import Toy2D
 from ddpm_lightning.diffusion import (
     L1,
     MSE,
     DiscretizedGaussian,
-    Hybrid,
+    FixedLarge,
     Huber,
+    Hybrid,
     LearnedRange,
     Linear,
     MinSNR,
     VariationalBound,
 )
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, LMS, DPMSolverPP, Euler, Heun, UniPC
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks import MLP
 from ddpm_lightning.networks.layers import Attention
+from ddpm_lightning.run_folder import last_checkpoint
 from tests.dtypes import LOW, lively_module, record_sampling, record_training, small_networks
+from tests.small import events, trainer, weights
 
 # What must not round to 8 bits, in the forward and the backward pass.
 SENSITIVE = ("norm", "softmax", "var_mean", "sin", "cos", "pow", "exp", "rsqrt", "arange")
+HUGE = partial(torch.optim.SGD, lr=3e38)
 IMAGES = [name for name in small_networks() if name != "MLP"]
 
 
@@ -107,3 +123,323 @@ def test_norms_softmax_tables_and_loss_compute_in_float32_on_a_gpu(name, dtype, 
     recorded = record_training(lively_module(name), dtype, device.type)
     assert low(recorded.inside, *SENSITIVE) == []
     assert low(recorded.outside, "") == []
+
+
+# --------------------------------------------------------- gradients that are not finite
+
+
+class Faulty(Toy2D):
+    """Points of which some, in these splits, are NaN."""
+
+    def __init__(self, broken=(), splits=("train",), **arguments):
+        super().__init__("moons", **{"n": 64, "global_batch_size": 8} | arguments)
+        self.broken = list(broken)
+        self.splits = splits
+
+    def samples(self, split):
+        points, labels = super().samples(split)
+        if split in self.splits:
+            points[self.broken] = float("nan")
+        return points, labels
+
+
+class Scaled(MSE):
+    """The squared error times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def error(self, output, target):
+        half = self.factor**0.5  # because torch takes no factor beyond float32
+        return super().error(output, target) * half * half
+
+
+class Infinite(nn.Linear):
+    """A layer that gives infinity."""
+
+    def forward(self, x):
+        return super().forward(x) / 0
+
+
+class Root(nn.Linear):
+    """A layer whose derivative is NaN where its values are finite."""
+
+    def forward(self, x):
+        return super().forward(x) + (0 * x).sqrt().mean()
+
+
+class Trail(Callback):
+    """Keeps weights, average and optimizer state after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        moments = trainer.optimizers[0].state_dict()["state"].items()
+        state = {f"{i} {key}": value.clone() for i, one in moments for key, value in one.items()}
+        self.seen.append(weights(pl_module) | state)
+
+
+def points_module(data: Toy2D, width: int = 8, **arguments) -> DiffusionModule:
+    torch.manual_seed(0)
+    return DiffusionModule(data.spec, net=partial(MLP, width=width, depth=2), **arguments)
+
+
+def fit_points(folder, steps, data=None, module=None, callbacks=(), **run) -> str:
+    """Train on points; the message of the InputError that ended the run, or nothing."""
+    data = data or Faulty()
+    module = module or points_module(data)
+    saves = RunCheckpoint(every_n_steps=2)
+    one = trainer(folder, steps, **{"callbacks": [saves, *callbacks]} | run)
+    try:
+        one.fit(module, data)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_sample_that_is_nan_ends_the_run_and_is_named(tmp_path):
+    message = fit_points(tmp_path, 8, Faulty([57]))
+    assert "the data: x0 of sample 57 of the training split is not finite" in message
+
+
+def test_a_sample_that_is_nan_in_a_later_micro_batch_is_named(tmp_path):
+    message = fit_points(tmp_path, 8, Faulty([57]), accumulate_grad_batches=4)
+    assert "the data: x0 of sample 57 of the training split" in message
+
+
+def test_the_step_in_the_message_is_the_one_that_meets_the_sample(tmp_path):
+    data = Faulty()
+    met = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if 57 in batch.index.tolist():
+                met.append(trainer.global_step + 1)
+
+    fit_points(tmp_path / "sound", 8, data, callbacks=[Look()])
+    assert met
+    assert f"gradients of step {met[0]} " in fit_points(tmp_path / "faulty", 8, Faulty([57]))
+
+
+def test_weights_average_and_optimizer_are_those_before_a_step_that_is_not_finite(tmp_path):
+    sound, faulty = Trail(), Trail()
+    fit_points(tmp_path / "sound", 8, callbacks=[sound])
+    fit_points(tmp_path / "faulty", 8, Faulty([57]), callbacks=[faulty])
+    last = len(faulty.seen) - 1
+    assert last >= 0
+    assert all(torch.equal(faulty.seen[last][k], v) for k, v in sound.seen[last].items())
+
+
+def test_the_message_names_the_last_save_only_where_there_is_one(tmp_path):
+    everything, late = Faulty([*range(64)]), Faulty([57])
+    assert "Nothing is saved yet" in fit_points(tmp_path / "first", 8, everything)
+    message = fit_points(tmp_path / "later", 8, late)
+    assert message.startswith("the gradients of step 5 ")
+    assert "Step 4 is saved" in message
+
+
+def test_a_loss_that_overflows_is_named_with_samples_and_levels(tmp_path):
+    data = Faulty()
+    module = points_module(data, objective=Scaled(1e60))
+    message = fit_points(tmp_path, 2, data, module)
+    assert "the loss: its term 'loss' is not finite for sample" in message
+    assert "at level" in message
+
+
+def test_gradients_of_which_only_the_norm_overflows_are_named(tmp_path):
+    data = Faulty()
+    message = fit_points(tmp_path, 2, data, points_module(data, objective=Scaled(1e30)))
+    assert "their norm: every gradient is finite, the largest" in message
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_first_module_that_gives_infinity_is_named(tmp_path, compiled):
+    data = Faulty()
+    module = points_module(data)
+    module.net.blocks[1].linear1 = Infinite(8, 8)
+    if compiled:
+        module.net.compile(backend="eager")
+    message = fit_points(tmp_path, 2, data, module)
+    assert "net.blocks.1.linear1 (Infinite) is the first module to return" in message
+
+
+def test_a_gradient_that_is_nan_is_named_by_where_it_arises(tmp_path):
+    data = Faulty()
+    module = points_module(data, variance=FixedLarge())
+    module.net.out = Root(8, 2)
+    message = fit_points(tmp_path, 2, data, module)
+    assert "the backward pass: the gradient at the output of net.blocks.1" in message
+
+
+def test_a_bad_initialisation_is_named_without_advice_that_the_run_follows(tmp_path):
+    data = Faulty()
+    module = points_module(data)
+    with torch.no_grad():
+        module.net.stem.weight.fill_(3e38)
+    run = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
+    message = fit_points(tmp_path, 2, data, module, **run)
+    assert "net.stem (Linear) is the first module to return" in message
+    advice = message.partition("Nothing is saved yet; ")[2]
+    assert advice == "skip such steps, 1 in a row at most (--model.skip_nonfinite 1)"
+
+
+def test_clipping_is_advised_only_to_a_run_that_does_not_clip(tmp_path):
+    class Grow(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            with torch.no_grad():
+                pl_module.net.stem.weight.fill_(3e38)
+
+    plain = fit_points(tmp_path / "plain", 4, callbacks=[Grow()])
+    clips = fit_points(tmp_path / "clips", 4, callbacks=[Grow()], gradient_clip_val=1.0)
+    assert "step 2 " in plain
+    assert "step 2 " in clips
+    assert "gradient_clip_val" in plain
+    assert "clip" not in clips
+
+
+def test_weights_that_an_optimizer_makes_infinite_are_not_saved(tmp_path):
+    data = Faulty()
+    module = points_module(data, objective=Scaled(1e3), optimizer=HUGE)
+    message = fit_points(tmp_path, 1, data, module)
+    assert "is not finite after step 1, though the gradients were" in message
+    assert "nothing is saved" in message
+    assert not last_checkpoint(tmp_path).exists()
+
+
+# ----------------------------------------------------------------------- skipped steps
+
+
+@pytest.mark.filterwarnings("ignore:step . is skipped")
+def test_a_skipped_step_leaves_weights_average_and_optimizer_alone(tmp_path):
+    data, trail = Faulty([57]), Trail()
+    assert fit_points(tmp_path, 8, data, points_module(data, skip_nonfinite=1), [trail]) == ""
+    same = [
+        all(torch.equal(after[name], before[name]) for name in before)
+        for before, after in pairwise(trail.seen)
+    ]
+    assert same.count(True) == 1
+    assert len(same) == 7
+
+
+def test_a_skipped_step_is_said_with_its_cause(tmp_path):
+    data = Faulty([57])
+    with pytest.warns(UserWarning, match=r"^step \d is skipped, 1 in a row .*sample 57"):
+        fit_points(tmp_path, 8, data, points_module(data, skip_nonfinite=1))
+
+
+@pytest.mark.filterwarnings("ignore:step . is skipped")
+def test_the_bound_holds_for_steps_in_a_row(tmp_path):
+    data = Faulty([*range(64)])
+    message = fit_points(tmp_path, 8, data, points_module(data, skip_nonfinite=2))
+    assert message.startswith("the gradients of step 3 after 2 skipped in a row are not finite")
+
+
+@pytest.mark.filterwarnings("ignore:step . is skipped")
+def test_skipped_steps_are_counted_in_the_log_and_go_on_counting_after_a_resume(tmp_path):
+    data = Faulty([*range(64)])
+    parts = {"callbacks": [RunCheckpoint(every_n_steps=2)], "log_every_n_steps": 1}
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    for steps in (2, 4):
+        module = points_module(data, skip_nonfinite=3)
+        one = trainer(tmp_path, steps, logger=logger, **parts)
+        path = last_checkpoint(tmp_path) if steps > 2 else None
+        if steps == 2:
+            one.fit(module, data)
+            continue
+        with pytest.raises(InputError, match="step 4 after 3 skipped in a row"):
+            one.fit(module, data, ckpt_path=path, weights_only=True)
+    logged = [event.value for event in events(tmp_path).Scalars("train/skipped_steps")]
+    assert logged == [1, 2, 3]
+
+
+def test_a_negative_bound_is_refused():
+    with pytest.raises(InputError, match="skip_nonfinite=-1"):
+        points_module(Faulty(), skip_nonfinite=-1)
+
+
+def test_the_bound_does_not_belong_to_the_model_and_may_change_at_a_resume():
+    assert "skip_nonfinite" not in points_module(Faulty(), skip_nonfinite=3).hparams
+
+
+def test_the_check_reads_one_number_a_step(tmp_path):
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    module = points_module(Faulty())
+    for parameter in module.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with Reads() as reads:
+        module.gradients.before_step(module, trainer(tmp_path, 1))
+    assert reads.count == 1
+
+
+# ------------------------------------------------------------------- 16-mixed, by GradScaler
+
+
+def scaled(start: float) -> MixedPrecision:
+    """16-mixed with its GradScaler, which Lightning by itself has on CUDA only."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=start))
+
+
+def test_steps_that_a_grad_scaler_skips_are_no_failures(tmp_path, recwarn):
+    trail, plugin = Trail(), scaled(2.0**60)
+    assert fit_points(tmp_path, 60, callbacks=[trail], plugins=[plugin]) == ""
+    assert not [w for w in recwarn if "skipped" in str(w.message)]
+    same = [all(torch.equal(b[k], a[k]) for k in b) for b, a in pairwise(trail.seen)]
+    assert same[0]  # weights, average and optimizer
+    assert not same[-1]
+    assert 1 < plugin.scaler.get_scale() < 2.0**60
+
+
+def test_a_scale_that_collapses_is_said(tmp_path):
+    data = Faulty()
+    module = points_module(data)
+    module.net.blocks[0].linear1 = Infinite(8, 8)
+    message = fit_points(tmp_path, 8, data, module, plugins=[scaled(4.0)])
+    assert message.startswith("the gradients of step 3 are not finite")
+    assert "net.blocks.0.linear1 (Infinite)" in message
+    assert "the loss scale of 16-mixed has fallen to 1" in message
+
+
+def test_16_mixed_on_the_cpu_says_that_it_became_bf16_mixed(tmp_path):
+    with pytest.warns(UserWarning, match="Using `precision='bf16-mixed'` instead"):
+        assert trainer(tmp_path, 1, precision="16-mixed").precision == "bf16-mixed"
+
+
+@pytest.mark.gpu
+def test_16_mixed_on_a_gpu_trains_with_finite_weights(tmp_path):
+    trail = Trail()
+    run = {"accelerator": "gpu", "devices": 1, "precision": "16-mixed"}
+    assert fit_points(tmp_path, 40, callbacks=[trail], **run) == ""
+    assert all(v.isfinite().all() for name, v in trail.seen[-1].items() if "_float32" not in name)
+    assert not torch.equal(trail.seen[0]["net.out.weight"], trail.seen[-1]["net.out.weight"])
+
+
+# -------------------------------------------------------------------------- validation
+
+
+@pytest.mark.parametrize("weights", ["raw", "EMA"])
+def test_nan_in_validation_is_said_with_the_weights_and_the_step(tmp_path, weights):
+    data = Faulty([3], splits=("val",))
+    with pytest.warns(UserWarning, match=f"the loss of the {weights} weights, is nan at step 4"):
+        fit_points(tmp_path, 4, data, limit_val_batches=1.0, val_check_interval=4)
+
+
+def test_only_the_average_is_blamed_where_it_alone_is_nan(tmp_path, recwarn):
+    class Spoil(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            with torch.no_grad():
+                pl_module.ema.net.out.bias.fill_(float("nan"))
+
+    saved = {"limit_val_batches": 1.0, "val_check_interval": 1}
+    data = Faulty()
+    one = trainer(tmp_path, 1, callbacks=[Spoil()], enable_checkpointing=False, **saved)
+    one.fit(points_module(data), data)
+    said = [str(w.message) for w in recwarn if "val/loss" in str(w.message)]
+    assert said == ["val/loss_ema, the loss of the EMA weights, is nan at step 1"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -443,3 +446,74 @@ def test_only_the_average_is_blamed_where_it_alone_is_nan(tmp_path, recwarn):
     one.fit(points_module(data), data)
     said = [str(w.message) for w in recwarn if "val/loss" in str(w.message)]
     assert said == ["val/loss_ema, the loss of the EMA weights, is nan at step 1"]
+
+
+# ---------------------------------------------------------------------- two processes
+
+
+class NaNOnOne(Callback):
+    """Gives one process, in one step, a gradient of NaN, before the processes' are averaged."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        if trainer.global_rank == 1 and trainer.global_step == 2:
+            weight = pl_module.net.blocks[0].linear1.weight
+            self.handle = weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    def on_train_batch_end(self, *_):
+        if hasattr(self, "handle"):
+            self.handle.remove()
+
+
+def run_on_two(folder: Path, fault: str, skip: int) -> None:
+    """Train four steps on two processes, with a fault on one; keep what each has seen."""
+    data = Faulty([57] if fault == "data" else [])
+    module = points_module(data, skip_nonfinite=skip)
+    trail = Trail()
+    callbacks = [trail, NaNOnOne()] if fault == "gradient" else [trail]
+    run = {"devices": 2, "strategy": "ddp"}
+    message = fit_points(folder, 6, data, module, callbacks, **run)
+    torch.save(trail.seen, folder / f"trail_{module.global_rank}.pt")
+    (folder / f"message_{module.global_rank}.txt").write_text(message)
+
+
+def start_two(folder: Path, fault: str, skip: int = 0) -> tuple[list[str], list[list]]:
+    """The messages and the trails of both processes."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tests.test_numerics", str(folder), fault, str(skip)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    messages = [(folder / f"message_{rank}.txt").read_text() for rank in (0, 1)]
+    trails = [torch.load(folder / f"trail_{r}.pt", weights_only=True) for r in (0, 1)]
+    return messages, trails
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_once_and_name_the_one_whose_gradient_is_nan(tmp_path):
+    messages, trails = start_two(tmp_path, "gradient")
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("the gradients of step 3 are not finite; the backward pass: the")
+    assert "gradient of net.blocks.0.linear1.weight is the first" in messages[0]
+    assert "(process 1)" in messages[0]
+    assert [len(trail) for trail in trails] == [2, 2]
+
+
+@pytest.mark.slow
+def test_two_processes_name_the_sample_that_one_of_them_met(tmp_path):
+    messages, _ = start_two(tmp_path, "data")
+    assert messages[0] == messages[1]
+    assert "the gradients of step 5 are not finite; the data: x0 of sample 57" in messages[0]
+
+
+@pytest.mark.slow
+def test_two_processes_skip_the_same_step_and_keep_the_same_weights(tmp_path):
+    messages, trails = start_two(tmp_path, "gradient", skip=1)
+    assert messages == ["", ""]
+    for one, two in zip(*trails, strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    for name, value in trails[0][1].items():
+        assert torch.equal(trails[0][2][name], value), name
+    assert not torch.equal(trails[0][5]["net.out.weight"], trails[0][2]["net.out.weight"])
+
+
+if __name__ == "__main__":
+    run_on_two(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

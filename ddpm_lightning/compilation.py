@@ -11,7 +11,10 @@ from torch import nn
 
 from ddpm_lightning.errors import InputError
 
-COMPILERS = {"InvalidCxxCompiler": "C++ compiler", "TritonMissing": "Triton"}
+COMPILERS = {
+    "InvalidCxxCompiler": "C++ compiler (g++ on PATH, or named by CXX)",
+    "TritonMissing": "Triton",
+}
 """What inductor misses, by the name of its error."""
 
 
@@ -26,7 +29,7 @@ def compile_training(net: nn.Module) -> None:
     compiled = torch.compile(plain)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not net.training:
+        if not (net.training and torch.is_grad_enabled()):
             return plain(*args, **kwargs)
         try:
             return compiled(*args, **kwargs)

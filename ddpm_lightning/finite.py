@@ -36,12 +36,13 @@ class GradientCheck:
     """Catches gradients that are not finite before the optimizer sees them.
 
     Reads one number a step, the gradients' norm over all processes and micro-batches. Where it is
-    not finite, the cause is looked for and the step is skipped, or the run ends: weights, average
-    and optimizer stay those of the step before. Under a GradScaler (16-mixed) the scaler skips
+    not finite, the cause is looked for and the step is skipped, which is warned of and counted as
+    train/skipped_steps, or the run ends: weights, average and optimizer stay those of the step
+    before. Under a GradScaler (16-mixed) the scaler skips
     steps while it looks for a scale; that is no failure until its scale has fallen to 1.
 
     Attributes:
-        norm: 2-norm of all gradients of the last step, before clipping; None before the first.
+        norm: 2-norm of all gradients of the last step, before clipping; NaN before the first.
         skipped: Whether the last step was skipped, by this check or by the GradScaler.
         total: Steps that this check has skipped in the run.
         saved: The optimizer step of the last checkpoint, saved or resumed from; None: there is
@@ -58,7 +59,7 @@ class GradientCheck:
         if most < 0:
             raise InputError(f"skip_nonfinite={most}: give 0 or more steps in a row")
         self.most = most
-        self.norm: Tensor | None = None
+        self.norm = math.nan
         self.skipped = False
         self.total = 0
         self.saved: int | None = None
@@ -73,15 +74,22 @@ class GradientCheck:
         """Forget the micro-batches of a step that is done, or was cut off."""
         self._batches.clear()
 
-    def before_step(self, module: Trained, trainer: Trainer) -> None:
+    def before_step(
+        self, module: Trained, trainer: Trainer, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Measure the norm; drop the gradients of a step to be skipped.
 
         Raises:
             InputError: The gradients are not finite, and no more steps may be skipped.
         """
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self.norm = gradient_norm(module.net)
-        self.skipped = not math.isfinite(float(self.norm))
+        norm = gradient_norm(module.net)
+        # A fused optimizer unscales gradients in its step, any other has them unscaled before.
+        unscales = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        if unscales:
+            norm = norm / scaler.scale(torch.ones_like(norm))
+        self.norm = float(norm)
+        self.skipped = not math.isfinite(self.norm)
         if not self.skipped:
             self._in_row = 0
             return
@@ -100,7 +108,12 @@ class GradientCheck:
             )
         self.total += 1
         for parameter in module.net.parameters():
-            parameter.grad = None  # optimizers leave alone what has no gradient
+            if unscales and parameter.grad is not None:
+                parameter.grad.fill_(math.nan)  # which it looks for itself
+            else:
+                parameter.grad = None  # optimizers leave alone what has no gradient
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/skipped_steps": float(self.total)}, step)
         if trainer.is_global_zero:
             warnings.warn(
                 f"step {step} is skipped, {self._in_row} in a row of at most {self.most}, for its "

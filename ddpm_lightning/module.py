@@ -177,9 +177,7 @@ class DiffusionModule(Configurable, LightningModule):
 
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.gradients.before_step(self, self.trainer)
-        if self.gradients.total:
-            self.log("train/skipped_steps", float(self.gradients.total))
+        self.gradients.before_step(self, self.trainer, optimizer)
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

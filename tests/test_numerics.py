@@ -37,6 +37,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.networks.layers import Attention
 from ddpm_lightning.run_folder import last_checkpoint
+from ddpm_lightning.sampling import Request
 from tests.dtypes import LOW, lively_module, record_sampling, record_training, small_networks
 from tests.small import events, trainer, weights
 
@@ -342,7 +343,7 @@ def test_the_bound_holds_for_steps_in_a_row(tmp_path):
 @pytest.mark.filterwarnings("ignore:step . is skipped")
 def test_skipped_steps_are_counted_in_the_log_and_go_on_counting_after_a_resume(tmp_path):
     data = Faulty([*range(64)])
-    parts = {"callbacks": [RunCheckpoint(every_n_steps=2)], "log_every_n_steps": 1}
+    parts = {"callbacks": [RunCheckpoint(every_n_steps=2)]}
     logger = TensorBoardLogger(tmp_path, name="", version="")
     for steps in (2, 4):
         module = points_module(data, skip_nonfinite=3)
@@ -353,8 +354,8 @@ def test_skipped_steps_are_counted_in_the_log_and_go_on_counting_after_a_resume(
             continue
         with pytest.raises(InputError, match="step 4 after 3 skipped in a row"):
             one.fit(module, data, ckpt_path=path, weights_only=True)
-    logged = [event.value for event in events(tmp_path).Scalars("train/skipped_steps")]
-    assert logged == [1, 2, 3]
+    logged = events(tmp_path).Scalars("train/skipped_steps")
+    assert [(event.step, event.value) for event in logged] == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_a_negative_bound_is_refused():
@@ -377,8 +378,9 @@ def test_the_check_reads_one_number_a_step(tmp_path):
     module = points_module(Faulty())
     for parameter in module.net.parameters():
         parameter.grad = torch.ones_like(parameter)
+    module.trainer = one = trainer(tmp_path, 1)
     with Reads() as reads:
-        module.gradients.before_step(module, trainer(tmp_path, 1))
+        module.gradients.before_step(module, one, module.configure_optimizers())
     assert reads.count == 1
 
 
@@ -408,6 +410,30 @@ def test_a_scale_that_collapses_is_said(tmp_path):
     assert message.startswith("the gradients of step 3 are not finite")
     assert "net.blocks.0.linear1 (Infinite)" in message
     assert "the loss scale of 16-mixed has fallen to 1" in message
+
+
+def test_the_norm_is_that_of_the_gradients_without_their_scale(tmp_path):
+    norms = {}
+    for fused in (False, True):
+        for start in (1.0, 64.0):
+            data = Faulty()
+            optimizer = partial(torch.optim.Adam, lr=1e-3, fused=fused)
+            module = points_module(data, optimizer=optimizer)
+            fit_points(tmp_path / f"{fused}{start}", 1, data, module, plugins=[scaled(start)])
+            norms[fused, start] = module.gradients.norm
+    assert 1e-2 < norms[False, 1.0] < 1e2
+    assert list(norms.values()) == pytest.approx([norms[False, 1.0]] * 4, rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:step . is skipped")
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_is_skipped_once_the_scale_has_collapsed(tmp_path, fused):
+    data, trail = Faulty([*range(64)]), Trail()
+    optimizer = partial(torch.optim.Adam, lr=1e-3, fused=fused)
+    module = points_module(data, optimizer=optimizer, skip_nonfinite=5)
+    assert fit_points(tmp_path, 4, data, module, [trail], plugins=[scaled(2.0)]) == ""
+    assert module.gradients.total == 3
+    assert all(torch.equal(trail.seen[0][name], v) for name, v in trail.seen[-1].items())
 
 
 def test_16_mixed_on_the_cpu_says_that_it_became_bf16_mixed(tmp_path):
@@ -446,6 +472,24 @@ def test_only_the_average_is_blamed_where_it_alone_is_nan(tmp_path, recwarn):
     one.fit(points_module(data), data)
     said = [str(w.message) for w in recwarn if "val/loss" in str(w.message)]
     assert said == ["val/loss_ema, the loss of the EMA weights, is nan at step 1"]
+
+
+# ---------------------------------------------------------------------------- sampling
+
+
+def test_samples_that_are_not_finite_name_their_indices_and_the_level():
+    module = points_module(Faulty(), schedule=Linear(50))
+
+    class Late(DDIM):
+        def step(self, prediction, s, noise):
+            x = super().step(prediction, s, noise)
+            return torch.where(torch.tensor([[True], [s > 20]]), x, torch.nan)
+
+    with pytest.raises(InputError, match=r"1 of 2 samples .*index 8\): the sampler's step to"):
+        module.generate(torch.tensor([3, 8]), Request(Late(5)))
+    nn.init.constant_(module.ema.net.out.bias, math.inf)
+    with pytest.raises(InputError, match=r"index 3, 8\): the model's prediction at level 50 "):
+        module.generate(torch.tensor([3, 8]), Request(DDIM(5)))
 
 
 # ---------------------------------------------------------------------- two processes

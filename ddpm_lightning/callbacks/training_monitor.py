@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
@@ -38,9 +39,12 @@ class TrainingMonitor(Callback):
         first, start = self._since
         if not self._logs_after(trainer, step) or step == first:
             return
-        if pl_module.gradients.norm is not None:
-            pl_module.log("train/grad_norm", pl_module.gradients.norm)
-        metrics = {"train/ema_decay": pl_module.ema.decay_at(step - 1)}
+        norm = pl_module.gradients.norm
+        trainer.callback_metrics["train/grad_norm"] = torch.tensor(norm)
+        metrics = {
+            "train/grad_norm": norm,
+            "train/ema_decay": pl_module.ema.decay_at(step - 1),
+        }
         size = getattr(getattr(trainer, "datamodule", None), "global_batch_size", None)
         if size is not None:
             metrics["train/images_per_second"] = (step - first) * size / (now - start)

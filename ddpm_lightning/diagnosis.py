@@ -55,7 +55,7 @@ def first_non_finite(module: nn.Module) -> str | None:
     for name, parameter in module.named_parameters():
         if not is_finite(parameter):
             return name
-    return next((name for name, b in module.named_buffers() if bool(b.isnan().any())), None)
+    return next((name for name, b in module.named_buffers() if bool(whole(b.isnan().any()))), None)
 
 
 def cause_in_repeat(
@@ -90,7 +90,7 @@ def cause_in_norm(net: nn.Module) -> str | None:
     gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     if not all(is_finite(gradient) for gradient in gradients.values()):
         return None
-    sizes = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
+    sizes = {name: float(whole(gradient.abs().max())) for name, gradient in gradients.items()}
     name = max(sizes, key=lambda one: sizes[one])
     return (
         f"their norm: every gradient is finite, the largest {sizes[name]:.3g} of net.{name}, but "
@@ -100,8 +100,13 @@ def cause_in_norm(net: nn.Module) -> str | None:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite, of a sharded tensor on all processes."""
-    finite: Any = tensor.isfinite().all()
-    return bool(finite.full_tensor() if hasattr(finite, "full_tensor") else finite)
+    return bool(whole(tensor.isfinite().all()))
+
+
+def whole(tensor: Any) -> Tensor:
+    """Gather a tensor that is sharded over processes; any other passes through."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
 
 
 def _cause_in_terms(batch: Batch, t: Tensor, terms: dict[str, Tensor]) -> str | None:

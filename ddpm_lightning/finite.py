@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ddpm_lightning.batch import Batch
 from ddpm_lightning.diagnosis import (
-    TrainingLoss,
     cause_in_data,
     cause_in_norm,
     cause_in_repeat,
     cause_in_weights,
     first_non_finite,
+    whole,
 )
 from ddpm_lightning.errors import InputError
 
@@ -28,8 +28,14 @@ LOWEST_SCALE = 1.0
 class Trained(Protocol):
     """The parts of DiffusionModule that the check needs."""
 
-    net: nn.Module
-    training_loss: TrainingLoss
+    @property
+    def net(self) -> nn.Module:
+        """The network."""
+
+    def training_loss(
+        self, batch: Batch, batch_idx: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Compute the mean loss, levels and loss terms of a batch."""
 
 
 class GradientCheck:
@@ -82,7 +88,7 @@ class GradientCheck:
         Raises:
             InputError: The gradients are not finite, and no more steps may be skipped.
         """
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         norm = gradient_norm(module.net)
         # A fused optimizer unscales gradients in its step, any other has them unscaled before.
         unscales = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
@@ -112,6 +118,10 @@ class GradientCheck:
                 parameter.grad.fill_(math.nan)  # which it looks for itself
             else:
                 parameter.grad = None  # optimizers leave alone what has no gradient
+        self._tell(trainer, step, cause)
+
+    def _tell(self, trainer: Trainer, step: int, cause: str) -> None:
+        """Log and warn of a skipped step."""
         for logger in trainer.loggers:
             logger.log_metrics({"train/skipped_steps": float(self.total)}, step)
         if trainer.is_global_zero:
@@ -182,8 +192,7 @@ def gradient_norm(module: nn.Module) -> Tensor:
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm: Any = torch.stack(torch._foreach_norm(gradients)).float().norm()
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole(torch.stack(torch._foreach_norm(gradients)).float().norm())
 
 
 def check_finite_weights(module: nn.Module, step: int, saved: int | None) -> None:

@@ -341,6 +341,14 @@ def test_the_bound_holds_for_steps_in_a_row(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:step . is skipped")
+def test_a_finite_step_between_two_skipped_ones_ends_the_row(tmp_path):
+    data = Faulty([57, 42])  # of steps 5 and 7
+    module = points_module(data, skip_nonfinite=1)
+    assert fit_points(tmp_path, 8, data, module) == ""
+    assert module.gradients.total == 2
+
+
+@pytest.mark.filterwarnings("ignore:step . is skipped")
 def test_skipped_steps_are_counted_in_the_log_and_go_on_counting_after_a_resume(tmp_path):
     data = Faulty([*range(64)])
     parts = {"callbacks": [RunCheckpoint(every_n_steps=2)]}

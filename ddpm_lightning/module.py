@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.checkpoint import FORMAT, KEY, read_checkpoint, rebuild, upgraded
+from ddpm_lightning.compilation import compile_training
 from ddpm_lightning.configurable import Configurable, configurable_class
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import Guidance
@@ -31,7 +32,7 @@ from ddpm_lightning.diffusion.schedules import Linear, Schedule
 from ddpm_lightning.diffusion.timesteps import Timesteps, Uniform, level_of
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.finite import check_finite_loss, check_finite_weights
+from ddpm_lightning.finite import GradientCheck, check_finite_weights, warn_of_losses
 from ddpm_lightning.networks.network import Network
 from ddpm_lightning.networks.unet import UNet
 from ddpm_lightning.optimization import make_lr_schedule, make_optimizer, refuse_fused_clipping
@@ -66,9 +67,12 @@ class DiffusionModule(Configurable, LightningModule):
         optimizer: The optimizer.
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
         lr_schedule: Learning rate after the warm-up, stepped per optimizer step; null: constant.
-        compile: Compile the network with torch.compile for training.
+        compile: Compile the network with torch.compile for training; validation and sampling run
+            it as it is.
         seed: Seed of noise, timesteps and label dropout; the command line takes it from
             seed_everything.
+        skip_nonfinite: Steps in a row that may be skipped because their gradients are not finite,
+            without a trace in weights and average; one more ends the run.
 
     Raises:
         InputError: The parts do not fit each other or the data.
@@ -91,6 +95,7 @@ class DiffusionModule(Configurable, LightningModule):
         lr_schedule: LRSchedulerCallable | None = None,
         compile: bool = False,
         seed: int = 0,
+        skip_nonfinite: int = 0,
     ) -> None:
         super().__init__()
         if conditional and data.num_classes is None:
@@ -114,6 +119,7 @@ class DiffusionModule(Configurable, LightningModule):
         self.lr_schedule = lr_schedule
         self.compile_net = compile
         self.seed = seed
+        self.gradients = GradientCheck(skip_nonfinite)
         # describe_optimization of this run, and of the checkpoint that it resumes.
         self._optimization: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
@@ -126,15 +132,22 @@ class DiffusionModule(Configurable, LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Compute the loss of a noised batch (DDPM algorithm 1), also ``per_sample`` [B]."""
+        self.gradients.keep(batch, batch_idx)
+        loss, t, terms = self.training_loss(batch, batch_idx)
+        self._log_terms(loss, t, terms)
+        return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
+
+    def training_loss(
+        self, batch: Batch, batch_idx: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Compute the mean loss, levels int64 [B] and loss terms [B] of a training batch."""
         noise = self._training_noise(batch, batch_idx)
         t, weight = self.timesteps(self.schedule, noise)
         condition = self.known(batch)
         if condition.label is not None or condition.tokens is not None:
             condition = self.label_dropout(condition, noise)
         terms = self.objective(self.denoiser("raw"), self._noised(batch, t, noise, condition))
-        loss = (weight * terms["loss"]).mean()
-        self._log_terms(loss, t, terms)
-        return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
+        return (weight * terms["loss"]).mean(), t, terms
 
     def _training_noise(self, batch: Batch, batch_idx: int) -> BatchNoise:
         """Return the noise of the batch's rows; seed torch's generator for the layers' dropout."""
@@ -156,19 +169,22 @@ class DiffusionModule(Configurable, LightningModule):
         return NoisedBatch(batch.x0, eps, t, x_t, condition)
 
     def _log_terms(self, loss: Tensor, t: Tensor, terms: dict[str, Tensor]) -> None:
-        """Log the loss terms, check that the loss is finite, and keep it for the timesteps."""
+        """Log the loss terms, and keep the loss for the timesteps."""
         means = {f"train/{name}": term.mean() for name, term in terms.items()}
         self.log_dict(means, prog_bar=True)
-        every, step = self.trainer.log_every_n_steps, self.trainer.global_step  # type: ignore[attr-defined]
-        if every and step % every == 0:
-            check_finite_loss(loss, self.net, step)
         if self.timesteps.learns:
             self._losses.append((t, terms["loss"].detach()))
 
     @override
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.gradients.before_step(self, self.trainer, optimizer)
+
+    @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.ema.update(self.net, self.trainer.global_step)
+        self.gradients.forget()
+        if not self.gradients.skipped:
+            self.ema.update(self.net, self.trainer.global_step)
         if self._losses:
             # Of all processes and micro-batches, in the order of the global batch.
             parts: Any = [self.all_gather(part) for part in self._losses]  # [world, B] each
@@ -192,11 +208,12 @@ class DiffusionModule(Configurable, LightningModule):
     def setup(self, stage: str) -> None:
         self._resumed = self._optimization = None
         if stage == "fit" and self.compile_net:
-            self.net.compile()  # in place, because torch.compile(net) renames the weights
+            compile_training(self.net)
 
     @override
     def on_train_start(self) -> None:
         self._losses.clear()
+        self.gradients.forget()
         begin_next_epoch(self.trainer)
         if self._resumed is not None and self._optimization is not None:
             apply_settings(self.trainer, self._resumed, self._optimization)
@@ -229,6 +246,16 @@ class DiffusionModule(Configurable, LightningModule):
             prog_bar=True,
         )
         return losses | {"t": t}
+
+    @override
+    def on_validation_end(self) -> None:
+        losses = {"val/loss": "the raw weights", "val/loss_ema": "the EMA weights"}
+        warn_of_losses(self.trainer, losses)
+
+    @override
+    def on_test_end(self) -> None:
+        losses = {"test/loss": "the raw weights", "test/loss_ema": "the EMA weights"}
+        warn_of_losses(self.trainer, losses)
 
     # ------------------------------------------------------------------- sampling
 
@@ -317,13 +344,17 @@ class DiffusionModule(Configurable, LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the description that rebuilds the model; refuse to save weights with NaN."""
-        check_finite_weights(self, self.trainer.global_step)
+        step = self.trainer.global_step
+        check_finite_weights(self, step, self.gradients.saved)
+        self.gradients.saved = step
         checkpoint[KEY] = {
             "format": FORMAT,
             "class_path": self.class_path(),
             "timesteps": self.timesteps.state_dict(),
             "optimization": self._optimization,
         } | describe_run(self.trainer)
+        if skipped := self.gradients.state_dict():
+            checkpoint[KEY]["skipped"] = skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the timestep distribution; raise InputError if the run cannot resume."""
@@ -334,6 +365,8 @@ class DiffusionModule(Configurable, LightningModule):
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             check_run(checkpoint, trainer)
+            skipped = checkpoint[KEY].get("skipped", {})
+            self.gradients.load_state_dict(skipped, checkpoint["global_step"])
             self._resumed = checkpoint[KEY].get("optimization")
             self._check_optimization()
 
@@ -386,7 +419,9 @@ class DiffusionModule(Configurable, LightningModule):
             check_optimization(self._resumed, self._optimization)
 
     def _hyper_parameters(self, data: DataSpec) -> dict[str, Any]:
-        # data and out_channels are passed to the factory; the optimizer does not define the model.
+        # data and out_channels are passed to the factory; optimizer and skipped steps do not
+        # define the model.
         net = self.net.describe(skip=("data", "out_channels"))
-        others = self.plain_arguments(skip=("data", "net", "optimizer", "lr_schedule"))
+        skip = ("data", "net", "optimizer", "lr_schedule", "skip_nonfinite")
+        others = self.plain_arguments(skip)
         return {"data": data.plain(), "net": net} | others

@@ -285,20 +285,39 @@ def run(
             noise = IndexedNoise(request.seed, indices[rows], device=device)
             states = procedure.trajectory(noise, condition.rows(rows).to(device))
             seen.append([])
+            finite: list[tuple[int, Tensor]] = []  # read only where the samples are not
             for k, state in enumerate(states):
+                parts = [part.isfinite().all() for part in (state.x_t, state.x0)]
+                finite.append((state.t, torch.stack(parts)))
                 if k in kept:
                     x_t, x0 = state.x_t.float().cpu(), state.x0.float().cpu()
                     seen[-1].append(State(state.t, x_t, x0))
                 bar.update(k > 0)
             xs.append(state.x_t.float().cpu())
+            _check_finite(xs[-1], indices[rows], finite)
     x = torch.cat(xs)
-    if not bool(x.isfinite().all()):
-        raise InputError(
-            "the samples are not finite: the network has diverged, or the sampler leaves the "
-            "data's range; use an earlier checkpoint, a smaller learning rate, or a clip"
-        )
     inputs = None if procedure.inputs is None else procedure.inputs.cpu()
     return Samples(x, _joined(seen) if frames else None, inputs)
+
+
+def _check_finite(x: Tensor, indices: Tensor, finite: list[tuple[int, Tensor]]) -> None:
+    """Raise InputError unless samples are finite, with the level where they ceased to be.
+
+    Args:
+        x: [B, ...] the samples.
+        indices: int64 [B] their indices.
+        finite: Each level with bool [2]: whether x_t and the prediction of x0 are finite there.
+    """
+    bad = ~x.flatten(1).isfinite().all(1)
+    if not bad.any():
+        return
+    level, (before, _) = next((t, both.tolist()) for t, both in finite if not both.all())
+    what = "the model's prediction at" if before else "the sampler's step to"
+    shown = ", ".join(map(str, indices[bad].tolist()[:8])) + (" …" if bad.sum() > 8 else "")
+    raise InputError(
+        f"{int(bad.sum())} of {len(x)} samples are not finite (index {shown}): {what} level "
+        f"{level} is the first value that is not"
+    )
 
 
 def _joined(batches: list[list[State]]) -> Frames:

@@ -33,22 +33,18 @@ class TrainingMonitor(Callback):
         self._since = trainer.global_step, time.perf_counter()
 
     @override
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
-    ) -> None:
-        if self._logs_after(trainer, trainer.global_step + 1):
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norms = torch.stack(torch._foreach_norm(gradients))
-            pl_module.log("train/grad_norm", norms.float().norm())
-
-    @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
         step, now = trainer.global_step, time.perf_counter()
         first, start = self._since
         if not self._logs_after(trainer, step) or step == first:
             return
-        metrics = {"train/ema_decay": pl_module.ema.decay_at(step - 1)}
+        norm = pl_module.gradients.norm
+        trainer.callback_metrics["train/grad_norm"] = torch.tensor(norm)
+        metrics = {
+            "train/grad_norm": norm,
+            "train/ema_decay": pl_module.ema.decay_at(step - 1),
+        }
         size = getattr(getattr(trainer, "datamodule", None), "global_batch_size", None)
         if size is not None:
             metrics["train/images_per_second"] = (step - first) * size / (now - start)

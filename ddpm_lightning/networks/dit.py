@@ -77,7 +77,9 @@ class DiT(Network):
         x, p = self.stack_image(x, condition), self.patch
         rows, columns = x.shape[2] // p, x.shape[3] // p
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
-        tokens = self.stem(patches.to(self.stem.weight.dtype))  # [B, rows·columns, width]
+        # Tokens and their norms have the weights' dtype, float32 under autocast, too.
+        dtype = self.stem.weight.dtype
+        tokens = self.stem(patches.to(dtype)).to(dtype)  # [B, rows·columns, width]
         tokens = tokens + position_embedding(rows, columns, tokens)
         embedding = F.silu(self.embed(c_noise, condition.label))  # [B, width]
         for block in self.blocks:
@@ -134,8 +136,8 @@ def layer_norm(width: int) -> nn.LayerNorm:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x·(1 + scale) + shift."""
-    return x * (1 + scale) + shift
+    """x·(1 + scale) + shift, in x's dtype."""
+    return x * (1 + scale.to(x.dtype)) + shift.to(x.dtype)
 
 
 def split(modulation: Tensor, parts: int) -> tuple[Tensor, ...]:

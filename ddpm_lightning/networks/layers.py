@@ -48,9 +48,20 @@ class Linear(nn.Linear):
         _glorot(self, self.gain)
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """Group normalization in the dtype of its weights, which is float32 under autocast.
+
+    Autocast itself casts group normalization to float32 on CUDA, but not on the CPU.
+    """
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+def group_norm(channels: int, groups: int) -> GroupNorm:
     """Group normalization with the paper's epsilon, 1e-6."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 def shortcut(in_channels: int, out_channels: int) -> nn.Module:
@@ -72,8 +83,9 @@ def modulate(h: Tensor, condition: Tensor, norm: nn.Module = nn.Identity()) -> T
     condition = rearrange(condition, "b c -> b c 1 1")
     if condition.shape[1] == h.shape[1]:
         return norm(h + condition)
-    scale, shift = condition.chunk(2, dim=1)
-    return norm(h) * (1 + scale) + shift
+    h = norm(h)
+    scale, shift = condition.to(h.dtype).chunk(2, dim=1)  # because 1 + scale loses digits in bf16
+    return h * (1 + scale) + shift
 
 
 def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
@@ -198,7 +210,10 @@ class Attention(nn.Module):
         return x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q·kᵀ/sqrt(d))·v, all [B, heads, N, d]: work and memory grow with N²."""
+        """softmax(q·kᵀ/sqrt(d))·v, all [B, heads, N, d]: work and memory grow with N².
+
+        In half precision torch's kernels keep products and softmax in float32.
+        """
         return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -211,8 +226,10 @@ class LinearAttention(Attention):
 
     @override
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        context = k.softmax(dim=-2).transpose(-2, -1) @ v  # [B, heads, d, d]
-        return q.softmax(dim=-1) @ context
+        dtype = torch.promote_types(v.dtype, torch.float32)
+        keys = k.softmax(dim=-2, dtype=dtype).to(v.dtype)
+        queries = q.softmax(dim=-1, dtype=dtype).to(v.dtype)
+        return queries @ (keys.transpose(-2, -1) @ v)  # context [B, heads, d, d] in brackets
 
 
 class Downsample(nn.Module):

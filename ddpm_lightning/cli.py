@@ -80,11 +80,13 @@ def main(
     Raises:
         SystemExit: Code 2 and one line on standard error for bad input, code 130 after Ctrl-C.
     """
+    if args is None and sys.argv[1:2] == ["--"]:  # where the flags of torchrun end
+        del sys.argv[1]
     words = list(sys.argv[1:] if args is None else args)
     try:
         check_command(words, [*DESCRIPTIONS, *COMMANDS])
         if words[0] in COMMANDS:
-            run_command(words[0], words[1:])
+            run_command(words[0], words[1:], main)
         else:
             DiffusionCLI(module_class, None if args is None else words)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -22,6 +23,7 @@ from ddpm_lightning.diffusion.prediction import Variance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler, State
 from ddpm_lightning.diffusion.variances import replacing
 from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.processes import Processes
 from ddpm_lightning.randomness import IndexedNoise, check_seed
 
 Weights = Literal["ema", "raw"]
@@ -191,6 +193,19 @@ class Samples:
     x: Tensor
     frames: Frames | None = None
     inputs: Tensor | None = None
+
+    def gathered(self, n: int, batch_size: int) -> Samples:
+        """Put the shares of all processes together; the first has samples 0…n − 1, others none."""
+        processes = Processes.current()
+
+        def gather(by_level: Tensor) -> Tensor:
+            rows = rearrange(by_level, "level n ... -> n level ...")
+            return rearrange(processes.gather(rows, n, batch_size), "n level ... -> level n ...")
+
+        frames = self.frames
+        if frames is not None:
+            frames = Frames(gather(frames.x_t), gather(frames.x0), frames.levels)
+        return Samples(processes.gather(self.x, n, batch_size), frames, self.inputs)
 
 
 @dataclass(frozen=True, eq=False)

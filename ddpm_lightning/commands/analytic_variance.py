@@ -15,6 +15,7 @@ from ddpm_lightning.diffusion.denoiser import Denoises
 from ddpm_lightning.errors import at_least
 from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.loaded import DataPlace, Loaded
+from ddpm_lightning.processes import Processes
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
 from ddpm_lightning.sampling import Weights
 
@@ -49,7 +50,9 @@ def analytic_variance(
     """
     check_seed(seed)
     at_least(1, n=n, batch_size=batch_size)
-    check_folder(ckpt.parent)
+    first = Processes.current().first
+    if first:
+        check_folder(ckpt.parent)
     loaded = Loaded.read(ckpt, data, device)
     module = loaded.module
     denoiser = module.denoiser(weights)
@@ -64,6 +67,8 @@ def analytic_variance(
         batch_size=batch_size,
         device=module.device,
     )
+    if not first:
+        return
     path = ckpt.with_suffix(".x0_error.npz")
     network = weights_digest(denoiser.net)
     with atomic_write(path) as partial, partial.open("wb") as file:
@@ -93,13 +98,22 @@ def x0_errors(
     """Measure the mean squared error of x0_hat at every level, clipped as in sampling.
 
     float64 [T + 1] on the CPU, 0 at level 0, from n samples of the data x0 [N, ...] a level, each
-    with noise of its own. The denoiser is in evaluation mode; batch_size changes memory only.
+    with noise of its own. The denoiser is in evaluation mode; batch_size changes memory only. Of
+    several processes that share the work the first has the result.
     """
     T = denoiser.schedule.T
-    total = torch.zeros(T + 1, dtype=torch.float64)
+    processes, work = Processes.current(), torch.arange(n * T)
+    own = processes.share(n * T, batch_size)
+    errors = [torch.empty(0, dtype=torch.float64)]
     order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(seed))
-    with tqdm(total=n * T, desc="x0_hat at every level", unit="sample", leave=False) as bar:
-        for index in torch.arange(n * T).split(batch_size):
+    with tqdm(
+        total=len(own),
+        desc="x0_hat at every level",
+        unit="sample",
+        leave=False,
+        disable=not processes.first,
+    ) as bar:
+        for index in own.split(batch_size):
             t = 1 + index // n
             chosen = order[index % len(x0)]
             x = x0[chosen].to(device)
@@ -108,6 +122,8 @@ def x0_errors(
             beside = condition.rows(chosen).to(device)
             prediction = denoiser(x_t, t.to(device), beside).clip(data_range)
             error = (prediction.x0 - x).double().square().flatten(1).mean(1)
-            total.index_add_(0, t, error.cpu())
+            errors.append(error.cpu())
             bar.update(len(index))
-    return total / n
+    every = processes.gather(torch.cat(errors), n * T, batch_size)
+    total = torch.zeros(T + 1, dtype=torch.float64)
+    return total.index_add_(0, 1 + work[: len(every)] // n, every) / n

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import NULL_LABEL, Condition
@@ -193,11 +194,13 @@ def edit_images(
     request: Request = Request(),
     frames: int = 0,
     progress: bool = False,
+    indices: Tensor | None = None,
 ) -> Samples:
     """Make n images by an edit; the k-th depends on the seed and k alone.
 
     A request without a sampler takes what suits the edit, one without labels no class; x_t is kept
-    at so many levels as frames, 0 for none.
+    at so many levels as frames, 0 for none. ``indices`` int64 [m] are the images to make of the n;
+    default: all.
 
     Raises:
         InputError: A file, the sampler or a setting does not suit.
@@ -224,4 +227,6 @@ def edit_images(
     denoiser = guide(request.denoiser(module), request.guidance)
     job = Job(denoiser, sampler, spec.shape, n, condition, module.device)
     procedure = edit.procedure(job)
-    return run(procedure, torch.arange(n), request, condition, module.device, frames, progress)
+    indices = torch.arange(n) if indices is None else indices
+    own = condition.rows(indices)
+    return run(procedure, indices, request, own, module.device, frames, progress)

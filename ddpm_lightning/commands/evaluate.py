@@ -12,6 +12,7 @@ from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.sample_set import SampleSet
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Metric
+from ddpm_lightning.processes import Processes
 
 
 def evaluate(
@@ -49,7 +50,8 @@ def evaluate(
         InputError: A file, a folder or a setting does not work.
     """
     asked = SampleSet(**samples)
-    check_out(out, {"reference.folder": reference.folder})
+    if Processes.current().first:
+        check_out(out, {"reference.folder": reference.folder})
     evaluation = Evaluation(Loaded.read(ckpt, data, device), metrics, reference, extractor, asked)
     evaluation.check(asked)
     evaluation(asked, out)

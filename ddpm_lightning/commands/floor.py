@@ -12,6 +12,7 @@ from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.report import floor_table
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.metrics.result import write_results
+from ddpm_lightning.processes import Processes
 
 
 def floor(
@@ -38,7 +39,9 @@ def floor(
     Raises:
         InputError: A file, a folder or a setting does not work.
     """
-    check_out(out, {"reference.folder": reference.folder})
+    first = Processes.current().first
+    if first:
+        check_out(out, {"reference.folder": reference.folder})
     if reference.given == (ckpt is not None):
         raise InputError(
             "the floor of which images? Give either --reference.data NAME, "
@@ -47,7 +50,10 @@ def floor(
     real = reference if ckpt is None else reference.of(Loaded.read(ckpt, data).data)
     judged = Judge(metrics=[], reference=real, **judge)
     check_floor(sizes, judged.real.count)
-    found = floors(judged.reference, sizes, judged.measures.seed)
+    real_features = judged.reference
+    if not first:
+        return
+    found = floors(real_features, sizes, judged.measures.seed)
     records = write_results(out / "results.json", found)
     print(f"{out}: real images against as many others, from {judged.real.count}")
     print(floor_table(records))

@@ -17,6 +17,8 @@ from ddpm_lightning.commands.sample import sample
 from ddpm_lightning.commands.score import score
 from ddpm_lightning.commands.sweep import sweep
 from ddpm_lightning.commands.words import check_command, complete
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.processes import Processes, choose_gpu, joined, start
 from ddpm_lightning.terminal.parser import PROGRAM, Parser, flags_of
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
@@ -30,9 +32,45 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "plot": PLOTS,
 }
 
+SHARED = ("sample", "evaluate", "score", "sweep", "floor", "analytic_variance")
+"""Commands whose work several processes share."""
 
-def run_command(name: str, words: list[str]) -> None:
-    """Run a plain command with the arguments after its name."""
+DEVICES = """Processes of this machine that share the work, on GPUs one each; the command starts
+them itself (under torchrun leave it out). The results are those of one process."""
+
+
+def run_command(name: str, words: list[str], main: Callable[[list[str]], None]) -> None:
+    """Run a plain command.
+
+    Args:
+        name: Of the command.
+        words: The arguments after its name.
+        main: What runs a command line; processes that the command starts run it, too.
+    """
+    with joined() as processes:
+        function, settings = _parsed(name, words)
+        devices = settings.pop("devices", 1)
+        if devices < 1:
+            raise InputError(f"--devices {devices}: give 1 or more")
+        if processes.count == 1 and devices > 1:
+            start(devices, main, [name, *words])
+            return
+        _check(processes, devices)
+        if name in SHARED or processes.first:
+            choose_gpu(settings.get("device") or "cpu", processes.count)
+            function(**settings)
+
+
+def _check(processes: Processes, devices: int) -> None:
+    if devices not in (1, processes.count):
+        raise InputError(
+            f"--devices {devices}, but torchrun has started {processes.count} processes; leave "
+            "--devices out"
+        )
+
+
+def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str, Any]]:
+    """Find a command's function and, in its arguments, the settings for it."""
     function: Any = COMMANDS[name]
     subcommands = function if isinstance(function, dict) else {}
     parser = auto_parser(
@@ -43,6 +81,8 @@ def run_command(name: str, words: list[str]) -> None:
         prog=f"{PROGRAM} {name}",
         description=about(name) if subcommands else None,
     )
+    if name in SHARED:
+        parser.add_argument("--devices", type=int, default=1, help=" ".join(DEVICES.split()))
     command: list[str] = []
     if subcommands:
         check_command(words, list(subcommands))
@@ -53,7 +93,7 @@ def run_command(name: str, words: list[str]) -> None:
         function = subcommands[settings.subcommand]
         settings = settings[settings.subcommand]
     settings.pop("config", None)
-    function(**settings)
+    return function, dict(settings)
 
 
 def about(name: str) -> str:

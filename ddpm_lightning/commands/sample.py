@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddpm_lightning.commands.edits import Edit, edit_images
@@ -16,6 +15,7 @@ from ddpm_lightning.files import check_new_folder
 from ddpm_lightning.images import check_fps, write_gif, write_png
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.plots.pictures import pictures_of
+from ddpm_lightning.processes import Processes
 from ddpm_lightning.sampling import Request, check_frames
 
 
@@ -78,22 +78,28 @@ def sample(
     """
     if n < 1:
         raise InputError(f"n={n}: at least 1")
-    request = Request(**sampling)
-    check_new_folder(out)
+    request, processes = Request(**sampling), Processes.current()
+    if processes.first:
+        check_new_folder(out)
     loaded = Loaded.read(ckpt, data, device)
     module = loaded.module
     pictures = pictures_of(module.data.shape, loaded.background)
-    given = GivenImages()
+    given, indices = GivenImages(), processes.share(n, request.batch_size)
+    if not len(indices):
+        return
+    shown = grid.frames, processes.first
     if edit is None:
         files = [condition] if isinstance(condition, Path) else condition
         given = given_images(loaded, files, n)
-        indices = torch.arange(n)
         request.check(module)
-        samples = module.generate(indices, request, given.condition, grid.frames, progress=True)
+        samples = module.generate(indices, request, given.condition, *shown)
     elif condition is None:
-        samples = edit_images(module, edit, n, request, grid.frames, progress=True)
+        samples = edit_images(module, edit, n, request, *shown, indices)
     else:
         raise InputError("--edit starts from its own images; leave out --condition")
+    samples = samples.gathered(n, request.batch_size)
+    if not processes.first:
+        return
     bands = given.bands(n)
 
     def overview(x: Tensor) -> Tensor:

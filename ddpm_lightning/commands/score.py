@@ -13,6 +13,7 @@ from ddpm_lightning.evaluation.report import table
 from ddpm_lightning.images import ImageFolder
 from ddpm_lightning.metrics import Metric, as_metrics
 from ddpm_lightning.metrics.result import write_results
+from ddpm_lightning.processes import Processes
 
 
 def score(
@@ -44,12 +45,16 @@ def score(
     for metric in chosen:
         if metric.needs_labels:
             raise InputError(f"{metric.name} is of a checkpoint, not of a folder of images")
-    check_out(out, {"samples": samples})
+    first = Processes.current().first
     judged = Judge(metrics=chosen, **judge)
-    check_out(out, {"reference.folder": judged.real.folder})
+    if first:
+        check_out(out, {"samples": samples, "reference.folder": judged.real.folder})
     images = ImageFolder(samples, n)
     judged.check(samples, images.shape, len(images))
     stated = {"folder": str(samples), "seed": judged.measures.seed}
-    records = write_results(out / "results.json", judged(images, out, stated))
+    results = judged(images, out, stated)
+    if not first:
+        return
+    records = write_results(out / "results.json", results)
     print(f"{out}: {judged.in_words(len(images))}")
     print(table(records))

@@ -15,6 +15,7 @@ from ddpm_lightning.files import write_json
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Metric
 from ddpm_lightning.plots.figure import write_figure
+from ddpm_lightning.processes import Processes
 
 
 def sweep(
@@ -46,7 +47,9 @@ def sweep(
         InputError: A file, a folder or a setting does not work.
     """
     plan = Sweep(**axes)
-    check_out(out, {"reference.folder": reference.folder})
+    first = Processes.current().first
+    if first:
+        check_out(out, {"reference.folder": reference.folder})
     loaded = Loaded.read(ckpt, data, device)
     points = plan.points(loaded.module.schedule)
     evaluation = Evaluation(loaded, metrics, reference, extractor, plan.samples)
@@ -57,7 +60,10 @@ def sweep(
         print(f"{k} of {len(points)}: {point.curve}, {point.evaluations} evaluations")
         results = evaluation(point.samples, out / point.name)
         rows.append({"curve": point.curve, "evaluations": point.evaluations, "results": results})
-        write_json(out / "sweep.json", rows)
+        if first:
+            write_json(out / "sweep.json", rows)
+    if not first:
+        return
     print(sweep_table(rows))
     for record in rows[0]["results"]:
         name = record["metric"]

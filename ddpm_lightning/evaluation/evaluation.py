@@ -21,6 +21,7 @@ from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Metric, Result, as_metrics
 from ddpm_lightning.metrics.metric import metric_words
 from ddpm_lightning.metrics.result import write_results
+from ddpm_lightning.processes import Processes
 
 BOUND = "bpd"
 """Name of the bound on the likelihood among the metrics: of the model, without samples."""
@@ -55,7 +56,7 @@ class Evaluation:
             chosen, device = as_metrics(others), str(loaded.module.device)
             self.judge = Judge(chosen, real, extractor, samples.seed, samples.batch_size, device)
         self.n, self.split = samples.n, reference.split
-        self._bounds: dict[str, Result] = {}
+        self._bounds: dict[str, list[Result]] = {}
 
     def check(self, samples: SampleSet) -> None:
         """Raise InputError for what cannot be drawn or scored, before anything is computed."""
@@ -71,7 +72,10 @@ class Evaluation:
             )
 
     def __call__(self, samples: SampleSet, out: Path) -> list[dict[str, Any]]:
-        """Draw and score samples, print a table, and return the records of results.json."""
+        """Draw and score samples, print a table, and return the records of results.json.
+
+        Several processes share the work; the first writes, prints and returns the records.
+        """
         loaded, results, what = self.loaded, [], "no samples"
         if self.judge is not None:
             known, folder = self.known, out / "samples"
@@ -86,7 +90,9 @@ class Evaluation:
             results = self.judge(images, out, stated, labels, loaded.step)
             what = self.judge.in_words(samples.n)
         if self.bound:
-            results.append(self._bound(samples, out))
+            results += self._bound(samples, out)
+        if not Processes.current().first:
+            return []
         records = write_results(out / "results.json", results)
         print(f"{out}: {what}")
         print(table(records))
@@ -102,7 +108,7 @@ class Evaluation:
             image = self.loaded.data.finished(self.split, self.n).condition.image
         return Condition(label, image)
 
-    def _bound(self, samples: SampleSet, out: Path) -> Result:
+    def _bound(self, samples: SampleSet, out: Path) -> list[Result]:
         """Bound the likelihood, once a variance in a sweep; the first folder has the plot."""
         key = json.dumps(samples.denoiser(self.loaded.module).variance.describe())
         if key not in self._bounds:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddpm_lightning.data.map_style import StoredImages
@@ -28,6 +29,7 @@ from ddpm_lightning.metrics import (
 )
 from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.plots.strips import draw_neighbours
+from ddpm_lightning.processes import Processes
 from ddpm_lightning.randomness import check_seed
 
 
@@ -84,12 +86,15 @@ class Judge:
         source = self.real.source
         if not isinstance(source, Tensor):
             return self.real.reference(self.measures, *self._features(source))
-        path = cache_path(self.extractor, source)
+        processes = Processes.current()
+        path = cache_path(self.extractor, source) if processes.first else None
         features = lookup(path)
-        if features is None:
-            features = Features.compute(self.extractor, source, self.device, self.batch_size, True)
+        if not processes.agreed(features is not None):
+            own = processes.share(len(source), self.batch_size)
+            features = self._gathered(self.real.batches(own, self.batch_size), len(source))
             store(features, path)
-        return self.real.reference(self.measures, features, self.real.digest())
+        digest = self.real.digest() if processes.first else ""
+        return self.real.reference(self.measures, features or NOTHING, digest)
 
     def __call__(
         self,
@@ -102,9 +107,12 @@ class Judge:
         """Score images, and draw them into a folder: grid.png and neighbours.png.
 
         ``samples`` says how they came about; labels int64 [n] are the classes that they were asked
-        to be of; step counts the optimizer steps behind the weights.
+        to be of; step counts the optimizer steps behind the weights. Of several processes that
+        share the work, the first draws and has the results.
         """
         features, digest = self._features(images)
+        if not Processes.current().first:
+            return []
         scores = self.reference(features, labels)
         write_png(out / "grid.png", grid(from_uint8(images.read(images.files[:64]))))
         panel = draw_neighbours(
@@ -125,18 +133,36 @@ class Judge:
         )
 
     def _features(self, images: ImageFolder | StoredImages) -> tuple[Features, str]:
-        """Features of all images, and the sha256 of all pixels."""
-        digest = hashlib.sha256()
+        """Features of all images, and the sha256 of all pixels, on the first process."""
+        digest, processes, n = hashlib.sha256(), Processes.current(), len(images)
+        own = processes.share(n, self.batch_size)
 
         def read() -> Iterator[Tensor]:
-            for batch in images.batches(self.batch_size):
+            if not processes.first:
+                for rows in own.split(self.batch_size):
+                    yield images.read([images.files[row] for row in rows.tolist()])
+                return
+            size = len(processes.batches(n, self.batch_size)[0])
+            for k, batch in enumerate(images.batches(size)):  # all of them, for the digest
                 digest.update(batch.contiguous().numpy().data)
-                yield batch
+                if k % processes.count == 0:
+                    yield batch
 
-        features = Features.compute(
-            self.extractor, read(), self.device, self.batch_size, True, len(images)
-        )
-        return features, digest.hexdigest()
+        return self._gathered(read(), n), digest.hexdigest()
+
+    def _gathered(self, batches: Iterable[Tensor], n: int) -> Features:
+        """Extract the features of this process's share of n images, and gather those of all."""
+        processes, size = Processes.current(), self.batch_size
+        count = len(processes.share(n, size))
+        if not count:
+            return NOTHING
+        own = Features.compute(self.extractor, batches, self.device, size, processes.first, count)
+        logits = None if own.logits is None else processes.gather(own.logits, n, size)
+        return Features(processes.gather(own.features, n, size), logits)
+
+
+NOTHING = Features(torch.empty(0, 0))
+"""Stands in for the features on processes other than the first."""
 
 
 def check_out(out: Path, images: Mapping[str, Path | None]) -> None:

@@ -15,6 +15,7 @@ from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import Result, Score
 from ddpm_lightning.plots.figure import terms_figure, write_figure
+from ddpm_lightning.processes import Processes
 from ddpm_lightning.randomness import IndexedNoise, Stream
 from ddpm_lightning.sampling import Request
 
@@ -22,15 +23,18 @@ EVALUATIONS = 32
 """Network evaluations an image: one level of each of as many strata."""
 
 
-def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> Result:
+def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> list[Result]:
     """Bound −log p of the whole test split (DDPM eq. 5) and draw its terms as bound.png.
 
     The mean over images with its standard error; its parts are the terms and their edges, as of
-    :class:`~ddpm_lightning.diffusion.bound.Bound`.
+    :class:`~ddpm_lightning.diffusion.bound.Bound`. Of several processes that share the work the
+    first has this one result, and draws.
     """
     module, data = loaded.module, loaded.data
     batch, data_range = data.finished("test"), module.data.data_range
     condition, denoiser = module.known(batch), request.denoiser(module)
+    processes, n = Processes.current(), len(batch.index)
+    batches = batch.index[processes.share(n, request.batch_size)].split(request.batch_size)
     bounds = [
         variational_bound(
             denoiser,
@@ -40,9 +44,14 @@ def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> Result:
             clip=data_range,
             evaluations=EVALUATIONS,
         )
-        for index in tqdm(batch.index.split(request.batch_size), desc="bound", leave=False)
+        for index in tqdm(batches, desc="bound", leave=False, disable=not processes.first)
     ]
+    if not bounds:
+        return []
     terms = torch.cat([bound.terms.cpu().double() for bound in bounds])
+    terms = processes.gather(terms, n, request.batch_size)
+    if not processes.first:
+        return []
     means, edges = terms.mean(0).tolist(), bounds[0].edges
     write_figure(out / "bound.png", terms_figure(means, edges, f"{bounds[0].unit} a dimension"))
     total = terms.sum(1)
@@ -56,7 +65,7 @@ def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> Result:
         "weights": request.weights,
         "seed": request.seed,
     }
-    return Result("bpd", score, model, step=loaded.step)
+    return [Result("bpd", score, model, step=loaded.step)]
 
 
 def bound_settings(

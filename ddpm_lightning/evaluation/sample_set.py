@@ -19,6 +19,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL, json_value, write_json
 from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.processes import Processes
 from ddpm_lightning.sampling import Request
 
 SETTINGS = "samples.json"
@@ -92,6 +93,8 @@ def draw_into(
 ) -> dict[str, Any]:
     """Draw samples as PNG files into a folder, but for those that are there already.
 
+    Several processes share those that are missing, and return when all are there.
+
     Args:
         folder: New, empty, or holding samples of the very same settings.
         module: The model, on its device.
@@ -107,17 +110,24 @@ def draw_into(
     """
     digest = weights_digest(module.denoiser(samples.weights).net)
     settings = {"network": digest, **samples.state(module, known), **(stated or {})}
-    _claim(folder, settings)
+    processes = Processes.current()
+    if processes.first:
+        _claim(folder, settings)
     files = [folder / f"{k:06d}.png" for k in range(samples.n)]
-    batches = torch.arange(samples.n).split(samples.batch_size)
+    batches = processes.batches(samples.n, samples.batch_size)
     todo = [batch for batch in batches if not all(files[k].is_file() for k in batch.tolist())]
-    remaining = sum(map(len, todo))
-    with tqdm(total=samples.n, initial=samples.n - remaining, desc="samples") as bar:
-        for batch in todo:
-            images = module.generate(batch, samples, known, progress=True).x
+    processes.wait()  # so that all see the same files as missing
+    own, shown = todo[processes.rank :: processes.count], processes.first
+    done = samples.n - sum(map(len, todo))
+    with tqdm(
+        total=done + sum(map(len, own)), initial=done, desc="samples", disable=not shown
+    ) as bar:
+        for batch in own:
+            images = module.generate(batch, samples, known, progress=shown).x
             for k, image in zip(batch.tolist(), to_uint8(images), strict=True):
                 write_png(files[k], image)
             bar.update(len(batch))
+    processes.wait()
     return settings
 
 

@@ -80,9 +80,10 @@ def main(
     Raises:
         SystemExit: Code 2 and one line on standard error for bad input, code 130 after Ctrl-C.
     """
-    if args is None and sys.argv[1:2] == ["--"]:  # where the flags of torchrun end
-        del sys.argv[1]
-    words = list(sys.argv[1:] if args is None else args)
+    given = sys.argv if args is None else [PROGRAM, *args]
+    if given[1:2] == ["--"]:  # where the flags of torchrun end
+        del given[1]
+    words = given[1:]
     try:
         check_command(words, [*DESCRIPTIONS, *COMMANDS])
         if words[0] in COMMANDS:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.sharding import own_part
 
 
 class EMA(Configurable, nn.Module):
@@ -60,9 +61,9 @@ class EMA(Configurable, nn.Module):
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
         """Average the parameters and copy the buffers (running statistics) after a step."""
-        averages = list(self.net.parameters())
+        averages = [own_part(average) for average in self.net.parameters()]
         weights = [
-            p.detach().to(average.dtype)
+            own_part(p.detach()).to(average.dtype)
             for p, average in zip(net.parameters(), averages, strict=True)
         ]
         get_ema_multi_avg_fn(self.decay_at(step))(averages, weights, torch.tensor(0))

@@ -46,6 +46,7 @@ from ddpm_lightning.resume import (
     describe_run,
 )
 from ddpm_lightning.sampling import Request, Samples, Weights, generate
+from ddpm_lightning.sharding import check_sharding, shard
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -205,7 +206,15 @@ class DiffusionModule(Configurable, LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": per_step}
 
     @override
+    def configure_model(self) -> None:
+        mesh = self.device_mesh  # of ModelParallelStrategy alone
+        if mesh is not None:
+            shard(self.net, mesh["data_parallel"])
+            shard(self.ema.net, mesh["data_parallel"])
+
+    @override
     def setup(self, stage: str) -> None:
+        check_sharding(self.trainer, self.compile_net)
         self._resumed = self._optimization = None
         if stage == "fit" and self.compile_net:
             compile_training(self.net)

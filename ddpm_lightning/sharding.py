@@ -30,14 +30,15 @@ def check_sharding(trainer: Trainer, compiles: bool) -> None:
         return
     if strategy._save_distributed_checkpoint:
         raise InputError(
-            "ModelParallelStrategy would save a folder that nothing else reads; set "
-            "trainer.strategy.init_args.save_distributed_checkpoint: false, as configs/fsdp.yaml"
+            "ModelParallelStrategy would save a folder that nothing else reads; give "
+            "--trainer.strategy.init_args.save_distributed_checkpoint false, as "
+            "configs/trainer/fsdp.yaml"
         )
     if strategy._tensor_parallel_size != 1:
         raise InputError(
-            "ModelParallelStrategy: only data are shared, so give trainer.strategy.init_args."
+            "ModelParallelStrategy: only data are shared, so give --trainer.strategy.init_args."
             "tensor_parallel_size 1 and data_parallel_size, the number of processes "
-            f"({trainer.world_size}), as configs/fsdp.yaml"
+            f"({trainer.world_size}), as configs/trainer/fsdp.yaml"
         )
     if str(trainer.precision) not in PRECISIONS:
         raise InputError(
@@ -64,7 +65,7 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
             dist.broadcast(tensor, 0)
     # Put together for one block at a time, after a forward pass of the whole network, too: while
     # they are whole, net.parameters() are copies, which EMA and optimizer would change in vain.
-    for block in _blocks(net):
+    for block in blocks_of(net):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
 
@@ -79,7 +80,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _blocks(net: nn.Module) -> Iterator[nn.Module]:
+def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
     """The innermost modules in lists, which are the repeated parts of a network.
 
     Not the levels around them, because FSDP2 passes copies of lists of tensors to a module, and

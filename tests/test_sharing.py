@@ -168,7 +168,8 @@ def test_two_processes_evaluate_as_one(torchrun, lively_checkpoint, tmp_path, ow
     out, _ = run(*words, f"--out={tmp_path / 'two'}", *devices, torchrun=torchrun)
     assert out.count("201 samples against 1350 real images") == 1
     assert_same_files(tmp_path / "one", tmp_path / "two")
-    assert_same_files(tmp_path / "cache_of_one", tmp_path / "cache_of_two")
+    kept = (tmp_path / cache / "ddpm_lightning" for cache in ("cache_of_one", "cache_of_two"))
+    assert_same_files(*kept)
 
 
 @pytest.mark.slow
@@ -180,7 +181,7 @@ def test_two_processes_sweep_score_and_measure_as_one(lively_checkpoint, tmp_pat
         root.mkdir()
         ckpts.append(root / "model.ckpt")
         ckpts[-1].write_bytes(lively_checkpoint.read_bytes())
-        own_cache(root / "cache")
+        own_cache(tmp_path / f"cache_of_{name}")
         more += ["--batch_size=20", "--device=cpu"]
         samplers = ["--evaluations=[2,4]", "--samplers=[DDIM]"]
         sweep = ["sweep", f"--ckpt={ckpts[-1]}", "--n=60", *samplers, *SCORED[:1]]

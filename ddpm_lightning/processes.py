@@ -206,7 +206,8 @@ def _report(codes: Sequence[int], store: dist.Store) -> None:
     """End this process as the processes it started have ended."""
     if not any(codes):
         return
-    if store.add(FAILURES, 0) == 0:  # no process could say why
+    if store.add(FAILURES, 0) == 0:  # no process could say why, or end the line of its bar
+        print(file=sys.stderr)
         # SIGTERM comes from here, to the processes that were left.
         rank = min(
             range(len(codes)), key=lambda rank: (codes[rank] == -signal.SIGTERM, codes[rank])

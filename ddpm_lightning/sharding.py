@@ -62,7 +62,9 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
         return
     with torch.no_grad():
         for tensor in (*net.parameters(), *net.buffers()):
-            dist.broadcast(tensor, 0)
+            first = tensor.to(mesh.device_type)  # because NCCL takes tensors on GPUs alone
+            dist.broadcast(first, 0)
+            tensor.copy_(first)
     # Put together for one block at a time, after a forward pass of the whole network, too: while
     # they are whole, net.parameters() are copies, which EMA and optimizer would change in vain.
     for block in blocks_of(net):

@@ -204,7 +204,8 @@ def test_the_config_trains_validates_resumes_and_samples(tmp_path):
     words += ["--metrics=null", "--grid.n=4", "--grid.sampler.steps=2", "--grid.frames=0"]
     cli("fit", *words, "--trainer.max_steps=2")
     cli("fit", *words, "--trainer.max_steps=4", "--ckpt_path=last")
-    cli("validate", *words, "--ckpt_path=last")
+    for command in ("validate", "test"):
+        cli(command, *words, "--ckpt_path=last", "--trainer.limit_test_batches=2")
     out = tmp_path / "samples"
     ckpt = root / "checkpoints" / "last.ckpt"
     main(["sample", f"--ckpt={ckpt}", f"--out={out}", "--n=4", "--sampler=DDIM"])

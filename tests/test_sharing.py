@@ -197,7 +197,7 @@ def test_two_processes_sweep_score_and_measure_as_one(lively_checkpoint, tmp_pat
                 *more,
             ]
         )
-        main(["floor", SCORED[0], "--sizes=[50]", f"--out={root / 'floor'}", *more])
+        main(["floor", SCORED[0], "--sizes=[300]", f"--out={root / 'floor'}", *more])
     for path in (tmp_path / "two").rglob("*.json"):  # which name the checkpoint
         path.write_text(path.read_text().replace(str(tmp_path / "two"), str(tmp_path / "one")))
     assert_same_files(tmp_path / "one", tmp_path / "two")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torchmetrics
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from typing_extensions import override
 
@@ -84,6 +85,11 @@ class Likelihood(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.flow_n and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise InputError(
+                "the flow's likelihood is not measured in shards, which wait for each other; give "
+                "--likelihood.flow_n 0, or test without ModelParallelStrategy"
+            )
         if stage == "test" and self.evaluations != 0:
             assert isinstance(pl_module, DiffusionModule)
             strata(pl_module.schedule, self.evaluations, self.spacing)

@@ -94,7 +94,9 @@ class Judge:
             features = self._gathered(self.real.batches(own, self.batch_size), len(source))
             store(features, path)
         digest = self.real.digest() if processes.first else ""
-        return self.real.reference(self.measures, features or NOTHING, digest)
+        return self.real.reference(
+            self.measures, NOTHING if features is None else features, digest
+        )
 
     def __call__(
         self,

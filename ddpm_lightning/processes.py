@@ -212,9 +212,10 @@ def _report(codes: Sequence[int], store: dist.Store) -> None:
         rank = min(
             range(len(codes)), key=lambda rank: (codes[rank] == -signal.SIGTERM, codes[rank])
         )
+        why = f"was ended by signal {-codes[rank]}" if codes[rank] < 0 else "ended too early"
         raise InputError(
-            f"process {rank + 1} of {len(codes)} was ended by signal {-codes[rank]}, so the "
-            "others were, too; if memory is short, give fewer --devices or a smaller --batch_size"
+            f"process {rank + 1} of {len(codes)} {why}, so the others were ended, too; if memory "
+            "is short, give fewer --devices or a smaller --batch_size"
         )
     sys.exit(max(*codes, 1))
 

@@ -112,20 +112,21 @@ class Judge:
         to be of; step counts the optimizer steps behind the weights. Of several processes that
         share the work, the first draws and has the results.
         """
+        reference = self.reference  # whose features all processes compute
         features, digest = self._features(images)
         if not Processes.current().first:
             return []
-        scores = self.reference(features, labels)
+        scores = reference(features, labels)
         write_png(out / "grid.png", grid(from_uint8(images.read(images.files[:64]))))
         panel = draw_neighbours(
             images.read(images.files[:8]),
             features.features[:8],
-            self.reference.features.features,
+            reference.features.features,
             self.real.take,
         )
         write_png(out / "neighbours.png", panel)
         stated = {"n": len(images), "sha256": digest, **samples}
-        return self.reference.results(scores, stated, step)
+        return reference.results(scores, stated, step)
 
     def in_words(self, n: int) -> str:
         """Say how many samples were compared with how many real images."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from PIL import Image
 
@@ -22,7 +21,7 @@ from ddpm_lightning.cli import main
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import DiT, UNet
 from ddpm_lightning.sharding import blocks_of, check_sharding
-from tests.small import TinyUNet, fit, image_spec
+from tests.small import TinyUNet, events, fit, image_spec
 
 SHARDS: dict[str, Any] = {
     "data_parallel_size": 2,
@@ -67,7 +66,7 @@ def run(folder: Path, kind: str, steps: int, accumulate: int, precision: str, re
             "val_check_interval": 3 * accumulate,
             "limit_val_batches": 2,
             "log_every_n_steps": 1,
-            "logger": CSVLogger(folder, name="", version=""),
+            "logger": TensorBoardLogger(folder, name="", version=""),
         },
         net=partial(TinyUNet, dropout=0.0),  # whose masks are each process' own
         conditional=True,
@@ -105,16 +104,15 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from flat(part, f"{path}/{key}")
 
 
-def logged(folder: Path) -> dict[tuple[str, str], float]:
-    """Every logged value by tag and step, but the speed."""
-    found = {}
-    for row in csv.DictReader((folder / "metrics.csv").open()):
-        found |= {
-            (tag, row["step"]): float(value)
-            for tag, value in row.items()
-            if value and tag not in ("step", "epoch", "train/images_per_second")
-        }
-    return found
+def logged(folder: Path) -> dict[tuple[str, int], float]:
+    """Every logged value by tag and step, but the speed and what a finished part of a run logs."""
+    found = events(folder)
+    return {
+        (tag, event.step): event.value
+        for tag in found.Tags()["scalars"]
+        for event in found.Scalars(tag)
+        if tag != "train/images_per_second" and not tag.startswith("final/")
+    }
 
 
 def tensors(checkpoint: dict[str, Any], part: str) -> dict[str, torch.Tensor]:

@@ -10,13 +10,14 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import connection, get_context, parent_process
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,10 @@ FAILURES = "ddpm_lightning/failures"
 
 PATIENCE = timedelta(days=7)
 """How long to wait for another process: it may compute for hours, and its end is noticed."""
+
+
+GRACE = 30
+"""Seconds that a process waits to be ended, after another has failed."""
 
 
 class PeerLost(Exception):
@@ -141,11 +146,11 @@ def joined() -> Iterator[Processes]:
         with open(os.devnull, "w") as nowhere, _quiet(nowhere if rank else None):
             yield Processes(rank, count)
     except PeerLost:
-        sys.exit(1)
+        _end_after_others()
     except BaseException as error:
         ended_well = isinstance(error, SystemExit) and not error.code
         if not ended_well and not _fails_first(store):
-            sys.exit(1)
+            _end_after_others()
         raise
     finally:
         dist.destroy_process_group()
@@ -246,6 +251,12 @@ def _fails_first(store: dist.Store) -> bool:
     with suppress(RuntimeError):
         return store.add(FAILURES, 1) == 1
     return False
+
+
+def _end_after_others() -> NoReturn:
+    """Let the process that failed end first, because its exit code is that of all."""
+    time.sleep(GRACE)  # within which torchrun or start() ends this one
+    sys.exit(1)
 
 
 def _raise_at_sigterm() -> Any:

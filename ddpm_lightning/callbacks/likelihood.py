@@ -22,7 +22,7 @@ from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
 from ddpm_lightning.diffusion.decoders import Decoder
 from ddpm_lightning.diffusion.flow import flow_likelihood
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
-from ddpm_lightning.errors import at_least
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.likelihood import bound_settings
 from ddpm_lightning.metrics.metric import Score
 from ddpm_lightning.metrics.result import Result, append_result

@@ -708,7 +708,7 @@ def test_a_folder_that_cannot_hold_the_results_is_refused_first(tmp_path, capsys
         (lambda file: file.write_bytes(b"\x89PNG"), "3.png is not a PNG or JPEG image"),
         (lambda file: Image.new("L", (9, 8)).save(file), "one size and kind"),
         (lambda file: Image.new("RGB", (8, 8)).save(file), "one size and kind"),
-        (lambda file: Image.new("I;16", (8, 8)).save(file), "scale it to 0…255"),
+        (lambda file: Image.new("I;16", (8, 8)).save(file), "scale it to 8 bits"),
         (lambda file: file.unlink(), "holds 19 images, fewer than n = 20"),
         (lambda file: [other.unlink() for other in file.parent.iterdir()], "holds no PNG"),
     ],

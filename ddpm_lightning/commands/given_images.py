@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import SUFFIXES
+from ddpm_lightning.images import list_images
 from ddpm_lightning.loaded import Loaded
 
 
@@ -76,7 +76,7 @@ def given_images(loaded: Loaded, files: list[Path] | None, n: int) -> GivenImage
     if files is None:
         batch = data.finished("test", n)
         return GivenImages(batch.condition, data, batch.x0)
-    found = [file for path in files for file in _files(path)]
+    found = [one for path in files for one in (list_images(path) if path.is_dir() else [path])]
     images = torch.stack([data.task.read(file, data.shape) for file in found])
     return GivenImages(Condition(image=images), data)
 
@@ -85,12 +85,3 @@ def psnr(x: Tensor, truth: Tensor) -> float:
     """Peak signal-to-noise ratio 10·log10(2² / MSE) of images in [−1, 1], averaged over them."""
     errors = (x - truth).square().flatten(1).mean(1)
     return float((10 * torch.log10(4 / errors.clamp(min=1e-10))).mean())
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise InputError(f"{path} holds no PNG or JPEG to take as a condition")
-    return files

@@ -10,7 +10,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.evaluation import BOUND
 from ddpm_lightning.evaluation.judge import Judge, check_out
 from ddpm_lightning.evaluation.report import table
-from ddpm_lightning.images import ImageFolder
+from ddpm_lightning.images import images_at
 from ddpm_lightning.metrics import Metric, as_metrics
 from ddpm_lightning.metrics.result import write_results
 from ddpm_lightning.processes import Processes
@@ -23,13 +23,13 @@ def score(
     n: int | None = None,
     **judge: Any,
 ) -> None:
-    """Score a folder of images, from anywhere, against real images.
+    """Score a folder or an .npz of images, from anywhere, against real images.
 
     Writes results.json, grid.png and neighbours.png into a folder and prints a table, as evaluate
     does.
 
     Args:
-        samples: Folder of PNG and JPEG images.
+        samples: Folder of PNG and JPEG images, or an .npz with arr_0, uint8 [N, H, W, C].
         out: Folder for the results.
         metrics: As for evaluate, but for accuracy and bpd, which are of a checkpoint.
         n: Score the first n images; null: all. Distances at different n do not compare.
@@ -49,7 +49,7 @@ def score(
     judged = Judge(metrics=chosen, **judge)
     if first:
         check_out(out, {"samples": samples, "reference.folder": judged.real.folder})
-    images = ImageFolder(samples, n)
+    images = images_at(samples, n)
     judged.check(samples, images.shape, len(images))
     stated = {"folder": str(samples), "seed": judged.measures.seed}
     results = judged(images, out, stated)

@@ -15,7 +15,7 @@ from ddpm_lightning.data.data_module import Split, identity
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.data.map_style import MapStyleImages, StoredImages
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import ImageFolder
+from ddpm_lightning.images import ImageArchive, ImageFolder, images_at
 from ddpm_lightning.metrics import Features, Measures, Reference
 from ddpm_lightning.metrics.cache import pixels_digest
 
@@ -26,7 +26,8 @@ class RealImages:
 
     Args:
         data: A data set, e.g. --reference.data MNIST --reference.data.root data.
-        folder: A folder of PNG and JPEG images, in place of a data set.
+        folder: A folder of PNG and JPEG images, or an .npz with arr_0, uint8 [N, H, W, C], in
+            place of a data set.
         split: Split of the data set: train (as published numbers do), val or test.
 
     Raises:
@@ -59,14 +60,14 @@ class RealImages:
         return replace(self, data=data)
 
     @cached_property
-    def source(self) -> Tensor | ImageFolder | StoredImages:
+    def source(self) -> Tensor | ImageFolder | ImageArchive | StoredImages:
         """The images: uint8 [N, C, H, W], or what is read as needed.
 
         Raises:
             InputError: Files are missing or damaged.
         """
         if self.folder is not None:
-            return ImageFolder(self.folder)
+            return images_at(self.folder)
         if self.data is None:
             raise InputError(
                 "which real images? Give --reference.folder DIR or --reference.data MNIST, …"

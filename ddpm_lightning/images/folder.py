@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images.reading import MODES
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
-
-OVERVIEW = "grid.png"
-"""The overview of a folder's images, which is skipped."""
+from ddpm_lightning.images.image_file import MODES, ImageFile
+from ddpm_lightning.images.listing import list_images
 
 
 class ImageFolder:
-    """The PNG and JPEG files of a folder and its subfolders, ordered by path, without grid.png.
+    """The images of a folder, as list_images finds them.
 
     All must have the same size and the same mode: grey (1 channel), RGB (3) or RGBA (4). Nothing
     is resized or converted, because that would change the metrics.
@@ -40,23 +35,25 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, n: int | None = None) -> None:
-        if not folder.is_dir():
-            raise InputError(f"no folder {folder}")
-        found = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-        files = sorted(f for f in found if f.name != OVERVIEW)
-        if not files:
-            raise InputError(f"{folder} holds no PNG or JPEG image")
-        if n is not None and n > len(files):
-            raise InputError(f"{folder} holds {len(files)} images, fewer than n = {n}; lower --n")
-        self.files = files[:n]
-        first, *others = self.files
-        self.shape = _shape(first)
-        for file in others:
-            if (shape := _shape(file)) != self.shape:
+        found = list_images(folder)
+        if n is not None and n > len(found):
+            raise InputError(f"{folder} holds {len(found)} images, fewer than n = {n}; lower --n")
+        self.files = found[:n]
+        headers = [ImageFile.open(file) for file in self.files]
+        self.shape = _shape(headers[0])
+        for header in headers:
+            if (shape := _shape(header)) != self.shape:
                 raise InputError(
-                    f"{file} is {_words(shape)}, but {first.name} is {_words(self.shape)}; bring "
-                    "all images to one size and kind"
+                    f"{header.path} is {_words(shape)}, but {self.files[0].name} is "
+                    f"{_words(self.shape)}; bring all images to one size and kind"
                 )
+        several = [header.path.name for header in headers if header.frames > 1]
+        if several:
+            warnings.warn(
+                f"{folder}: {len(several)} images have several frames ({several[0]}, …), of which "
+                "the first is taken",
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -68,40 +65,24 @@ class ImageFolder:
 
     def read(self, files: Sequence[Path]) -> Tensor:
         """Read some of the files: uint8 [B, C, H, W]."""
-        return torch.stack([_pixels(file) for file in files])
+        return torch.stack([_pixels(ImageFile.open(file)) for file in files])
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
-    """Open an image; errors become an InputError."""
-    try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
-            yield image
-    except UnidentifiedImageError as error:
-        raise InputError(f"{file} is not a PNG or JPEG image") from error
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} is damaged ({error}); make it anew or remove it") from error
+def _shape(file: ImageFile) -> tuple[int, int, int]:
+    """Channels, height and width."""
+    for channels, mode in MODES.items():
+        if file.mode == mode and not (file.transparent and mode != "RGBA"):
+            return channels, file.height, file.width
+    kind = f"{file.mode} with transparency" if file.transparent else file.mode
+    raise InputError(
+        f"{file.path} is {kind}, not one of {', '.join(MODES.values())}; convert it in Python: "
+        "PIL.Image.open(old).convert(mode).save(new), with mode 'RGB' for images in colour and "
+        "'L' for grey ones"
+    )
 
 
-def _shape(file: Path) -> tuple[int, int, int]:
-    """Read channels, height and width from the header."""
-    with _opened(file) as image:
-        mode, (width, height) = image.mode, image.size
-    for channels, name in MODES.items():
-        if mode == name:
-            return channels, height, width
-    fix = "convert it in Python: PIL.Image.open(old).convert(mode).save(new), with mode 'RGB' for "
-    fix += "images in colour and 'L' for grey ones"
-    if mode.startswith(("I", "F")):
-        fix = "it holds more than 8 bits a pixel: scale it to 0…255 and save it as grey"
-    raise InputError(f"{file} is {mode}, not one of {', '.join(MODES.values())}; {fix}")
-
-
-def _pixels(file: Path) -> Tensor:
-    with _opened(file) as image:
-        array = np.array(image)  # [H, W] or [H, W, C]
+def _pixels(file: ImageFile) -> Tensor:
+    array = np.array(file.load())  # [H, W] or [H, W, C]
     return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
 
 

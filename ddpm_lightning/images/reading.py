@@ -1,26 +1,24 @@
-"""Reading PNG and JPEG files, without lossy conversion."""
+"""Reading single images and masks as tensors, without lossy conversion."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images.eight_bits import from_uint8
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's mode by number of channels."""
+from ddpm_lightning.images.image_file import MODES, ImageFile
 
 LOSSLESS = {"L": ("1", "L"), "RGB": ("1", "L", "P", "RGB"), "RGBA": ("1", "L", "P", "RGB", "RGBA")}
 """The modes that convert to each mode without loss."""
 
 
 def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read a PNG or JPEG as float32 [C, H, W] in [−1, 1].
+    """Read a PNG or JPEG as float32 [C, H, W] in [−1, 1], turned as its EXIF orientation says.
 
     Args:
         path: The file.
@@ -29,20 +27,20 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
     Raises:
         InputError: The file is missing, damaged, or of another size or mode.
     """
-    image = _open(path, shape)
+    file = _file_of_size(path, shape)
     mode = MODES.get(shape[0])
     if mode is None:
         raise InputError(f"no image file has the {shape[0]} channels of the model's data")
-    transparent = "transparency" in image.info and mode != "RGBA"
-    if image.mode not in LOSSLESS[mode] or transparent:
-        kind = f"{image.mode} with transparency" if transparent else image.mode
+    transparent = file.transparent and mode != "RGBA"
+    if file.mode not in LOSSLESS[mode] or transparent:
+        keyed = transparent and file.mode in ("1", "L", "P", "RGB")
+        kind = f"{file.mode} with transparency" if keyed else file.mode
         fix = f"PIL.Image.open({str(path)!r}).convert({mode!r}).save('new.png')"
         raise InputError(
             f"{path} is {kind}, but images of {shape[0]} channel(s), {mode}, are needed here; "
             f"convert it in Python: {fix}"
         )
-    array = np.array(image.convert(mode))  # [H, W] or [H, W, C]
-    return from_uint8(torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1))
+    return from_uint8(_channels(np.array(file.load().convert(mode))))
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -53,9 +51,19 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
         shape: [C, H, W] of the images to mask.
 
     Raises:
-        InputError: The file is missing, damaged, of another size, or without a white pixel.
+        InputError: The file is missing, damaged, of another size, without a white pixel, or has
+            transparent pixels, which could mean either.
     """
-    mask = torch.from_numpy(np.array(_open(path, shape).convert("L")))[None] > 127
+    file = _file_of_size(path, shape)
+    image = file.load()
+    if file.transparent and image.convert("RGBA").getextrema()[3][0] < 255:
+        raise InputError(
+            f"{path} has transparent pixels, and in a mask white is painted anew and black is "
+            'kept; save it without, e.g. with black for them: python -c "from PIL import Image; '
+            f"i = Image.open({str(path)!r}).convert('RGBA'); Image.alpha_composite(Image.new("
+            "'RGBA', i.size, 'black'), i).convert('L').save('mask.png')\""
+        )
+    mask = torch.from_numpy(np.array(image.convert("L")))[None] > 127
     if not bool(mask.any()):
         raise InputError(
             f"{path} has no white pixel, so nothing would be painted; in a mask, white is painted "
@@ -77,7 +85,7 @@ def read_transparent(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor
     Raises:
         InputError: The file is missing, damaged, of another size or mode, or opaque.
     """
-    array = torch.from_numpy(np.array(_open(path, shape).convert("RGBA"))).permute(2, 0, 1)
+    array = _channels(np.array(_file_of_size(path, shape).load().convert("RGBA")))
     transparent = array[3:] < 128
     if not bool(transparent.any()):
         raise InputError(f"{path} has no transparent pixel, so nothing would be painted")
@@ -87,22 +95,21 @@ def read_transparent(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor
     return from_uint8(array[: shape[0]]), transparent
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> Image.Image:
-    size = shape[2], shape[1]
-    if not path.is_file():
-        raise InputError(f"no image at {path}")
-    try:
-        image = Image.open(path, formats=("PNG", "JPEG"))
-        if image.size == size:  # else it is refused below, without decoding a large image
-            image.load()
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a PNG or JPEG image") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is damaged ({error}); save it again") from error
-    if image.size != size:
+def _channels(array: np.ndarray) -> Tensor:
+    """Turn [H, W] or [H, W, C] into [C, H, W]."""
+    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
+
+
+def _file_of_size(path: Path, shape: tuple[int, ...]) -> ImageFile:
+    """Open a file and refuse another size, before a large image is decoded."""
+    file, size = ImageFile.open(path), (shape[2], shape[1])
+    if (file.width, file.height) != size:
+        upright = f"PIL.ImageOps.exif_transpose(PIL.Image.open({str(path)!r}))"
         raise InputError(
-            f"{path} is {image.width}×{image.height} pixels (width × height), but images of "
-            f"{size[0]}×{size[1]} are needed here; resize it in Python: "
-            f"PIL.Image.open({str(path)!r}).resize({size}).save('new.png')"
+            f"{path} is {file.width}×{file.height} pixels (width × height), but images of "
+            f"{size[0]}×{size[1]} are needed here; resize it in Python: import PIL.ImageOps; "
+            f"{upright}.resize({size}).save('new.png')"
         )
-    return image
+    if file.frames > 1:
+        warnings.warn(f"{path} has {file.frames} frames; the first is taken", stacklevel=3)
+    return file

@@ -1,0 +1,63 @@
+"""Which files are the images of a folder."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddpm_lightning.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Endings of the images that are read."""
+
+OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".npz", ".tif", ".tiff", ".webp")
+"""Endings of images that are not read, which a listing counts."""
+
+OVERVIEW = "grid.png"
+"""The overview of a folder's images, which is skipped."""
+
+
+def list_images(folder: Path) -> list[Path]:
+    """List the PNG and JPEG files of a folder and its subfolders, by path, without grid.png.
+
+    Hidden names (.ipynb_checkpoints, ._000000.png) are no images. Links are followed, except into
+    a folder that they stand in. Images of other endings are counted in a warning.
+
+    Raises:
+        InputError: The folder is missing, cannot be read or holds no image.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}")
+    files = [file for file in _regular_files(folder, ()) if file.name != OVERVIEW]
+    found = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    endings = Counter(file.suffix.lower() for file in files)
+    others = ", ".join(f"{endings[one]} {one}" for one in OTHER_SUFFIXES if endings[one])
+    if not found:
+        raise InputError(f"{folder} holds no PNG or JPEG image{f', but {others}' * bool(others)}")
+    if others:
+        warnings.warn(
+            f"{folder}: {len(found)} PNG and JPEG images are read, {others} are left out",
+            stacklevel=3,
+        )
+    return found
+
+
+def _regular_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """Walk a folder whose real path and those above it are not entered again."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = [*os.scandir(folder)]
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _regular_files(folder / entry.name, (*above, real))
+        elif entry.is_file():
+            yield folder / entry.name

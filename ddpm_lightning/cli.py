@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ from ddpm_lightning.commands.given_checkpoint import (
     config_of_checkpoint,
     differences,
 )
+from ddpm_lightning.commands.machine import refusal_of
+from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.run import COMMANDS, about, run_command
 from ddpm_lightning.commands.words import check_command, complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import check_folder
+from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
@@ -68,6 +71,15 @@ BLOCKS: dict[str, tuple[type[Callback], ...]] = {
 """Callbacks that stand beside the trainer by a name of their own; null leaves one out."""
 
 
+UNSUITED = {
+    "LearningRateFinder": "sets a rate that the model holds, and here the optimizer does; leave "
+    "it out and give --model.optimizer.lr",
+    "BatchSizeFinder": "sets a batch size in one process, and here it is that of a step over all "
+    "processes; leave it out and give --data.global_batch_size",
+}
+"""Callbacks of Lightning that cannot work here, and why."""
+
+
 def main(
     args: Sequence[str] | None = None, module_class: type[DiffusionModule] = DiffusionModule
 ) -> None:
@@ -84,6 +96,9 @@ def main(
     if given[1:2] == ["--"]:  # where the flags of torchrun end
         del given[1]
     words = given[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a locale may lack −, ± or ×
+            stream.reconfigure(errors="replace")
     try:
         check_command(words, [*DESCRIPTIONS, *COMMANDS])
         if words[0] in COMMANDS:
@@ -94,7 +109,7 @@ def main(
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        mistake = users_mistake(error)
+        mistake = users_mistake(error) or refusal_of(error)
         if mistake is not None:
             print(f"error: {' '.join(mistake.split())}", file=sys.stderr)
             sys.exit(2)
@@ -149,6 +164,9 @@ class DiffusionCLI(LightningCLI):
         """Link the data to the module; let the callbacks of every run stand beside the trainer."""
         parser.link_arguments("data.spec", "model.data", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
+        for action in parser._actions:  # typing's cache may give Lightning's hints float first
+            if action.dest.startswith("trainer.limit_") and action.dest.endswith("_batches"):
+                action._typehint = int | float | None
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Likelihood, "likelihood")
         for name, kinds in BLOCKS.items():
@@ -161,6 +179,7 @@ class DiffusionCLI(LightningCLI):
         command, *words = sys.argv[1:] if args is None else args
         words = [*config_of_checkpoint(words), *words]
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
+        expand_paths(self.config[command])
 
     def before_instantiate_classes(self) -> None:
         """Keep a run from being mixed with another."""
@@ -274,15 +293,19 @@ class SaveRunConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = None  # resuming is said on the command line, each time
         file = Path(trainer.default_root_dir) / self.config_filename
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(config, file, skip_none=False, overwrite=True)
+        with atomic_write(file) as partial:
+            partial.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
 
 
 def _check_trainer(settings: Any) -> None:
     """Raise InputError for what Lightning divides by, or writes into, only later."""
-    for name in ("accumulate_grad_batches", "val_check_interval"):
+    for name in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
         if settings[name] == 0:
             raise InputError(f"trainer.{name} 0: give 1 or more")
+    for callback in settings.callbacks if isinstance(settings.callbacks, list) else []:
+        name = callback.class_path.rpartition(".")[2]
+        if name in UNSUITED:
+            raise InputError(f"trainer.callbacks: {name} {UNSUITED[name]}")
     if settings.default_root_dir is None:
         raise InputError("trainer.default_root_dir null: a run is one folder; name it")
     if getattr(rank_zero_only, "rank", 0) == 0:  # two that try would remove each other's folder

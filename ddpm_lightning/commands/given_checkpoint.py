@@ -6,6 +6,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+from ddpm_lightning.commands.paths import expanded
 from ddpm_lightning.commands.words import read_words
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.terminal.parser import PROGRAM
@@ -23,7 +24,7 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
     root = Path(checkpoint).parent.parent
     if checkpoint == "last":
         root = Path(given.get("trainer.default_root_dir", DEFAULT_ROOT))
-    if not (root / "config.yaml").is_file():
+    if not Path(expanded(str(root / "config.yaml"), "--ckpt_path")).is_file():
         return []
     return [f"--config={root / 'config.yaml'}", f"--trainer.default_root_dir={root}"]
 

@@ -12,6 +12,7 @@ from ddpm_lightning.commands.analytic_variance import analytic_variance
 from ddpm_lightning.commands.compare import compare
 from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.floor import floor
+from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.plot import PLOTS
 from ddpm_lightning.commands.sample import sample
 from ddpm_lightning.commands.score import score
@@ -88,7 +89,9 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
         check_command(words, list(subcommands))
         command, words = words[:1], words[1:]
     words = complete(words, flags_of(parser, *command))
-    settings = parser.instantiate_classes(parser.parse_args([*command, *words]))
+    settings = parser.parse_args([*command, *words])
+    expand_paths(settings)
+    settings = parser.instantiate_classes(settings)
     if subcommands:
         function = subcommands[settings.subcommand]
         settings = settings[settings.subcommand]

@@ -1,4 +1,4 @@
-"""Preprocessing of the command line, for two cases that jsonargparse parses otherwise.
+"""Preprocessing of the command line, for what jsonargparse parses otherwise.
 
 When a flag replaces the class that a config file names, jsonargparse keeps the arguments of the
 same name: DiT would get the heads of a U-Net. And it drops the scale of a guidance given as a
@@ -13,12 +13,12 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from lightning.pytorch import Callback
 
+from ddpm_lightning.commands.config_file import load_yaml, read_config
+from ddpm_lightning.commands.paths import check_no_empty_paths
 from ddpm_lightning.configurable import Configurable, plain
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.terminal.choices import (
@@ -47,15 +47,21 @@ def check_command(words: list[str], commands: list[str]) -> None:
 def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     """Add the flags that jsonargparse would parse otherwise; print --FLAG.help for classes.
 
+    Config files are read here, and their texts passed on.
+
     Args:
         words: The command line without its command.
         flags: The command's flags, without dashes.
 
     Raises:
-        InputError: A config file cannot be read.
+        InputError: A config file cannot be read, or a path is empty.
     """
-    pairs = list(read_words(words))
-    configs = [_read_settings(value) for name, value in pairs if name in ("config", "c")]
+    check_no_empty_paths(words)
+    words, configs = _with_config_texts(words)
+    pairs = [(name, value) for name, value in read_words(words) if name != "config"]
+    for name, value in pairs:
+        if value.startswith(("{", "[")):
+            load_yaml(value, f"--{name}")
     given, added = dict(pairs), dict[str, Any]()
     for name, (place, value) in _classes_in(configs).items():
         replaced = any(name == one or name.startswith(f"{one}.") for one in given)
@@ -92,22 +98,18 @@ def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else "" if following.startswith("-") else following
 
 
-def _read_settings(file: str) -> dict[str, Any]:
-    """Read a config file; errors name the file and the line."""
-    path = Path(file)
-    try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        near = nearest(path.stem, [other.stem for other in path.parent.glob("*.yaml")])
-        raise InputError(f"no config file {file}: {error.strerror}{near}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not a text file of settings") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{file}{line}: {error.problem}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{file} holds no settings (name: value)")
-    return settings
+def _with_config_texts(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Read the config files that words name: words with their texts, and their settings."""
+    found, configs, rest = list[str](), list[dict[str, Any]](), iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag not in ("--config", "-c"):
+            found.append(word)
+            continue
+        text, settings = read_config(value if equals else next(rest, ""))
+        found.append(f"--config={text}")
+        configs.append(settings)
+    return found, configs
 
 
 def _configured(name: str, flags: Mapping[str, Action], configs: list[Any]) -> Iterator[Any]:

@@ -45,6 +45,7 @@ from ddpm_lightning.commands.words import check_command, complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder
+from ddpm_lightning.memory import check_integers
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
@@ -180,6 +181,7 @@ class DiffusionCLI(LightningCLI):
         words = [*config_of_checkpoint(words), *words]
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
         expand_paths(self.config[command])
+        check_integers(self.config[command].as_dict())
 
     def before_instantiate_classes(self) -> None:
         """Keep a run from being mixed with another."""

@@ -33,9 +33,15 @@ from ddpm_lightning.diffusion.timesteps import Timesteps, Uniform, level_of
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.finite import GradientCheck, check_finite_weights, warn_of_losses
+from ddpm_lightning.networks.checks import check_size
 from ddpm_lightning.networks.network import Network
 from ddpm_lightning.networks.unet import UNet
-from ddpm_lightning.optimization import make_lr_schedule, make_optimizer, refuse_fused_clipping
+from ddpm_lightning.optimization import (
+    make_lr_schedule,
+    make_optimizer,
+    refuse_fused_clipping,
+    refuse_short_schedule,
+)
 from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
 from ddpm_lightning.resume import (
     apply_settings,
@@ -105,7 +111,9 @@ class DiffusionModule(Configurable, LightningModule):
             raise InputError(f"warmup_steps={warmup_steps}: give 0 or more optimizer steps")
         self.data = data if conditional else replace(data, num_classes=None)
         channels = data.shape[0]
-        self.net = net(self.data, channels + variance.extra_channels(channels))
+        out_channels = channels + variance.extra_channels(channels)
+        check_size(partial(net, self.data, out_channels))
+        self.net = net(self.data, out_channels)
         # Parts with tensors are copied, because two modules must not share one default argument.
         self.schedule = copy.deepcopy(schedule)
         self.ema = copy.deepcopy(ema)
@@ -198,6 +206,7 @@ class DiffusionModule(Configurable, LightningModule):
         optimizer = make_optimizer(self.net, self.optimizer)
         refuse_fused_clipping(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
+        refuse_short_schedule(scheduler, self.warmup_steps, self.trainer.max_steps)
         self._optimization = describe_optimization(optimizer, scheduler)
         self._check_optimization()
         if scheduler is None:

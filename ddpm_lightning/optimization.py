@@ -6,7 +6,14 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import (
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from ddpm_lightning.errors import InputError
 
@@ -47,6 +54,27 @@ def make_lr_schedule(
     if len(parts) == 2:
         return SequentialLR(optimizer, parts, milestones=[warmup_steps])
     return parts[0] if parts else None
+
+
+def refuse_short_schedule(schedule: LRScheduler | None, warmup_steps: int, max_steps: int) -> None:
+    """Refuse a schedule that ends before training does: torch fails there, or the rate is 0.
+
+    Args:
+        schedule: As of make_lr_schedule.
+        warmup_steps: Steps of the warm-up before it.
+        max_steps: Optimizer steps of the run; −1: not limited.
+    """
+    parts = schedule._schedulers if isinstance(schedule, SequentialLR) else [schedule]
+    last = parts[-1]
+    name = {OneCycleLR: "total_steps", PolynomialLR: "total_iters"}.get(type(last))
+    before = warmup_steps if len(parts) > 1 else 0
+    if name is None or max_steps <= (end := before + getattr(last, name)):
+        return
+    raise InputError(
+        f"model.lr_schedule: {type(last).__name__} ends at step {end}, before max_steps "
+        f"{max_steps}; use --model.lr_schedule.{name} {max_steps - before}, or "
+        f"--trainer.max_steps {end} (a run keeps its schedule, so a longer one is a new run)"
+    )
 
 
 def refuse_fused_clipping(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:

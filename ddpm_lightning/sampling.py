@@ -356,6 +356,8 @@ def levels_from_noise(sampler: Sampler, denoiser: Denoises) -> list[int]:
 
 def check_frames(frames: int) -> None:
     """Raise InputError unless frames is 0 or at least 2."""
+    if frames > 10_000:
+        raise InputError(f"frames={frames}: a trajectory has 10,000 or fewer")
     if frames < 0 or frames == 1:
         raise InputError(f"frames={frames}: a trajectory has 2 or more (noise and sample), or 0")
 

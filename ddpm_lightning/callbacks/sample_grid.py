@@ -19,6 +19,7 @@ from ddpm_lightning.callbacks.tensorboard import show_animation, show_picture
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import check_fps, write_gif, write_png
+from ddpm_lightning.memory import check_memory
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.pictures import Scatter, pictures_of
 from ddpm_lightning.plots.strips import captioned
@@ -62,6 +63,7 @@ class SampleGrid(Periodic):
     ) -> None:
         super().__init__(every_n_steps)
         at_least(1, self, n=n, columns=columns)
+        check_memory(f"SampleGrid(n={n})", 8 * n)
         check_frames(frames)
         check_fps(fps)
         folder = Path(name)

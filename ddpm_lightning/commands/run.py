@@ -19,6 +19,7 @@ from ddpm_lightning.commands.score import score
 from ddpm_lightning.commands.sweep import sweep
 from ddpm_lightning.commands.words import check_command, complete
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.memory import check_integers
 from ddpm_lightning.processes import Processes, choose_gpu, joined, start
 from ddpm_lightning.terminal.parser import PROGRAM, Parser, flags_of
 
@@ -91,6 +92,7 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
     words = complete(words, flags_of(parser, *command))
     settings = parser.parse_args([*command, *words])
     expand_paths(settings)
+    check_integers(settings.as_dict())
     settings = parser.instantiate_classes(settings)
     if subcommands:
         function = subcommands[settings.subcommand]

@@ -19,6 +19,7 @@ from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.stream import EvaluationLoader, Indices, Layout, Places, TrainingStream
 from ddpm_lightning.errors import at_least
+from ddpm_lightning.memory import check_memory
 from ddpm_lightning.randomness import check_seed
 
 Split = Literal["train", "val", "test"]
@@ -79,6 +80,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         self.flip = flip
         check_seed(seed or 0)
         at_least(1, self, global_batch_size=global_batch_size, predict_n=predict_n)
+        check_memory(f"global_batch_size {global_batch_size}", 8 * global_batch_size)
 
     @property
     @abstractmethod

@@ -16,6 +16,7 @@ from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
 from ddpm_lightning.data.stream import Purpose, permutation
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import from_uint8
+from ddpm_lightning.memory import check_memory
 
 OfficialSplit = Literal["train", "test"]
 
@@ -186,6 +187,9 @@ class ImageData(InMemoryData):
             )
         at_least(0, self, held_out=self.held_out)
         at_least(1, self, image_size=size)
+        if size is not None:
+            bytes_a_step = 4 * self.global_batch_size * self.native_shape[0] * size**2
+            check_memory(f"a batch at image_size {size}", bytes_a_step)
         if size is not None and size < native and self.resize == "pad":
             raise InputError(
                 f"image_size {size} is below the {native} pixels of {type(self).__name__}, and "

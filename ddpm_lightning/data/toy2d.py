@@ -14,6 +14,7 @@ from typing_extensions import override
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
 from ddpm_lightning.errors import at_least
+from ddpm_lightning.memory import check_memory
 
 Kind = Literal["swiss_roll", "moons", "mixture", "checkerboard"]
 
@@ -59,6 +60,7 @@ class Toy2D(InMemoryData):
         seed: int | None = None,
     ) -> None:
         super().__init__(global_batch_size, predict_n, seed)
+        check_memory(f"n {n} of three splits", 3 * 8 * n)
         self.kind = kind
         self.n = n
         self.noise = NOISE[kind] if noise is None else noise

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.errors import InputError, above, at_least
+from ddpm_lightning.memory import check_levels
 
 
 class BetaSchedule(Schedule):
@@ -40,6 +41,7 @@ class BetaSchedule(Schedule):
         beta_end: float = 0.02,
         rescale: bool = True,
     ) -> None:
+        check_levels(type(self).__name__, max(T, 1))
         scale = self.meant_for / T if T > 0 and rescale else 1.0
         first, last = scale * beta_start, scale * beta_end
         if T < 1 or not 0 < first <= last < 1:
@@ -137,6 +139,7 @@ class Cosine(Schedule):
     """
 
     def __init__(self, T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> None:
+        check_levels("Cosine", T)
         t = torch.arange(T + 1, dtype=torch.float64) / T
         f = torch.cos((t + offset) / (1 + offset) * math.pi / 2).square()
         super().__init__(*tables_from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta)))
@@ -167,7 +170,7 @@ class Sigmoid(Schedule):
         tau: float = 1.0,
         min_alpha_bar: float = 1e-9,
     ) -> None:
-        at_least(1, self, T=T)
+        check_levels("Sigmoid", T)
         above(0, self, tau=tau)
         curve = torch.sigmoid(_rising(start / tau, end / tau, T + 1))
         alpha_bar = ((curve[-1] - curve) / (curve[-1] - curve[0])).clamp(min=min_alpha_bar)
@@ -198,6 +201,7 @@ class Karras(Schedule):
     def __init__(
         self, T: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
     ) -> None:
+        check_levels("Karras", T)
         at_least(2, self, T=T)
         above(0, self, sigma_min=sigma_min, rho=rho)
         above(sigma_min, self, sigma_max=sigma_max)
@@ -216,6 +220,7 @@ class Straight(Schedule):
     """
 
     def __init__(self, T: int = 1000) -> None:
+        check_levels("Straight", T)
         t = torch.arange(T + 1, dtype=torch.float64)
         super().__init__((T - t) / T, t / T)
 

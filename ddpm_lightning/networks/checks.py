@@ -5,13 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ddpm_lightning.errors import InputError
+import torch
+from torch import nn
+
+from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.memory import check_memory
+
+MOST = {"blocks": 1000, "depth": 1000}
+"""The largest counts that are no slip, where each takes a while to build."""
 
 
 def check_dropout(dropout: float) -> None:
     """Raise InputError unless a probability of dropout is in [0, 1)."""
     if not 0 <= dropout < 1:
         raise InputError(f"dropout={dropout}: must be in [0, 1); 0 turns it off")
+
+
+def check_counts(network: nn.Module, **counts: int) -> None:
+    """Raise InputError unless every count is at least 1, and one that a network can have."""
+    at_least(1, network, **counts)
+    for name, count in counts.items():
+        if count > (most := MOST.get(name, 65_536)):
+            kind = type(network).__name__
+            raise InputError(f"{kind}({name}={count}): must be at most {most}")
+
+
+def check_size(build: Callable[[], nn.Module]) -> None:
+    """Raise InputError if the memory cannot hold a network's weights and their average.
+
+    ``build`` is called on the meta device, where tensors take no memory.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            parameters = list(build().parameters())
+    except Exception as error:
+        if "overflow" in str(error):  # more bytes than an integer counts
+            raise InputError(f"the network is too large: {error}") from error
+        return  # it needs real tensors, or will say what is wrong when it is built
+    size = sum(one.numel() * one.element_size() for one in parameters)
+    check_memory("the network and the average of its weights", 2 * size)
 
 
 def check_image(
@@ -37,7 +69,8 @@ def check_image(
 
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of ``number`` that is not above ``at_most``."""
-    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
+    low = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    return max(one for one in (*low, *(number // one for one in low)) if one <= at_most)
 
 
 def sizes_that_fit(height: int, width: int, factor: int) -> str:

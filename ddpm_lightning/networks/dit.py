@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
-from ddpm_lightning.errors import InputError, at_least
-from ddpm_lightning.networks.checks import check_image, largest_divisor
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.checks import check_counts, check_image, largest_divisor
 from ddpm_lightning.networks.layers import ConditionEmbedding, Linear
 from ddpm_lightning.networks.network import Network
 
@@ -54,7 +54,7 @@ class DiT(Network):
         mlp_ratio: int = 4,
     ):
         super().__init__()
-        at_least(1, self, patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
+        check_counts(self, patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
         step = math.lcm(4, heads)
         if width % step:
             raise InputError(

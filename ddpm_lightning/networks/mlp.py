@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
-from ddpm_lightning.errors import InputError, at_least
-from ddpm_lightning.networks.checks import check_dropout
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.checks import check_counts, check_dropout
 from ddpm_lightning.networks.layers import ConditionEmbedding, Linear
 from ddpm_lightning.networks.network import Network
 
@@ -41,7 +41,7 @@ class MLP(Network):
         super().__init__()
         if width < 4 or width % 2:
             raise InputError(f"MLP(width={width}): width is even and at least 4")
-        at_least(1, self, depth=depth)
+        check_counts(self, width=width, depth=depth)
         check_dropout(dropout)
         self.data = data
         self.check_shape(data.shape)

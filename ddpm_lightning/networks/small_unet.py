@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks.checks import check_image
+from ddpm_lightning.networks.checks import check_counts, check_image
 from ddpm_lightning.networks.layers import (
     ConditionEmbedding,
     Conv,
@@ -38,7 +38,8 @@ class SmallUNet(Network):
 
     def __init__(self, data: DataSpec, out_channels: int, channels: int = 32):
         super().__init__()
-        if channels < 1 or channels % GROUPS:
+        check_counts(self, channels=channels)
+        if channels % GROUPS:
             raise InputError(f"SmallUNet(channels={channels}): give a multiple of {GROUPS}")
         self.data = data
         self.check_shape(data.shape)

@@ -17,9 +17,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
-from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.blocks import ConvNeXtBlock, WeightStandardizedBlock
-from ddpm_lightning.networks.checks import check_dropout, check_image, largest_divisor
+from ddpm_lightning.networks.checks import (
+    check_counts,
+    check_dropout,
+    check_image,
+    largest_divisor,
+)
 from ddpm_lightning.networks.layers import (
     Attention,
     ConditionEmbedding,
@@ -86,8 +91,8 @@ class UNet(Network):
         mid_attention: bool = True,
     ):
         super().__init__()
-        at_least(1, self, channels=channels, blocks=blocks, heads=heads, groups=groups)
-        at_least(1, self, multipliers=min(multipliers, default=0))
+        check_counts(self, channels=channels, blocks=blocks, heads=heads, groups=groups)
+        check_counts(self, multipliers=min(multipliers, default=0))
         check_dropout(dropout)
         bottom = len(multipliers) - 1
         widths = [channels * multiplier for multiplier in multipliers]

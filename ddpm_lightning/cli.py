@@ -46,6 +46,7 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.memory import check_integers
+from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
@@ -196,6 +197,8 @@ class DiffusionCLI(LightningCLI):
                     f"{root}"
                 )
             return
+        if (results := Path(root) / "metrics.json").is_file():
+            read_records(results)  # before hours of training, because it may be damaged
         last = last_checkpoint(root)
         resumes = (
             config.ckpt_path and Path(config.ckpt_path).resolve().parent == last.resolve().parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,13 +17,30 @@ PARTIAL = ".part"
 """Suffix of a file that is being written; a killed process may leave it behind."""
 
 
+CLUTTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that file managers leave in a folder: with nothing else it is empty."""
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that is renamed to ``path`` at the end, unless writing fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path that is renamed to ``path`` at the end.
+
+    If writing fails the file there, if any, stays as it is, and nothing of the new one is left.
+
+    Raises:
+        OSError: With the name of the file, which a full disk alone does not tell.
+    """
     partial = path.with_name(path.name + PARTIAL)
-    yield partial
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def json_value(value: Any) -> Any:
@@ -39,7 +57,7 @@ def json_value(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write plain data, with finite numbers only, as JSON."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def check_folder(folder: Path) -> None:
@@ -50,12 +68,12 @@ def check_folder(folder: Path) -> None:
     """
     missing = []
     try:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        files = [path for path in (folder, *folder.parents) if path.is_file()]
+        files = [path for path in (folder, *folder.parents) if os.path.isfile(path)]
         reason = f"{files[0]} is a file" if files else error.strerror
         raise InputError(
             f"nothing can be written into {folder}: {reason}; choose another folder"
@@ -66,9 +84,14 @@ def check_folder(folder: Path) -> None:
                 path.rmdir()
 
 
+def contents(folder: Path) -> list[Path]:
+    """List what is in a folder, without the files that file managers leave in any they show."""
+    return [path for path in folder.iterdir() if path.name not in CLUTTER]
+
+
 def check_new_folder(folder: Path) -> None:
     """Raise InputError unless files can be written into a folder that is new or empty."""
-    if folder.is_dir() and any(folder.iterdir()):
+    if os.path.isdir(folder) and contents(folder):
         raise InputError(
             f"{folder} is not an empty folder; images of two runs would mix, choose another"
         )

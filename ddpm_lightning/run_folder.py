@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write
 
 
@@ -18,7 +20,7 @@ def mark(trainer: Trainer, step: int, pending: bool) -> None:
     """Write, next to the checkpoint, whether its validation, grids and metrics are pending."""
     if trainer.is_global_zero:
         with atomic_write(_note(trainer)) as partial:
-            partial.write_text(_text(step, pending))
+            partial.write_text(_text(step, pending), "utf-8")
 
 
 def was_cut_off(trainer: Trainer) -> bool:
@@ -27,7 +29,10 @@ def was_cut_off(trainer: Trainer) -> bool:
     if path is None or Path(path).resolve() != own.resolve():
         return False
     note = _note(trainer)
-    pending = note.is_file() and note.read_text() == _text(trainer.global_step, pending=True)
+    text = note.read_bytes() if note.is_file() else b""
+    if text and not re.fullmatch(rb"step \d+: [ -~]+\n", text):
+        raise InputError(f"{note} is damaged; remove it to go on without what it says is to come")
+    pending = text == _text(trainer.global_step, pending=True).encode()
     return bool(trainer.strategy.broadcast(pending))
 
 

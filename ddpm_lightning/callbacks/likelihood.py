@@ -163,7 +163,7 @@ class Likelihood(Callback):
         write_figure(Path(trainer.default_root_dir) / "bound_test.png", figure)
         show_picture(trainer, "test/bound", pixels_of(figure), step_of(trainer))
         print(
-            f"{decoder.unit} a dimension ≤ {mean:.4f} ± {error:.4f} on {n} test samples, "
+            f"{decoder.unit} a dimension ≤ {in_words(score)} on {n} test samples, "
             f"{len(edges) - 1} of {module.schedule.T} levels each: "
             + ", ".join(f"{part} {value:.4f}" for part, value in parts.items())
         )
@@ -179,16 +179,15 @@ class Likelihood(Callback):
             "steps": self.flow_steps,
             "probes": self.flow_probes,
         }
-        if self._report(trainer, module, name, Score(mean, error, settings=settings)):
-            print(
-                f"{unit} a dimension of the probability flow: {mean:.4f} ± {error:.4f} on {n} "
-                "test samples"
-            )
+        score = Score(mean, error, settings=settings)
+        if self._report(trainer, module, name, score):
+            flow = f"{unit} a dimension of the probability flow"
+            print(f"{flow}: {in_words(score)} on {n} test samples")
 
     def _report(self, trainer: Trainer, module: DiffusionModule, name: str, score: Score) -> bool:
         """Log a likelihood and keep it in metrics.json; whether it is to be printed, too."""
-        error = math.nan if score.standard_error is None else score.standard_error
-        module.log_dict({f"test/{name}": score.value, f"test/{name}_stderr": error})
+        logged = {f"test/{name}": score.value, f"test/{name}_stderr": score.standard_error}
+        module.log_dict({tag: value for tag, value in logged.items() if value is not None})
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return False
         samples = {
@@ -224,6 +223,12 @@ class Moments(torchmetrics.Metric):
         mean = total / n
         variance = max(0.0, squares / n - mean**2) / (n - 1) if n > 1 else math.nan
         return int(n), mean, variance**0.5, (self.sums[3:] / n).tolist()
+
+
+def in_words(score: Score) -> str:
+    """Write a likelihood with its standard error, where that is known."""
+    error = score.standard_error
+    return f"{score.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def step_of(trainer: Trainer) -> int:

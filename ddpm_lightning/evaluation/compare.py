@@ -64,11 +64,11 @@ def _measured(record: Record) -> dict[str, Any]:
 
 def _line(name: str, a: Record, b: Record, width: int) -> str:
     cells = "  ".join(f"{with_error(r['value'], r['standard_error']):>22}" for r in (a, b))
-    if a["value"] is None or b["value"] is None:
+    if None in (a["value"], b["value"]):
         return f"{name:{width}}  {cells}"
     difference, errors = b["value"] - a["value"], (a["standard_error"], b["standard_error"])
     verdict = "its noise is not known"
-    if None not in errors:
+    if all(error is not None and math.isfinite(error) for error in errors):
         noise = math.hypot(*errors)
         better = "A" if (difference > 0) == a["smaller_is_better"] else "B"
         within = abs(difference) <= 2 * noise

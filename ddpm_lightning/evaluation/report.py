@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ def with_error(value: float | None, error: float | None) -> str:
     """Write a number with its standard error: 25.34 ± 0.81."""
     if value is None:
         return "not finite"
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+    known = error is not None and math.isfinite(error)
+    return f"{value:.4g}" if not known else f"{value:.4g} ± {error:.2g}"
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

@@ -30,10 +30,17 @@ def pixels_digest(batches: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def default_cache() -> Path:
-    """The folder of kept features, in $XDG_CACHE_HOME or ~/.cache."""
+def default_cache() -> Path | None:
+    """The folder of kept features, in $XDG_CACHE_HOME or ~/.cache; without a home, None."""
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "ddpm_lightning"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "ddpm_lightning"
+    except RuntimeError as error:
+        warnings.warn(
+            f"no features are kept, and they are computed each time: {error} Set XDG_CACHE_HOME",
+            stacklevel=3,
+        )
+        return None
 
 
 def cache_path(
@@ -43,8 +50,8 @@ def cache_path(
 
     The extractor counts with its description, the sha256 of its weights, the source files of its
     class and base classes, and the versions of torch and torch-fidelity, but not with modules
-    that these files import. None, so no cache, for an extractor without a source file (in a
-    notebook), because a change of its code could not be detected.
+    that these files import. None, so no cache, without a home folder, or for an extractor without
+    a source file (in a notebook), because a change of its code could not be detected.
     """
     source = _source(type(extractor))
     if source is None:
@@ -61,7 +68,7 @@ def cache_path(
     }
     key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
     folder = Path(cache_dir).expanduser() if cache_dir else default_cache()
-    return folder / f"{extractor.name}-{key[:32]}.safetensors"
+    return folder and folder / f"{extractor.name}-{key[:32]}.safetensors"
 
 
 def lookup(path: Path | None) -> Features | None:

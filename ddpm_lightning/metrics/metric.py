@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class Score:
 
     Attributes:
         value: The number.
-        standard_error: Over draws of the samples, the reference as it is; None: not known.
+        standard_error: Over draws of the samples, the reference as it is; None: not known, as
+            that of one sample, for which a number that is not finite is taken.
         spread: A published standard deviation: of ``kid`` over subsets, of ``is`` over splits.
         settings: What else decides about the number, as plain data.
         parts: What it is made of, as plain data.
@@ -51,6 +53,10 @@ class Score:
     smaller_is_better: bool = True
     floor: Floor | None = None
     alias: str = ""
+
+    def __post_init__(self) -> None:
+        if self.standard_error is not None and not math.isfinite(self.standard_error):
+            object.__setattr__(self, "standard_error", None)
 
 
 @dataclass(frozen=True, eq=False)

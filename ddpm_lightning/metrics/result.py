@@ -20,6 +20,9 @@ FORMAT = 1
 NAMES = ("results.json", "metrics.json")
 """Files with results: of a command, of a run."""
 
+NEEDED = {"step", "metric", "value", "standard_error", "smaller_is_better", "samples"}
+"""What every record has."""
+
 FOUND = ("step", "value", "standard_error", "spread", "parts", "floor", "versions")
 """What a measurement found; all else in a record says what was measured."""
 
@@ -72,6 +75,9 @@ def append_result(path: Path, result: Result, fitting: bool = False) -> None:
     """Add a result to a file, in place of the one of the same step and of what was measured alike.
 
     While ``fitting``, results of later steps go, too: a resumed run measures them anew.
+
+    Raises:
+        InputError: The file holds something else.
     """
     record = result.record()
     same = {key: value for key, value in record.items() if key not in FOUND}
@@ -81,8 +87,27 @@ def append_result(path: Path, result: Result, fitting: bool = False) -> None:
             return False
         return old["step"] == record["step"] or (fitting and old["step"] > record["step"])
 
-    records = json.loads(path.read_text()) if path.exists() else []
+    records = read_records(path) if path.exists() else []
     write_json(path, [old for old in records if not superseded(old)] + [record])
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a file of results.
+
+    Raises:
+        InputError: The file is damaged or holds something else.
+    """
+    try:
+        records = json.loads(path.read_text("utf-8"))
+        known = all(record["format"] == FORMAT and record.keys() >= NEEDED for record in records)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        known = False
+    if not known or not isinstance(records, list):
+        raise InputError(
+            f"{path} is damaged, or holds no results of this version; mend or remove it, or name "
+            "a results.json (a sweep has one in each of its folders) or a run's metrics.json"
+        )
+    return records
 
 
 def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any]]:
@@ -99,16 +124,7 @@ def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any
         path = next(filter(Path.is_file, (path / name for name in NAMES)), path / NAMES[0])
     if not path.is_file():
         raise InputError(f"no file {path}")
-    try:
-        records = json.loads(path.read_text())
-        known = all(record["format"] == FORMAT for record in records)
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise InputError(
-            f"{path} holds no results of this version; name a results.json (a sweep has one in "
-            "each of its folders) or a run's metrics.json, or measure again"
-        )
+    records = read_records(path)
     step = step if path.name == NAMES[1] else None
     found: dict[str, dict[str, Any]] = {}
     for record in records:

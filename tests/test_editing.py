@@ -305,7 +305,12 @@ def test_painted_files_keep_every_black_pixel_of_the_mask(edit):
     assert all((image[:4] == given[:4]).all() for image in images)
     assert not (images[0][4:] == images[1][4:]).all()
     names = {path.name for path in Path("out").iterdir()}
-    assert names == {*(f"{k:06d}.png" for k in range(3)), "grid.png", "trajectory.gif"}
+    assert names == {
+        *(f"{k:06d}.png" for k in range(3)),
+        "grid.png",
+        "samples.json",
+        "trajectory.gif",
+    }
     # The image, and what is left of it, in a row of 8 above the results; 8×8 pixels become 64.
     top = np.array(Image.open("out/grid.png").convert("L"))[2:66:8]
     image, left = top[:, 2:66:8], top[:, 68:132:8]

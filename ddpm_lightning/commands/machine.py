@@ -40,7 +40,7 @@ def refusal_of(error: BaseException) -> str | None:
             reason = (str(one).splitlines() or ["out of memory"])[0]
             return f"there is not enough memory ({reason}); use a smaller batch, image or network"
         if isinstance(one, ImportError) and not (one.name or "").startswith("ddpm_lightning"):
-            return f"{one}; install it: pip install {one.name or 'PACKAGE'}"
+            return f"{one}" + (f"; install it: pip install {one.name}" if one.name else "")
         package = type(one).__module__.split(".")[0]
         if package in SERVICES:
             return f"{package}: {_last_line(one)}; leave out --trainer.logger to go without"

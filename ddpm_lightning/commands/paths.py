@@ -53,6 +53,11 @@ def expanded(path: str, name: str) -> str:
     Raises:
         InputError: A variable is not set or empty, or there is no such home folder.
     """
+    if re.match(r"[A-Za-z0-9]{2,}://", path) and ".logger" not in name:
+        raise InputError(
+            f"{name} {path} is an address, and files are read and written on this machine's own "
+            "file systems; mount it, or copy the files"
+        )
     for one in VARIABLE.finditer(path):
         variable = one[1] or one[2]
         if not os.environ.get(variable):

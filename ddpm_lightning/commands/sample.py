@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.commands.edits import Edit, edit_images
 from ddpm_lightning.commands.given_images import GivenImages, given_images
+from ddpm_lightning.commands.sample_folder import (
+    check_place,
+    digest_of,
+    filled,
+    folder_of,
+    pack,
+)
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import check_new_folder
+from ddpm_lightning.evaluation.sample_set import state_of
 from ddpm_lightning.images import check_fps, write_gif, write_png
 from ddpm_lightning.loaded import DataPlace, Loaded
+from ddpm_lightning.memory import check_memory
 from ddpm_lightning.plots.pictures import pictures_of
 from ddpm_lightning.processes import Processes
-from ddpm_lightning.sampling import Request, check_frames
+from ddpm_lightning.sampling import Request, Samples, check_frames
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,8 @@ def sample(
 
     Args:
         ckpt: The checkpoint; it describes its model itself.
-        out: Folder for the files, new or empty.
+        out: Folder for the files, new or empty; or x.npz, a file of arr_0, uint8 [n, H, W, C],
+            and for a conditional model arr_1, its labels. After a stop the same command goes on.
         n: Number of samples.
         edit: Start from given images: RePaint, SDEdit or Interpolate, e.g. --edit RePaint
             --edit.image a.png --edit.mask m.png; --edit.help RePaint tells more. Without labels,
@@ -78,34 +89,47 @@ def sample(
     """
     if n < 1:
         raise InputError(f"n={n}: at least 1")
+    check_memory(f"n={n}", 8 * n)
     request, processes = Request(**sampling), Processes.current()
+    folder = folder_of(out, grid.frames)
     if processes.first:
-        check_new_folder(out)
+        check_place(out, folder)
     loaded = Loaded.read(ckpt, data, device)
-    module = loaded.module
+    module, given = loaded.module, GivenImages()
     pictures = pictures_of(module.data.shape, loaded.background)
-    given, indices = GivenImages(), processes.share(n, request.batch_size)
-    if not len(indices):
-        return
-    shown = grid.frames, processes.first
     if edit is None:
         files = [condition] if isinstance(condition, Path) else condition
         given = given_images(loaded, files, n)
         request.check(module)
-        samples = module.generate(indices, request, given.condition, *shown)
-    elif condition is None:
-        samples = edit_images(module, edit, n, request, *shown, indices)
-    else:
+    elif condition is not None:
         raise InputError("--edit starts from its own images; leave out --condition")
-    samples = samples.gathered(n, request.batch_size)
+
+    def draw(indices: Tensor, frames: int) -> Samples:
+        if edit is None:
+            return module.generate(indices, request, given.condition, frames, processes.first)
+        return edit_images(module, edit, n, request, frames, processes.first, indices)
+
+    stated = {
+        "network": weights_digest(module.denoiser(request.weights).net),
+        "n": n,
+        "edit": edit and edit.describe(),
+        "images": digest_of(edit, given.condition.image),
+        "grid": asdict(grid),
+        **state_of(request, module, given.condition),
+    }
+    samples = filled(folder, stated, request.batch_size, draw, pictures)
     if not processes.first:
+        return
+    if folder != out:
+        drawn = request.condition(module, torch.arange(n), given.condition)
+        pack(folder, out, n, drawn.label if edit is None else None)
+        print(f"{n} samples in {out}")
         return
     bands = given.bands(n)
 
     def overview(x: Tensor) -> Tensor:
         return pictures.together(x, grid.columns, samples.inputs, **bands)
 
-    pictures.write(out, samples.x)
     write_png(out / pictures.overview, overview(samples.x))
     if samples.frames is not None:
         frames = [overview(x) for x in samples.frames.x_t]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ddpm_lightning.batch import Condition
 from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import PARTIAL, json_value, write_json
+from ddpm_lightning.files import PARTIAL, contents, json_value, write_json
 from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.processes import Processes
@@ -49,32 +50,38 @@ class SampleSet(Request):
         return self.condition(module, torch.arange(self.n), known).label
 
     def state(self, module: DiffusionModule, known: Condition = Condition()) -> dict[str, Any]:
-        """State all that decides about sample k but the weights, as plain data.
+        """State all that decides about sample k but the weights, see :func:`state_of`."""
+        return state_of(self, module, known)
 
-        Args:
-            module: The model.
-            known: Labels and images at hand.
-        """
-        labels = None
-        if module.data.num_classes is not None:
-            labels = known.label if self.labels is None else torch.as_tensor(self.labels)
-        guidance = self.guidance
-        settings = {
-            "schedule": module.schedule,
-            "parameterization": module.parameterization,
-            "variance": self.denoiser(module).variance,
-            "sampler": self.sampler.clipped(module.data.data_range),
-            "steps": len(self.sampler.levels(module.schedule)) - 1,
-            "guidance": {
-                "scale": guidance.scale,
-                "interval": guidance.interval,
-                "rescale": guidance.rescale,
-            },
-            "labels": None if labels is None else _short(labels.long()),
-            "weights": self.weights,
-            "seed": self.seed,
-        }
-        return dict(json_value(plain(settings, "settings")))
+
+def state_of(request: Request, module: DiffusionModule, known: Condition) -> dict[str, Any]:
+    """State all that decides about sample k of a request but the weights, as plain data.
+
+    Args:
+        request: How the samples are asked for.
+        module: The model.
+        known: Labels and images at hand.
+    """
+    labels = None
+    if module.data.num_classes is not None:
+        labels = known.label if request.labels is None else torch.as_tensor(request.labels)
+    guidance = request.guidance
+    settings = {
+        "schedule": module.schedule,
+        "parameterization": module.parameterization,
+        "variance": request.denoiser(module).variance,
+        "sampler": request.sampler.clipped(module.data.data_range),
+        "steps": len(request.sampler.levels(module.schedule)) - 1,
+        "guidance": {
+            "scale": guidance.scale,
+            "interval": guidance.interval,
+            "rescale": guidance.rescale,
+        },
+        "labels": None if labels is None else _short(labels.long()),
+        "weights": request.weights,
+        "seed": request.seed,
+    }
+    return dict(json_value(plain(settings, "settings")))
 
 
 def _short(labels: Tensor) -> list[int] | str:
@@ -110,35 +117,71 @@ def draw_into(
     """
     digest = weights_digest(module.denoiser(samples.weights).net)
     settings = {"network": digest, **samples.state(module, known), **(stated or {})}
-    processes = Processes.current()
-    if processes.first:
-        _claim(folder, settings)
-    files = [folder / f"{k:06d}.png" for k in range(samples.n)]
-    batches = processes.batches(samples.n, samples.batch_size)
-    todo = [batch for batch in batches if not all(files[k].is_file() for k in batch.tolist())]
-    processes.wait()  # so that all see the same files as missing
-    own, shown = todo[processes.rank :: processes.count], processes.first
-    done = samples.n - sum(map(len, todo))
-    with tqdm(
-        total=done + sum(map(len, own)), initial=done, desc="samples", disable=not shown
-    ) as bar:
-        for batch in own:
-            images = module.generate(batch, samples, known, progress=shown).x
-            for k, image in zip(batch.tolist(), to_uint8(images), strict=True):
-                write_png(files[k], image)
-            bar.update(len(batch))
-    processes.wait()
+
+    def draw(indices: Tensor) -> Tensor:
+        progress = Processes.current().first
+        return module.generate(indices, samples, known, progress=progress).x
+
+    fill(folder, settings, samples.n, samples.batch_size, draw)
     return settings
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
+def fill(
+    folder: Path,
+    settings: dict[str, Any],
+    n: int,
+    batch_size: int,
+    draw: Callable[[Tensor], Tensor],
+) -> None:
+    """Write samples 0…n − 1 as PNG files into a folder, but for those that are there already.
+
+    Several processes share those that are missing, and return when all are there.
+
+    Args:
+        folder: New, empty, or holding samples of the very same settings.
+        settings: All that decides about the samples, as plain data, kept beside them.
+        n: Number of samples.
+        batch_size: Samples at a time: the most that a stop loses.
+        draw: Gives the samples of indices int64 [m]: [m, C, H, W] in [−1, 1].
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    processes = Processes.current()
+    if processes.first:
+        claim(folder, settings)
+    files = [folder / f"{k:06d}.png" for k in range(n)]
+    batches = processes.batches(n, batch_size)
+    todo = [batch for batch in batches if not all(files[k].is_file() for k in batch.tolist())]
+    processes.wait()  # so that all see the same files as missing
+    own, done = todo[processes.rank :: processes.count], n - sum(map(len, todo))
+    total, shown = done + sum(map(len, own)), processes.first
+    try:
+        with tqdm(total=total, initial=done, desc="samples", disable=not shown) as bar:
+            for batch in own:
+                for k, image in zip(batch.tolist(), to_uint8(draw(batch)), strict=True):
+                    write_png(files[k], image)
+                bar.update(len(batch))
+    except BaseException:
+        if processes.first:
+            release(folder)
+        raise
+    processes.wait()
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """State in a folder what is drawn into it.
+
+    Raises:
+        InputError: It holds other files, or samples of other settings.
+    """
     path = folder / SETTINGS
     if path.is_file():
         try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
+            found = json.loads(path.read_text("utf-8"))
+            differing = [key for key in settings if found.get(key) != settings[key]]
+        except (ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}); remove {folder}") from error
-        differing = [key for key in settings if found.get(key) != settings[key]]
         if differing:
             raise InputError(
                 f"{folder} holds samples that were drawn with another {', '.join(differing)}; "
@@ -146,7 +189,15 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             )
         return
     # A stop just here leaves nothing but the file's beginning.
-    others = (file for file in folder.glob("*") if file.name != SETTINGS + PARTIAL)
-    if folder.exists() and (not folder.is_dir() or any(others)):
+    others = folder.is_dir() and [p for p in contents(folder) if p.name != SETTINGS + PARTIAL]
+    if others or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder} holds other files; choose another --out")
     write_json(path, settings)
+
+
+def release(folder: Path) -> None:
+    """Remove a folder into which nothing has been drawn."""
+    with suppress(OSError):
+        if [path.name for path in contents(folder)] == [SETTINGS]:
+            (folder / SETTINGS).unlink()
+            folder.rmdir()

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+ROOM = "make room, and go on: a run by --ckpt_path last, samples by the same command"
+
 ADVICE = {
-    errno.ENOSPC: "make room or name another folder, and give the same command again",
-    errno.EDQUOT: "make room or name another folder, and give the same command again",
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
     errno.EROFS: "name another folder",
     errno.EACCES: "ask for the permission, or name another folder",
     errno.EPERM: "ask for the permission, or name another folder",

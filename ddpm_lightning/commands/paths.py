@@ -22,7 +22,7 @@ NAMES = re.compile(
 )
 """The last part of the names of settings that are paths."""
 
-VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^}]*)\})")
 
 
 def is_path(name: str) -> bool:

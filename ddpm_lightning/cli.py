@@ -309,13 +309,13 @@ def _check_trainer(settings: Any) -> None:
             raise InputError(f"trainer.{name} 0: give 1 or more")
     if settings.barebones:
         raise InputError(
-            "trainer.barebones true runs without logger, callbacks and checkpoints, and a run here "
-            "has its own; leave it out, and time with --trainer.fast_dev_run"
+            "trainer.barebones true runs without logger, callbacks and checkpoints, and a run "
+            "here has its own; leave it out, and time with --trainer.fast_dev_run"
         )
     if settings.enable_checkpointing is False:
         raise InputError(
-            "trainer.enable_checkpointing false: a run is saved at its end at least; leave it out, "
-            "and save seldom by --checkpoint.every_n_steps"
+            "trainer.enable_checkpointing false: a run is saved at its end at least; leave it "
+            "out, and save seldom by --checkpoint.every_n_steps"
         )
     for callback in settings.callbacks if isinstance(settings.callbacks, list) else []:
         name = callback.class_path.rpartition(".")[2]

@@ -18,7 +18,7 @@ from ddpm_lightning.errors import InputError
 
 NAMES = re.compile(
     r"(.*_)?(dir|dirpath|root|folder|path|file|cache|weights|ckpt|config|out|samples|condition|"
-    r"image|mask|first|second)"
+    r"image|mask|first|second|table)"
 )
 """The last part of the names of settings that are paths."""
 
@@ -53,7 +53,7 @@ def expanded(path: str, name: str) -> str:
     Raises:
         InputError: A variable is not set or empty, or there is no such home folder.
     """
-    if re.match(r"[A-Za-z0-9]{2,}://", path) and ".logger" not in name:
+    if re.match(r"[A-Za-z0-9]{2,}:/", path) and ".logger" not in name:
         raise InputError(
             f"{name} {path} is an address, and files are read and written on this machine's own "
             "file systems; mount it, or copy the files"

@@ -166,7 +166,8 @@ class DiffusionCLI(LightningCLI):
         """Link the data to the module; let the callbacks of every run stand beside the trainer."""
         parser.link_arguments("data.spec", "model.data", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
-        for action in parser._actions:  # typing's cache may give Lightning's hints float first
+        actions: list[Any] = parser._actions
+        for action in actions:  # typing's cache may give Lightning's hints float first
             if action.dest.startswith("trainer.limit_") and action.dest.endswith("_batches"):
                 action._typehint = int | float | None
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")

@@ -46,7 +46,7 @@ def refusal_of(error: BaseException) -> str | None:
         package = type(one).__module__.split(".")[0]
         if package in SERVICES:
             return f"{package}: {_last_line(one)}; leave out --trainer.logger to go without"
-        if type(one).__name__ == "InvalidCxxCompiler":
+        if "InvalidCxxCompiler" in f"{type(one).__name__} {one}":
             return "torch.compile finds no C++ compiler; install g++, or use --model.compile false"
         if isinstance(one, ProcessRaisedException):  # whose text holds the child's traceback
             kind, _, message = _last_line(one).partition(": ")

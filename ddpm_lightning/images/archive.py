@@ -56,7 +56,7 @@ class ImageArchive:
         for start in range(0, len(self), batch_size):
             yield self.read(self.files[start : start + batch_size])
 
-    def read(self, files: Sequence[int]) -> Tensor:
+    def read(self, files: Sequence[Any]) -> Tensor:
         """Take the images of these places: uint8 [B, C, H, W]."""
         chosen = torch.from_numpy(self._images[list(files)])
         return chosen.permute(0, 3, 1, 2).contiguous()
@@ -69,7 +69,7 @@ def images_at(path: Path, n: int | None = None) -> ImageFolder | ImageArchive:
 
 def write_npz(path: Path, images: Tensor, labels: Tensor | None = None) -> None:
     """Write images uint8 [N, C, H, W], and labels int64 [N] if known, as an .npz, atomically."""
-    arrays = {IMAGES: images.permute(0, 2, 3, 1).numpy()}
+    arrays: dict[str, Any] = {IMAGES: images.permute(0, 2, 3, 1).numpy()}
     if labels is not None:
         arrays[LABELS] = labels.numpy()
     with atomic_write(path) as partial, partial.open("wb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class ImageFolder:
         for start in range(0, len(self.files), batch_size):
             yield self.read(self.files[start : start + batch_size])
 
-    def read(self, files: Sequence[Path]) -> Tensor:
+    def read(self, files: Sequence[Any]) -> Tensor:
         """Read some of the files: uint8 [B, C, H, W]."""
         return torch.stack([_pixels(ImageFile.open(file)) for file in files])
 

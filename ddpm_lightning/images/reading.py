@@ -56,7 +56,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
     """
     file = _file_of_size(path, shape)
     image = file.load()
-    if file.transparent and image.convert("RGBA").getextrema()[3][0] < 255:
+    if file.transparent and np.array(image.convert("RGBA"))[..., 3].min() < 255:
         raise InputError(
             f"{path} has transparent pixels, and in a mask white is painted anew and black is "
             'kept; save it without, e.g. with black for them: python -c "from PIL import Image; '

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ddpm_lightning.commands.config_file import load_yaml, read_config
 from ddpm_lightning.errors import InputError
@@ -56,15 +57,18 @@ def test_values_that_yaml_cannot_make_are_one_line(text):
     assert "\n" not in str(caught.value)
 
 
-def test_every_shipped_config_has_each_key_once():
+def test_every_shipped_config_has_each_key_once_and_is_passed_on_as_it_is():
     for path in CONFIGS.glob("*.yaml"):
-        read_config(str(path))
+        text, settings = read_config(str(path))
+        assert load_yaml(text, "text") == settings == yaml.safe_load(path.read_text("utf-8"))
 
 
 def test_a_config_is_found_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("a: σ", encoding="utf-8")
-    assert read_config("~/c.yaml") == ("a: σ", {"a": "σ"})
+    text, settings = read_config("~/c.yaml")
+    assert settings == load_yaml(text, "text") == {"a": "σ"}
+    assert text.isascii()
 
 
 # ------------------------------------------------------------------------------ the locale

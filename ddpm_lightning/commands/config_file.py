@@ -25,7 +25,7 @@ def read_config(file: str) -> tuple[str, dict[str, Any]]:
         file: Its path, in which ~ and $VAR are expanded.
 
     Returns:
-        Its text, for the parser, which would decode it by the locale; and its settings.
+        Its text in ASCII, for the parser, which would decode a file by the locale; its settings.
 
     Raises:
         InputError: It is missing or is not a mapping of settings; names the file and the line.
@@ -40,7 +40,8 @@ def read_config(file: str) -> tuple[str, dict[str, Any]]:
     settings = load_yaml(text, file)
     if not isinstance(settings, dict):
         raise InputError(f"{file} holds no settings (name: value)")
-    return text, settings
+    # In ASCII, because the parser first asks the file system for a file of that name.
+    return yaml.emit(yaml.parse(text, yaml.SafeLoader), allow_unicode=False), settings
 
 
 def load_yaml(text: str, where: str) -> Any:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,6 +21,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
@@ -30,13 +32,16 @@ from ddpm_lightning.callbacks import (
     RunCheckpoint,
     SampleGrid,
     StepProgressBar,
+    TrainingMonitor,
 )
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
     check_resume,
+    checkpoint_named,
     config_of_checkpoint,
     differences,
+    is_finished,
 )
 from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.commands.paths import expand_paths
@@ -48,7 +53,7 @@ from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.run_folder import last_checkpoint
+from ddpm_lightning.run_folder import UNSAVED, last_checkpoint, locked, set_aside
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 
@@ -92,7 +97,8 @@ def main(
         module_class: The module to train, for a program of your own around a subclass.
 
     Raises:
-        SystemExit: Code 2 and one line on standard error for bad input, code 130 after Ctrl-C.
+        SystemExit: Code 2 and one line on standard error for bad input, code 130 after Ctrl-C, 143
+            after SIGTERM.
     """
     given = sys.argv if args is None else [PROGRAM, *args]
     if given[1:2] == ["--"]:  # where the flags of torchrun end
@@ -135,21 +141,22 @@ class DiffusionCLI(LightningCLI):
     def __init__(self, module_class: type[DiffusionModule], args: list[str] | None) -> None:
         self._module_class = module_class
         exact = {"allow_abbrev": False}
-        super().__init__(
-            module_class,
-            LightningDataModule,
-            subclass_mode_data=True,
-            args=args,
-            seed_everything_default=0,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            load_from_checkpoint_support=False,  # the module describes itself
-            auto_configure_optimizers=False,
-            parser_class=RunParser,
-            parser_kwargs=exact
-            | {"description": "Train diffusion models and use them; one run is one folder."}
-            | {name: exact | {"description": text} for name, text in DESCRIPTIONS.items()},
-        )
+        with ExitStack() as self._held:  # the lock of the run folder
+            super().__init__(
+                module_class,
+                LightningDataModule,
+                subclass_mode_data=True,
+                args=args,
+                seed_everything_default=0,
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                load_from_checkpoint_support=False,  # the module describes itself
+                auto_configure_optimizers=False,
+                parser_class=RunParser,
+                parser_kwargs=exact
+                | {"description": "Train diffusion models and use them; one run is one folder."}
+                | {name: exact | {"description": text} for name, text in DESCRIPTIONS.items()},
+            )
 
     def setup_parser(self, *args: Any) -> None:
         """Let the help list the plain commands, too, which main runs without this class."""
@@ -184,11 +191,14 @@ class DiffusionCLI(LightningCLI):
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
         expand_paths(self.config[command])
         check_integers(self.config[command].as_dict())
+        settings = self.config[command].trainer
+        _check_trainer(settings)
+        if command == "fit" and _is_first_process() and not settings.fast_dev_run:
+            self._held.enter_context(locked(settings.default_root_dir))
 
     def before_instantiate_classes(self) -> None:
         """Keep a run from being mixed with another."""
         config = self.config[self.subcommand]
-        _check_trainer(config.trainer)
         config.weights_only = True  # Lightning, too, loads no pickles
         root = config.trainer.default_root_dir
         if self.subcommand != "fit":
@@ -209,6 +219,9 @@ class DiffusionCLI(LightningCLI):
                 f"{root} holds a run already: go on with it by --ckpt_path last, or choose "
                 "another folder by --trainer.default_root_dir"
             )
+        if not last.exists() and _is_first_process() and not config.trainer.fast_dev_run:
+            for path in set_aside(root):
+                print(f"{path} is of a start that saved nothing; renamed to {UNSAVED}…")
 
     def after_instantiate_classes(self) -> None:
         """Refuse data that a checkpoint was not made for."""
@@ -239,8 +252,10 @@ class DiffusionCLI(LightningCLI):
         blocks = [self._get(self.config_init, name) for name in BLOCKS]
         kwargs["callbacks"] = callbacks + [block for block in blocks if block is not None]
         instance = super().instantiate_trainer(**kwargs)
-        # Save first: what fails while drawing or measuring must not cost the steps before it.
-        instance.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
+        _check_launcher(instance)
+        # The final metrics are logged when all are measured, and a save is the last act of a step.
+        last = (TrainingMonitor, RunCheckpoint)
+        instance.callbacks.sort(key=lambda one: [isinstance(one, kind) for kind in reversed(last)])  # type: ignore[attr-defined]
         return instance
 
     def after_fit(self) -> None:
@@ -257,17 +272,29 @@ class DiffusionCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if not config.get("ckpt_path"):
             return
-        path = Path(config.ckpt_path)
-        if config.ckpt_path == "last":
-            path = last_checkpoint(config.trainer.default_root_dir)
+        auto, root = config.ckpt_path == "auto", config.trainer.default_root_dir
+        if auto and self.config.subcommand != "fit":
+            raise InputError(
+                "--ckpt_path auto starts a fit or goes on with it; give a file, or last"
+            )
+        path = checkpoint_named(config.ckpt_path, root)
+        if auto and not path.exists():
+            config.ckpt_path = None
+            return
         checkpoint = read_checkpoint(path)
         config.ckpt_path = str(path)
         stated = {
             name: value
             for name, value in checkpoint["hyper_parameters"].items()
-            if name not in ("data", "seed")  # which are linked
+            # Two are linked, and how a network is compiled is no part of the model.
+            if name not in ("data", "seed", "compile")
         }
         different = differences(config.model.as_dict(), stated)
+        if auto and is_finished(config, checkpoint):
+            print(
+                f"{path} stands at step {checkpoint['global_step']} already: the run is finished"
+            )
+            sys.exit(0)
         if self.config.subcommand == "fit":
             check_resume(config, checkpoint, different)
         for key, (ours, theirs) in different.items():
@@ -324,8 +351,23 @@ def _check_trainer(settings: Any) -> None:
             raise InputError(f"trainer.callbacks: {name} {UNSUITED[name]}")
     if settings.default_root_dir is None:
         raise InputError("trainer.default_root_dir null: a run is one folder; name it")
-    if getattr(rank_zero_only, "rank", 0) == 0:  # two that try would remove each other's folder
+    if _is_first_process():  # because two that try would remove each other's folder
         check_folder(Path(settings.default_root_dir))
+
+
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _check_launcher(trainer: Trainer) -> None:
+    """Raise InputError if torchrun started more processes than train together, or fewer."""
+    started, counts = os.environ.get("WORLD_SIZE"), (trainer.num_devices, trainer.num_nodes)
+    if TorchElasticEnvironment.detect() and int(started or 1) != counts[0] * counts[1]:
+        raise InputError(
+            f"torchrun started {started} processes, but trainer.devices × num_nodes is "
+            f"{counts[0]} × {counts[1]}: give --trainer.devices and --trainer.num_nodes as "
+            "torchrun has --nproc_per_node and --nnodes"
+        )
 
 
 def _seed(seed: bool | int) -> int:

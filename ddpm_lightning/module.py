@@ -39,20 +39,24 @@ from ddpm_lightning.networks.unet import UNet
 from ddpm_lightning.optimization import (
     make_lr_schedule,
     make_optimizer,
+    refuse_accumulation_schedule,
     refuse_fused_clipping,
     refuse_short_schedule,
 )
 from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
 from ddpm_lightning.resume import (
     apply_settings,
-    begin_next_epoch,
     check_optimization,
     check_run,
+    continue_after_step,
     describe_optimization,
     describe_run,
+    forget_time,
+    tell_change,
 )
 from ddpm_lightning.sampling import Request, Samples, Weights, generate
 from ddpm_lightning.sharding import check_sharding, shard
+from ddpm_lightning.step_means import StepMeans
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -133,6 +137,7 @@ class DiffusionModule(Configurable, LightningModule):
         self._optimization: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
         self._losses: list[tuple[Tensor, Tensor]] = []  # (t, loss) of a step's micro-batches
+        self._means = StepMeans()
         self._denoisers: dict[Weights, Denoiser] = {}
         self.objective.check(self.denoiser())
         self.save_hyperparameters(self._hyper_parameters(data))
@@ -143,7 +148,7 @@ class DiffusionModule(Configurable, LightningModule):
         """Compute the loss of a noised batch (DDPM algorithm 1), also ``per_sample`` [B]."""
         self.gradients.keep(batch, batch_idx)
         loss, t, terms = self.training_loss(batch, batch_idx)
-        self._log_terms(loss, t, terms)
+        self._log_terms(t, terms)
         return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
 
     def training_loss(
@@ -177,10 +182,11 @@ class DiffusionModule(Configurable, LightningModule):
         x_t = self.schedule.add_noise(batch.x0, t, eps)
         return NoisedBatch(batch.x0, eps, t, x_t, condition)
 
-    def _log_terms(self, loss: Tensor, t: Tensor, terms: dict[str, Tensor]) -> None:
-        """Log the loss terms, and keep the loss for the timesteps."""
+    def _log_terms(self, t: Tensor, terms: dict[str, Tensor]) -> None:
+        """Add the loss terms to the step's, and keep the loss for the timesteps."""
+        self._means.add(terms)
         means = {f"train/{name}": term.mean() for name, term in terms.items()}
-        self.log_dict(means, prog_bar=True)
+        self.log_dict(means, prog_bar=True, logger=False)
         if self.timesteps.learns:
             self._losses.append((t, terms["loss"].detach()))
 
@@ -191,6 +197,7 @@ class DiffusionModule(Configurable, LightningModule):
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        self._log_step(self.trainer.global_step + 1)
         self.gradients.forget()
         if not self.gradients.skipped:
             self.ema.update(self.net, self.trainer.global_step)
@@ -200,6 +207,16 @@ class DiffusionModule(Configurable, LightningModule):
             self._losses.clear()
             t, losses = (torch.cat([p.flatten() for p in ps]) for ps in zip(*parts, strict=True))
             self.timesteps.update(t, losses)
+
+    def _log_step(self, step: int) -> None:
+        """Log the means of the global batch, before the callbacks save the step."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0:
+            means = self._means.reduce(self.trainer.strategy)
+            means = {f"train/{name}": mean for name, mean in means.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(means, step)
+        self._means.clear()
 
     @override
     def configure_optimizers(self) -> Any:
@@ -225,6 +242,9 @@ class DiffusionModule(Configurable, LightningModule):
     def setup(self, stage: str) -> None:
         check_sharding(self.trainer, self.compile_net)
         self._resumed = self._optimization = None
+        refuse_accumulation_schedule(self.trainer)
+        if self.trainer.precision == "64-true":
+            self.double()  # before Lightning does, who loads the weights of a checkpoint first
         if stage == "fit" and self.compile_net:
             compile_training(self.net)
 
@@ -232,7 +252,8 @@ class DiffusionModule(Configurable, LightningModule):
     def on_train_start(self) -> None:
         self._losses.clear()
         self.gradients.forget()
-        begin_next_epoch(self.trainer)
+        self._means.clear()
+        continue_after_step(self.trainer)
         if self._resumed is not None and self._optimization is not None:
             apply_settings(self.trainer, self._resumed, self._optimization)
         self._resumed = None
@@ -378,13 +399,16 @@ class DiffusionModule(Configurable, LightningModule):
         """Restore the timestep distribution; raise InputError if the run cannot resume."""
         if KEY not in checkpoint:
             return
-        checkpoint = upgraded(checkpoint)
+        loaded, checkpoint = checkpoint, upgraded(checkpoint)
         self.timesteps.load_state_dict(checkpoint[KEY].get("timesteps", {}))
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             check_run(checkpoint, trainer)
             skipped = checkpoint[KEY].get("skipped", {})
             self.gradients.load_state_dict(skipped, checkpoint["global_step"])
+            forget_time(trainer, loaded)
+            before = checkpoint["hyper_parameters"].get("compile")
+            tell_change(trainer, "compile", before, self.compile_net)
             self._resumed = checkpoint[KEY].get("optimization")
             self._check_optimization()
 

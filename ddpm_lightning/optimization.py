@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.optim.lr_scheduler import (
@@ -84,4 +85,14 @@ def refuse_fused_clipping(optimizer: torch.optim.Optimizer, trainer: Trainer) ->
         raise InputError(
             "a fused optimizer cannot clip gradients under mixed precision; use fused: false "
             "(or foreach: true), or leave out gradient_clip_val"
+        )
+
+
+def refuse_accumulation_schedule(trainer: Trainer) -> None:
+    """Refuse a changing accumulation: a step would have more images than global_batch_size."""
+    if any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        raise InputError(
+            "GradientAccumulationScheduler changes the images of an optimizer step, which "
+            "data.global_batch_size states; leave it out, and divide that batch by "
+            "--trainer.accumulate_grad_batches N"
         )

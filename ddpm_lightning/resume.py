@@ -4,9 +4,10 @@ The order of events: (1) the command line compares the config with the checkpoin
 (2) Lightning builds the optimizer (describe_optimization) and restores module, optimizer, schedule
 and loops, in an order that depends on the strategy; (3) on_load_checkpoint compares data and
 accumulation (check_run) and, as soon as both descriptions exist, optimizer and schedule
-(check_optimization); (4) on_train_start applies changed settings of the optimizer
-(apply_settings); (5) RunCheckpoint validates, and the other callbacks draw and measure, if the
-run was stopped between saving this step and doing so.
+(check_optimization); (4) on_train_start puts Lightning's loops behind the saved step
+(continue_after_step) and applies changed settings of the optimizer (apply_settings).
+
+A save is the last act of its step (RunCheckpoint), so nothing of it is left to be done.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loops.fit_loop import RestartStage
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -28,8 +31,12 @@ PLACES = ("root", "download", "predict_n", "workers")
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:
-    """Describe what must be equal for a run to resume, besides the optimizer."""
-    return {"data": _data(trainer), "accumulate": trainer.accumulate_grad_batches}
+    """Describe what a resumed run is compared with, besides the optimizer."""
+    return {
+        "data": _data(trainer),
+        "accumulate": trainer.accumulate_grad_batches,
+        "precision": str(trainer.precision),
+    }
 
 
 def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
@@ -43,6 +50,20 @@ def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     if own.get("accumulate", accumulate) != accumulate:
         check_position(checkpoint, accumulate)
     check_data(own["data"], _data(trainer))
+    tell_change(trainer, "precision", own.get("precision"), str(trainer.precision))
+
+
+def tell_change(trainer: Trainer, what: str, before: Any, now: Any) -> None:
+    """Print a setting that a resumed run changes; None: the checkpoint does not state it."""
+    if before not in (None, now) and trainer.is_global_zero:
+        print(f"from here on: {what} {now}, was {before}")
+
+
+def forget_time(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Drop the time that earlier processes took, for max_time limits each process of a run."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer):
+            checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
 
 def check_position(checkpoint: dict[str, Any], accumulate: int) -> None:
@@ -126,20 +147,41 @@ def apply_settings(trainer: Trainer, before: dict[str, Any], now: dict[str, Any]
                 _rescale(trainer, i, old[key], wanted)
             else:
                 group[key] = tuple(wanted) if isinstance(wanted, list) else wanted
-            if trainer.is_global_zero:
-                print(f"from here on: optimizer {key} {wanted}, was {old[key]}")
+            tell_change(trainer, f"optimizer {key}", old[key], wanted)
 
 
-def begin_next_epoch(trainer: Trainer) -> None:
-    """Start the next epoch if the checkpoint was saved at the end of one.
+def continue_after_step(trainer: Trainer) -> None:
+    """Put Lightning's loops behind the optimizer step that a checkpoint was saved after.
 
-    Lightning does so in a run limited by epochs. In one limited by steps it would draw one more
-    micro-batch in the finished epoch, and step at once because an epoch's last batch always does.
+    Lightning guesses from its counters in which hook a checkpoint was saved, and not always right:
+    after some it counts the step twice for the loggers, counts one epoch too many, or draws one
+    more micro-batch in an epoch that is finished.
     """
-    epochs, epoch = trainer.fit_loop.epoch_progress.total, trainer.fit_loop.epoch_loop
-    finished = epoch.batch_progress.current.ready >= trainer.num_training_batches
-    if epoch.restarting and finished and epochs.completed == epochs.ready:
+    fit, epoch = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    if not fit.is_resuming:
+        return
+    batches: Any = epoch.batch_progress
+    epochs: Any = fit.epoch_progress
+    _complete(batches.total, batches.total.ready)
+    _complete(batches.current, batches.current.ready)
+    ended = batches.is_last_batch or batches.current.ready >= trainer.num_training_batches
+    for progress in (epochs.total, epochs.current):
+        _complete(progress, progress.ready if ended else progress.ready - 1)
+        progress.started = progress.ready
+    epoch.reset_restart_stage()
+    epoch.val_loop.batch_progress.reset()
+    epoch._batches_that_stepped = trainer.global_step
+    if ended:
+        fit.reset_restart_stage()
         epoch.restarting = False
+    else:
+        fit._restart_stage = RestartStage.RESTARTED_MID_EPOCH
+        epoch._batches_that_stepped -= 1  # to which reset() adds one
+
+
+def _complete(progress: Any, count: int) -> None:
+    """Let a counter say that so many are done, and nothing is under way."""
+    progress.started = progress.processed = progress.completed = count
 
 
 def _rescale(trainer: Trainer, i: int, lr: float, wanted: float) -> None:

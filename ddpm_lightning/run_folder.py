@@ -1,14 +1,25 @@
-"""The run folder: its last checkpoint, and whether that step was validated and measured."""
+"""The run folder: its last checkpoint, its lock, and the events of a start that saved nothing."""
 
 from __future__ import annotations
 
-import re
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lightning.pytorch import Trainer
-
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import atomic_write
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where run folders are not locked
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = "run.lock"
+"""File in the run folder that the process of a fit holds; it says which process that is."""
+
+UNSAVED = "unsaved."
+"""Prefix of the events and results of a start that was stopped before its first save."""
 
 
 def last_checkpoint(run_folder: str | Path) -> Path:
@@ -16,30 +27,60 @@ def last_checkpoint(run_folder: str | Path) -> Path:
     return Path(run_folder) / "checkpoints" / "last.ckpt"
 
 
-def mark(trainer: Trainer, step: int, pending: bool) -> None:
-    """Write, next to the checkpoint, whether its validation, grids and metrics are pending."""
-    if trainer.is_global_zero:
-        with atomic_write(_note(trainer)) as partial:
-            partial.write_text(_text(step, pending), "utf-8")
+@contextmanager
+def locked(run_folder: str | Path) -> Iterator[None]:
+    """Hold a run folder, which need not exist, for the first process of a run.
+
+    The system's lock vanishes with the process, however it ends.
+
+    Raises:
+        InputError: Another process holds the folder.
+    """
+    root = Path(run_folder)
+    missing = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / LOCK
+    file = _lock(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is locked: see _lock
+        os.close(file)
+        for folder in missing:
+            with suppress(OSError):  # that it holds a run
+                folder.rmdir()
 
 
-def was_cut_off(trainer: Trainer) -> bool:
-    """Whether a run resumes its own last checkpoint with validation or metrics pending."""
-    own, path = last_checkpoint(trainer.default_root_dir), trainer.ckpt_path
-    if path is None or Path(path).resolve() != own.resolve():
-        return False
-    note = _note(trainer)
-    text = note.read_bytes() if note.is_file() else b""
-    if text and not re.fullmatch(rb"step \d+: [ -~]+\n", text):
-        raise InputError(f"{note} is damaged; remove it to go on without what it says is to come")
-    pending = text == _text(trainer.global_step, pending=True).encode()
-    return bool(trainer.strategy.broadcast(pending))
+def set_aside(run_folder: str | Path) -> list[Path]:
+    """Rename events and results of a start that saved nothing, for a new one writes its own."""
+    root = Path(run_folder)
+    found = [*sorted(root.glob("events.out.tfevents.*")), *root.glob("metrics.json")]
+    for path in found:
+        # TensorBoard reads whatever has tfevents in its name.
+        path.replace(path.with_name(UNSAVED + path.name.replace("tfevents", "events")))
+    return found
 
 
-def _note(trainer: Trainer) -> Path:
-    return last_checkpoint(trainer.default_root_dir).with_suffix(".txt")
-
-
-def _text(step: int, pending: bool) -> str:
-    state = "still to come" if pending else "done"
-    return f"step {step}: validation, grids and metrics are {state}\n"
+def _lock(path: Path) -> int:
+    """Open and lock a file, and write this process into it; return its descriptor."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
+            os.close(file)
+            raise InputError(
+                f"{path.parent} is in use by {holder}; wait for it, or choose another folder by "
+                "--trainer.default_root_dir"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                break
+        os.close(file)  # the process before removed it between the opening and the locking
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return file

@@ -68,7 +68,7 @@ def fit(
     Args:
         folder: The run folder.
         steps: Optimizer steps in all.
-        callbacks: What runs beside training, after the save.
+        callbacks: What runs beside training, before the save.
         resume: The checkpoint to go on from; True: the folder's last.
         data: In place of the tiny data; a data module gives the module its specification.
         run: Arguments of the trainer.
@@ -78,10 +78,8 @@ def fit(
     spec = {"data": data.spec} if isinstance(data, DiffusionData) else {}
     torch.manual_seed(0)
     module = tiny_module(**{"ema": EMA(0.9)} | spec | arguments)
-    saved_first = {"callbacks": [RunCheckpoint(every_n_steps=3), *callbacks]}
-    one = trainer(folder, steps, **saved_first | (run or {}))
-    # Lightning moves checkpoints to the end of the list.
-    one.callbacks.sort(key=lambda callback: not isinstance(callback, RunCheckpoint))  # type: ignore[attr-defined]
+    callbacks_and_save = {"callbacks": [*callbacks, RunCheckpoint(every_n_steps=3)]}
+    one = trainer(folder, steps, **callbacks_and_save | (run or {}))
     path = last_checkpoint(folder) if resume is True else resume or None
     one.fit(module, data, ckpt_path=path, weights_only=True)
     return module

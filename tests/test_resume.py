@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
@@ -23,18 +22,15 @@ from torch.utils.data import DataLoader
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.batch import Batch, Condition
-from ddpm_lightning.callbacks import GenerativeMetrics, RunCheckpoint, SampleGrid
+from ddpm_lightning.callbacks import RunCheckpoint, SampleGrid
 from ddpm_lightning.checkpoint import KEY, read_checkpoint
 from ddpm_lightning.diffusion import Linear, LossSecondMoment
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.metrics import LeNet
 from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import (
     Rates,
-    Stop,
     TinyUNet,
-    assert_same_weights,
     fit,
     image_spec,
     tiny_data,
@@ -210,20 +206,6 @@ def test_levels_learned_from_losses_do_not_depend_on_accumulation(tmp_path):
 # ------------------------------------------------------------------------- after a stop
 
 
-class Validations(Callback):
-    """Keeps the steps at which validation was finished."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-
-    def on_validation_end(self, trainer, *_):
-        if not trainer.sanity_checking:
-            self.steps.append(trainer.global_step)
-
-
-VALIDATING = {"limit_val_batches": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}
-
-
 @contextmanager
 def power_cut():
     with pytest.raises(RuntimeError, match="power cut"):
@@ -239,54 +221,12 @@ def drawn(folder: Path) -> list[int]:
     return sorted(int(path.stem[-8:]) for path in (folder / "samples").glob("*_step_*.png"))
 
 
-@pytest.mark.parametrize("hook", ["on_validation_batch_start", "on_train_batch_start"])
-def test_a_validation_that_a_stop_cut_off_is_made_up_for_and_no_other(tmp_path, hook):
-    first, second = Validations(), Validations()
-    with power_cut():
-        fit(tmp_path, 9, first, Stop(hook, 3), run=VALIDATING)
-    fit(tmp_path, 9, second, resume=True, run=VALIDATING)
-    assert first.steps + second.steps == [3, 6, 9]
-
-
-def test_a_grid_and_a_metric_that_a_stop_cut_off_are_made_after_all(tmp_path):
-    def metrics():
-        return GenerativeMetrics(LeNet(), every_n_steps=3, n=8, sampler=DDIM(2), neighbours=0)
-
-    with power_cut():
-        fit(tmp_path, 6, Stop("on_train_batch_end", 3), grid(), metrics())
-    assert drawn(tmp_path) == []
-    module = fit(tmp_path, 6, grid(), metrics(), resume=True)
-    assert drawn(tmp_path) == [3, 6]
-    results = json.loads((tmp_path / "metrics.json").read_text())
-    assert [result["step"] for result in results] == [3, 6]
-    assert float(module.trainer.callback_metrics["fd"]) == pytest.approx(results[-1]["value"])
-
-
-def test_a_run_that_was_not_cut_off_draws_no_grid_again(tmp_path):
+def test_a_resumed_run_draws_no_grid_of_a_saved_step_again(tmp_path):
     fit(tmp_path, 3, grid())
     for path in (tmp_path / "samples").glob("*.png"):
         path.unlink()
     fit(tmp_path, 4, grid(), resume=True)
     assert drawn(tmp_path) == [4]
-
-
-def test_only_the_runs_own_last_save_and_grids_due_at_its_step_are_made_up_for(tmp_path):
-    with power_cut():
-        fit(tmp_path / "a", 6, Stop("on_train_batch_end", 3), grid())
-    fit(tmp_path / "b", 4, grid(), resume=last_checkpoint(tmp_path / "a"))
-    assert drawn(tmp_path / "b") == [4]
-    fit(tmp_path / "a", 4, grid(every_n_steps=2), resume=True)
-    assert drawn(tmp_path / "a") == [4]
-
-
-@pytest.mark.parametrize(
-    ("hook", "step"), [("on_validation_batch_start", 3), ("on_train_batch_end", 5)]
-)
-def test_a_run_that_a_stop_cut_off_ends_bit_equal_to_one_without(tmp_path, hook, step):
-    with power_cut():
-        fit(tmp_path / "parts", 9, Stop(hook, step), run=VALIDATING)
-    resumed = fit(tmp_path / "parts", 9, resume=True, run=VALIDATING)
-    assert_same_weights(resumed, fit(tmp_path / "whole", 9, run=VALIDATING))
 
 
 def test_a_stop_in_the_middle_of_a_save_leaves_the_save_before(tmp_path, monkeypatch):

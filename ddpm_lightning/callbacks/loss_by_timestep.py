@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
 
+from ddpm_lightning.callbacks.sharing import of_all_ranks, of_this_rank
 from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
@@ -39,7 +40,36 @@ class LossByTimestep(Callback):
         self.bins = bins
         self.curve = curve
         self._sums: dict[str, Tensor] = {}
+        self._saved: dict[str, Tensor] = {}
         self._logged_step = 0
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(bins=self.bins)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        window = {
+            name: of_all_ranks(sums, trainer)
+            for name, sums in self._sums.items()
+            if name.startswith("train")
+        }
+        checkpoint["callbacks"][self.state_key] = {"window": window}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict["window"]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        saved, self._saved = self._saved, {}
+        self._sums = {
+            name: of_this_rank(sums, trainer).to(pl_module.device) for name, sums in saved.items()
+        }
+        self._logged_step = trainer.global_step
 
     @override
     def on_train_batch_end(

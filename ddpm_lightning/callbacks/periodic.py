@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.run_folder import was_cut_off
 
 
 class Periodic(Callback, ABC):
@@ -29,10 +28,8 @@ class Periodic(Callback, ABC):
         """Act after this many optimizer steps. Called on every process."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up where a resumed run stands; do what a stop cut off."""
+        """Begin behind the step that was saved, for a save comes last in its step."""
         self._last_step = trainer.global_step
-        if was_cut_off(trainer) and trainer.global_step % self.every_n_steps == 0:
-            self.run(trainer, pl_module, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Act at optimizer-step boundaries; micro-batches in between share their step."""

@@ -4,103 +4,179 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loops.progress import _BatchProgress
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.trainer.states import TrainerFn
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from ddpm_lightning.callbacks.periodic import Periodic
-from ddpm_lightning.checkpoint import read_checkpoint
+from ddpm_lightning.callbacks.stop_signals import Stopped, StopSignals
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL
-from ddpm_lightning.run_folder import last_checkpoint, mark, was_cut_off
+from ddpm_lightning.run_folder import last_checkpoint
 
 
-class RunCheckpoint(Periodic, Checkpoint):
+class RunCheckpoint(Checkpoint):
     """Saves the run every so many steps, and at its end, as checkpoints/last.ckpt.
 
-    Saved between optimizer steps only, so that resuming continues exactly. last.txt beside it
-    says whether validation, grids and metrics of that step are done: where a stop cut them off, a
-    resumed run makes up for them first.
+    A save is the last act of its optimizer step: logs, pictures, metrics and validation of the
+    step come before it, and what is logged is on the disk. So a run that is stopped at any moment
+    goes back to its last save and does everything after it again, alike: the same values at the
+    same steps, the same files. An error while drawing or measuring costs the steps since the save
+    before, one interval at most.
+
+    SIGTERM (which schedulers send before they preempt a job) and Ctrl-C save after the step at
+    which they arrive, its validation, pictures and metrics included if they are due, and end the
+    process with code 143 or 130. A second one ends it at once.
+
+    Place it behind every callback that logs or writes; Lightning does so by itself.
 
     Args:
-        every_n_steps: Optimizer steps between saves: the most a stopped run loses.
+        every_n_steps: Optimizer steps between saves: the most that a killed run loses.
         keep_all: Also keep a copy of each save, as checkpoints/step_00001000.ckpt and so on.
     """
 
     def __init__(self, every_n_steps: int = 1000, keep_all: bool = False) -> None:
-        super().__init__(every_n_steps)
+        if every_n_steps < 1:
+            raise InputError(f"RunCheckpoint(every_n_steps={every_n_steps}): at least 1")
+        self.every_n_steps = every_n_steps
         self.keep_all = keep_all
-        self._pending: int | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse asynchronous checkpoint IO: the file is renamed into place right after saving."""
-        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
-            raise InputError("RunCheckpoint saves at once; leave out AsyncCheckpointIO")
+        self._done = 0  # the last step that is behind us, saved or not
+        self._stop_later = False
+        self._metrics: dict[str, float] = {}
 
     @override
-    def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Because the file is renamed into place right after saving.
+        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+            raise InputError("RunCheckpoint saves at once; leave out AsyncCheckpointIO")
+        self._signals = StopSignals(trainer)
+        self._signals.register_signal_handlers()
+        trainer._signal_connector = self._signals
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = self._done = self._stepped = trainer.global_step
+        self._stop_later = False
+        self._signals.defers = not trainer.fast_dev_run  # type: ignore[attr-defined]
+        # What was measured before, for `monitor:`; Lightning forgets it.
+        metrics, self._metrics = self._metrics, {}
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self._stepped:
+            self._finish_window_first(trainer)
+            return
+        self._stepped = trainer.global_step
+        if self._stop_later:
+            trainer.should_stop, self._stop_later = True, False
+        if not (_ends_epoch(trainer) or _validates_now(trainer)):
+            self._end_step(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if trainer.fit_loop._should_accumulate():
+            self._finish_window_first(trainer)
+        elif not _ends_epoch(trainer):
+            self._end_step(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_step(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > self._begun and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save(trainer)
+            if stop := self._signals.agreed():
+                self._stop(trainer, stop)
+        self._signals.defers = False
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint["callbacks"][self.state_key] = {"callback_metrics": metrics}
+        # No validation is under way in a save; Lightning adds this to the batches of the next one.
+        loops = checkpoint["loops"]["fit_loop"]
+        loops["epoch_loop.val_loop.batch_progress"] = _BatchProgress().state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._metrics = state_dict["callback_metrics"]
+
+    def _finish_window_first(self, trainer: Trainer) -> None:
+        """Put a stop off until the step is whole: gradients of half a window are not saved."""
+        self._stop_later |= trainer.should_stop
+        trainer.should_stop = False
+
+    def _end_step(self, trainer: Trainer) -> None:
+        """Save the step if it is time, or a signal has come; the last one waits for the end."""
+        step = trainer.global_step
+        if step == self._done or trainer.fast_dev_run or _ends_training(trainer):  # type: ignore[attr-defined]
+            return
+        self._done = step
+        stop = self._signals.agreed()
+        if stop or step % self.every_n_steps == 0:
+            self._save(trainer)
+        if stop:
+            self._stop(trainer, stop)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer._logger_connector._first_loop_iter is not None:  # in a training batch, after
+            trainer._logger_connector.update_train_step_metrics()  # which Lightning does this
+        for logger in trainer.loggers:
+            logger.save()  # so that what is logged before the save outlives the process, too
         path = last_checkpoint(trainer.default_root_dir)
         partial = path.with_name(path.name + PARTIAL)  # a stop while saving leaves the last save
         trainer.save_checkpoint(partial, weights_only=False)
-        mark(trainer, step, pending=True)
         if trainer.is_global_zero:
             partial.replace(path)
             if self.keep_all:
-                _copy(path, path.with_name(f"step_{step:08d}.ckpt"))
-        self._pending = step
+                _copy(path, path.with_name(f"step_{trainer.global_step:08d}.ckpt"))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate where a stop cut validation off, before the other callbacks catch up."""
-        self._last_step = trainer.global_step
-        if was_cut_off(trainer):
-            self._pending = trainer.global_step
-            if _validation_is_due(trainer):
-                trainer.validating = True
-                trainer.fit_loop.epoch_loop.val_loop.run()
-                trainer.training = True
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Mark what follows the last save as done, for training goes on."""
-        self._mark_done(trainer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark what follows the last save as done."""
-        self._mark_done(trainer)
-
-    def _mark_done(self, trainer: Trainer) -> None:
-        if self._pending is not None:
-            mark(trainer, self._pending, pending=False)
-            self._pending = None
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Print how to go on after Ctrl-C, or after the SIGTERM of a scheduler."""
-        if isinstance(exception, SIGTERMException):
-            exception.code = 128 + signal.SIGTERM  # not 0: the run is not finished
-        elif not isinstance(exception, KeyboardInterrupt):
-            return
+    def _stop(self, trainer: Trainer, number: int) -> None:
+        """End the process; on every one, after the first has renamed the file."""
+        trainer.strategy.barrier("RunCheckpoint.stop")
         if trainer.is_global_zero:
-            root = trainer.default_root_dir
-            advice = "nothing is saved yet: start again"
-            if last_checkpoint(root).exists():
-                step = read_checkpoint(last_checkpoint(root))["global_step"]
-                advice = f"step {step} is saved: go on by --ckpt_path last"
-            tqdm.write(f"\n{root}: stopped after step {trainer.global_step}; {advice}")
+            root, step = trainer.default_root_dir, trainer.global_step
+            tqdm.write(
+                f"\n{root}: stopped by {Signals(number).name} after step {step}, which is saved; "
+                f"go on by --ckpt_path {last_checkpoint(root)}, or start the job again with "
+                "--ckpt_path auto"
+            )
+        raise Stopped(number)
 
 
-def _validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation is due after the micro-batches so far, not counting those of epochs."""
-    every, seen = trainer.val_check_batch, trainer.fit_loop.epoch_loop.total_batch_idx + 1
-    counted = trainer.check_val_every_n_epoch is None and trainer.enable_validation
-    return bool(counted and every and seen and seen % every == 0)
+def _ends_epoch(trainer: Trainer) -> bool:
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def _validates_now(trainer: Trainer) -> bool:
+    """Whether Lightning validates between this batch and the next."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    empty = bool(loop.val_loop._max_batches) and loop.val_loop.skip
+    return not empty and loop._should_check_val_fx(fetcher)
+
+
+def _ends_training(trainer: Trainer) -> bool:
+    """Whether on_train_end follows, with its pictures and metrics."""
+    loop: Any = trainer.fit_loop
+    steps = 0 <= loop.max_steps <= trainer.global_step
+    epochs = 0 <= (loop.max_epochs or -1) <= loop.epoch_progress.current.processed
+    return bool(steps or epochs or (trainer.should_stop and loop._can_stop_early))
 
 
 def _copy(path: Path, copy: Path) -> None:

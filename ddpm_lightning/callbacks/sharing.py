@@ -26,6 +26,23 @@ def gather(rows: Tensor, n: int, trainer: Trainer) -> Tensor:
     return rows[:n].cpu()
 
 
+def of_all_ranks(tensor: Tensor, trainer: Trainer) -> Tensor:
+    """Collect a tensor of every process: [world, ...] on the CPU."""
+    if trainer.world_size > 1:
+        return trainer.strategy.all_gather(tensor).cpu()
+    return tensor[None].cpu()
+
+
+def of_this_rank(stored: Tensor, trainer: Trainer) -> Tensor:
+    """Give a process its part of sums from :func:`of_all_ranks`, so that they add up the same.
+
+    Of another number of processes than then, the first one gets them all.
+    """
+    if len(stored) == trainer.world_size:
+        return stored[trainer.global_rank]
+    return stored.sum(0) if trainer.is_global_zero else torch.zeros_like(stored[0])
+
+
 def shows_progress(trainer: Trainer) -> bool:
     """Tell whether this process shows progress bars: the first one, unless they are off."""
     return trainer.is_global_zero and trainer.progress_bar_callback is not None

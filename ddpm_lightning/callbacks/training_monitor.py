@@ -22,7 +22,8 @@ class TrainingMonitor(Callback):
     Tags, whenever the trainer logs: train/grad_norm, the 2-norm of all gradients before clipping;
     train/ema_decay, by which the average just moved and which rises during its warm-up;
     train/images_per_second, of wall time since the last log, pictures and metrics included. At
-    the end TensorBoard's HPARAMS page gets the last val/loss_ema and fid, fd or swd.
+    the end TensorBoard's HPARAMS page gets the last val/loss_ema and fid, fd or swd; place it
+    behind the callbacks that measure these at the end, as the command line does.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class TrainingMonitor(Callback):
             logger.log_metrics(metrics, step)
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         final = {
             f"final/{name}": float(trainer.callback_metrics[name])
             for name in FINAL

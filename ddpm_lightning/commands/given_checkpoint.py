@@ -9,17 +9,22 @@ from typing import Any
 from ddpm_lightning.commands.paths import expanded
 from ddpm_lightning.commands.words import read_words
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.parser import PROGRAM
 
 DEFAULT_ROOT = "runs/default"
 """The run folder where none is given."""
+
+NAMED = ("last", "auto")
+"""Words for the last checkpoint of the run folder; auto: or none, where there is none yet."""
 
 
 def config_of_checkpoint(words: list[str]) -> list[str]:
     """Name the configuration and the folder of a checkpoint's run, where no --config is given."""
     given = dict(read_words(words))
     checkpoint = given.get("ckpt_path")
-    if not checkpoint or {"c", "config"} & given.keys():
+    # A command with auto is the one that started the run, and says all by itself.
+    if not checkpoint or checkpoint == "auto" or {"c", "config"} & given.keys():
         return []
     root = Path(checkpoint).parent.parent
     if checkpoint == "last":
@@ -27,6 +32,16 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
     if not Path(expanded(str(root / "config.yaml"), "--ckpt_path")).is_file():
         return []
     return [f"--config={root / 'config.yaml'}", f"--trainer.default_root_dir={root}"]
+
+
+def checkpoint_named(name: str, root: str) -> Path:
+    """The checkpoint that --ckpt_path names, which need not exist."""
+    return last_checkpoint(root) if name in NAMED else Path(name)
+
+
+def is_finished(config: Any, checkpoint: dict[str, Any]) -> bool:
+    """Whether a run has made the steps that the command line asks for."""
+    return 0 <= config.trainer.get("max_steps", -1) <= int(checkpoint["global_step"])
 
 
 def check_resume(
@@ -39,8 +54,8 @@ def check_resume(
             f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so that "
             "noise and data go on where they were"
         )
-    step, end = checkpoint["global_step"], config.trainer.get("max_steps", -1)
-    if 0 <= end <= step:
+    step = checkpoint["global_step"]
+    if is_finished(config, checkpoint):
         raise InputError(
             f"{path} stands at step {step} already; train longer by --trainer.max_steps, above "
             f"{step}, or measure it: {PROGRAM} evaluate --ckpt {path} --out FOLDER"

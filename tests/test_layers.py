@@ -19,7 +19,7 @@ LAYERS = (
     ("data",),
     ("metrics",),
     ("compilation", "sharding", "ema", "optimization", "sampling", "checkpoint", "resume"),
-    ("run_folder", "diagnosis", "finite", "module"),
+    ("run_folder", "diagnosis", "finite", "step_means", "module"),
     ("loaded",),
     ("plots",),
     ("evaluation",),

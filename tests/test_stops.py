@@ -186,11 +186,11 @@ def test_double_precision_goes_on_exactly(tmp_path):
     assert_same_weights(resumed, fit(tmp_path / "whole", 6, run=run))
 
 
-def test_precision_and_compilation_may_change_and_are_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("torch._dynamo.config.disable", True)  # because compiling takes minutes
+def test_precision_and_compilation_may_change_and_are_told(tmp_path, capsys):
     main(["fit", *tiny_run(tmp_path)])
     changed = ("--trainer.precision=bf16-mixed", "--model.compile=true", "--ckpt_path=last")
-    main(["fit", *tiny_run(tmp_path, *changed, max_steps=3)])
+    with torch._dynamo.config.patch(disable=True):  # because compiling takes minutes
+        main(["fit", *tiny_run(tmp_path, *changed, max_steps=3)])
     out = capsys.readouterr().out
     assert "from here on: precision bf16-mixed, was 32-true" in out
     assert "from here on: compile True, was False" in out

@@ -352,11 +352,6 @@ def damaged_metrics(folder: Path) -> Seen:
     return _resumed_beside(folder, "metrics.json", b'[{"format": 1, "step')
 
 
-@fault("last.txt of a run holds other bytes")
-def damaged_note(folder: Path) -> Seen:
-    return _resumed_beside(folder, "checkpoints/last.txt", b"st\xffp 4: val")
-
-
 @fault("samples.json of a folder to go on with is cut short")
 def damaged_settings_of_samples(folder: Path) -> Seen:
     sampled(folder / "out", n=8)

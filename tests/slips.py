@@ -117,7 +117,7 @@ SLIPS = [
     Slip("fit … --model.net.channels 30", ("groups",)),
     Slip("fit … --model.optimizer.lr -1", ("Invalid learning rate",)),
     Slip("fit … --trainer.accelerator gpuu", ("gpuu", "Available names are")),
-    Slip("fit … --data.global_batch_size 0", ("use 1 or more",)),
+    Slip("fit … --data.global_batch_size 0", ("global_batch_size=0", "1 or more")),
     Slip("fit … --trainer.accumulate_grad_batches 0", ("accumulate_grad_batches 0: give 1",)),
     Slip("fit … --trainer.val_check_interval 0", ("val_check_interval 0: give ",)),
     Slip("fit … --trainer.default_root_dir /proc/x", ("nothing can be written into /proc/x",)),

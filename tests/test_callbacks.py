@@ -121,10 +121,9 @@ def test_a_grid_is_drawn_under_the_guidance_in_its_name(tmp_path, requests):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n": 0}, "SampleGrid.*each is at least 1"),
-        ({"columns": 0}, "SampleGrid.*each is at least 1"),
+        ({"n": 0}, "SampleGrid.*n=0"),
         ({"every_n_steps": 0}, "SampleGrid.*at least 1"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"frames": -2}, "a trajectory has 2 or more"),
         ({"frames": 1}, "a trajectory has 2 or more"),
         ({"fps": 60}, "0.002 to 50"),

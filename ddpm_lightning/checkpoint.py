@@ -1,36 +1,48 @@
 """Reading checkpoints of every format, without executing pickles.
 
 A checkpoint is Lightning's, with an additional entry (KEY) and the model's description as its
-hyper-parameters. FORMAT is incremented when older code could not read a change of either;
-:func:`upgraded` converts earlier formats to the current one, so every checkpoint ever written
-stays readable. Classes are named by the outermost package that exports them; RENAMED maps earlier
-paths to current ones.
+hyper-parameters. FORMAT is incremented when older code could not read a change of either, or when
+a file gives a guarantee that earlier ones do not; :func:`upgraded` converts earlier formats to the
+current one, so every checkpoint ever written stays readable. Classes are named by the outermost
+package that exports them; RENAMED maps earlier paths to current ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from ddpm_lightning.batch import DataSpec
-from ddpm_lightning.configurable import build, configurable_class
+from ddpm_lightning.checkpoint_structure import check_structure, check_weights
+from ddpm_lightning.configurable import build, check_arguments, configurable_class
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.integrity import bytes_of, check_plain, check_tensors, walk
+from ddpm_lightning.trust import check_trust
 
 KEY = "ddpm_lightning"
 """The checkpoint entry of this library, next to Lightning's own."""
 
-FORMAT = 2
+DIGESTS = "digests"
+"""The entry in that entry which holds the digests of everything else, in files of this library."""
+
+FORMAT = 3
 """Version of that entry and of the hyper-parameters.
 
 1: shape, num_classes, data_range, condition_channels, ema_decay, ema_warmup, ema_start and a
 number label_dropout are separate hyper-parameters; label dropout used draw 2 of the noise.
+2: no digests; the checksums of the file's parts are compared in their place.
 """
 
 _SAMPLERS = "ddpm_lightning.diffusion.samplers"
@@ -41,16 +53,28 @@ RENAMED = {
 """From class paths of earlier versions to current ones."""
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+class Damaged(InputError):
+    """A checkpoint that is not what was written."""
+
+
+def read_checkpoint(
+    path: str | Path, map_location: Any = "cpu", weights: bool = False, mmap: bool = True
+) -> dict[str, Any]:
     """Read a checkpoint of this library, in the current format; tensors and plain data only.
+
+    Everything but the tensors' values is compared with its digest, and the structure with what a
+    checkpoint must look like. Nothing that it names is imported.
 
     Args:
         path: The .ckpt file.
         map_location: Device for the tensors, as for torch.load.
+        weights: Compare the tensors, too; whoever uses them does so once.
+        mmap: Map tensors into memory in place of reading them.
 
     Raises:
         InputError: The file is missing, damaged, holds pickled objects, or was not written by
-            this library or by a later version of it.
+            this library or by a later version of it. For a damaged one the newest sound
+            checkpoint of the folder is named.
     """
     path = Path(path)
     if path.is_dir():
@@ -58,37 +82,108 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{_nearby(path)}")
     try:
-        # Memory-mapped, because reading the description alone should not read the weights.
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path} is damaged or not a checkpoint ({_first_line(error)}); "
-            "use an earlier one from the same folder"
-        ) from error
+        return _read(path, map_location, weights, mmap)
+    except Damaged as error:
+        raise Damaged(f"{path} {error}; {_sound_one(path)}") from error
+
+
+def _read(path: Path, map_location: Any, weights: bool, mmap: bool) -> dict[str, Any]:
+    """Read and check one file; Damaged says what is wrong with it, without naming it."""
+    checkpoint = _load(path, map_location, mmap)
     own = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(own, dict):
         raise InputError(
             f"{path} was not written by ddpm_lightning: it does not describe its model"
         )
-    if own.get("format", 0) > FORMAT:
+    number = own.get("format", 0)
+    if type(number) is int and number > FORMAT:
         raise InputError(
-            f"{path} has format {own['format']}, this version reads up to {FORMAT}; "
-            "update ddpm_lightning"
+            f"{path} has format {number}, this version reads up to {FORMAT}; update ddpm_lightning"
         )
     missing = [key for key in ("format", "class_path", "data") if key not in own]
     missing += [key for key in ("state_dict", "global_step") if key not in checkpoint]
-    if not isinstance(checkpoint.get("hyper_parameters"), dict):
+    stated = checkpoint.get("hyper_parameters")
+    if not isinstance(stated, dict):
         missing.append("hyper_parameters")
-    if missing or "net" not in checkpoint["hyper_parameters"]:
+    elif not missing:
+        needed = ("net", "shape") if number == 1 else ("net",)
+        missing = [key for key in needed if key not in stated]
+    if missing:
+        raise Damaged(f"is an incomplete checkpoint: it lacks {', '.join(missing)}")
+    if type(number) is not int or number < 1:
+        raise Damaged(f"is damaged: its format is {number!r:.40}")
+    digests = own.get(DIGESTS)
+    checkpoint = {**checkpoint, KEY: {k: value for k, value in own.items() if k != DIGESTS}}
+    try:
+        check_content(checkpoint, digests, path if weights else None)
+        checkpoint = upgraded(checkpoint)
+        check_structure(checkpoint)
+    except InputError as error:
+        raise Damaged(f"is damaged: {error}") from error
+    return checkpoint
+
+
+def check_content(checkpoint: dict[str, Any], digests: Any, path: Path | None) -> None:
+    """Raise InputError unless a checkpoint is what was written.
+
+    Args:
+        checkpoint: Its content, without the digests.
+        digests: These; None: a file of format 1 or 2, whose parts have checksums.
+        path: The file, if the tensors are to be compared, too.
+    """
+    if isinstance(digests, dict):
+        check_plain(checkpoint, digests)
+        if path is not None:
+            check_tensors(checkpoint, digests)
+        return
+    if digests is not None:
+        raise InputError("its digests are none")
+    for _ in walk(checkpoint):
+        pass  # because its bounds are checked on the way
+    if path is not None:
+        with ZipFile(path) as archive:
+            if part := archive.testzip():
+                raise InputError(f"the checksum of its part {part} is another")
+
+
+def _load(path: Path, map_location: Any, mmap: bool) -> Any:
+    try:
+        with ZipFile(path) as archive:
+            names = Counter(part.filename for part in archive.infolist())
+            if max(names.values(), default=0) > 1:
+                raise Damaged("is damaged: parts of it have the same name")
+            if any(part.compress_type != ZIP_STORED for part in archive.infolist()):
+                raise Damaged("is damaged: parts of it are compressed")
+            for name in names:
+                if name.endswith("/data.pkl"):
+                    archive.read(name)  # compares its checksum
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is an incomplete checkpoint: it lacks {', '.join(missing or ['net'])}; use "
-            "an earlier one from the same folder"
-        )
-    return upgraded(checkpoint)
+            f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded"
+        ) from error
+    except Exception as error:  # what bytes can make of a zip file and of torch.load has no end
+        raise Damaged(f"is damaged or not a checkpoint ({_first_line(error)})") from error
+
+
+def _sound_one(path: Path) -> str:
+    """Name the newest checkpoint of a damaged one's folder that is whole, for a message."""
+    seen = {path.stat().st_ino}
+    others = [file for file in path.parent.glob("*.ckpt") if file.is_file()]
+    for other in sorted(others, key=lambda file: -file.stat().st_mtime):
+        if other.stat().st_ino in seen:
+            continue  # a second name of the same file
+        seen.add(other.stat().st_ino)
+        try:
+            step = _read(other, "cpu", True, True)["global_step"]
+        except InputError:
+            continue
+        return f"{other} is sound, step {step}: name it in place of this one"
+    return f"the folder {path.parent} holds no sound one"
 
 
 def upgraded(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -148,21 +243,125 @@ def current_path(path: str) -> str:
 
 
 def rebuild(
-    module_class: type, hyper_parameters: dict[str, Any], overrides: dict[str, Any]
+    checkpoint: dict[str, Any],
+    path: str | Path,
+    base: type,
+    overrides: dict[str, Any] | None = None,
+    trust: Iterable[str] = (),
 ) -> Any:
-    """Build the module that hyper-parameters describe; overrides replace some of them."""
-    arguments = dict(hyper_parameters)
-    net = arguments.pop("net")
-    stated = {name: build(value) for name, value in net["init_args"].items()}
-    factory = partial(configurable_class(net["class_path"]), **stated)
-    arguments = {name: build(value) for name, value in arguments.items()}
+    """Build the module that a checkpoint describes, and load its weights.
+
+    Before that, the module is built without memory, on torch's meta device, and its shapes are
+    compared with those of the weights.
+
+    Args:
+        checkpoint: The content, from :func:`read_checkpoint`.
+        path: The file, for messages.
+        base: The class that the module must be of.
+        overrides: Arguments of the module that replace those described.
+        trust: Packages whose classes may be imported, besides this library.
+
+    Raises:
+        InputError: A package is not trusted, a class is missing, or the description does not fit
+            its classes or the weights.
+    """
+    module_class, state = module_class_of(checkpoint, path, base, trust), checkpoint["state_dict"]
     try:
-        arguments["data"] = DataSpec(**arguments["data"])
-        return module_class(**{"net": factory} | arguments | overrides)
-    except TypeError as error:
+        check_weights(state, _module(module_class, checkpoint, overrides or {}, sketch=True))
+        module = _module(module_class, checkpoint, overrides or {})
+        module.load_state_dict(state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return module
+
+
+def check_description(
+    checkpoint: dict[str, Any], path: str | Path, base: type, trust: Iterable[str] = ()
+) -> None:
+    """Raise InputError unless :func:`rebuild` would succeed, without the cost of a network."""
+    module_class = module_class_of(checkpoint, path, base, trust)
+    try:
+        sketch = _module(module_class, checkpoint, {}, sketch=True)
+        check_weights(checkpoint["state_dict"], sketch)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def module_class_of(
+    checkpoint: dict[str, Any], path: str | Path, base: type, trust: Iterable[str] = ()
+) -> type:
+    """Import the class of a checkpoint's module, once all packages of its model are trusted."""
+    own = checkpoint[KEY]
+    described = [own["class_path"], checkpoint["hyper_parameters"]]
+    check_trust(path, described, own["data"], trust)
+    module_class = configurable_class(own["class_path"])
+    if not issubclass(module_class, base):
+        raise InputError(f"{path} holds a {module_class.__name__}, not a {base.__name__}")
+    return module_class
+
+
+def _module(
+    module_class: type,
+    checkpoint: dict[str, Any],
+    overrides: dict[str, Any],
+    sketch: bool = False,
+) -> Any:
+    """Build the described module; a sketch has a network without memory."""
+    arguments = dict(checkpoint["hyper_parameters"])
+    net, data = arguments.pop("net"), arguments.pop("data")
+    net_class = configurable_class(net["class_path"])
+    check_arguments(net_class, net["init_args"], "net.")
+    check_arguments(module_class, arguments)
+    factory: Any = partial(net_class, **{k: build(part) for k, part in net["init_args"].items()})
+    arguments = {name: build(value) for name, value in arguments.items()}
+    arguments = {"net": factory, "data": DataSpec(**data)} | arguments | overrides
+    if sketch:
+        arguments["net"] = _sketching(arguments["net"], len(checkpoint["state_dict"]))
+    try:
+        return module_class(**arguments)
+    except InputError:
+        raise
+    except Exception as error:  # whatever classes make of arguments that they do not expect
         raise InputError(
-            f"{net['class_path']} or {module_class.__name__} does not fit its description: {error}"
+            f"{net['class_path']} or {module_class.__name__} does not fit its description: "
+            f"{_first_line(error)}"
         ) from error
+
+
+def _sketching(factory: Callable[..., nn.Module], tensors: int) -> Callable[..., nn.Module]:
+    """Make a factory of networks build without memory, and not many more layers than weights."""
+
+    def sketch(*arguments: Any) -> nn.Module:
+        with _at_most(40 * tensors + 1000):
+            try:
+                with torch.device("meta"):
+                    return factory(*arguments)
+            except InputError:
+                raise
+            except Exception:  # a network that computes with its tensors while it is built
+                return factory(*arguments)
+
+    return sketch
+
+
+@contextmanager
+def _at_most(most: int) -> Iterator[None]:
+    """Raise InputError when more layers and parameters than these are made."""
+    count = 0
+
+    def one_more(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise InputError("its description asks for many more layers than it has weights for")
+
+    with ExitStack() as stack:
+        for register in (
+            torch_module.register_module_parameter_registration_hook,
+            torch_module.register_module_module_registration_hook,
+        ):
+            stack.callback(register(one_more).remove)
+        yield
 
 
 def weights_digest(net: nn.Module) -> str:
@@ -170,7 +369,7 @@ def weights_digest(net: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in net.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 

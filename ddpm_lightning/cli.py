@@ -34,9 +34,10 @@ from ddpm_lightning.callbacks import (
     StepProgressBar,
     TrainingMonitor,
 )
-from ddpm_lightning.checkpoint import read_checkpoint
+from ddpm_lightning.checkpoint import check_description, read_checkpoint
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
+    add_trust,
     check_resume,
     checkpoint_named,
     config_of_checkpoint,
@@ -56,6 +57,7 @@ from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.run_folder import UNSAVED, last_checkpoint, locked, set_aside
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
+from ddpm_lightning.trust import trusting
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
@@ -109,10 +111,11 @@ def main(
             stream.reconfigure(errors="replace")
     try:
         check_command(words, [*DESCRIPTIONS, *COMMANDS])
-        if words[0] in COMMANDS:
-            run_command(words[0], words[1:], main)
-        else:
-            DiffusionCLI(module_class, None if args is None else words)
+        with trusting(words):
+            if words[0] in COMMANDS:
+                run_command(words[0], words[1:], main)
+            else:
+                DiffusionCLI(module_class, None if args is None else words)
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
@@ -171,6 +174,7 @@ class DiffusionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data to the module; let the callbacks of every run stand beside the trainer."""
+        add_trust(parser)
         parser.link_arguments("data.spec", "model.data", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         actions: list[Any] = parser._actions
@@ -282,6 +286,7 @@ class DiffusionCLI(LightningCLI):
             config.ckpt_path = None
             return
         checkpoint = read_checkpoint(path)
+        check_description(checkpoint, path, DiffusionModule)
         config.ckpt_path = str(path)
         stated = {
             name: value

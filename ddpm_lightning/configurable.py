@@ -13,9 +13,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Self
+from typing_extensions import Self, get_type_hints
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.typed import check_typed
 
 
 class _InitSignature:
@@ -118,20 +119,59 @@ class Configurable:
 def build(description: Any) -> Any:
     """Rebuild an object from its description, at any depth; plain values pass through.
 
-    For security, only subclasses of :class:`Configurable` are instantiated.
+    For security, only subclasses of :class:`Configurable` are instantiated. Whoever builds what a
+    file says asks :func:`ddpm_lightning.trust.check_trust` first, because classes are imported.
     """
     if isinstance(description, dict) and "class_path" in description:
-        path = description["class_path"]
+        path, arguments = description["class_path"], description.get("init_args") or {}
         cls = configurable_class(path)
-        arguments = description.get("init_args") or {}
+        if description.keys() > {"class_path", "init_args"} or not isinstance(arguments, dict):
+            raise InputError(f"{path} does not fit its description: it has other entries")
+        check_arguments(cls, arguments)
         arguments = {name: build(value) for name, value in arguments.items()}
         try:
             return cls(**arguments)
-        except TypeError as error:
+        except InputError:
+            raise
+        except Exception as error:  # whatever a class makes of arguments that it does not expect
             raise InputError(f"{path} does not fit its description: {error}") from error
     if isinstance(description, list):
         return [build(value) for value in description]
     return description
+
+
+def check_arguments(cls: type, arguments: dict[str, Any], where: str = "") -> None:
+    """Raise InputError unless plain arguments are of the types that a class's signature states.
+
+    Args:
+        cls: The class. A default is right whatever its type; unknown names are left to the call.
+        arguments: The arguments as plain data, objects as descriptions.
+        where: What to put before an argument's name, for the message.
+    """
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+        parameters = inspect.signature(cls).parameters
+    except (NameError, TypeError, ValueError, AttributeError):
+        return  # hints that only a type checker can resolve
+    for name, value in arguments.items():
+        if name not in hints or name not in parameters:
+            continue
+        default = parameters[name].default
+        try:
+            stated: Any = default if default is inspect.Parameter.empty else plain(default, name)
+        except InputError:
+            stated = inspect.Parameter.empty
+        if type(value) is not type(stated) or value != stated:
+            check_typed(value, hints[name], f"{where or f'{cls.__name__}.'}{name}", _check_object)
+
+
+def _check_object(value: Any, cls: type, where: str) -> None:
+    if not issubclass(cls, Configurable):
+        return
+    if not isinstance(value, dict) or not isinstance(value.get("class_path"), str):
+        raise InputError(f"{where} is {value!r:.60}, not the description of a {cls.__name__}")
+    if not issubclass(configurable_class(value["class_path"]), cls):
+        raise InputError(f"{where} is a {value['class_path']}, not a {cls.__name__}")
 
 
 def configurable_class(class_path: str) -> type[Configurable]:
@@ -139,7 +179,7 @@ def configurable_class(class_path: str) -> type[Configurable]:
     module_name, _, name = str(class_path).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # also what the module does when it is imported
         raise InputError(
             f"cannot import {class_path}: {error}. If the class is your own, run from the folder "
             "of its module or install its package; a class defined in a notebook or a script "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import torch
 
-from ddpm_lightning.checkpoint import KEY, read_checkpoint
+from ddpm_lightning.checkpoint import KEY, read_checkpoint, rebuild
 from ddpm_lightning.configurable import build
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.trust import check_trust
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,11 @@ class DataPlace:
 
     Args:
         root: Folder of the data set, in place of the one it was trained from.
+        download: Download the data if it is not there.
     """
 
     root: str | None = None
+    download: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,7 @@ class Loaded:
         step: Number of optimizer steps taken.
         description: The data module as plain data; None: it was not Configurable.
         place: Where the data is now.
+        trust: Packages whose classes may be imported.
     """
 
     path: Path
@@ -45,46 +50,74 @@ class Loaded:
     step: int
     description: dict[str, Any] | None
     place: DataPlace
+    trust: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path, place: DataPlace = DataPlace(), device: str = "cpu") -> Loaded:
+    def read(
+        cls,
+        path: str | Path,
+        place: DataPlace = DataPlace(),
+        device: str = "cpu",
+        trust: Iterable[str] = (),
+    ) -> Loaded:
         """Read a checkpoint and rebuild its model.
 
         Args:
             path: The .ckpt file.
             place: Where its data is now.
             device: cpu, cuda, cuda:1, mps, or auto.
+            trust: Packages whose classes may be imported, besides this library and what is
+                imported already.
 
         Raises:
-            InputError: It is no checkpoint of this library, or the device cannot be used.
+            InputError: It is no checkpoint of this library, it is damaged, its parts may not be
+                imported, or the device cannot be used.
         """
         target = device_named(device)  # first, because it fails sooner than reading
-        checkpoint = read_checkpoint(path)
-        module = DiffusionModule.from_checkpoint(checkpoint, path).to(target).eval()
-        step = int(checkpoint["global_step"])
-        return cls(Path(path), module, step, checkpoint[KEY]["data"], place)
+        checkpoint, trust = read_checkpoint(path, weights=True), tuple(trust)
+        module = rebuild(checkpoint, path, DiffusionModule, trust=trust).to(target).eval()
+        return cls(
+            Path(path), module, checkpoint["global_step"], checkpoint[KEY]["data"], place, trust
+        )
 
     @cached_property
     def data(self) -> DiffusionData:
         """The data module that the model was trained on, rebuilt on first use.
 
+        It downloads nothing unless ``place`` says so: a file that was received does not decide
+        what its reader fetches.
+
         Raises:
-            InputError: The checkpoint describes none, or the data takes no root.
+            InputError: The checkpoint describes none, its class may not be imported, or the data
+                takes no root.
         """
         description: Any = copy.deepcopy(self.description)
         if description is None:
             raise InputError(
                 f"{self.path} does not state its data: its data module was not Configurable"
             )
+        check_trust(self.path, description, trust=self.trust)
+        # Conditioned wraps another data module, which is the one with the files.
+        inner = description["init_args"].get("data")
+        files = inner if isinstance(inner, dict) and "init_args" in inner else description
         if self.place.root is not None:
-            # Conditioned wraps another data module, which is the one with the root.
-            files = description["init_args"].get("data", description)
             if "root" not in files["init_args"]:
                 raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
             files["init_args"]["root"] = self.place.root
-        data = build(description)
+        for part in (description, files):
+            if "download" in part["init_args"]:
+                part["init_args"]["download"] = self.place.download
+        try:
+            data = build(description)
+        except InputError as error:
+            raise InputError(f"the data of {self.path}: {error}") from error
         if not isinstance(data, DiffusionData):
             raise InputError(f"{description['class_path']} is no DiffusionData")
+        if data.shape != self.module.data.shape:
+            raise InputError(
+                f"the data of {self.path} has samples of shape {list(data.shape)}, its model "
+                f"draws {list(self.module.data.shape)}"
+            )
         return data
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from operator import is_not
@@ -18,9 +18,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition, DataSpec
-from ddpm_lightning.checkpoint import FORMAT, KEY, read_checkpoint, rebuild, upgraded
+from ddpm_lightning.checkpoint import DIGESTS, FORMAT, KEY, read_checkpoint, rebuild, upgraded
+from ddpm_lightning.checkpoint_io import install
 from ddpm_lightning.compilation import compile_training
-from ddpm_lightning.configurable import Configurable, configurable_class
+from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import Guidance
 from ddpm_lightning.diffusion.label_dropout import LabelDropout
@@ -57,6 +58,7 @@ from ddpm_lightning.resume import (
 from ddpm_lightning.sampling import Request, Samples, Weights, generate
 from ddpm_lightning.sharding import check_sharding, shard
 from ddpm_lightning.step_means import StepMeans
+from ddpm_lightning.training_state import check_loops, check_training_state
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -243,6 +245,7 @@ class DiffusionModule(Configurable, LightningModule):
         check_sharding(self.trainer, self.compile_net)
         self._resumed = self._optimization = None
         refuse_accumulation_schedule(self.trainer)
+        install(self.trainer)
         if self.trainer.precision == "64-true":
             self.double()  # before Lightning does, who loads the weights of a checkpoint first
         if stage == "fit" and self.compile_net:
@@ -399,11 +402,15 @@ class DiffusionModule(Configurable, LightningModule):
         """Restore the timestep distribution; raise InputError if the run cannot resume."""
         if KEY not in checkpoint:
             return
+        if DIGESTS in checkpoint[KEY] and self.trainer.ckpt_path:  # because another IO read it
+            read_checkpoint(self.trainer.ckpt_path, weights=True)
         loaded, checkpoint = checkpoint, upgraded(checkpoint)
-        self.timesteps.load_state_dict(checkpoint[KEY].get("timesteps", {}))
         trainer = self._trainer
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            check_run(checkpoint, trainer)
+        if trainer is not None:
+            check_loops(checkpoint, trainer)
+        resumes = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if resumes:
+            check_run(checkpoint, self.trainer)
             skipped = checkpoint[KEY].get("skipped", {})
             self.gradients.load_state_dict(skipped, checkpoint["global_step"])
             forget_time(trainer, loaded)
@@ -411,47 +418,42 @@ class DiffusionModule(Configurable, LightningModule):
             tell_change(trainer, "compile", before, self.compile_net)
             self._resumed = checkpoint[KEY].get("optimization")
             self._check_optimization()
+            check_training_state(checkpoint, self)
+        self.timesteps.load_state_dict(checkpoint[KEY].get("timesteps", {}))
 
     @override
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            raise InputError(f"the weights do not fit the network: {error}") from error
+            problems = " ".join(str(error).split())
+            raise InputError(f"the weights do not fit the network: {problems}") from error
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        trust: Iterable[str] = (),
+        **overrides: Any,
     ) -> DiffusionModule:
         """Read a checkpoint and rebuild the module, without further arguments.
 
         Args:
             checkpoint_path: The .ckpt file.
             map_location: Device for the weights.
+            trust: Packages whose classes may be imported, e.g. ["my_idea"]; this library's own,
+                and packages that are imported already, always are.
             overrides: Arguments of the module that replace the checkpoint's, e.g. an optimizer,
                 which a checkpoint does not describe.
 
         Raises:
-            InputError: The file is not such a checkpoint, or its parts cannot be imported.
+            InputError: The file is not such a checkpoint, is damaged, or its parts cannot or may
+                not be imported.
         """
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
-        module = cls.from_checkpoint(checkpoint, checkpoint_path, **overrides)
+        checkpoint = read_checkpoint(checkpoint_path, map_location, weights=True)
+        module = rebuild(checkpoint, checkpoint_path, cls, overrides, trust)
         return module.to(map_location) if map_location is not None else module
-
-    @classmethod
-    def from_checkpoint(
-        cls, checkpoint: dict[str, Any], path: str | Path, **overrides: Any
-    ) -> DiffusionModule:
-        """Rebuild the module from :func:`read_checkpoint`'s content; ``path`` is for messages."""
-        module_class = configurable_class(checkpoint[KEY]["class_path"])
-        if not issubclass(module_class, cls):
-            raise InputError(f"{path} holds a {module_class.__name__}, not a {cls.__name__}")
-        try:
-            module = rebuild(module_class, checkpoint["hyper_parameters"], overrides)
-            module.load_state_dict(checkpoint["state_dict"])
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        return module
 
     # --------------------------------------------------------------------- helpers
 

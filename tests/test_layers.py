@@ -13,12 +13,14 @@ import ddpm_lightning
 # From the bottom up. A name is a file or a folder; a file imports from its own row and the rows
 # above it in this table. Imports in functions and under TYPE_CHECKING count like any other.
 LAYERS = (
-    ("errors", "files", "memory", "configurable", "batch", "randomness", "processes"),
+    ("errors", "files", "memory", "typed", "trust", "configurable", "batch"),
+    ("randomness", "processes"),
     ("diffusion", "networks"),
     ("images",),
     ("data",),
     ("metrics",),
-    ("compilation", "sharding", "ema", "optimization", "sampling", "checkpoint", "resume"),
+    ("integrity", "checkpoint_structure", "checkpoint", "checkpoint_io", "training_state"),
+    ("compilation", "sharding", "ema", "optimization", "sampling", "resume"),
     ("run_folder", "diagnosis", "finite", "step_means", "module"),
     ("loaded",),
     ("plots",),

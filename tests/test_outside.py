@@ -37,7 +37,7 @@ def checkpoint(run):
 
 
 def test_all_parts_are_the_outside_packages(run):
-    module = DiffusionModule.load_from_checkpoint(checkpoint(run))
+    module = DiffusionModule.load_from_checkpoint(checkpoint(run), trust=["my_idea"])
     parts = (module.net, module.schedule, module.objective.weighting)
     parts += (module.ema, module.label_dropout)
     names = [type(part).__module__ for part in parts]
@@ -56,7 +56,7 @@ def test_the_grid_is_drawn_with_the_outside_sampler_and_spacing(run):
 
 
 def test_the_ema_follows_parameters_and_running_statistics(run):
-    module = DiffusionModule.load_from_checkpoint(checkpoint(run))
+    module = DiffusionModule.load_from_checkpoint(checkpoint(run), trust=["my_idea"])
     assert module.ema.decay_at(0) == 0.5**0.5
     assert torch.equal(module.ema.net.norm.running_mean, module.net.norm.running_mean)
     assert float(module.net.norm.running_mean.abs().max()) > 0
@@ -75,8 +75,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(run):
 @pytest.mark.parametrize(
     "words",
     [
-        "sample --n 2 --sampler my_idea.sampler.Renoise --sampler.steps 3",
-        "evaluate --n 8 --extractor Pixels --metrics fd,my_idea.parts.Brightness "
+        "sample --trust my_idea --n 2 --sampler my_idea.sampler.Renoise --sampler.steps 3",
+        "evaluate --trust my_idea --n 8 --extractor Pixels --metrics fd,my_idea.parts.Brightness "
         "--sampler DDIM --sampler.steps 3 --sampler.spacing my_idea.parts.Middle",
     ],
     ids=["sample", "evaluate"],
@@ -99,7 +99,7 @@ def test_a_data_set_larger_than_memory_is_trained_and_scored(run, tmp_path):
     main([*words.split(), f"--data.root={tmp_path}/files", f"--trainer.default_root_dir={root}"])
     trained = json.loads((Path(root) / "metrics.json").read_text())[0]
     words = "evaluate --n 8 --extractor Pixels --sampler DDIM --sampler.steps 3 --device cpu"
-    main([*words.split(), "--ckpt", checkpoint(Path(root)), "--out", out])
+    main([*words.split(), "--trust=my_idea", "--ckpt", checkpoint(Path(root)), "--out", out])
     scored = json.loads((tmp_path / "scores" / "results.json").read_text())[0]
     pixels = np.repeat(6 * np.arange(40, dtype=np.uint8), 64)
     for record in (trained, scored):

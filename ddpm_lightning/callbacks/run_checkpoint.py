@@ -12,14 +12,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loops.progress import _BatchProgress
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm.auto import tqdm
 from typing_extensions import override
 
 from ddpm_lightning.callbacks.stop_signals import Stopped, StopSignals
-from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import PARTIAL
+from ddpm_lightning.checkpoint_io import WholeCheckpointIO, install
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.run_folder import last_checkpoint
 
 
@@ -44,8 +43,7 @@ class RunCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 1000, keep_all: bool = False) -> None:
-        if every_n_steps < 1:
-            raise InputError(f"RunCheckpoint(every_n_steps={every_n_steps}): at least 1")
+        at_least(1, self, every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.keep_all = keep_all
         self._done = 0  # the last step that is behind us, saved or not
@@ -54,9 +52,10 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Because the file is renamed into place right after saving.
-        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
-            raise InputError("RunCheckpoint saves at once; leave out AsyncCheckpointIO")
+        install(trainer)
+        plugin = trainer.strategy.checkpoint_io
+        if not isinstance(plugin, WholeCheckpointIO):  # another might leave half a file
+            raise InputError(f"RunCheckpoint saves at once; leave out {type(plugin).__name__}")
         self._signals = StopSignals(trainer)
         self._signals.register_signal_handlers()
         trainer._signal_connector = self._signals
@@ -114,7 +113,10 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._metrics = state_dict["callback_metrics"]
+        metrics = state_dict.get("callback_metrics")
+        if not isinstance(metrics, dict) or not all(type(v) is float for v in metrics.values()):
+            raise InputError("the checkpoint's values for monitor: are no numbers by name")
+        self._metrics = metrics
 
     def _finish_window_first(self, trainer: Trainer) -> None:
         """Put a stop off until the step is whole: gradients of half a window are not saved."""
@@ -139,12 +141,9 @@ class RunCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # so that what is logged before the save outlives the process, too
         path = last_checkpoint(trainer.default_root_dir)
-        partial = path.with_name(path.name + PARTIAL)  # a stop while saving leaves the last save
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            partial.replace(path)
-            if self.keep_all:
-                _copy(path, path.with_name(f"step_{trainer.global_step:08d}.ckpt"))
+        trainer.save_checkpoint(path, weights_only=False)
+        if self.keep_all and trainer.is_global_zero:
+            _copy(path, path.with_name(f"step_{trainer.global_step:08d}.ckpt"))
 
     def _stop(self, trainer: Trainer, number: int) -> None:
         """End the process; on every one, after the first has renamed the file."""

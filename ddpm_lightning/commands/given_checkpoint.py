@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+from argparse import SUPPRESS, Action
 from pathlib import Path
 from pydoc import locate
 from typing import Any
+
+import yaml
+from typing_extensions import override
 
 from ddpm_lightning.commands.paths import expanded
 from ddpm_lightning.commands.words import read_words
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.parser import PROGRAM
+from ddpm_lightning.trust import check_trust
 
 DEFAULT_ROOT = "runs/default"
 """The run folder where none is given."""
 
 NAMED = ("last", "auto")
 """Words for the last checkpoint of the run folder; auto: or none, where there is none yet."""
+
+
+class TrustFlag(Action):
+    """--trust PACKAGE: which takes effect for the whole command, and is no setting of a run."""
+
+    @override
+    def __call__(self, *_: Any) -> None:
+        """Do nothing, because :func:`ddpm_lightning.trust.trusting` has read the words."""
+
+
+def add_trust(parser: Any) -> None:
+    """Add --trust to the parser of a command that reads checkpoints."""
+    parser.add_argument(
+        "--trust",
+        action=TrustFlag,
+        dest=SUPPRESS,
+        default=SUPPRESS,
+        metavar="PACKAGE",
+        help="Import classes of this package if the checkpoint names them; may be repeated.",
+    )
 
 
 def config_of_checkpoint(words: list[str]) -> list[str]:
@@ -31,6 +56,7 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
         root = Path(given.get("trainer.default_root_dir", DEFAULT_ROOT))
     if not Path(expanded(str(root / "config.yaml"), "--ckpt_path")).is_file():
         return []
+    _check_found_config(root / "config.yaml")
     return [f"--config={root / 'config.yaml'}", f"--trainer.default_root_dir={root}"]
 
 
@@ -42,6 +68,15 @@ def checkpoint_named(name: str, root: str) -> Path:
 def is_finished(config: Any, checkpoint: dict[str, Any]) -> bool:
     """Whether a run has made the steps that the command line asks for."""
     return 0 <= config.trainer.get("max_steps", -1) <= int(checkpoint["global_step"])
+
+
+def _check_found_config(path: Path) -> None:
+    """Raise InputError if a configuration that nobody named would import what nobody allowed."""
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return  # whoever reads it next says so
+    check_trust(path, settings, trust=("torch.optim", "lightning.pytorch"))
 
 
 def check_resume(

@@ -12,6 +12,7 @@ from ddpm_lightning.commands.analytic_variance import analytic_variance
 from ddpm_lightning.commands.compare import compare
 from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.floor import floor
+from ddpm_lightning.commands.given_checkpoint import add_trust
 from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.plot import PLOTS
 from ddpm_lightning.commands.sample import sample
@@ -85,6 +86,10 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
     )
     if name in SHARED:
         parser.add_argument("--devices", type=int, default=1, help=" ".join(DEVICES.split()))
+    for one, called in (subcommands or {"": function}).items():
+        if "ckpt" in inspect.signature(called).parameters:
+            listed: Any = parser._subcommands_action
+            add_trust(listed.choices[one] if subcommands else parser)
     command: list[str] = []
     if subcommands:
         check_command(words, list(subcommands))

@@ -140,8 +140,11 @@ class TrainingStream:
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restore the position."""
-        self.step = state["step"]
+        """Restore the position; raise InputError if the state is none."""
+        step = state.get("step")
+        if type(step) is not int or step < 0:
+            raise InputError(f"the checkpoint's position in the data is {step!r:.40}, not a step")
+        self.step = step
 
     def _indices(self, first: int, rows: int) -> Indices:
         epochs, indices = np.divmod(np.arange(first, first + rows), self.n)

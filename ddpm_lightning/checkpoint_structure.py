@@ -1,0 +1,165 @@
+"""What a checkpoint must look like, checked before anything is built from it.
+
+The classes below describe its dictionary; entries that they do not name are not checked.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.integrity import check_storage, walk
+from ddpm_lightning.typed import check_typed
+
+Count = Annotated[int, range(2**53)]
+Side = Annotated[int, range(1, 2**20)]
+
+
+class Part(TypedDict):
+    """An object as plain data."""
+
+    class_path: str
+    init_args: dict[str, Any]
+
+
+class Data(TypedDict):
+    """The specification of the data, a :class:`~ddpm_lightning.batch.DataSpec`."""
+
+    shape: list[Side]
+    data_range: tuple[float, float] | None
+    num_classes: Annotated[int, range(1, 10**7)] | None
+    image_channels: Count
+    token_width: Count
+
+
+class Model(TypedDict):
+    """The arguments that every module has."""
+
+    data: Data
+    net: Part
+
+
+class HyperParameters(Model, total=False):
+    """The arguments of the module, but for the optimizer; those of a subclass are its own."""
+
+    schedule: Part
+    seed: Annotated[int, range(2**64)]
+
+
+class Own(TypedDict):
+    """The entry of this library."""
+
+    format: int
+    class_path: str
+    data: Part | None
+
+
+Settings = dict[str, float | list[float]]
+
+
+class Optimization(TypedDict):
+    """What describes the optimizer and its schedule."""
+
+    optimizer: str
+    groups: list[Settings]
+    lr_schedule: str
+    schedule: Settings
+
+
+class OwnWhereStated(Own, total=False):
+    """The same, with what early saves did not have."""
+
+    accumulate: Annotated[int, range(1, 2**31)]
+    timesteps: dict[str, Tensor]
+    optimization: Optimization | None
+
+
+class Checkpoint(TypedDict):
+    """Every checkpoint: the weights and what describes them."""
+
+    state_dict: dict[str, Tensor]
+    global_step: Count
+    epoch: Count
+    hyper_parameters: HyperParameters
+    ddpm_lightning: OwnWhereStated
+
+
+LARGEST_SAMPLE = 10**8
+"""Numbers in one sample: more cannot be drawn."""
+
+LARGEST_TABLE = 10**8
+"""Entries of the tables of a schedule and of the distribution of its timesteps."""
+
+ALWAYS_PLAUSIBLE = 100_000
+"""A number that an argument of any network may have."""
+
+
+def check_structure(checkpoint: dict[str, Any]) -> None:
+    """Raise InputError unless a checkpoint, in the current format, looks like one.
+
+    Sizes count, too: a network's arguments are held against the number of its weights, because a
+    size that cannot be would take the memory, or the time, of the whole machine.
+    """
+    check_typed(checkpoint, Checkpoint, "the checkpoint")
+    for name, tensor in checkpoint["state_dict"].items():
+        check_storage(name, tensor)
+    stated = checkpoint["hyper_parameters"]
+    for where, node in walk([stated, checkpoint["ddpm_lightning"]["data"]]):
+        if isinstance(node, Tensor):
+            raise InputError(f"a tensor, {where[3:]}, stands in its description")
+    bounds = stated["data"]["data_range"] or (-1, 1)
+    if not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise InputError(f"its data_range {bounds} is none")
+    if math.prod(stated["data"]["shape"]) > LARGEST_SAMPLE or not stated["data"]["shape"]:
+        raise InputError(f"its samples have the shape {stated['data']['shape']}")
+    weights = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
+    for where, number in _whole_numbers(stated["net"]["init_args"], "net."):
+        if abs(number) > max(weights, ALWAYS_PLAUSIBLE):
+            raise InputError(f"{where} is {number}, but it has {weights} weights")
+    tables = [*_whole_numbers(stated.get("schedule"), "schedule.")]
+    tables += _whole_numbers(stated.get("timesteps"), "timesteps.")
+    if math.prod(max(1, abs(number)) for _, number in tables) > LARGEST_TABLE:
+        shown = ", ".join(f"{where} {number}" for where, number in tables)
+        raise InputError(f"{shown}: no table has so many entries")
+
+
+def _whole_numbers(description: Any, where: str) -> list[tuple[str, int]]:
+    """List the whole numbers in plain data with their places, seeds left out."""
+    found: list[tuple[str, int]] = []
+    if isinstance(description, dict):
+        for key, value in description.items():
+            if "seed" not in str(key):
+                found += _whole_numbers(value, f"{where}{key}.")
+    elif isinstance(description, list | tuple):
+        for value in description:
+            found += _whole_numbers(value, where)
+    elif type(description) is int or (type(description) is float and description.is_integer()):
+        found.append((where.rstrip(".").replace(".init_args", ""), int(description)))
+    return found
+
+
+def check_weights(state: dict[str, Tensor], module: torch.nn.Module) -> None:
+    """Raise InputError unless weights have the shapes and kinds of number of a module's.
+
+    Args:
+        state: The weights by name. Names that only one side has are left to load_state_dict.
+        module: The module, whose tensors may be on the meta device.
+    """
+    expected = module.state_dict()
+    for name in expected.keys() & state.keys():
+        ours, theirs = expected[name], state[name]
+        if ours.shape != theirs.shape:
+            raise InputError(
+                f"the weights do not fit the network: {name} has the shape {list(theirs.shape)}, "
+                f"the description asks for {list(ours.shape)}"
+            )
+        if ours.is_floating_point() != theirs.is_floating_point():
+            raise InputError(f"the weights do not fit the network: {name} is {theirs.dtype}")
+    size, most = (sum(t.numel() for t in one.values()) for one in (expected, state))
+    if size > 4 * most + ALWAYS_PLAUSIBLE:
+        raise InputError(f"the weights do not fit the network: {most} numbers, it has {size}")

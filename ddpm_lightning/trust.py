@@ -1,0 +1,113 @@
+"""Which packages a checkpoint may make this process import.
+
+A checkpoint names classes, and importing a module runs it. This library's own classes are always
+allowed; another package is once its user has said so: by ``--trust PACKAGE`` on the command line,
+by ``trust=[...]`` in Python, or because the process has imported it already, as it does for every
+class that a flag or a config file names.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from ddpm_lightning.errors import InputError
+
+OWN = "ddpm_lightning"
+
+DEPENDENCIES = (
+    *("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "einops"),
+    *("jsonargparse", "matplotlib", "numpy", "PIL", "yaml", "safetensors", "sklearn"),
+    *("torch_fidelity", "tqdm", "typing_extensions"),
+)
+"""Packages that this library imports itself: that they are imported says nothing of the user."""
+
+CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+FILE_ARGUMENTS = ("root", "table", "weights", "folder")
+"""Arguments that name files, which a dot does not make an import path."""
+
+_command: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
+"""The words of the command that runs; empty in a program that calls this library."""
+
+
+@contextmanager
+def trusting(words: list[str]) -> Iterator[None]:
+    """Trust, while a command runs, the packages that its --trust flags name."""
+    token = _command.set(tuple(words))
+    try:
+        yield
+    finally:
+        _command.reset(token)
+
+
+def trusted_by_command() -> list[str]:
+    """List the packages that the --trust flags of the running command name."""
+    words, found = _command.get(), list[str]()
+    for word, following in zip(words, (*words[1:], ""), strict=False):
+        if word == "--trust" or word.startswith("--trust="):
+            value = following if word == "--trust" else word.partition("=")[2]
+            found += [part for part in re.split(r"[\s,\[\]'\"]+", value) if part]
+    return found
+
+
+def class_paths(description: Any) -> set[str]:
+    """Collect what building plain data could import: class paths, and strings that look like one.
+
+    Every dotted name counts, whatever its key, because parsers import strings where the type of
+    an argument asks for a class.
+    """
+    found, seen, remaining = set[str](), set[int](), [description]
+    while remaining:
+        one = remaining.pop()
+        if isinstance(one, str) and CLASS_PATH.fullmatch(one):
+            found.add(one)
+        if not isinstance(one, dict | list | tuple) or id(one) in seen:
+            continue
+        seen.add(id(one))  # because YAML's aliases can nest a value in itself
+        pairs = one.items() if isinstance(one, dict) else enumerate(one)
+        remaining += [value for key, value in pairs if key not in FILE_ARGUMENTS]
+    return found
+
+
+def is_trusted(class_path: str, trust: Iterable[str] = ()) -> bool:
+    """Whether a class may be imported: allowed, this library's, or imported already."""
+    if any(class_path.startswith(f"{name}.") for name in (OWN, *trust, *trusted_by_command())):
+        return True
+    package = class_path.partition(".")[0]
+    if package in DEPENDENCIES or package in sys.stdlib_module_names:
+        return class_path.rpartition(".")[0] in sys.modules
+    return package in sys.modules
+
+
+def check_trust(
+    where: Any, description: Any, others: Any = None, trust: Iterable[str] = ()
+) -> None:
+    """Raise InputError unless every class that a description names may be imported.
+
+    Args:
+        where: The file, for the message.
+        description: Plain data that is to be built.
+        others: Plain data that may have to be built later; named in the message as well, so that
+            it is asked for once.
+        trust: Packages that the user allows.
+    """
+    if all(is_trusted(path, trust) for path in class_paths(description)):
+        return
+    named = sorted(class_paths([description, others]))
+    foreign = [path for path in named if not is_trusted(path, trust)]
+    packages = sorted({path.partition(".")[0] for path in foreign})
+    classes = f"{', '.join(foreign[:4])}{' and others' if len(foreign) > 4 else ''}"
+    if command := _command.get():
+        flags = [word for package in packages for word in ("--trust", package)]
+        fix = f"python -m {OWN} {shlex.join([*command, *flags])}"
+    else:
+        fix = f"trust={packages!r} as an argument, or import {' and '.join(packages)} first"
+    raise InputError(
+        f"{where} names {classes}, and importing runs code of {' and '.join(packages)}, which "
+        f"nobody has allowed yet; if you know where the file is from: {fix}"
+    )

@@ -61,7 +61,10 @@ class LossByTimestep(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = state_dict["window"]
+        window = state_dict.get("window")
+        if not isinstance(window, dict) or not all(map(torch.is_tensor, window.values())):
+            raise InputError("the checkpoint's window of LossByTimestep is no tensors by name")
+        self._saved = window
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import sys
@@ -34,7 +35,7 @@ from ddpm_lightning.callbacks import (
     StepProgressBar,
     TrainingMonitor,
 )
-from ddpm_lightning.checkpoint import check_description, read_checkpoint
+from ddpm_lightning.checkpoint import KEY, check_description, read_checkpoint
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
     add_trust,
@@ -47,10 +48,12 @@ from ddpm_lightning.commands.given_checkpoint import (
 from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.run import COMMANDS, about, run_command
-from ddpm_lightning.commands.words import check_command, complete
+from ddpm_lightning.commands.words import check_command, complete, read_words
 from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.doctor import Run, examine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder
+from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
@@ -72,6 +75,8 @@ DESCRIPTIONS = {
     "test": "Measure that and the bound on the likelihood, on the test split.",
     "predict": "Sample images for Python's trainer.predict; in a terminal, use sample.",
 }
+
+DOCTOR = "Check data, model and machine before a run, in two minutes, and forecast its cost."
 
 BLOCKS: dict[str, tuple[type[Callback], ...]] = {
     "grid": (SampleGrid,),
@@ -110,9 +115,11 @@ def main(
         if isinstance(stream, TextIOWrapper):  # a locale may lack −, ± or ×
             stream.reconfigure(errors="replace")
     try:
-        check_command(words, [*DESCRIPTIONS, *COMMANDS])
+        check_command(words, [*DESCRIPTIONS, "doctor", *COMMANDS])
         with trusting(words):
-            if words[0] in COMMANDS:
+            if words[0] == "doctor":
+                sys.exit(DoctorCLI(module_class, words[1:]).exit_code)
+            elif words[0] in COMMANDS:
                 run_command(words[0], words[1:], main)
             else:
                 DiffusionCLI(module_class, None if args is None else words)
@@ -169,8 +176,8 @@ class DiffusionCLI(LightningCLI):
             action.help = DESCRIPTIONS[action.dest]
         for name, parser in self._subcommand_parsers.items():
             parser.prog = f"{PROGRAM} {name}"
-        for name in COMMANDS:
-            listed.add_subcommand(name, Parser(), help=about(name))
+        for name, text in {"doctor": DOCTOR, **{name: about(name) for name in COMMANDS}}.items():
+            listed.add_subcommand(name, Parser(), help=text)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data to the module; let the callbacks of every run stand beside the trainer."""
@@ -198,7 +205,11 @@ class DiffusionCLI(LightningCLI):
         settings = self.config[command].trainer
         _check_trainer(settings)
         if command == "fit" and _is_first_process() and not settings.fast_dev_run:
-            self._held.enter_context(locked(settings.default_root_dir))
+            self.hold(settings.default_root_dir)
+
+    def hold(self, run_folder: str) -> None:
+        """Lock the run folder until the command ends."""
+        self._held.enter_context(locked(run_folder))
 
     def before_instantiate_classes(self) -> None:
         """Keep a run from being mixed with another."""
@@ -318,6 +329,56 @@ class DiffusionCLI(LightningCLI):
             ) from error
 
 
+class DoctorCLI(DiffusionCLI):
+    """doctor: examines the run that fit would begin, with fit's flags, or that of a checkpoint.
+
+    Args:
+        module_class: The module to train.
+        args: The words after doctor.
+
+    Attributes:
+        exit_code: 0: every check passed; 1: one failed; 3: none failed, but one is unknown.
+    """
+
+    def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
+        self.exit_code = 0
+        super().__init__(module_class, ["fit", *_run_of_checkpoint(args), *args])
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the flags of doctor itself."""
+        super().add_arguments_to_parser(parser)
+        parser.description = (
+            f"{DOCTOR} Exit code 0: all is well; 1: a check failed; 3: none "
+            "failed, but one could not tell."
+        )
+        parser.add_argument("--ckpt", type=str | None, help="a checkpoint, whose run is examined")
+        parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    def hold(self, run_folder: str) -> None:
+        """Leave the folder to whoever trains in it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Accept a folder that holds a run."""
+
+    def fit(self, **_: Any) -> None:
+        """Examine in place of training."""
+        model = self.model
+        if self.config.fit.ckpt:
+            model = Loaded.read(self.config.fit.ckpt).module
+        findings = []
+        for finding in examine(Run(model, self.datamodule, self.trainer)):
+            findings.append(finding)
+            if not self.config.fit.json:
+                print(finding, flush=True)
+        if self.config.fit.json:
+            print(json.dumps([finding.plain() for finding in findings], indent=2))
+        states = {finding.state for finding in findings}
+        self.exit_code = 1 if "failed" in states else 3 if "unknown" in states else 0
+
+    def after_fit(self) -> None:
+        """Say nothing of a run, for there was none."""
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Writes the complete configuration of a training run to config.yaml in its folder."""
 
@@ -333,6 +394,16 @@ class SaveRunConfig(SaveConfigCallback):
         file = Path(trainer.default_root_dir) / self.config_filename
         with atomic_write(file) as partial:
             partial.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
+
+
+def _run_of_checkpoint(words: list[str]) -> list[str]:
+    """Name the configuration of the run of --ckpt, else the data that the checkpoint states."""
+    given = dict(read_words(words))
+    if "ckpt" not in given or {"c", "config", "data"} & given.keys():
+        return []
+    data = read_checkpoint(given["ckpt"])[KEY]["data"]
+    found = config_of_checkpoint([f"--ckpt_path={given['ckpt']}", *words])
+    return found or [f"--data={json.dumps(data)}"]
 
 
 def _check_trainer(settings: Any) -> None:

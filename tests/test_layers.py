@@ -26,6 +26,7 @@ LAYERS = (
     ("plots",),
     ("evaluation",),
     ("callbacks",),
+    ("doctor",),
     ("terminal",),
     ("commands",),
     ("cli", "__main__", "__init__"),

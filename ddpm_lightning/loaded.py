@@ -103,7 +103,7 @@ class Loaded:
         if self.place.root is not None:
             if "root" not in files["init_args"]:
                 raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
-            files["init_args"]["root"] = self.place.root
+            files["init_args"]["root"] = str(self.place.root)
         for part in (description, files):
             if "download" in part["init_args"]:
                 part["init_args"]["download"] = self.place.download

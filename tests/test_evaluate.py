@@ -609,7 +609,7 @@ def test_numbers_that_are_not_finite_are_null_and_are_shown_as_such(tmp_path):
 @pytest.mark.parametrize("content", ["", "[1]", '{"metrics": {}}', '[{"format": 0}]'])
 def test_what_holds_no_results_of_this_version_is_named(tmp_path, content):
     (tmp_path / "b").write_text(content)
-    with pytest.raises(InputError, match="b holds no results of this version"):
+    with pytest.raises(InputError, match="b is damaged, or holds no results of this version"):
         read_results(tmp_path / "b")
     with pytest.raises(InputError, match=r"no file .*results\.json"):
         read_results(tmp_path)

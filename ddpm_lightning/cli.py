@@ -46,6 +46,7 @@ from ddpm_lightning.commands.given_checkpoint import (
     is_finished,
 )
 from ddpm_lightning.commands.machine import refusal_of
+from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.run import COMMANDS, about, run_command
 from ddpm_lightning.commands.words import check_command, complete, read_words
@@ -201,7 +202,9 @@ class DiffusionCLI(LightningCLI):
         words = [*config_of_checkpoint(words), *words]
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
         expand_paths(self.config[command])
-        check_integers(self.config[command].as_dict())
+        plain = self.config[command].as_dict()
+        check_nulls(plain, flags_of(parser, command))
+        check_integers(plain)
         settings = self.config[command].trainer
         _check_trainer(settings)
         if command == "fit" and _is_first_process() and not settings.fast_dev_run:

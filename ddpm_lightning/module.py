@@ -41,7 +41,7 @@ from ddpm_lightning.optimization import (
     make_lr_schedule,
     make_optimizer,
     refuse_accumulation_schedule,
-    refuse_fused_clipping,
+    refuse_settings,
     refuse_short_schedule,
 )
 from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
@@ -223,7 +223,7 @@ class DiffusionModule(Configurable, LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.net, self.optimizer)
-        refuse_fused_clipping(optimizer, self.trainer)
+        refuse_settings(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
         refuse_short_schedule(scheduler, self.warmup_steps, self.trainer.max_steps)
         self._optimization = describe_optimization(optimizer, scheduler)

@@ -78,8 +78,15 @@ def refuse_short_schedule(schedule: LRScheduler | None, warmup_steps: int, max_s
     )
 
 
-def refuse_fused_clipping(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
-    """Refuse a fused optimizer with clipping under mixed precision: torch fails at step 1."""
+def refuse_settings(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
+    """Refuse settings of the optimizer with which torch fails at step 1."""
+    if optimizer.defaults.get("differentiable"):
+        raise InputError(
+            "optimizer.differentiable true: no step works in place then; leave it out"
+        )
+    device = trainer.strategy.root_device.type
+    if optimizer.defaults.get("capturable") and device in ("cpu", "mps"):
+        raise InputError(f"optimizer.capturable true: not on {device}; leave it out")
     mixed = str(trainer.precision).endswith("-mixed")
     if optimizer.defaults.get("fused") and trainer.gradient_clip_val and mixed:
         raise InputError(

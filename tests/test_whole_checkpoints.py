@@ -18,7 +18,6 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.integrity import bytes_of, digests_of
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.run_folder import last_checkpoint
-from tests.fuzz import fuzz
 from tests.small import fit
 
 FORMAT1 = Path(__file__).parent / "golden" / "format1.ckpt"
@@ -385,18 +384,3 @@ def test_the_data_of_a_checkpoint_are_not_downloaded_unasked(tmp_path, tiny_chec
     assert not root.exists()
     asked = Loaded.read(loaded.path, DataPlace(download=True))
     assert asked.data.download
-
-
-# ------------------------------------------------------------------------------ fuzzing
-
-
-def test_a_few_altered_checkpoints_are_refused_or_make_no_difference(tmp_path):
-    tally = fuzz(12, seed=1, folder=tmp_path, only=["checkpoints"])
-    assert (sum(tally.counts.values()), tally.wrong) == (12, [])
-
-
-@pytest.mark.slow
-def test_many_altered_checkpoints_are_refused_or_make_no_difference(tmp_path):
-    tally = fuzz(150, seed=0, folder=tmp_path, only=["checkpoints"])
-    print(tally)
-    assert (sum(tally.counts.values()), tally.wrong) == (150, [])

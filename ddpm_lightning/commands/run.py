@@ -13,6 +13,7 @@ from ddpm_lightning.commands.compare import compare
 from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.floor import floor
 from ddpm_lightning.commands.given_checkpoint import add_trust
+from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.plot import PLOTS
 from ddpm_lightning.commands.sample import sample
@@ -97,7 +98,9 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
     words = complete(words, flags_of(parser, *command))
     settings = parser.parse_args([*command, *words])
     expand_paths(settings)
-    check_integers(settings.as_dict())
+    plain = settings.as_dict()
+    check_nulls(plain, {} if subcommands else flags_of(parser))
+    check_integers(plain)
     settings = parser.instantiate_classes(settings)
     if subcommands:
         function = subcommands[settings.subcommand]

@@ -39,7 +39,7 @@ class Guidance:
     rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
+        if self.scale is None or not math.isfinite(self.scale):
             raise InputError(f"guidance scale {self.scale}: give a finite number")
         if self.scale == 1 and (self.interval is not None or self.rescale):
             raise InputError(

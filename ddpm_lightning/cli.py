@@ -365,15 +365,17 @@ class DoctorCLI(DiffusionCLI):
 
     def fit(self, **_: Any) -> None:
         """Examine in place of training."""
-        model = self.model
-        if self.config.fit.ckpt:
-            model = Loaded.read(self.config.fit.ckpt).module
+        model, config = self.model, self.config.fit
+        if config.ckpt:
+            model = Loaded.read(config.ckpt).module
+            model.optimizer = self.model.optimizer  # which a checkpoint does not describe
+        run = Run(model, self.datamodule, self.trainer, bool(config.ckpt or config.ckpt_path))
         findings = []
-        for finding in examine(Run(model, self.datamodule, self.trainer)):
+        for finding in examine(run):
             findings.append(finding)
-            if not self.config.fit.json:
+            if not config.json:
                 print(finding, flush=True)
-        if self.config.fit.json:
+        if config.json:
             print(json.dumps([finding.plain() for finding in findings], indent=2))
         states = {finding.state for finding in findings}
         self.exit_code = 1 if "failed" in states else 3 if "unknown" in states else 0

@@ -10,21 +10,26 @@ import torch
 from torch import nn
 
 from ddpm_lightning import EMA
-from ddpm_lightning.callbacks import RunCheckpoint, SampleGrid
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.callbacks import PointMetrics, RunCheckpoint, SampleGrid
 from ddpm_lightning.cli import main
-from ddpm_lightning.data import Digits
+from ddpm_lightning.data import Digits, Toy2D
 from ddpm_lightning.diffusion import Linear
 from ddpm_lightning.doctor import CHECKS, Run, examine
 from ddpm_lightning.doctor.model_checks import overfits
 from ddpm_lightning.doctor.run_checks import forecast, run_size
 from ddpm_lightning.doctor.trial import Trial
+from ddpm_lightning.networks import MLP, SmallUNet
+from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import tiny_data, tiny_module, trainer
 
 
-def run(tmp_path, data=None, callbacks=(), run=None, **arguments):
-    data = data or tiny_data()
-    module = tiny_module(**{"conditional": True} | arguments)
-    return Run(module, data, trainer(tmp_path, 9, callbacks=[*callbacks], **(run or {})))
+def run(tmp_path, source=None, callbacks=(), run=None, **arguments):
+    source = source or tiny_data()
+    module = tiny_module(
+        **{"data": source.spec, "conditional": source.num_classes is not None} | arguments
+    )
+    return Run(module, source, trainer(tmp_path, 9, callbacks=[*callbacks], **(run or {})))
 
 
 class Shifted(Digits):
@@ -39,10 +44,20 @@ class Shifted(Digits):
 
 
 class Idle(EMA):
-    """An average that never moves."""
+    """An average of which one tensor moves."""
 
     def update(self, net, step):
-        pass
+        with torch.no_grad():
+            next(self.net.parameters()).add_(1.0)
+
+
+class Large(SmallUNet):
+    """A network that no memory holds with more than one row."""
+
+    def forward(self, x, c_noise, condition=Condition()):
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("no room for more than a row")
+        return super().forward(x, c_noise, condition)
 
 
 def labels_from_one(batch):
@@ -79,15 +94,15 @@ def test_a_sound_run_passes_every_check(tmp_path, patient):
 @pytest.mark.parametrize(
     ("check", "words", "faulty"),
     [
-        ("data", "255", {"data": Shifted(bytes_in_place_of_range)}),
-        ("data", "empty", {"data": Shifted(zero_to_one)}),
-        ("data", "rows [3]", {"data": Shifted(with_a_hole)}),
-        ("labels", "labels [10]", {"data": Shifted(labels_from_one)}),
-        ("labels", "no labels", {"data": Shifted(without_labels)}),
+        ("data", "255", {"source": Shifted(bytes_in_place_of_range)}),
+        ("data", "empty", {"source": Shifted(zero_to_one)}),
+        ("data", "rows [3]", {"source": Shifted(with_a_hole)}),
+        ("labels", "labels [10]", {"source": Shifted(labels_from_one)}),
+        ("labels", "no labels", {"source": Shifted(without_labels)}),
         ("noise at the last level", "ZeroTerminalSNR", {"schedule": Linear(100, rescale=False)}),
         ("division of the batch", "use 6 or 9", {"run": {"accumulate_grad_batches": 3}}),
         ("EMA", "does not follow", {"ema": Idle()}),
-        ("noise of the ranks", "4 of 4", {"data": Shifted(same_rows)}),
+        ("noise of the ranks", "4 of 4", {"source": Shifted(same_rows)}),
     ],
 )
 def test_a_check_fails_on_its_fault(tmp_path, check, words, faulty):
@@ -114,8 +129,29 @@ def test_dropout_in_evaluation_is_found(tmp_path):
 
 def test_a_learning_rate_that_destroys_the_network_is_found(tmp_path):
     subject = run(tmp_path, optimizer=partial(torch.optim.SGD, lr=1e6))
-    (finding,) = examine(subject, ["one batch learned by heart"])
+    (finding,) = examine(subject, ["overfit one batch"])
     assert finding.state == "failed"
+
+
+def test_a_machine_without_room_is_a_finding(tmp_path):
+    subject = run(tmp_path, net=Large, conditional=False)
+    (finding,) = examine(subject, ["forecast"])
+    assert (finding.state, finding.text[:17]) == ("failed", "OutOfMemoryError:")
+
+
+def test_a_folder_with_a_run_is_for_going_on_alone(tmp_path):
+    last_checkpoint(tmp_path).parent.mkdir()
+    last_checkpoint(tmp_path).touch()
+    subject = run(tmp_path)
+    again = Run(subject.module, subject.data, subject.trainer, resumes=True)
+    states = [CHECKS["run folder"](one).state for one in (subject, again)]
+    assert states == ["failed", "ok"]
+
+
+def test_the_forecast_of_points_counts_their_metrics(tmp_path):
+    data = Toy2D(n=100, global_batch_size=8)
+    callback = PointMetrics(every_n_steps=3, n=10)
+    assert forecast(run(tmp_path, data, [callback], net=MLP, conditional=False)).state == "ok"
 
 
 def test_a_step_that_takes_too_long_counts_as_unknown(tmp_path, monkeypatch):
@@ -127,7 +163,7 @@ def test_a_step_that_takes_too_long_counts_as_unknown(tmp_path, monkeypatch):
 def test_the_examined_run_is_left_as_it_was(tmp_path):
     subject = run(tmp_path)
     before = {name: value.clone() for name, value in subject.module.state_dict().items()}
-    list(examine(subject, [name for name in CHECKS if "learned" not in name]))
+    list(examine(subject, [name for name in CHECKS if "overfit" not in name]))
     after = subject.module.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not list(tmp_path.iterdir())
@@ -151,8 +187,8 @@ def test_activations_are_counted_in_bytes(tmp_path):
 
 
 def test_time_for_samples_is_part_of_the_forecast(tmp_path):
-    grid = SampleGrid(every_n_steps=3, n=4)
-    assert "0 s of samples" not in forecast(run(tmp_path, callbacks=[grid])).text
+    grid = SampleGrid(every_n_steps=1, n=4000)
+    assert " 0 s of samples" not in forecast(run(tmp_path, callbacks=[grid])).text
 
 
 TINY = [
@@ -197,7 +233,7 @@ def test_what_could_not_be_told_gives_exit_code_three(tmp_path, capsys, monkeypa
     monkeypatch.setattr("ddpm_lightning.doctor.model_checks.SECONDS", 1e-6)
     code, out = doctor(capsys, *TINY, "--trainer.default_root_dir", str(tmp_path))
     assert code == 3
-    assert "unknown  one batch learned by heart: not tried" in out
+    assert "unknown  overfit one batch: not tried" in out
 
 
 def test_a_checkpoint_alone_states_its_data(tiny_checkpoint, tmp_path, capsys, patient):

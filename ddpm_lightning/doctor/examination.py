@@ -30,15 +30,16 @@ CHECKS: dict[str, Callable[[Run], Finding]] = {
     "room on the disk": disk_room,
     "weights of the metrics": metric_weights,
     "forecast": forecast,
-    "one batch learned by heart": overfits,
+    "overfit one batch": overfits,
 }
 
 
 def examine(run: Run, checks: Iterable[str] = CHECKS) -> Iterator[Finding]:
-    """Yield the findings of these checks; one that raises InputError has failed."""
+    """Yield the findings of these checks; one that raises an error has failed."""
     for name in checks:
         try:
             finding = CHECKS[name](run)
-        except InputError as error:
-            finding = failed(" ".join(str(error).split()))
+        except Exception as error:  # out of memory, or a bug of one's own, is a finding, too
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            finding = failed(kind + " ".join(str(error).split()))
         yield replace(finding, check=name)

@@ -60,11 +60,13 @@ class Run:
         module: The model.
         data: The data module.
         trainer: The trainer; it is not run.
+        resumes: Whether a run in its folder would be gone on with.
     """
 
     module: DiffusionModule
     data: LightningDataModule
     trainer: Trainer
+    resumes: bool = False
 
     @cached_property
     def batch(self) -> Batch:

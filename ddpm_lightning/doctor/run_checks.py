@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from ddpm_lightning.callbacks import RunCheckpoint
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.doctor.finding import Finding, Run, failed, ok, unknown
-from ddpm_lightning.doctor.trial import Trial
+from ddpm_lightning.doctor.trial import Trial, most_rows
 from ddpm_lightning.evaluation.sweep import evaluations
 from ddpm_lightning.files import check_folder
 from ddpm_lightning.run_folder import last_checkpoint
 
 GB = 1e9
+SHARDED = (FSDPStrategy, ModelParallelStrategy)
 LONG = 4.0
 """Seconds above which a step of the whole batch is not timed, but projected from fewer rows."""
 
@@ -28,9 +30,11 @@ def run_folder(run: Run) -> Finding:
     """Whether files can be written into the run folder."""
     root = Path(run.trainer.default_root_dir)
     check_folder(root)
-    if last_checkpoint(root).exists():
-        return ok(f"{root} is writable and holds a run: go on with it by --ckpt_path last")
-    return ok(f"{root} is writable")
+    if not last_checkpoint(root).exists():
+        return ok(f"{root} is writable")
+    if run.resumes:
+        return ok(f"{root} is writable and holds a run, to go on with by --ckpt_path auto")
+    return failed(f"{root} holds a run: go on with it by --ckpt_path auto, or choose another")
 
 
 def loggers(run: Run) -> Finding:
@@ -69,16 +73,14 @@ def forecast(run: Run) -> Finding:
     """Memory, images a second, time to the end and size of the run."""
     size: int = getattr(run.data, "global_batch_size", len(run.batch.x0))
     own = max(1, size // run.processes // run.trainer.accumulate_grad_batches)
-    rows, trial = 1, Trial(run, 1)
-    seconds = trial.seconds()
-    while rows < own and 2 * seconds < LONG:
-        rows = min(2 * rows, own, len(run.batch.x0))
-        trial = Trial(run, rows)
-        seconds = trial.seconds()
+    rows, seconds = most_rows(run, own, LONG)
+    trial = Trial(run, rows)
+    trial.step()
     per_step = seconds * own / rows * run.trainer.accumulate_grad_batches
     state, moments = trial.state_bytes()
     gradients = sum(p.nbytes for p in trial.module.net.parameters())
-    memory = state + moments + gradients + trial.activations() * own / rows
+    shards = run.processes if isinstance(run.trainer.strategy, SHARDED) else 1
+    memory = (state + moments + gradients) / shards + trial.activations() * own / rows
     measured = "" if rows == own else f" (projected from {rows} rows)"
     words = [f"{memory / GB:.2f} GB of memory a process", f"{size / per_step:.1f} images/s"]
     if (steps := run.steps) is not None:
@@ -123,9 +125,11 @@ def _drawing_seconds(run: Run, trial: Trial) -> float:
             continue
         times = max(1, (run.steps or 0) // callback.every_n_steps)
         one: Any = callback
-        for request in getattr(one, "requests", None) or [one.request]:
-            calls = evaluations(request.sampler, module.schedule, request.guidance)
-            total += times * one.n * calls * seconds / rows / run.processes
+        for request in getattr(one, "requests", None) or [getattr(one, "request", None)]:
+            if request is not None:
+                calls = evaluations(request.sampler, module.schedule, request.guidance)
+                n = getattr(one, "n", None) or request.n
+                total += times * n * calls * seconds / rows / run.processes
     return total
 
 

@@ -84,6 +84,19 @@ class Trial:
         return _bytes(state), _bytes(moments)
 
 
+def most_rows(run: Run, most: int, seconds: float) -> tuple[int, float]:
+    """Double the rows while a step stays below half of so many seconds.
+
+    Returns:
+        Rows, up to ``most`` and to those of the batch, and the time of their step.
+    """
+    rows, taken, most = 1, Trial(run, 1).seconds(), min(most, len(run.batch.x0))
+    while rows < most and 2 * taken < seconds:
+        rows = min(2 * rows, most)
+        taken = Trial(run, rows).seconds()
+    return rows, taken
+
+
 def _bytes(values: Any) -> int:
     return sum(value.nbytes for value in values if isinstance(value, Tensor))
 

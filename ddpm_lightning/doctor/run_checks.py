@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def forecast(run: Run) -> Finding:
     return ok(found)
 
 
+@lru_cache(maxsize=1)
 def run_size(run: Run) -> float | None:
     """Bytes of all checkpoints, one that is being written included; None: the run has no end."""
     trial = Trial(run, 1)

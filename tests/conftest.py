@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config, items):
     no_gpu = pytest.mark.skip(reason="needs a GPU: pytest --device cuda")
     core = {f"test_{name}.py" for name in CORE}
     for item in items:
-        if item.path.name in core and "slow" not in item.keywords:
+        if item.path.name in core and not {"slow", "long"} & set(item.keywords):
             item.add_marker("core")
         if "gpu" in item.keywords and config.getoption("--device") == "cpu":
             item.add_marker(no_gpu)

@@ -26,8 +26,6 @@ NETWORKS = {
     "DiT": partial(DiT, patch=4, width=16, depth=1, heads=2),
 }
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
@@ -62,7 +60,10 @@ def train(folder, name: str, compile: bool, steps: int = 3, resume=None) -> Diff
     return module
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("UNet", marks=pytest.mark.long), pytest.param("DiT", marks=pytest.mark.slow)],
+)
 def test_a_compiled_run_trains_validates_draws_and_resumes_as_the_plain_one(tmp_path, name):
     plain = train(tmp_path / "plain", name, compile=False, steps=5)
     train(tmp_path / "compiled", name, compile=True, steps=3)
@@ -80,6 +81,7 @@ def test_a_compiled_run_trains_validates_draws_and_resumes_as_the_plain_one(tmp_
     torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_there_is_one_line_and_exit_code_2(tmp_path):
     words = ["fit", "--config", "configs/digits.yaml", "--model.compile", "true"]
     words += ["--model.net", "SmallUNet", "--model.net.channels", "8", "--grid", "null"]

@@ -148,8 +148,10 @@ def assert_alike(one: Path, other: Path, what: str, tolerance: float, capsys) ->
     assert differences[worst] <= max(tolerance, 1e-5) * 10
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(
+    "accumulate",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)],
+)
 def test_two_processes_with_shards_train_and_log_as_one(accumulate, tmp_path, capsys):
     one = start(tmp_path / "one", "one", accumulate=accumulate)
     two = start(tmp_path / "two", "fsdp", accumulate=accumulate)
@@ -163,7 +165,7 @@ def test_two_processes_with_shards_train_and_log_as_one(accumulate, tmp_path, ca
             assert np.abs(a - b).max() <= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_from_ddp_to_shards_to_one_process(tmp_path, capsys):
     undisturbed = start(tmp_path / "one", "one", 9)
     moved = start(tmp_path / "moved", "ddp", 3)
@@ -172,7 +174,7 @@ def test_a_run_goes_on_from_ddp_to_shards_to_one_process(tmp_path, capsys):
     assert_alike(undisturbed, moved, "DDP → shards → 1 process", 1e-6, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_from_one_process_to_shards_to_ddp(tmp_path, capsys):
     undisturbed = start(tmp_path / "one", "one", 9)
     moved = start(tmp_path / "moved", "one", 3)
@@ -181,7 +183,7 @@ def test_a_run_goes_on_from_one_process_to_shards_to_ddp(tmp_path, capsys):
     assert_alike(undisturbed, moved, "1 process → shards → DDP", 1e-6, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shards_train_and_resume_in_bfloat16(tmp_path, capsys):
     one = start(tmp_path / "one", "one", precision="bf16-mixed")
     two = start(tmp_path / "two", "fsdp", 3, precision="bf16-mixed")
@@ -190,7 +192,7 @@ def test_shards_train_and_resume_in_bfloat16(tmp_path, capsys):
     assert {t.dtype for t in tensors(saved(two), "state_dict").values()} == {torch.float32}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_config_trains_validates_resumes_and_samples(tmp_path):
     root = tmp_path / "run"
     words = ["--config=configs/digits.yaml", f"--config={FSDP_CONFIG}"]

@@ -549,14 +549,14 @@ def test_two_processes_end_at_once_and_name_the_one_whose_gradient_is_nan(tmp_pa
     assert [len(trail) for trail in trails] == [2, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_name_the_sample_that_one_of_them_met(tmp_path):
     messages, _ = start_two(tmp_path, "data")
     assert messages[0] == messages[1]
     assert "the gradients of step 5 are not finite; the data: x0 of sample 57" in messages[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_skip_the_same_step_and_keep_the_same_weights(tmp_path):
     messages, trails = start_two(tmp_path, "gradient", skip=1)
     assert messages == ["", ""]

@@ -144,8 +144,10 @@ def test_an_archive_scores_like_the_folder_of_its_images(tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["out", "x.npz"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("out", marks=pytest.mark.slow), pytest.param("x.npz", marks=pytest.mark.long)],
+)
 def test_a_killed_command_goes_on(name, tmp_path):
     torch.manual_seed(0)
     fit(tmp_path / "run", 1)

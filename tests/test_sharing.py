@@ -114,7 +114,7 @@ def test_samples_and_their_way_are_the_same_from_one_two_and_three_processes(
         assert_same_files(tmp_path / "one", tmp_path / name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_batch_cut_for_two_processes_changes_the_last_bits_at_most(
     lively_checkpoint, tmp_path, capsys
 ):
@@ -134,7 +134,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(int)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "edit", [["RePaint", "--edit.jump=2"], ["SDEdit"], ["Interpolate", "--sampler.eta=0"]]
 )
@@ -157,8 +157,10 @@ def test_edits_are_the_same_from_two_processes(edit, lively_checkpoint, tmp_path
 SCORED = ["--reference.data=Digits", "--metrics=fd,kid,pr,accuracy,bpd", "--batch_size=50"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("torchrun", [0, 2])
+@pytest.mark.parametrize(
+    "torchrun",
+    [pytest.param(0, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow)],
+)
 def test_two_processes_evaluate_as_one(torchrun, lively_checkpoint, tmp_path, own_cache):
     words = ["evaluate", f"--ckpt={lively_checkpoint}", "--n=201", *SCORED, *FEW]
     own_cache(tmp_path / "cache_of_one")
@@ -172,7 +174,7 @@ def test_two_processes_evaluate_as_one(torchrun, lively_checkpoint, tmp_path, ow
     assert_same_files(*kept)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_sweep_score_and_measure_as_one(lively_checkpoint, tmp_path, own_cache):
     """sweep, score, floor and analytic_variance."""
     ckpts = []
@@ -235,7 +237,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_evaluation_goes_on_where_the_end_of_one_process_stopped_it(
@@ -260,7 +262,7 @@ def test_an_evaluation_goes_on_where_the_end_of_one_process_stopped_it(
     assert_same_files(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 @pytest.mark.parametrize(
     ("sent", "code"),
@@ -276,7 +278,7 @@ def test_no_process_outlives_the_one_that_started_it(sent, code, lively_checkpoi
     assert "Traceback" not in errors
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("torchrun", [0, 2])
 def test_an_error_of_all_processes_is_one_line(torchrun, tmp_path):
     devices = [] if torchrun else ["--devices=2"]

@@ -21,7 +21,7 @@ from typing import Any
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ddpm_lightning.batch import DataSpec
@@ -63,7 +63,7 @@ def read_checkpoint(
     """Read a checkpoint of this library, in the current format; tensors and plain data only.
 
     Everything but the tensors' values is compared with its digest, and the structure with what a
-    checkpoint must look like. Nothing that it names is imported.
+    checkpoint must look like. Nothing that it names is imported, but modules of this library.
 
     Args:
         path: The .ckpt file.
@@ -269,7 +269,7 @@ def rebuild(
     try:
         check_weights(state, _module(module_class, checkpoint, overrides or {}, sketch=True))
         module = _module(module_class, checkpoint, overrides or {})
-        module.load_state_dict(state)
+        module.load_state_dict(state, strict=module.strict_loading)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return module
@@ -367,9 +367,9 @@ def _at_most(most: int) -> Iterator[None]:
 def weights_digest(net: nn.Module) -> str:
     """The sha256 of all names and values of a network's state, independent of the device."""
     digest = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
+    for name, value in net.state_dict().items():
         digest.update(name.encode())
-        digest.update(bytes_of(tensor))
+        digest.update(bytes_of(value) if isinstance(value, Tensor) else repr(value).encode())
     return digest.hexdigest()
 
 

@@ -82,7 +82,7 @@ class OwnWhereStated(Own, total=False):
 class Checkpoint(TypedDict):
     """Every checkpoint: the weights and what describes them."""
 
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Any]
     global_step: Count
     epoch: Count
     hyper_parameters: HyperParameters
@@ -93,38 +93,44 @@ LARGEST_SAMPLE = 10**8
 """Numbers in one sample: more cannot be drawn."""
 
 LARGEST_TABLE = 10**8
-"""Entries of the tables of a schedule and of the distribution of its timesteps."""
+"""Entries of a table with a row for each level of a schedule."""
+
+LARGEST_SIZE = 2**24
+"""A whole number that an argument of any network may be, e.g. a size or a count of layers."""
 
 ALWAYS_PLAUSIBLE = 100_000
-"""A number that an argument of any network may have."""
+"""Numbers that any module may have beside those which its checkpoint holds."""
 
 
 def check_structure(checkpoint: dict[str, Any]) -> None:
     """Raise InputError unless a checkpoint, in the current format, looks like one.
 
-    Sizes count, too: a network's arguments are held against the number of its weights, because a
-    size that cannot be would take the memory, or the time, of the whole machine.
+    Sizes count, too, because one that cannot be would take the memory, or the time, of the whole
+    machine. Only whole numbers that are stored as such are sizes; 1e6 may be a frequency.
     """
     check_typed(checkpoint, Checkpoint, "the checkpoint")
-    for name, tensor in checkpoint["state_dict"].items():
+    weights = {k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, Tensor)}
+    for name, tensor in weights.items():
         check_storage(name, tensor)
     stated = checkpoint["hyper_parameters"]
     for where, node in walk([stated, checkpoint["ddpm_lightning"]["data"]]):
         if isinstance(node, Tensor):
             raise InputError(f"a tensor, {where[3:]}, stands in its description")
+        if type(node) is int and abs(node) >= 2**64:
+            raise InputError(f"{where[3:]} is a number of {node.bit_length()} bits")
     bounds = stated["data"]["data_range"] or (-1, 1)
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"its data_range {bounds} is none")
     if math.prod(stated["data"]["shape"]) > LARGEST_SAMPLE or not stated["data"]["shape"]:
         raise InputError(f"its samples have the shape {stated['data']['shape']}")
-    weights = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
+    size = sum(tensor.numel() for tensor in weights.values())
     for where, number in _whole_numbers(stated["net"]["init_args"], "net."):
-        if abs(number) > max(weights, ALWAYS_PLAUSIBLE):
-            raise InputError(f"{where} is {number}, but it has {weights} weights")
-    tables = [*_whole_numbers(stated.get("schedule"), "schedule.")]
-    tables += _whole_numbers(stated.get("timesteps"), "timesteps.")
-    if math.prod(max(1, abs(number)) for _, number in tables) > LARGEST_TABLE:
-        shown = ", ".join(f"{where} {number}" for where, number in tables)
+        if abs(number) > max(size, LARGEST_SIZE):
+            raise InputError(f"{where} is {number}, but it has {size} weights")
+    sides = [_whole_numbers(stated.get(part), f"{part}.") for part in ("schedule", "timesteps")]
+    largest = [max(side, key=lambda one: abs(one[1])) for side in sides if side]
+    if math.prod(max(1, abs(number)) for _, number in largest) > LARGEST_TABLE:
+        shown = ", ".join(f"{where} {number}" for where, number in largest)
         raise InputError(f"{shown}: no table has so many entries")
 
 
@@ -138,21 +144,26 @@ def _whole_numbers(description: Any, where: str) -> list[tuple[str, int]]:
     elif isinstance(description, list | tuple):
         for value in description:
             found += _whole_numbers(value, where)
-    elif type(description) is int or (type(description) is float and description.is_integer()):
-        found.append((where.rstrip(".").replace(".init_args", ""), int(description)))
+    elif type(description) is int:
+        found.append((where.rstrip(".").replace(".init_args", ""), description))
     return found
 
 
-def check_weights(state: dict[str, Tensor], module: torch.nn.Module) -> None:
+def check_weights(state: dict[str, Any], module: torch.nn.Module) -> None:
     """Raise InputError unless weights have the shapes and kinds of number of a module's.
 
     Args:
-        state: The weights by name. Names that only one side has are left to load_state_dict.
+        state: The weights by name, and what get_extra_state gave. Names that only one side has
+            are left to load_state_dict.
         module: The module, whose tensors may be on the meta device.
     """
     expected = module.state_dict()
     for name in expected.keys() & state.keys():
         ours, theirs = expected[name], state[name]
+        if isinstance(ours, Tensor) != isinstance(theirs, Tensor):
+            raise InputError(f"the weights do not fit the network: {name} is {theirs!r:.60}")
+        if not isinstance(ours, Tensor):
+            continue
         if ours.shape != theirs.shape:
             raise InputError(
                 f"the weights do not fit the network: {name} has the shape {list(theirs.shape)}, "
@@ -160,6 +171,11 @@ def check_weights(state: dict[str, Tensor], module: torch.nn.Module) -> None:
             )
         if ours.is_floating_point() != theirs.is_floating_point():
             raise InputError(f"the weights do not fit the network: {name} is {theirs.dtype}")
-    size, most = (sum(t.numel() for t in one.values()) for one in (expected, state))
+    if not getattr(module, "strict_loading", True):
+        return  # it may leave out as many weights as it likes
+    size, most = (
+        sum(tensor.numel() for tensor in one.values() if isinstance(tensor, Tensor))
+        for one in (expected, state)
+    )
     if size > 4 * most + ALWAYS_PLAUSIBLE:
         raise InputError(f"the weights do not fit the network: {most} numbers, it has {size}")

@@ -54,14 +54,14 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.doctor import Run, examine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder
-from ddpm_lightning.loaded import Loaded
+from ddpm_lightning.loaded import Loaded, with_download
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.run_folder import UNSAVED, last_checkpoint, locked, set_aside
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
-from ddpm_lightning.trust import trusting
+from ddpm_lightning.trust import check_trust, trusting
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
@@ -407,8 +407,10 @@ def _run_of_checkpoint(words: list[str]) -> list[str]:
     if "ckpt" not in given or {"c", "config", "data"} & given.keys():
         return []
     data = read_checkpoint(given["ckpt"])[KEY]["data"]
-    found = config_of_checkpoint([f"--ckpt_path={given['ckpt']}", *words])
-    return found or [f"--data={json.dumps(data)}"]
+    if found := config_of_checkpoint([f"--ckpt_path={given['ckpt']}", *words]):
+        return found
+    check_trust(given["ckpt"], data)
+    return [f"--data={json.dumps(with_download(data, False))}"]
 
 
 def _check_trainer(settings: Any) -> None:

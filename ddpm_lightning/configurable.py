@@ -161,7 +161,7 @@ def check_arguments(cls: type, arguments: dict[str, Any], where: str = "") -> No
             stated: Any = default if default is inspect.Parameter.empty else plain(default, name)
         except InputError:
             stated = inspect.Parameter.empty
-        if type(value) is not type(stated) or value != stated:
+        if repr(value) != repr(stated):  # because NaN is not equal to NaN
             check_typed(value, hints[name], f"{where or f'{cls.__name__}.'}{name}", _check_object)
 
 

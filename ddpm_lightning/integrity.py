@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import NoneType
@@ -19,8 +20,9 @@ from torch import Tensor
 from ddpm_lightning.errors import InputError
 
 DEEPEST = 60
-MOST_NODES = 2_000_000
-CONTAINERS = (dict, list, tuple, set)
+MOST_BITS = 4096  # because Python writes no longer number in decimals
+MOST_REPEATED = 2_000_000
+CONTAINERS = (dict, OrderedDict, Counter, list, tuple)
 PLAIN = (NoneType, bool, int, float, complex, str, bytes, bytearray)
 TORCH_PLAIN = (torch.Size, torch.dtype, torch.device)
 
@@ -29,23 +31,27 @@ def walk(content: Any) -> Iterator[tuple[str, Any]]:
     """Yield every node of nested containers with its place, e.g. ``['loops']['fit_loop']``.
 
     Raises:
-        InputError: A node is no tensor, container or plain value, or there is no end of nodes.
+        InputError: A node is none that torch.load reads back, or there is no end of nodes.
     """
     remaining: list[tuple[str, Any, int]] = [("", content, 0)]
-    count = 0
+    seen, repeated = set[int](), 0
     while remaining:
         where, node, depth = remaining.pop()
-        count += 1
-        if depth > DEEPEST or count > MOST_NODES:
+        if type(node) in CONTAINERS and id(node) in seen:
+            repeated += 1 + len(node)
+        if depth > DEEPEST or repeated > MOST_REPEATED:
             raise InputError(f"{where[:200]} is nested or repeated without end")
         yield where, node
-        if isinstance(node, dict):
-            parts = [(f"{where}[{key!r}]", value) for key, value in node.items()]
-        elif isinstance(node, list | tuple):
-            parts = [(f"{where}[{k}]", value) for k, value in enumerate(node)]
-        else:
+        if type(node) not in CONTAINERS:
             _check_leaf(where, node)
             continue
+        seen.add(id(node))
+        if isinstance(node, dict):
+            for key in node:
+                _check_key(where, key)
+            parts = [(f"{where}[{key!r}]", value) for key, value in node.items()]
+        else:
+            parts = [(f"{where}[{k}]", value) for k, value in enumerate(node)]
         remaining += [(place, value, depth + 1) for place, value in reversed(parts)]
 
 
@@ -56,8 +62,19 @@ def _check_leaf(where: str, leaf: Any) -> None:
             f"{where} is a {type(leaf).__module__}.{type(leaf).__name__}, which only a pickle can "
             "hold; a checkpoint holds tensors and plain data"
         )
-    if type(leaf) is int and abs(leaf) >= 2**64:
+    if type(leaf) is int and leaf.bit_length() > MOST_BITS:
         raise InputError(f"{where} is a number of {leaf.bit_length()} bits")
+    for one in leaf if type(leaf) is set else ():
+        _check_key(where, one)
+
+
+def _check_key(where: str, key: Any) -> None:
+    """Raise InputError unless a key, or what a set holds, is plain or a tuple of such."""
+    for one in key if type(key) is tuple else (key,):
+        if type(one) is tuple:
+            _check_key(where, one)
+        else:
+            _check_leaf(f"a key of {where}", one)
 
 
 def digests_of(content: dict[str, Any]) -> dict[str, Any]:
@@ -65,8 +82,13 @@ def digests_of(content: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``{"plain": digest, "tensors": {place: digest}}``, digests in hexadecimal.
+
+    Raises:
+        InputError: The content holds what could not be read again.
     """
     tensors = {where: node for where, node in walk(content) if isinstance(node, Tensor)}
+    for where, tensor in tensors.items():
+        check_storage(where, tensor)
     return {"plain": plain_digest(content), "tensors": _tensor_digests(tensors)}
 
 
@@ -111,7 +133,10 @@ def check_storage(where: str, tensor: Tensor) -> None:
     dense = tensor.layout == torch.strided and tensor.device.type != "meta"
     size = tensor.numel() * tensor.element_size()
     if not dense or tensor.is_quantized or size > tensor.untyped_storage().nbytes():
-        raise InputError(f"{where}, of shape {list(tensor.shape)}, holds fewer values than that")
+        raise InputError(
+            f"{where}, of shape {list(tensor.shape)}, holds fewer values than that; a checkpoint "
+            "holds .to_dense() and .contiguous() tensors"
+        )
 
 
 def _tensor_digests(tensors: dict[str, Tensor]) -> dict[str, str]:

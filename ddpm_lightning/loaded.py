@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from ddpm_lightning.checkpoint import KEY, read_checkpoint, rebuild
-from ddpm_lightning.configurable import build
+from ddpm_lightning.configurable import build, configurable_class
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
@@ -104,9 +105,7 @@ class Loaded:
             if "root" not in files["init_args"]:
                 raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
             files["init_args"]["root"] = str(self.place.root)
-        for part in (description, files):
-            if "download" in part["init_args"]:
-                part["init_args"]["download"] = self.place.download
+        description = with_download(description, self.place.download)
         try:
             data = build(description)
         except InputError as error:
@@ -135,6 +134,23 @@ class Loaded:
             if self.place.root is not None:
                 raise
             return None
+
+
+def with_download(description: Any, download: bool) -> Any:
+    """Set ``download`` in every part of a description whose class takes it, at any depth.
+
+    The classes are imported, so they must be trusted.
+    """
+    if isinstance(description, list):
+        return [with_download(item, download) for item in description]
+    if not isinstance(description, dict):
+        return description
+    found = {key: with_download(value, download) for key, value in description.items()}
+    if "class_path" in found and isinstance(arguments := found.get("init_args", {}), dict):
+        taken = inspect.signature(configurable_class(found["class_path"])).parameters
+        if "download" in arguments or "download" in taken:
+            found["init_args"] = arguments | {"download": download}
+    return found
 
 
 def device_named(name: str) -> torch.device:

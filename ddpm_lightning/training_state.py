@@ -7,6 +7,7 @@ what this run would save: loops, optimizer, learning rate schedule, callbacks an
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def check_loops(checkpoint: dict[str, Any], trainer: Any) -> None:
         check_like(loops.get(name), own, f"loops[{name!r}]")
     for where, node in walk(loops):
         counts = "progress" in where and not isinstance(node, dict | bool)
-        if counts and (type(node) is not int or node < 0):
+        if counts and (type(node) is not int or not 0 <= node < 2**53):
             raise InputError(f"loops{where} is {node!r:.40}, not a number of batches or steps")
     fit = loops["fit_loop"]
     steps = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
@@ -144,7 +145,7 @@ def _check_moments(
 ) -> None:
     """Raise InputError unless every parameter has the moments that its optimizer keeps."""
     names = {parameter: name for name, parameter in module.named_parameters()}
-    number = 0
+    number, none_at_all = 0, not state["state"]
     for group in optimizer.param_groups:
         kept: dict[int, dict[str, Any] | None] = {}
         for parameter in group["params"]:
@@ -156,7 +157,8 @@ def _check_moments(
                 continue
             where = f"the state of {name} in the checkpoint's optimizer"
             if found is None:
-                if parameter.requires_grad and _was_trained(name, weights):
+                trained = none_at_all or _was_trained(name, weights)
+                if parameter.requires_grad and trained:
                     raise InputError(f"{where} is missing; nothing can go on exactly without it")
                 continue
             for key, one in expected.items():
@@ -183,7 +185,8 @@ def _state_after_a_step(
     optimizer: Optimizer, group: dict[str, Any], ndim: int
 ) -> dict[str, Any] | None:
     """What an optimizer keeps for a parameter of so many dimensions; None: it does not tell."""
-    settings = {key: value for key, value in group.items() if key in optimizer.defaults}
+    taken = inspect.signature(type(optimizer)).parameters  # not all defaults are arguments
+    settings = {key: value for key, value in group.items() if key in taken and key != "params"}
     parameter = nn.Parameter(torch.ones(_shape_of(ndim)))
     parameter.grad = torch.ones_like(parameter)
     try:
@@ -205,8 +208,10 @@ def _shape(value: Any) -> torch.Size | None:
 
 def _was_trained(name: str, weights: dict[str, Tensor]) -> bool:
     """Whether a weight has moved away from its average, which begins as its copy."""
-    average = weights.get(f"ema.{name}")
-    return name not in weights or average is None or not torch.equal(weights[name], average)
+    weight, average = weights.get(name), weights.get(f"ema.{name}")
+    if weight is None or average is None:
+        return True
+    return not torch.equal(weight, average.to(weight.dtype))  # which is kept in float32
 
 
 def _check_timesteps(checkpoint: dict[str, Any], module: Any) -> None:
@@ -245,7 +250,8 @@ def check_like(value: Any, like: Any, where: str) -> None:
         for k, (one, other) in enumerate(zip(value, like, strict=False)):
             check_like(one, other, f"{where}[{k}]")
     elif isinstance(like, int | float) or _shape(like) == torch.Size([]):
-        number = type(value) in (int, float) and value == value
+        number = type(value) is float and value == value
+        number |= type(value) is int and abs(value) < 2**64
         if not number and _shape(value) != torch.Size([]):
             raise InputError(f"{where} is {value!r:.60}, not a number")
     elif isinstance(like, Tensor) and _shape(value) != like.shape:

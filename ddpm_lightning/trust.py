@@ -2,8 +2,8 @@
 
 A checkpoint names classes, and importing a module runs it. This library's own classes are always
 allowed; another package is once its user has said so: by ``--trust PACKAGE`` on the command line,
-by ``trust=[...]`` in Python, or because the process has imported it already, as it does for every
-class that a flag or a config file names.
+by ``trust=[...]`` in Python. A module that the process has imported already runs nothing again,
+so its classes are allowed, too, as is every class that a flag or a config file names.
 """
 
 from __future__ import annotations
@@ -16,20 +16,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import yaml
+
 from ddpm_lightning.errors import InputError
 
 OWN = "ddpm_lightning"
 
-DEPENDENCIES = (
-    *("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "einops"),
-    *("jsonargparse", "matplotlib", "numpy", "PIL", "yaml", "safetensors", "sklearn"),
-    *("torch_fidelity", "tqdm", "typing_extensions"),
-)
-"""Packages that this library imports itself: that they are imported says nothing of the user."""
+CLASS_PATH = re.compile(r"([\w-]+\.)+[^\W\d]\w*")
+"""A string that import would take for a class: the name of a module may be no identifier."""
 
-CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 FILE_ARGUMENTS = ("root", "table", "weights", "folder")
-"""Arguments that name files, which a dot does not make an import path."""
+"""Arguments whose strings name files, which a dot does not make an import path."""
 
 _command: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
 """The words of the command that runs; empty in a program that calls this library."""
@@ -59,29 +56,44 @@ def class_paths(description: Any) -> set[str]:
     """Collect what building plain data could import: class paths, and strings that look like one.
 
     Every dotted name counts, whatever its key, because parsers import strings where the type of
-    an argument asks for a class.
+    an argument asks for a class, and whatever a class_path is. Strings of YAML are read.
     """
-    found, seen, remaining = set[str](), set[int](), [description]
-    while remaining:
-        one = remaining.pop()
-        if isinstance(one, str) and CLASS_PATH.fullmatch(one):
-            found.add(one)
-        if not isinstance(one, dict | list | tuple) or id(one) in seen:
-            continue
-        seen.add(id(one))  # because YAML's aliases can nest a value in itself
-        pairs = one.items() if isinstance(one, dict) else enumerate(one)
-        remaining += [value for key, value in pairs if key not in FILE_ARGUMENTS]
+    found = set[str]()
+    for key, value in nodes(description):
+        if key == "class_path" and "." in str(value):
+            found.add(str(value))
+        elif isinstance(value, str) and CLASS_PATH.fullmatch(value) and key not in FILE_ARGUMENTS:
+            found.add(value)
     return found
 
 
+def nodes(description: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every value in plain data with its key; YAML's aliases can nest one in itself."""
+    seen, remaining = dict[int, Any](), [(None, description)]
+    while remaining:
+        key, one = remaining.pop()
+        yield key, one
+        held = _yaml_in(one) if isinstance(one, str) else one
+        if not isinstance(held, dict | list | tuple) or id(held) in seen:
+            continue
+        seen[id(held)] = held
+        remaining += held.items() if isinstance(held, dict) else enumerate(held)
+
+
+def _yaml_in(text: str) -> Any:
+    """What a parser of command lines would make of a string; None: a string."""
+    try:
+        settings = yaml.safe_load(text) if re.search(r"[\[{:\n-]", text) else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return settings if isinstance(settings, dict | list) else None
+
+
 def is_trusted(class_path: str, trust: Iterable[str] = ()) -> bool:
-    """Whether a class may be imported: allowed, this library's, or imported already."""
+    """Whether a class may be imported: allowed, this library's, or its module is imported."""
     if any(class_path.startswith(f"{name}.") for name in (OWN, *trust, *trusted_by_command())):
         return True
-    package = class_path.partition(".")[0]
-    if package in DEPENDENCIES or package in sys.stdlib_module_names:
-        return class_path.rpartition(".")[0] in sys.modules
-    return package in sys.modules
+    return class_path.rpartition(".")[0] in sys.modules
 
 
 def check_trust(
@@ -106,7 +118,8 @@ def check_trust(
         flags = [word for package in packages for word in ("--trust", package)]
         fix = f"python -m {OWN} {shlex.join([*command, *flags])}"
     else:
-        fix = f"trust={packages!r} as an argument, or import {' and '.join(packages)} first"
+        modules = sorted({path.rpartition(".")[0] for path in foreign})
+        fix = f"trust={packages!r} as an argument, or import {' and '.join(modules)} first"
     raise InputError(
         f"{where} names {classes}, and importing runs code of {' and '.join(packages)}, which "
         f"nobody has allowed yet; if you know where the file is from: {fix}"

@@ -15,7 +15,7 @@ from ddpm_lightning.commands.words import read_words
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.parser import PROGRAM
-from ddpm_lightning.trust import check_trust
+from ddpm_lightning.trust import check_trust, nodes
 
 DEFAULT_ROOT = "runs/default"
 """The run folder where none is given."""
@@ -77,6 +77,21 @@ def _check_found_config(path: Path) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return  # whoever reads it next says so
     check_trust(path, settings, trust=("torch.optim", "lightning.pytorch"))
+    for _, value in nodes(settings):
+        if isinstance(value, str) and any(map(_has_settings, (Path(value), path.parent / value))):
+            raise InputError(
+                f"{path} takes settings from {value}, a file that nobody has named; if you know "
+                f"what it says: --config {path} --trainer.default_root_dir {path.parent}"
+            )
+
+
+def _has_settings(path: Path) -> bool:
+    """Whether a parser that is given the name of a file would take settings from it."""
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict | list)
 
 
 def check_resume(

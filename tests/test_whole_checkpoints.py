@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from pathlib import Path
@@ -310,6 +311,7 @@ def stranger(tmp_path, monkeypatch, tiny_checkpoint):
     yield altered(tiny_checkpoint, tmp_path, edit), trace
     for package in ("far_net", "far_loss"):
         sys.modules.pop(package, None)
+    gc.collect()  # because the classes of a module that is gone would be offered still
 
 
 def test_nothing_is_imported_that_nobody_has_allowed(stranger):

@@ -128,7 +128,8 @@ def check_content(checkpoint: dict[str, Any], digests: Any, path: Path | None) -
 
     Args:
         checkpoint: Its content, without the digests.
-        digests: These; None: a file of format 1 or 2, whose parts have checksums.
+        digests: These; None: a file of format 1 or 2, or of another CheckpointIO than this
+            library's, whose parts have checksums.
         path: The file, if the tensors are to be compared, too.
     """
     if isinstance(digests, dict):

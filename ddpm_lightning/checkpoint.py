@@ -106,7 +106,7 @@ def _read(path: Path, map_location: Any, weights: bool, mmap: bool) -> dict[str,
     if not isinstance(stated, dict):
         missing.append("hyper_parameters")
     elif not missing:
-        needed = ("net", "shape") if number == 1 else ("net",)
+        needed = ("net", "shape") if type(number) is int and number == 1 else ("net",)
         missing = [key for key in needed if key not in stated]
     if missing:
         raise Damaged(f"is an incomplete checkpoint: it lacks {', '.join(missing)}")

@@ -21,7 +21,7 @@ from ddpm_lightning.errors import InputError
 
 DEEPEST = 60
 MOST_BITS = 4096  # because Python writes no longer number in decimals
-MOST_REPEATED = 2_000_000
+MOST_REPEATED = 100_000
 CONTAINERS = (dict, OrderedDict, Counter, list, tuple)
 PLAIN = (NoneType, bool, int, float, complex, str, bytes, bytearray)
 TORCH_PLAIN = (torch.Size, torch.dtype, torch.device)

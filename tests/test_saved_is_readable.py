@@ -134,6 +134,14 @@ def test_a_network_goes_on_with_the_plain_data_it_keeps(tmp_path):
     assert loaded.net.calls == module.net.calls
 
 
+def test_a_format_that_is_no_number_is_refused(tmp_path, tiny_checkpoint):
+    def edit(checkpoint):
+        checkpoint[KEY]["format"] = torch.zeros(3)
+
+    with pytest.raises(InputError, match="is damaged: its format is"):
+        DiffusionModule.load_from_checkpoint(altered(tiny_checkpoint, tmp_path, edit))
+
+
 def test_a_weight_that_is_no_tensor_is_refused(tmp_path, tiny_checkpoint):
     def edit(checkpoint):
         checkpoint["state_dict"]["net.out.bias"] = [0.0]
@@ -178,6 +186,7 @@ def test_what_a_callback_keeps_is_given_back(tmp_path, kept):
     assert keeper.kept == kept
 
 
+@pytest.mark.slow
 def test_a_long_list_has_an_end():
     plain_digest({"kept": list(range(2_000_001))})
 

@@ -69,7 +69,8 @@ def class_paths(description: Any) -> set[str]:
 
 def nodes(description: Any) -> Iterator[tuple[Any, Any]]:
     """Yield every value in plain data with its key; YAML's aliases can nest one in itself."""
-    seen, remaining = dict[int, Any](), [(None, description)]
+    seen = dict[int, Any]()
+    remaining: list[tuple[Any, Any]] = [(None, description)]
     while remaining:
         key, one = remaining.pop()
         yield key, one

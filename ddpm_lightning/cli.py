@@ -347,6 +347,11 @@ class DoctorCLI(DiffusionCLI):
         self.exit_code = 0
         super().__init__(module_class, ["fit", *_run_of_checkpoint(args), *args])
 
+    def setup_parser(self, *args: Any) -> None:
+        """Name the parser of fit's flags after this command."""
+        super().setup_parser(*args)
+        self._subcommand_parsers["fit"].prog = f"{PROGRAM} doctor"
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the flags of doctor itself."""
         super().add_arguments_to_parser(parser)

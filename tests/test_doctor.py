@@ -101,6 +101,8 @@ def test_a_sound_run_passes_every_check(tmp_path, patient):
         ("labels", "no labels", {"source": Shifted(without_labels)}),
         ("noise at the last level", "ZeroTerminalSNR", {"schedule": Linear(100, rescale=False)}),
         ("division of the batch", "use 6 or 9", {"run": {"accumulate_grad_batches": 3}}),
+        ("division of the batch", "there are 64", {"source": tiny_data(global_batch_size=72)}),
+        ("EMA", "not finite", {"optimizer": partial(torch.optim.SGD, lr=1e30)}),
         ("EMA", "does not follow", {"ema": Idle()}),
         ("noise of the ranks", "4 of 4", {"source": Shifted(same_rows)}),
     ],

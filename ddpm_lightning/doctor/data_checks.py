@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.data.stream import Layout
 from ddpm_lightning.doctor.finding import Finding, Run, failed, ok, unknown
 from ddpm_lightning.randomness import Draw
@@ -53,10 +54,12 @@ def divisibility(run: Run) -> Finding:
     world, accumulate = run.processes, run.trainer.accumulate_grad_batches
     layout = Layout(size, 0, world, accumulate)
     layout.check()
-    return ok(
-        f"global_batch_size {size} = {world} processes × {accumulate} micro-batches × "
-        f"{layout.batch} samples"
-    )
+    found = f"global_batch_size {size} = {world} processes × {accumulate} micro-batches × "
+    found += f"{layout.batch} samples"
+    total = len(run.data.source("train")) if isinstance(run.data, DiffusionData) else size
+    if size > total:
+        return failed(f"{found}, but there are {total}: a step would take each several times")
+    return ok(found)
 
 
 def noise_of_ranks(run: Run) -> Finding:

@@ -414,10 +414,28 @@ def test_a_scale_that_collapses_is_said(tmp_path):
     data = Faulty()
     module = points_module(data)
     module.net.blocks[0].linear1 = Infinite(8, 8)
-    message = fit_points(tmp_path, 8, data, module, plugins=[scaled(4.0)])
-    assert message.startswith("the gradients of step 3 are not finite")
+    message = fit_points(tmp_path, 8, data, module, plugins=[scaled(1.0)])
+    assert message.startswith("the gradients of step 1 are not finite")
     assert "net.blocks.0.linear1 (Infinite)" in message
     assert "the loss scale of 16-mixed has fallen to 1" in message
+
+
+@pytest.mark.parametrize(
+    ("broken", "layer", "cause"),
+    [
+        ([*range(64)], None, "the data: x0 of samples"),
+        ([], Infinite, "net.blocks.0.linear1 (Infinite)"),
+    ],
+)
+def test_what_no_scale_mends_is_no_search_for_one(tmp_path, broken, layer, cause):
+    data = Faulty(broken)
+    module = points_module(data)
+    if layer:
+        module.net.blocks[0].linear1 = layer(8, 8)
+    message = fit_points(tmp_path, 2, data, module, plugins=[scaled(2.0**16)])
+    assert message.startswith("the gradients of step 1 are not finite")
+    assert cause in message
+    assert "has fallen" not in message
 
 
 def test_the_norm_is_that_of_the_gradients_without_their_scale(tmp_path):
@@ -435,12 +453,12 @@ def test_the_norm_is_that_of_the_gradients_without_their_scale(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:step . is skipped")
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_step_is_skipped_once_the_scale_has_collapsed(tmp_path, fused):
+def test_a_step_is_skipped_at_any_scale(tmp_path, fused):
     data, trail = Faulty([*range(64)]), Trail()
     optimizer = partial(torch.optim.Adam, lr=1e-3, fused=fused)
     module = points_module(data, optimizer=optimizer, skip_nonfinite=5)
     assert fit_points(tmp_path, 4, data, module, [trail], plugins=[scaled(2.0)]) == ""
-    assert module.gradients.total == 3
+    assert module.gradients.total == 4
     assert all(torch.equal(trail.seen[0][name], v) for name, v in trail.seen[-1].items())
 
 
@@ -504,12 +522,25 @@ def test_samples_that_are_not_finite_name_their_indices_and_the_level():
 
 
 class NaNOnOne(Callback):
-    """Gives one process, in one step, a gradient of NaN, before the processes' are averaged."""
+    """Gives one process, in one step, a gradient of NaN, before the processes' are averaged.
+
+    Args:
+        buffers: Likewise its buffers.
+    """
+
+    def __init__(self, buffers: bool = False) -> None:
+        self.buffers = buffers
 
     def on_train_batch_start(self, trainer, pl_module, *_):
         if trainer.global_rank == 1 and trainer.global_step == 2:
-            weight = pl_module.net.blocks[0].linear1.weight
-            self.handle = weight.register_hook(lambda gradient: gradient * float("nan"))
+            buffers = [*pl_module.net.buffers()] if self.buffers else []
+
+            def spoil(gradient):
+                for buffer in buffers:
+                    buffer.fill_(math.nan)
+                return gradient * math.nan
+
+            self.handle = pl_module.net.blocks[0].linear1.weight.register_hook(spoil)
 
     def on_train_batch_end(self, *_):
         if hasattr(self, "handle"):
@@ -521,7 +552,10 @@ def run_on_two(folder: Path, fault: str, skip: int) -> None:
     data = Faulty([57] if fault == "data" else [])
     module = points_module(data, skip_nonfinite=skip)
     trail = Trail()
-    callbacks = [trail, NaNOnOne()] if fault == "gradient" else [trail]
+    if fault == "buffer":
+        module.net.register_buffer("running", torch.zeros(1))
+        module.ema.follow(module.net)
+    callbacks = [trail] if fault == "data" else [trail, NaNOnOne(fault == "buffer")]
     run = {"devices": 2, "strategy": "ddp"}
     message = fit_points(folder, 6, data, module, callbacks, **run)
     torch.save(trail.seen, folder / f"trail_{module.global_rank}.pt")
@@ -547,6 +581,14 @@ def test_two_processes_end_at_once_and_name_the_one_whose_gradient_is_nan(tmp_pa
     assert "gradient of net.blocks.0.linear1.weight is the first" in messages[0]
     assert "(process 1)" in messages[0]
     assert [len(trail) for trail in trails] == [2, 2]
+
+
+@pytest.mark.long
+def test_two_processes_end_at_once_where_a_buffer_of_one_is_nan(tmp_path):
+    messages, _ = start_two(tmp_path, "buffer", skip=3)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("step 3 cannot be skipped: net.running (process 1) is not")
+    assert "holds NaN since this step's forward pass, or longer (process 1)" in messages[0]
 
 
 @pytest.mark.long

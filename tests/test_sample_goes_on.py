@@ -80,6 +80,17 @@ def test_another_command_into_the_folder_is_refused(
     assert files(tmp_path / "out") == before
 
 
+def test_edits_are_not_evaluated_as_samples_of_the_model(
+    lively_checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_png(Path("a.png"), Digits().images("train")[0][0])
+    same = words(lively_checkpoint, Path("e"), "--seed=1", "--labels=3")
+    main([*same, "--out=e/samples", "--edit=SDEdit", "--edit.image=a.png"])
+    line = fail(capsys, "evaluate", *same[1:], "--extractor=tests.small.Coarse")
+    assert "drawn with another n, edit, images" in line
+
+
 def test_another_image_of_the_same_name_is_another_command(
     lively_checkpoint, tmp_path, monkeypatch, capsys
 ):

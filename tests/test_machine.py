@@ -11,6 +11,8 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ddpm_lightning.cli import main
 from ddpm_lightning.commands.machine import refusal_of
@@ -22,9 +24,10 @@ from ddpm_lightning.files import atomic_write
 from ddpm_lightning.metrics import Result, Score
 from ddpm_lightning.metrics.cache import default_cache
 from ddpm_lightning.metrics.result import append_result, write_results
-from ddpm_lightning.optimization import make_lr_schedule, refuse_short_schedule
+from ddpm_lightning.optimization import last_step, make_lr_schedule, refuse_short_schedule
 from tests.faults import FAULTS, Skipped
 from tests.make_data import write_mnist
+from tests.small import tiny_data, tiny_module, trainer
 from tests.test_cli import DIGITS, fail, shown, tiny_run
 
 
@@ -146,18 +149,35 @@ def test_what_cannot_work_here_is_refused_with_what_can(more, message, capsys, t
         ("OneCycleLR", {"max_lr": 0.1, "total_steps": 4}, 0, 4),
         ("OneCycleLR", {"max_lr": 0.1, "total_steps": 4}, 3, 7),
         ("PolynomialLR", {"total_iters": 5}, 0, 5),
+        (type("Mine", (OneCycleLR,), {}), {"max_lr": 0.1, "total_steps": 4}, 0, 4),
     ],
 )
 def test_a_schedule_is_refused_for_runs_in_which_it_would_end(kind, arguments, warmup, longest):
-    make = getattr(torch.optim.lr_scheduler, kind)
+    make = getattr(torch.optim.lr_scheduler, kind) if isinstance(kind, str) else kind
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     schedule = make_lr_schedule(optimizer, warmup, lambda one: make(one, **arguments))
     refuse_short_schedule(schedule, warmup, longest)
-    with pytest.raises(InputError, match=f"ends at step {longest}, before max_steps"):
+    with pytest.raises(InputError, match=f"ends at step {longest}, before the run does"):
         refuse_short_schedule(schedule, warmup, longest + 1)
     for _ in range(longest):  # torch agrees: so many steps can be taken
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "max_epochs", "last"), [(5, 1, 5), (20, 1, 8), (-1, 2, 16), (20, -1, 20)]
+)
+def test_the_last_step_is_that_of_the_end_that_comes_first(max_steps, max_epochs, last, tmp_path):
+    seen = []
+
+    class Seen(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(last_step(trainer))
+            trainer.should_stop = True
+
+    run = {"callbacks": [Seen()], "max_epochs": max_epochs, "limit_train_batches": None}
+    trainer(tmp_path, max_steps, **run).fit(tiny_module(), tiny_data())
+    assert seen == [last]
 
 
 # ---------------------------------------------------------------------------- numbers

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm_lightning import DiffusionModule
 from ddpm_lightning.cli import main
-from ddpm_lightning.data import Digits
+from ddpm_lightning.data import Digits, Toy2D
 from ddpm_lightning.images import write_npz, write_png
+from ddpm_lightning.networks import MLP
 from ddpm_lightning.run_folder import last_checkpoint
-from tests.small import Coarse, fit
+from tests.small import Coarse, fit, trainer
 from tests.test_cli import fail
 
 assert Coarse  # named by its path in the commands below
@@ -129,6 +132,16 @@ def test_an_archive_is_not_written_over_and_has_no_frames(lively_checkpoint, tmp
     line = fail(capsys, *words(lively_checkpoint, tmp_path / "y.npz", "--grid.frames=2"))
     assert "leave out --grid.frames" in line
     assert {path.name for path in tmp_path.iterdir()} == {"x.npz"}
+
+
+def test_points_in_an_archive_are_refused_before_they_are_drawn(tmp_path, capsys):
+    data = Toy2D("moons", n=64, global_batch_size=8)
+    module = DiffusionModule(data.spec, net=partial(MLP, width=8, depth=1))
+    trainer(tmp_path / "run", 1).fit(module, data)
+    checkpoint = last_checkpoint(tmp_path / "run")
+    line = fail(capsys, *words(checkpoint, tmp_path / "x.npz"))
+    assert f"name a folder, which gets them as samples.npy: --out {tmp_path / 'x'}" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_archive_scores_like_the_folder_of_its_images(tmp_path):

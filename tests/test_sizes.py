@@ -94,8 +94,9 @@ def test_what_the_command_line_makes_of_a_network_is_sized(capsys):
     assert "would take" in fail(capsys, *command)
 
 
-def test_integers_beyond_31_bits_are_refused_by_name_but_for_seeds():
+def test_integers_beyond_31_bits_are_refused_by_name_but_for_seeds_and_versions():
     settings = {"data": {"init_args": {"sizes": [3, 2**31]}}}
     with pytest.raises(InputError, match=r"data\.sizes 2147483648: no size is that large"):
         check_integers(settings)
+    check_integers({"trainer": {"logger": [{"init_args": {"version": 202611252246}}]}})
     check_integers({"seed": 2**63, "data": {"seed": 2**40}, "n": 2**31 - 1, "flag": True})

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images.image_file import MODES, ImageFile
 from ddpm_lightning.images.listing import list_images
 
@@ -32,10 +32,11 @@ class ImageFolder:
 
     Raises:
         InputError: The folder is missing, holds fewer images, or images of different size or
-            mode (checked from the headers).
+            mode (checked from the headers), or n is below 1.
     """
 
     def __init__(self, folder: Path, n: int | None = None) -> None:
+        at_least(1, n=n)
         found = list_images(folder)
         if n is not None and n > len(found):
             raise InputError(f"{folder} holds {len(found)} images, fewer than n = {n}; lower --n")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import (
@@ -249,6 +250,16 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
     found = [str(file.relative_to(folder)) for file in list_images(folder)]
     assert found == ["0.png", "1.png", "more/0.png", "more/1.png", "more/2.png", "one.png"]
+
+
+def test_an_orientation_in_xmp_before_the_pixels_turns_the_image(tmp_path):
+    text = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", text)
+    pixels = np.arange(32, dtype=np.uint8).reshape(4, 8)
+    path = saved(Image.fromarray(pixels), tmp_path / "a.png", pnginfo=info)
+    seen = (read_image(path, (1, 8, 4)) + 1) * 127.5
+    assert np.array_equal(seen[0].round(), np.rot90(pixels, -1))
 
 
 def test_a_link_to_itself_is_no_image(tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import requests
 import torch
 from lightning.pytorch import Callback
 from torch.optim.lr_scheduler import OneCycleLR
@@ -66,6 +67,19 @@ def test_the_cause_of_an_error_counts():
     error = RuntimeError("a library")
     error.__cause__ = OSError(errno.ENOSPC, "No space left", "a.png")
     assert "a.png: No space left" in (refusal_of(error) or "")
+
+
+def test_an_import_that_failed_before_is_not_the_fault():
+    error = KeyError("a bug")
+    error.__context__ = ModuleNotFoundError("No module named 'x'", name="x")
+    assert refusal_of(error) is None
+
+
+def test_a_network_that_fails_is_not_the_loggers():
+    error = requests.ConnectionError("no route to host")
+    assert refusal_of(error) == (
+        "requests: no route to host; the network or a server fails, so try again"
+    )
 
 
 def test_a_failed_write_leaves_the_file_before_it_and_nothing_else(tmp_path):

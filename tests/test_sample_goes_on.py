@@ -16,6 +16,8 @@ from PIL import Image
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.cli import main
+from ddpm_lightning.commands.edits import Edit
+from ddpm_lightning.commands.sample_folder import digest_of
 from ddpm_lightning.data import Digits, Toy2D
 from ddpm_lightning.images import write_npz, write_png
 from ddpm_lightning.networks import MLP
@@ -103,6 +105,26 @@ def test_another_image_of_the_same_name_is_another_command(
     main(words(lively_checkpoint, tmp_path / "out", *edit))
     write_png(Path("a.png"), Digits().images("train")[0][1])
     assert "another images" in fail(capsys, *words(lively_checkpoint, tmp_path / "out", *edit))
+
+
+class Mixed(Edit):
+    """An edit of another package: several files, and a text that is none."""
+
+    def __init__(self, images: list[Path], mask: Path | None = None, mode: str = "soft") -> None:
+        pass
+
+    def procedure(self, job):
+        raise NotImplementedError
+
+
+def test_the_files_of_an_edit_are_those_of_its_paths_and_of_its_lists(tmp_path):
+    edit = Mixed([tmp_path / "a.png", tmp_path / "b.png"], mask=str(tmp_path / "c.png"))
+    assert [file.name for file in edit.files] == ["a.png", "b.png", "c.png"]
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_text(name)
+    before = digest_of(edit, None)
+    (tmp_path / "b.png").write_text("other")
+    assert digest_of(edit, None) != before
 
 
 def test_clutter_of_file_managers_does_not_fill_a_folder(lively_checkpoint, tmp_path, capsys):

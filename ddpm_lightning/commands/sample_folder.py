@@ -72,10 +72,7 @@ def digest_of(edit: Edit | None, condition: Tensor | None) -> str | None:
     elif edit is None:
         return None
     else:
-        files = [
-            Path(value) for value in edit.plain_arguments().values() if isinstance(value, str)
-        ]
-        for file in files:
+        for file in edit.files:
             if not file.is_file():
                 raise InputError(f"no image at {file}")
             digest.update(file.read_bytes())

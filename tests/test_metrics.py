@@ -75,7 +75,7 @@ def test_statistics_are_numpys_mean_and_covariance_also_of_the_rest():
 def test_frechet_distances_of_features_of_other_lengths_are_refused():
     a, b = torch.randn(40, 3), Statistics.of(torch.randn(40, 4))
     for compare in (lambda: frechet_distance(Statistics.of(a), b), lambda: frechet_error(a, b)):
-        with pytest.raises(InputError, match="length 3 cannot be compared with .* length 4"):
+        with pytest.raises(InputError, match=r"length 3 cannot be compared with .* length 4"):
             compare()
 
 

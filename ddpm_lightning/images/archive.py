@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,16 @@ def write_npz(
         images: uint8 [N, C, H, W], or a folder of such.
         labels: int64 [N], if known.
     """
-    given = isinstance(images, Tensor)
-    channels, height, width = images.shape[1:] if given else images.shape
-    header = {"shape": (len(images), height, width, channels), "fortran_order": False}
+    batches: Iterable[Tensor]
+    if isinstance(images, Tensor):
+        shape, batches = tuple(images.shape[1:]), images.split(BATCH)
+    else:
+        shape, batches = images.shape, images.batches(BATCH)
+    header = {"shape": (len(images), *shape[1:], shape[0]), "fortran_order": False}
     with atomic_write(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
             npy.write_array_header_1_0(file, {**header, "descr": "|u1"})
-            for batch in images.split(BATCH) if given else images.batches(BATCH):
+            for batch in batches:
                 file.write(batch.permute(0, 2, 3, 1).contiguous().numpy().data)
         if labels is not None:
             with archive.open(f"{LABELS}.npy", "w") as file:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_lightning import DiffusionModule
+from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.callbacks import RunCheckpoint
 from ddpm_lightning.data import Toy2D
 from ddpm_lightning.diffusion import (
@@ -34,6 +35,7 @@ from ddpm_lightning.diffusion import (
 )
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, LMS, DPMSolverPP, Euler, Heun, UniPC
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.finite import GradientCheck
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.networks.layers import Attention
 from ddpm_lightning.run_folder import last_checkpoint
@@ -390,6 +392,17 @@ def test_the_check_reads_one_number_a_step(tmp_path):
     with Reads() as reads:
         module.gradients.before_step(module, one, module.configure_optimizers())
     assert reads.count == 1
+
+
+@pytest.mark.gpu
+def test_of_the_micro_batches_of_a_step_the_last_alone_stays_on_the_gpu(device):
+    check, condition = GradientCheck(), Condition(image=torch.ones(2, 1, 8, 8, device=device))
+    for k in range(3):
+        check.keep(Batch(torch.full((2,), float(k), device=device), condition, torch.arange(2)), k)
+    torch.cuda.synchronize()
+    places = [(b.x0.device.type, b.condition.image.device.type) for b, _ in check._batches]
+    assert places == [("cpu", "cpu"), ("cpu", "cpu"), ("cuda", "cuda")]
+    assert [float(b.x0[0]) for b, _ in check._batches] == [0, 1, 2]
 
 
 # ------------------------------------------------------------------- 16-mixed, by GradScaler

@@ -46,11 +46,7 @@ def refusal_of(error: BaseException) -> str | None:
         if isinstance(one, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(one):
             reason = (str(one).splitlines() or ["out of memory"])[0]
             return f"there is not enough memory ({reason}); use a smaller batch, image or network"
-        if (
-            meant
-            and isinstance(one, ImportError)
-            and not (one.name or "").startswith("ddpm_lightning")
-        ):
+        if meant and isinstance(one, ImportError) and not _is_own(one):
             return f"{one}" + (f"; install it: pip install {one.name}" if one.name else "")
         package = type(one).__module__.split(".")[0]
         if meant and package in SERVICES:
@@ -70,6 +66,10 @@ def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
         yield seen, meant
         meant = meant and seen.__cause__ is not None
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+
+
+def _is_own(error: ImportError) -> bool:
+    return (error.name or "").startswith("ddpm_lightning")
 
 
 def _last_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ddpm_lightning.batch import Batch
 from ddpm_lightning.compilation import uncompiled
+from ddpm_lightning.sharding import whole
 
 MOST_LISTED = 8
 
@@ -44,7 +45,11 @@ def cause_in_data(batch: Batch) -> str | None:
 def cause_in_weights(net: nn.Module) -> str | None:
     """Name the first parameter or buffer that is not finite."""
     name = first_non_finite(net)
-    return None if name is None else f"the weights: net.{name} was not finite before the step"
+    if name is None:
+        return None
+    if name in dict(net.named_buffers()):
+        return f"the weights: net.{name} holds NaN since this step's forward pass, or longer"
+    return f"the weights: net.{name} was not finite before the step"
 
 
 def first_non_finite(module: nn.Module) -> str | None:
@@ -101,12 +106,6 @@ def cause_in_norm(net: nn.Module) -> str | None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite, of a sharded tensor on all processes."""
     return bool(whole(tensor.isfinite().all()))
-
-
-def whole(tensor: Any) -> Tensor:
-    """Gather a tensor that is sharded over processes; any other passes through."""
-    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return gathered
 
 
 def _cause_in_terms(batch: Batch, t: Tensor, terms: dict[str, Tensor]) -> str | None:

@@ -10,16 +10,19 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from ddpm_lightning.batch import Batch
+from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.diagnosis import (
     cause_in_data,
     cause_in_norm,
     cause_in_repeat,
     cause_in_weights,
     first_non_finite,
-    whole,
 )
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.sharding import whole
+
+UNKNOWN = "the cause is unknown"
+"""The beginning of a cause that was not found."""
 
 LOWEST_SCALE = 1.0
 """Scale of the loss from which a GradScaler's skipped steps are no search for a scale any more."""
@@ -45,7 +48,8 @@ class GradientCheck:
     not finite, the cause is looked for and the step is skipped, which is warned of and counted as
     train/skipped_steps, or the run ends: weights, average and optimizer stay those of the step
     before. Under a GradScaler (16-mixed) the scaler skips
-    steps while it looks for a scale; that is no failure until its scale has fallen to 1.
+    steps while it looks for a scale; that is no failure, until its scale has fallen to 1, where a
+    repeat of the step without a scale is finite.
 
     Attributes:
         norm: 2-norm of all gradients of the last step, before clipping; NaN before the first.
@@ -73,7 +77,13 @@ class GradientCheck:
         self._batches: list[tuple[Batch, int]] = []
 
     def keep(self, batch: Batch, batch_idx: int) -> None:
-        """Keep a micro-batch until its step is done, to look for a cause in it."""
+        """Keep a micro-batch until its step is done, to look for a cause in it.
+
+        All but the last are kept on the CPU, because a step may accumulate many.
+        """
+        if self._batches:
+            last, its_idx = self._batches[-1]
+            self._batches[-1] = _moved(last, torch.device("cpu")), its_idx
         self._batches.append((batch, batch_idx))
 
     def forget(self) -> None:
@@ -99,16 +109,16 @@ class GradientCheck:
         if not self.skipped:
             self._in_row = 0
             return
-        if scaler is not None and scaler.get_scale() > LOWEST_SCALE:
+        step, cause = trainer.global_step + 1, self._cause(module, trainer)
+        searches = scaler is not None and scaler.get_scale() > LOWEST_SCALE
+        if searches and cause.startswith(UNKNOWN):
             return  # and its step does nothing
-        step = trainer.global_step + 1
-        cause = self._cause(module, trainer)
-        if scaler is not None:
+        if scaler is not None and not searches:
             cause += f" (the loss scale of 16-mixed has fallen to {scaler.get_scale():g})"
         self._in_row += 1
         if self._in_row > self.most:
             raise InputError(self._message(step, cause, trainer))
-        if name := first_non_finite(module.net):
+        if name := _of_any(trainer, first_non_finite(module.net)):
             raise InputError(
                 f"step {step} cannot be skipped: net.{name} is not finite any more; {cause}"
             )
@@ -146,18 +156,20 @@ class GradientCheck:
         for batch, _ in self._batches:
             if cause := _of_any(trainer, cause_in_data(batch)):
                 return cause
-        if cause := cause_in_weights(net) or cause_in_norm(net):
-            return cause
-        for batch, batch_idx in self._batches:
+        for cause_in in (cause_in_weights, cause_in_norm):
+            if cause := _of_any(trainer, cause_in(net)):
+                return cause
+        device = trainer.strategy.root_device
+        for batch, batch_idx in ((_moved(batch, device), k) for batch, k in self._batches):
             found = failure = None
             try:
                 with trainer.precision_plugin.train_step_context():
                     found = cause_in_repeat(net, module.training_loss, batch, batch_idx)
             except RuntimeError as error:  # e.g. out of memory
-                failure = f"unknown, for repeating the step failed: {str(error).splitlines()[0]}"
+                failure = f"{UNKNOWN}: repeating the step failed: {str(error).splitlines()[0]}"
             if cause := _of_any(trainer, found or failure):
                 return cause
-        return "the cause is unknown: a repeat of its batches, one by one, was finite"
+        return f"{UNKNOWN}: a repeat of its batches, one by one, was finite"
 
     def _message(self, step: int, cause: str, trainer: Trainer) -> str:
         skipped = f" after {self.most} skipped in a row" if self.most else ""
@@ -223,6 +235,13 @@ def warn_of_losses(trainer: Trainer, losses: dict[str, str]) -> None:
                 f"{tag}, the loss of {meaning}, is {float(value)} at step {trainer.global_step}",
                 stacklevel=2,
             )
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """Move data and condition to a device; does not wait for it."""
+    parts = [p if p is None else p.to(device, non_blocking=True) for p in batch.condition]
+    x0 = batch.x0.to(device, non_blocking=True)
+    return batch._replace(x0=x0, condition=Condition(*parts))
 
 
 def _of_any(trainer: Trainer, cause: str | None) -> str | None:

@@ -27,7 +27,9 @@ def check_memory(what: str, size: float) -> None:
 
 
 def check_integers(settings: Any, name: str = "") -> None:
-    """Raise InputError for a whole number beyond 2^31 − 1 in plain settings, but for seeds.
+    """Raise InputError for a whole number beyond 2^31 − 1 in plain settings.
+
+    But for seeds, and versions of a logger, which are no sizes.
 
     Args:
         settings: Dictionaries, lists and numbers.
@@ -39,7 +41,9 @@ def check_integers(settings: Any, name: str = "") -> None:
     elif isinstance(settings, list | tuple):
         for value in settings:
             check_integers(value, name)
-    elif isinstance(settings, int) and abs(settings) >= 2**31 and "seed" not in name:
+    elif isinstance(settings, int) and abs(settings) >= 2**31:
+        if "seed" in name or "logger" in name.split("."):
+            return
         raise InputError(f"{name} {settings}: no size is that large here; use a smaller one")
 
 

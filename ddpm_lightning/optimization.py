@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -17,6 +19,9 @@ from torch.optim.lr_scheduler import (
 )
 
 from ddpm_lightning.errors import InputError
+
+ENDS: dict[type[LRScheduler], str] = {OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
+"""The setting that ends a schedule, by its class."""
 
 
 def make_optimizer(net: nn.Module, optimizer: OptimizerCallable) -> torch.optim.Optimizer:
@@ -57,23 +62,36 @@ def make_lr_schedule(
     return parts[0] if parts else None
 
 
+def last_step(trainer: Trainer) -> int:
+    """The optimizer step at which max_steps or max_epochs ends a run; −1: neither does.
+
+    Args:
+        trainer: Knows its data.
+    """
+    steps = trainer.estimated_stepping_batches
+    return -1 if math.isinf(steps) else int(steps)
+
+
 def refuse_short_schedule(schedule: LRScheduler | None, warmup_steps: int, max_steps: int) -> None:
     """Refuse a schedule that ends before training does: torch fails there, or the rate is 0.
 
     Args:
         schedule: As of make_lr_schedule.
         warmup_steps: Steps of the warm-up before it.
-        max_steps: Optimizer steps of the run; −1: not limited.
+        max_steps: Optimizer steps of the run, see last_step; −1: not limited.
+
+    Raises:
+        InputError: The schedule ends before the run.
     """
     parts = schedule._schedulers if isinstance(schedule, SequentialLR) else [schedule]
     last = parts[-1]
-    name = {OneCycleLR: "total_steps", PolynomialLR: "total_iters"}.get(type(last))
+    name = next((setting for kind, setting in ENDS.items() if isinstance(last, kind)), None)
     before = warmup_steps if len(parts) > 1 else 0
     if name is None or max_steps <= (end := before + getattr(last, name)):
         return
     raise InputError(
-        f"model.lr_schedule: {type(last).__name__} ends at step {end}, before max_steps "
-        f"{max_steps}; use --model.lr_schedule.{name} {max_steps - before}, or "
+        f"model.lr_schedule: {type(last).__name__} ends at step {end}, before the run does, "
+        f"at {max_steps}; use --model.lr_schedule.{name} {max_steps - before}, or "
         f"--trainer.max_steps {end} (a run keeps its schedule, so a longer one is a new run)"
     )
 

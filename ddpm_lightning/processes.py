@@ -181,7 +181,7 @@ def start(count: int, target: Callable[[list[str]], Any], words: list[str]) -> N
 
     Raises:
         InputError: A process was ended by a signal.
-        SystemExit: With the exit code of the first process that failed, which printed why.
+        SystemExit: With the largest exit code of those that failed, one of which printed why.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = get_context("spawn")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from argparse import Action
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ddpm_lightning.commands.config_file import load_yaml, read_config
+from ddpm_lightning.commands.words import complete
 from ddpm_lightning.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -69,6 +71,21 @@ def test_a_config_is_found_below_home(tmp_path, monkeypatch):
     text, settings = read_config("~/c.yaml")
     assert settings == load_yaml(text, "text") == {"a": "σ"}
     assert text.isascii()
+
+
+@pytest.mark.parametrize("text", ["[WIP] first", "{lr}_run", "{a", "[b]: c: d"])
+def test_a_text_that_is_no_yaml_is_left_to_the_parser(text):
+    flags = {"out": Action([], "out", type=str)}
+    assert complete([f"--out={text}"], flags) == [f"--out={text}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{a: 1, a: 2}", "--out, line 1: a stands on line 1 already"), ("[" * 5000, "--out is nest")],
+)
+def test_a_flag_with_a_key_twice_or_without_end_is_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        complete([f"--out={text}"], {"out": Action([], "out", type=str)})
 
 
 # ------------------------------------------------------------------------------ the locale

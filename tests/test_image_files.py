@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from io import BytesIO
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import (
+    ImageArchive,
     ImageFolder,
     images_at,
     list_images,
@@ -247,6 +250,62 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (folder / "gone.png").symlink_to(tmp_path / "nowhere")
     found = [str(file.relative_to(folder)) for file in list_images(folder)]
     assert found == ["0.png", "1.png", "more/0.png", "more/1.png", "more/2.png", "one.png"]
+
+
+def test_an_orientation_in_xmp_before_the_pixels_turns_the_image(tmp_path):
+    text = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", text)
+    pixels = np.arange(32, dtype=np.uint8).reshape(4, 8)
+    path = saved(Image.fromarray(pixels), tmp_path / "a.png", pnginfo=info)
+    seen = (read_image(path, (1, 8, 4)) + 1) * 127.5
+    assert np.array_equal(seen[0].round(), np.rot90(pixels, -1))
+
+
+def test_a_link_to_itself_is_no_image(tmp_path):
+    image = saved(Image.new("L", (8, 8)), tmp_path / "a.png")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert list_images(tmp_path) == [image]
+
+
+@pytest.mark.parametrize("n", [0, -2])
+@pytest.mark.parametrize("name", ["folder", "a.npz"])
+def test_no_images_and_fewer_are_refused(name, n, tmp_path):
+    write_npz(tmp_path / "a.npz", torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    (tmp_path / "folder").mkdir()
+    for k in range(3):
+        saved(Image.new("L", (8, 8)), tmp_path / "folder" / f"{k}.png")
+    with pytest.raises(InputError, match=f"n={n}: give 1 or more"):
+        images_at(tmp_path / name, n)
+
+
+def test_an_archive_of_a_folder_is_what_numpy_writes(tmp_path):
+    images = torch.randint(256, (600, 3, 4, 5), dtype=torch.uint8)
+    labels = torch.arange(600)
+    for k, image in enumerate(images):
+        saved(Image.fromarray(image.permute(1, 2, 0).numpy()), tmp_path / f"{k:03d}.png")
+    write_npz(tmp_path / "a.npz", ImageFolder(tmp_path), labels)
+    with np.load(tmp_path / "a.npz") as archive:
+        assert archive["arr_0"].dtype == np.uint8
+        assert np.array_equal(archive["arr_0"], images.permute(0, 2, 3, 1))
+        assert np.array_equal(archive["arr_1"], labels)
+
+
+def test_an_archive_is_read_and_written_in_little_more_memory_than_it_takes(tmp_path):
+    images = torch.zeros(3000, 3, 128, 128, dtype=torch.uint8)
+    size = images.numel()
+    tracemalloc.start()
+    try:
+        write_npz(tmp_path / "a.npz", images)
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        archive = ImageArchive(tmp_path / "a.npz")
+        read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(archive) == 3000
+    assert (written < 0.3 * size, read < 1.5 * size) == (True, True)
 
 
 def test_only_regular_files_are_images(tmp_path):

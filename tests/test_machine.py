@@ -10,7 +10,10 @@ import subprocess
 import sys
 
 import pytest
+import requests
 import torch
+from lightning.pytorch import Callback
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ddpm_lightning.cli import main
 from ddpm_lightning.commands.machine import refusal_of
@@ -22,9 +25,10 @@ from ddpm_lightning.files import atomic_write
 from ddpm_lightning.metrics import Result, Score
 from ddpm_lightning.metrics.cache import default_cache
 from ddpm_lightning.metrics.result import append_result, write_results
-from ddpm_lightning.optimization import make_lr_schedule, refuse_short_schedule
+from ddpm_lightning.optimization import last_step, make_lr_schedule, refuse_short_schedule
 from tests.faults import FAULTS, Skipped
 from tests.make_data import write_mnist
+from tests.small import tiny_data, tiny_module, trainer
 from tests.test_cli import DIGITS, fail, shown, tiny_run
 
 
@@ -63,6 +67,19 @@ def test_the_cause_of_an_error_counts():
     error = RuntimeError("a library")
     error.__cause__ = OSError(errno.ENOSPC, "No space left", "a.png")
     assert "a.png: No space left" in (refusal_of(error) or "")
+
+
+def test_an_import_that_failed_before_is_not_the_fault():
+    error = KeyError("a bug")
+    error.__context__ = ModuleNotFoundError("No module named 'x'", name="x")
+    assert refusal_of(error) is None
+
+
+def test_a_network_that_fails_is_not_the_loggers():
+    error = requests.ConnectionError("no route to host")
+    assert refusal_of(error) == (
+        "requests: no route to host; the network or a server fails, so try again"
+    )
 
 
 def test_a_failed_write_leaves_the_file_before_it_and_nothing_else(tmp_path):
@@ -146,18 +163,35 @@ def test_what_cannot_work_here_is_refused_with_what_can(more, message, capsys, t
         ("OneCycleLR", {"max_lr": 0.1, "total_steps": 4}, 0, 4),
         ("OneCycleLR", {"max_lr": 0.1, "total_steps": 4}, 3, 7),
         ("PolynomialLR", {"total_iters": 5}, 0, 5),
+        (type("Mine", (OneCycleLR,), {}), {"max_lr": 0.1, "total_steps": 4}, 0, 4),
     ],
 )
 def test_a_schedule_is_refused_for_runs_in_which_it_would_end(kind, arguments, warmup, longest):
-    make = getattr(torch.optim.lr_scheduler, kind)
+    make = getattr(torch.optim.lr_scheduler, kind) if isinstance(kind, str) else kind
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     schedule = make_lr_schedule(optimizer, warmup, lambda one: make(one, **arguments))
     refuse_short_schedule(schedule, warmup, longest)
-    with pytest.raises(InputError, match=f"ends at step {longest}, before max_steps"):
+    with pytest.raises(InputError, match=f"ends at step {longest}, before the run does"):
         refuse_short_schedule(schedule, warmup, longest + 1)
     for _ in range(longest):  # torch agrees: so many steps can be taken
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "max_epochs", "last"), [(5, 1, 5), (20, 1, 8), (-1, 2, 16), (20, -1, 20)]
+)
+def test_the_last_step_is_that_of_the_end_that_comes_first(max_steps, max_epochs, last, tmp_path):
+    seen = []
+
+    class Seen(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(last_step(trainer))
+            trainer.should_stop = True
+
+    run = {"callbacks": [Seen()], "max_epochs": max_epochs, "limit_train_batches": None}
+    trainer(tmp_path, max_steps, **run).fit(tiny_module(), tiny_data())
+    assert seen == [last]
 
 
 # ---------------------------------------------------------------------------- numbers

@@ -72,6 +72,13 @@ def test_statistics_are_numpys_mean_and_covariance_also_of_the_rest():
         np.testing.assert_allclose(found.cov, np.cov(rows.T), rtol=1e-9, atol=1e-9)
 
 
+def test_frechet_distances_of_features_of_other_lengths_are_refused():
+    a, b = torch.randn(40, 3), Statistics.of(torch.randn(40, 4))
+    for compare in (lambda: frechet_distance(Statistics.of(a), b), lambda: frechet_error(a, b)):
+        with pytest.raises(InputError, match=r"length 3 cannot be compared with .* length 4"):
+            compare()
+
+
 def test_frechet_distance_is_the_formula_with_scipys_matrix_root():
     a = gaussian(200, 12, seed=1) @ gaussian(12, 12, seed=2)
     b = gaussian(300, 12, seed=3) @ gaussian(12, 12, seed=4) + 0.5

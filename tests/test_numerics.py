@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_lightning import DiffusionModule
+from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.callbacks import RunCheckpoint
 from ddpm_lightning.data import Toy2D
 from ddpm_lightning.diffusion import (
@@ -34,6 +35,7 @@ from ddpm_lightning.diffusion import (
 )
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, LMS, DPMSolverPP, Euler, Heun, UniPC
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.finite import GradientCheck
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.networks.layers import Attention
 from ddpm_lightning.run_folder import last_checkpoint
@@ -392,6 +394,17 @@ def test_the_check_reads_one_number_a_step(tmp_path):
     assert reads.count == 1
 
 
+@pytest.mark.gpu
+def test_of_the_micro_batches_of_a_step_the_last_alone_stays_on_the_gpu(device):
+    check, condition = GradientCheck(), Condition(image=torch.ones(2, 1, 8, 8, device=device))
+    for k in range(3):
+        check.keep(Batch(torch.full((2,), float(k), device=device), condition, torch.arange(2)), k)
+    torch.cuda.synchronize()
+    places = [(b.x0.device.type, b.condition.image.device.type) for b, _ in check._batches]
+    assert places == [("cpu", "cpu"), ("cpu", "cpu"), ("cuda", "cuda")]
+    assert [float(b.x0[0]) for b, _ in check._batches] == [0, 1, 2]
+
+
 # ------------------------------------------------------------------- 16-mixed, by GradScaler
 
 
@@ -414,10 +427,28 @@ def test_a_scale_that_collapses_is_said(tmp_path):
     data = Faulty()
     module = points_module(data)
     module.net.blocks[0].linear1 = Infinite(8, 8)
-    message = fit_points(tmp_path, 8, data, module, plugins=[scaled(4.0)])
-    assert message.startswith("the gradients of step 3 are not finite")
+    message = fit_points(tmp_path, 8, data, module, plugins=[scaled(1.0)])
+    assert message.startswith("the gradients of step 1 are not finite")
     assert "net.blocks.0.linear1 (Infinite)" in message
     assert "the loss scale of 16-mixed has fallen to 1" in message
+
+
+@pytest.mark.parametrize(
+    ("broken", "layer", "cause"),
+    [
+        ([*range(64)], None, "the data: x0 of samples"),
+        ([], Infinite, "net.blocks.0.linear1 (Infinite)"),
+    ],
+)
+def test_what_no_scale_mends_is_no_search_for_one(tmp_path, broken, layer, cause):
+    data = Faulty(broken)
+    module = points_module(data)
+    if layer:
+        module.net.blocks[0].linear1 = layer(8, 8)
+    message = fit_points(tmp_path, 2, data, module, plugins=[scaled(2.0**16)])
+    assert message.startswith("the gradients of step 1 are not finite")
+    assert cause in message
+    assert "has fallen" not in message
 
 
 def test_the_norm_is_that_of_the_gradients_without_their_scale(tmp_path):
@@ -435,12 +466,12 @@ def test_the_norm_is_that_of_the_gradients_without_their_scale(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:step . is skipped")
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_step_is_skipped_once_the_scale_has_collapsed(tmp_path, fused):
+def test_a_step_is_skipped_at_any_scale(tmp_path, fused):
     data, trail = Faulty([*range(64)]), Trail()
     optimizer = partial(torch.optim.Adam, lr=1e-3, fused=fused)
     module = points_module(data, optimizer=optimizer, skip_nonfinite=5)
     assert fit_points(tmp_path, 4, data, module, [trail], plugins=[scaled(2.0)]) == ""
-    assert module.gradients.total == 3
+    assert module.gradients.total == 4
     assert all(torch.equal(trail.seen[0][name], v) for name, v in trail.seen[-1].items())
 
 
@@ -504,12 +535,25 @@ def test_samples_that_are_not_finite_name_their_indices_and_the_level():
 
 
 class NaNOnOne(Callback):
-    """Gives one process, in one step, a gradient of NaN, before the processes' are averaged."""
+    """Gives one process, in one step, a gradient of NaN, before the processes' are averaged.
+
+    Args:
+        buffers: Likewise its buffers.
+    """
+
+    def __init__(self, buffers: bool = False) -> None:
+        self.buffers = buffers
 
     def on_train_batch_start(self, trainer, pl_module, *_):
         if trainer.global_rank == 1 and trainer.global_step == 2:
-            weight = pl_module.net.blocks[0].linear1.weight
-            self.handle = weight.register_hook(lambda gradient: gradient * float("nan"))
+            buffers = [*pl_module.net.buffers()] if self.buffers else []
+
+            def spoil(gradient):
+                for buffer in buffers:
+                    buffer.fill_(math.nan)
+                return gradient * math.nan
+
+            self.handle = pl_module.net.blocks[0].linear1.weight.register_hook(spoil)
 
     def on_train_batch_end(self, *_):
         if hasattr(self, "handle"):
@@ -521,7 +565,10 @@ def run_on_two(folder: Path, fault: str, skip: int) -> None:
     data = Faulty([57] if fault == "data" else [])
     module = points_module(data, skip_nonfinite=skip)
     trail = Trail()
-    callbacks = [trail, NaNOnOne()] if fault == "gradient" else [trail]
+    if fault == "buffer":
+        module.net.register_buffer("running", torch.zeros(1))
+        module.ema.follow(module.net)
+    callbacks = [trail] if fault == "data" else [trail, NaNOnOne(fault == "buffer")]
     run = {"devices": 2, "strategy": "ddp"}
     message = fit_points(folder, 6, data, module, callbacks, **run)
     torch.save(trail.seen, folder / f"trail_{module.global_rank}.pt")
@@ -547,6 +594,14 @@ def test_two_processes_end_at_once_and_name_the_one_whose_gradient_is_nan(tmp_pa
     assert "gradient of net.blocks.0.linear1.weight is the first" in messages[0]
     assert "(process 1)" in messages[0]
     assert [len(trail) for trail in trails] == [2, 2]
+
+
+@pytest.mark.long
+def test_two_processes_end_at_once_where_a_buffer_of_one_is_nan(tmp_path):
+    messages, _ = start_two(tmp_path, "buffer", skip=3)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("step 3 cannot be skipped: net.running (process 1) is not")
+    assert "holds NaN since this step's forward pass, or longer (process 1)" in messages[0]
 
 
 @pytest.mark.long

@@ -32,6 +32,7 @@ def test_home_and_variables_are_expanded(home):
         "${SCRATCH}_2/r": f"{scratch}_2/r",
         "a~b/$5": "a~b/$5",
         "plain": "plain",
+        "/d/$$RECYCLE.BIN/$SCRATCH": f"/d/$RECYCLE.BIN/{scratch}",
     }.items():
         assert expanded(path, "out") == wanted
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm_lightning import DiffusionModule
 from ddpm_lightning.cli import main
-from ddpm_lightning.data import Digits
+from ddpm_lightning.commands.edits import Edit
+from ddpm_lightning.commands.sample_folder import digest_of
+from ddpm_lightning.data import Digits, Toy2D
 from ddpm_lightning.images import write_npz, write_png
+from ddpm_lightning.networks import MLP
 from ddpm_lightning.run_folder import last_checkpoint
-from tests.small import Coarse, fit
+from tests.small import Coarse, fit, trainer
 from tests.test_cli import fail
 
 assert Coarse  # named by its path in the commands below
@@ -80,6 +85,17 @@ def test_another_command_into_the_folder_is_refused(
     assert files(tmp_path / "out") == before
 
 
+def test_edits_are_not_evaluated_as_samples_of_the_model(
+    lively_checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_png(Path("a.png"), Digits().images("train")[0][0])
+    same = words(lively_checkpoint, Path("e"), "--seed=1", "--labels=3")
+    main([*same, "--out=e/samples", "--edit=SDEdit", "--edit.image=a.png"])
+    line = fail(capsys, "evaluate", *same[1:], "--extractor=tests.small.Coarse")
+    assert "drawn with another n, edit, images" in line
+
+
 def test_another_image_of_the_same_name_is_another_command(
     lively_checkpoint, tmp_path, monkeypatch, capsys
 ):
@@ -89,6 +105,26 @@ def test_another_image_of_the_same_name_is_another_command(
     main(words(lively_checkpoint, tmp_path / "out", *edit))
     write_png(Path("a.png"), Digits().images("train")[0][1])
     assert "another images" in fail(capsys, *words(lively_checkpoint, tmp_path / "out", *edit))
+
+
+class Mixed(Edit):
+    """An edit of another package: several files, and a text that is none."""
+
+    def __init__(self, images: list[Path], mask: Path | None = None, mode: str = "soft") -> None:
+        pass
+
+    def procedure(self, job):
+        raise NotImplementedError
+
+
+def test_the_files_of_an_edit_are_those_of_its_paths_and_of_its_lists(tmp_path):
+    edit = Mixed([tmp_path / "a.png", tmp_path / "b.png"], mask=str(tmp_path / "c.png"))
+    assert [file.name for file in edit.files] == ["a.png", "b.png", "c.png"]
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_text(name)
+    before = digest_of(edit, None)
+    (tmp_path / "b.png").write_text("other")
+    assert digest_of(edit, None) != before
 
 
 def test_clutter_of_file_managers_does_not_fill_a_folder(lively_checkpoint, tmp_path, capsys):
@@ -118,6 +154,16 @@ def test_an_archive_is_not_written_over_and_has_no_frames(lively_checkpoint, tmp
     line = fail(capsys, *words(lively_checkpoint, tmp_path / "y.npz", "--grid.frames=2"))
     assert "leave out --grid.frames" in line
     assert {path.name for path in tmp_path.iterdir()} == {"x.npz"}
+
+
+def test_points_in_an_archive_are_refused_before_they_are_drawn(tmp_path, capsys):
+    data = Toy2D("moons", n=64, global_batch_size=8)
+    module = DiffusionModule(data.spec, net=partial(MLP, width=8, depth=1))
+    trainer(tmp_path / "run", 1).fit(module, data)
+    checkpoint = last_checkpoint(tmp_path / "run")
+    line = fail(capsys, *words(checkpoint, tmp_path / "x.npz"))
+    assert f"name a folder, which gets them as samples.npy: --out {tmp_path / 'x'}" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_archive_scores_like_the_folder_of_its_images(tmp_path):

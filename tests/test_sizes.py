@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import pytest
 import torch
 
 from ddpm_lightning import DiffusionModule
+from ddpm_lightning.batch import DataSpec
 from ddpm_lightning.data import Digits, Toy2D
 from ddpm_lightning.diffusion import Cosine, Linear, Straight
 from ddpm_lightning.diffusion.schedules import Karras, Sigmoid
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.memory import check_integers
-from ddpm_lightning.networks import UNet
+from ddpm_lightning.networks import MLP, UNet
 from ddpm_lightning.networks.checks import check_size, largest_divisor
-from tests.small import image_spec, tiny_module
+from tests.small import TinyUNet, image_spec
+from tests.test_cli import DIGITS, fail
 
 
 @pytest.mark.parametrize("schedule", [Linear, Cosine, Sigmoid, Karras, Straight])
@@ -41,11 +43,29 @@ def test_a_network_that_no_memory_holds_is_refused(arguments, message):
 
 def test_the_check_of_a_network_leaves_its_weights_as_they_were():
     torch.manual_seed(3)
-    first = tiny_module().state_dict()
+    first = TinyUNet(image_spec(), 1).state_dict()
     torch.manual_seed(3)
-    check_size(tiny_module)
-    second = tiny_module().state_dict()
+    check_size(partial(TinyUNet, image_spec(), 1))
+    second = TinyUNet(image_spec(), 1).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@lru_cache
+def table(width: int) -> torch.Tensor:
+    return torch.arange(width)
+
+
+class Tabled(MLP):
+    """A network of another package, whose instances share a table."""
+
+    def __init__(self, data, out_channels, width=8):
+        super().__init__(data, out_channels, width=width, depth=1)
+        self.register_buffer("table", table(width) / 2)
+
+
+def test_the_table_that_an_outside_network_keeps_is_a_real_one():
+    module = DiffusionModule(DataSpec((2,)), net=partial(Tabled, width=6))
+    assert module.net.table.tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
 
 
 def test_the_largest_divisor_is_that_of_a_search():
@@ -69,8 +89,14 @@ def test_data_that_no_memory_holds_are_refused(build):
         build()
 
 
-def test_integers_beyond_31_bits_are_refused_by_name_but_for_seeds():
+def test_what_the_command_line_makes_of_a_network_is_sized(capsys):
+    command = ("fit", "--config", DIGITS, "--model.net.channels=60000")
+    assert "would take" in fail(capsys, *command)
+
+
+def test_integers_beyond_31_bits_are_refused_by_name_but_for_seeds_and_versions():
     settings = {"data": {"init_args": {"sizes": [3, 2**31]}}}
     with pytest.raises(InputError, match=r"data\.sizes 2147483648: no size is that large"):
         check_integers(settings)
+    check_integers({"trainer": {"logger": [{"init_args": {"version": 202611252246}}]}})
     check_integers({"seed": 2**63, "data": {"seed": 2**40}, "n": 2**31 - 1, "flag": True})

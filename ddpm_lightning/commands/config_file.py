@@ -62,6 +62,21 @@ def load_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: {str(error).splitlines()[0]}") from error
 
 
+def check_keys(text: str, where: str) -> None:
+    """Raise InputError if a flag's value has a key twice, or aliases that multiply.
+
+    A text that is no YAML, such as "[WIP] first", is left to the parser, which knows the type.
+    """
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError):
+        return
+    except RecursionError as error:
+        raise InputError(f"{where} is nested too deeply") from error
+    if root is not None:
+        _count(root, where, {})
+
+
 def _count(node: yaml.Node, where: str, known: dict[int, int]) -> int:
     """Count the values below a node, with what its aliases repeat; refuse keys that do, too."""
     if id(node) in known:

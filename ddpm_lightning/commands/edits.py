@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -54,9 +54,25 @@ class Edit(Configurable, ABC):
         """The sampler of a request without one: DDPM over all levels."""
         return DDPM()
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that it reads: its arguments of type Path, and those in lists of such."""
+        hints = get_type_hints(type(self).__init__)
+        found: list[Path] = []
+        for name, value in self._arguments.items():
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, Path) or (isinstance(one, str) and _has_path(hints.get(name))):
+                    found.append(Path(one))
+        return found
+
     @abstractmethod
     def procedure(self, job: Job) -> Procedure:
         """Read the files and build the sampling procedure."""
+
+
+def _has_path(hint: Any) -> bool:
+    """Whether a type hint is Path, or has it: Path | None, list[Path]."""
+    return hint is Path or any(map(_has_path, get_args(hint)))
 
 
 class RePaint(Edit):

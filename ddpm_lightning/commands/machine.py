@@ -1,4 +1,4 @@
-"""What the machine refuses: room, permission, memory, a package, a compiler or an account."""
+"""What the machine refuses: room, permission, memory, a package or an account."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ ADVICE = {
 }
 """What a user can do about an OSError, by its number."""
 
-SERVICES = ("wandb", "mlflow", "comet_ml", "neptune", "requests", "urllib3")
-"""Packages whose errors are of an account, a server or the network."""
+SERVICES = {
+    **dict.fromkeys(
+        ("wandb", "mlflow", "comet_ml", "neptune"), "leave out --trainer.logger to go without"
+    ),
+    **dict.fromkeys(("requests", "urllib3"), "the network or a server fails, so try again"),
+}
+"""What can be done about errors of an account, a server or the network, by their package."""
 
 
 def refusal_of(error: BaseException) -> str | None:
@@ -34,20 +39,18 @@ def refusal_of(error: BaseException) -> str | None:
     Args:
         error: An error that ended a command.
     """
-    for one in _chain(error):
+    for one, meant in _chain(error):
         if isinstance(one, OSError) and one.errno in ADVICE:
             file = one.filename2 or one.filename or "a file"
             return f"{file}: {one.strerror}; {ADVICE[one.errno]}"
         if isinstance(one, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(one):
             reason = (str(one).splitlines() or ["out of memory"])[0]
             return f"there is not enough memory ({reason}); use a smaller batch, image or network"
-        if isinstance(one, ImportError) and not (one.name or "").startswith("ddpm_lightning"):
+        if meant and isinstance(one, ImportError) and not _is_own(one):
             return f"{one}" + (f"; install it: pip install {one.name}" if one.name else "")
         package = type(one).__module__.split(".")[0]
-        if package in SERVICES:
-            return f"{package}: {_last_line(one)}; leave out --trainer.logger to go without"
-        if "InvalidCxxCompiler" in f"{type(one).__name__} {one}":
-            return "torch.compile finds no C++ compiler; install g++, or use --model.compile false"
+        if meant and package in SERVICES:
+            return f"{package}: {_last_line(one)}; {SERVICES[package]}"
         if isinstance(one, ProcessRaisedException):  # whose text holds the child's traceback
             kind, _, message = _last_line(one).partition(": ")
             if kind.endswith("InputError"):
@@ -55,12 +58,18 @@ def refusal_of(error: BaseException) -> str | None:
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it was raised from or while handling."""
+def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """An error, and those that it was raised from (True) or while handling (False)."""
     seen: BaseException | None = error
+    meant = True
     while seen is not None:
-        yield seen
+        yield seen, meant
+        meant = meant and seen.__cause__ is not None
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+
+
+def _is_own(error: ImportError) -> bool:
+    return (error.name or "").startswith("ddpm_lightning")
 
 
 def _last_line(error: BaseException) -> str:

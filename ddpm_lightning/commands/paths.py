@@ -22,7 +22,8 @@ NAMES = re.compile(
 )
 """The last part of the names of settings that are paths."""
 
-VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^}]*)\})")
+VARIABLE = re.compile(r"\$(?:\$|([A-Za-z_]\w*)|\{([^}]*)\})")
+"""A variable in a path, or $$, which stands for a $ itself."""
 
 
 def is_path(name: str) -> bool:
@@ -44,7 +45,7 @@ def check_no_empty_paths(words: list[str]) -> None:
 
 
 def expanded(path: str, name: str) -> str:
-    """Expand ~, ~user and $VAR in a path.
+    """Expand ~, ~user and $VAR in a path; $$ is a $.
 
     Args:
         path: As it was given.
@@ -58,13 +59,19 @@ def expanded(path: str, name: str) -> str:
             f"{name} {path} is an address, and files are read and written on this machine's own "
             "file systems; mount it, or copy the files"
         )
-    for one in VARIABLE.finditer(path):
+
+    def value(one: re.Match[str]) -> str:
+        if one[0] == "$$":
+            return "$"
         variable = one[1] or one[2]
-        if not os.environ.get(variable):
+        if not (found := os.environ.get(variable)):
             raise InputError(
-                f"{name} {path}: the variable {variable} is not set; set it, or write out the path"
+                f"{name} {path}: the variable {variable} is not set; set it, write out the path, "
+                "or write $$ for a $ of a name"
             )
-    found = os.path.expanduser(VARIABLE.sub(lambda one: os.environ[one[1] or one[2]], path))
+        return found
+
+    found = os.path.expanduser(VARIABLE.sub(value, path))
     if found.startswith("~"):
         raise InputError(
             f"{name} {path}: there is no home folder {found.partition('/')[0]}; write out the "

@@ -13,6 +13,7 @@ from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.commands.edits import Edit, edit_images
 from ddpm_lightning.commands.given_images import GivenImages, given_images
 from ddpm_lightning.commands.sample_folder import (
+    check_drawn,
     check_place,
     digest_of,
     filled,
@@ -97,6 +98,7 @@ def sample(
     loaded = Loaded.read(ckpt, data, device)
     module, given = loaded.module, GivenImages()
     pictures = pictures_of(module.data.shape, loaded.background)
+    check_drawn(out, pictures)
     if edit is None:
         files = [condition] if isinstance(condition, Path) else condition
         given = given_images(loaded, files, n)
@@ -117,7 +119,8 @@ def sample(
         "grid": asdict(grid),
         **state_of(request, module, given.condition),
     }
-    samples = filled(folder, stated, request.batch_size, draw, pictures)
+    shown = pictures if folder == out else None
+    samples = filled(folder, stated, request.batch_size, draw, shown)
     if not processes.first:
         return
     if folder != out:

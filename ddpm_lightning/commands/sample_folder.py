@@ -25,7 +25,11 @@ Draw = Callable[[Tensor, int], Samples]
 
 
 def folder_of(out: Path, frames: int) -> Path:
-    """The folder that the samples are drawn into: ``out``, or one that becomes an .npz."""
+    """The folder that the samples are drawn into: ``out``, or one that becomes an .npz.
+
+    Raises:
+        InputError: An .npz cannot hold the frames.
+    """
     if out.suffix.lower() != ".npz":
         return out
     if frames:
@@ -41,6 +45,15 @@ def check_place(out: Path, folder: Path) -> None:
         check_folder(folder)
     else:
         check_new_folder(folder)
+
+
+def check_drawn(out: Path, pictures: Pictures) -> None:
+    """Raise InputError where points are asked for in an .npz, which holds images."""
+    if out.suffix.lower() == ".npz" and isinstance(pictures, Scatter):
+        raise InputError(
+            f"{out} would hold images, and this model draws points; name a folder, which gets "
+            f"them as samples.npy: --out {out.with_suffix('')}"
+        )
 
 
 def digest_of(edit: Edit | None, condition: Tensor | None) -> str | None:
@@ -59,10 +72,7 @@ def digest_of(edit: Edit | None, condition: Tensor | None) -> str | None:
     elif edit is None:
         return None
     else:
-        files = [
-            Path(value) for value in edit.plain_arguments().values() if isinstance(value, str)
-        ]
-        for file in files:
+        for file in edit.files:
             if not file.is_file():
                 raise InputError(f"no image at {file}")
             digest.update(file.read_bytes())
@@ -70,7 +80,7 @@ def digest_of(edit: Edit | None, condition: Tensor | None) -> str | None:
 
 
 def filled(
-    folder: Path, stated: dict[str, Any], batch_size: int, draw: Draw, pictures: Pictures
+    folder: Path, stated: dict[str, Any], batch_size: int, draw: Draw, pictures: Pictures | None
 ) -> Samples:
     """Draw samples into a folder, but for those that are there already.
 
@@ -81,17 +91,17 @@ def filled(
         stated: The command and all that decides about the samples, as plain data.
         batch_size: Samples at a time.
         draw: Draws them.
-        pictures: Writes them.
+        pictures: Writes them; None: they become an .npz and are not read again.
 
     Returns:
-        The samples as the files hold them, on the first process.
+        The samples as the files hold them, on the first process and for pictures; else none.
 
     Raises:
         InputError: The folder is of another command.
     """
     n, frames = stated["n"], stated["grid"]["frames"]
     processes, inputs = Processes.current(), list[Tensor | None]()
-    if frames or isinstance(pictures, Scatter):
+    if pictures is not None and (frames or isinstance(pictures, Scatter)):
         return _drawn_at_once(folder, stated, batch_size, draw, pictures)
 
     def draw_batch(indices: Tensor) -> Tensor:
@@ -100,7 +110,7 @@ def filled(
         return samples.x
 
     fill(folder, stated, n, batch_size, draw_batch)
-    if not processes.first:
+    if not processes.first or pictures is None:
         return Samples(torch.empty(0))
     if not inputs and stated["edit"] is not None:  # the stop came after the last sample
         inputs.append(draw(torch.arange(1), 0).inputs)
@@ -110,8 +120,7 @@ def filled(
 
 def pack(folder: Path, out: Path, n: int, labels: Tensor | None) -> None:
     """Turn a folder of n samples into an .npz, with their labels int64 [n] if known."""
-    images = ImageFolder(folder, n)
-    write_npz(out, images.read(images.files), labels)
+    write_npz(out, ImageFolder(folder, n), labels)
     shutil.rmtree(folder)
 
 

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from lightning.pytorch import Callback
 
-from ddpm_lightning.commands.config_file import load_yaml, read_config
+from ddpm_lightning.commands.config_file import check_keys, read_config
 from ddpm_lightning.commands.paths import check_no_empty_paths
 from ddpm_lightning.configurable import Configurable, plain
 from ddpm_lightning.errors import InputError
@@ -61,7 +61,7 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     pairs = [(name, value) for name, value in read_words(words) if name != "config"]
     for name, value in pairs:
         if value.startswith(("{", "[")):
-            load_yaml(value, f"--{name}")
+            check_keys(value, f"--{name}")
     given, added = dict(pairs), dict[str, Any]()
     for name, (place, value) in _classes_in(configs).items():
         replaced = any(name == one or name.startswith(f"{one}.") for one in given)

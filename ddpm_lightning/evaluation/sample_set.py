@@ -179,7 +179,8 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     if path.is_file():
         try:
             found = json.loads(path.read_text("utf-8"))
-            differing = [key for key in settings if found.get(key) != settings[key]]
+            keys = {**settings, **found}  # of both, because only the sample command knows edits
+            differing = [key for key in keys if found.get(key) != settings.get(key)]
         except (ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}); remove {folder}") from error
         if differing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,19 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.files import atomic_write
 from ddpm_lightning.images.folder import ImageFolder
 from ddpm_lightning.images.image_file import MODES
 
 IMAGES, LABELS = "arr_0", "arr_1"
 """Names of the arrays in the file: numpy's for unnamed ones."""
+
+BATCH = 256
+"""Images that are read and written at a time."""
+
+CHUNK = 2**24
+"""Bytes that are read at a time."""
 
 
 class ImageArchive:
@@ -37,10 +43,12 @@ class ImageArchive:
         shape: [C, H, W] of every image.
 
     Raises:
-        InputError: The file is missing, damaged, holds something else or fewer images.
+        InputError: The file is missing, damaged, holds something else or fewer images, or n is
+            below 1.
     """
 
     def __init__(self, path: Path, n: int | None = None) -> None:
+        at_least(1, n=n)
         self._images = _read(path)  # [N, H, W, C]
         if n is not None and n > len(self._images):
             raise InputError(f"{path} holds {len(self._images)} images, fewer than n = {n}")
@@ -67,13 +75,30 @@ def images_at(path: Path, n: int | None = None) -> ImageFolder | ImageArchive:
     return ImageArchive(path, n) if path.suffix.lower() == ".npz" else ImageFolder(path, n)
 
 
-def write_npz(path: Path, images: Tensor, labels: Tensor | None = None) -> None:
-    """Write images uint8 [N, C, H, W], and labels int64 [N] if known, as an .npz, atomically."""
-    arrays: dict[str, Any] = {IMAGES: images.permute(0, 2, 3, 1).numpy()}
-    if labels is not None:
-        arrays[LABELS] = labels.numpy()
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+def write_npz(
+    path: Path, images: Tensor | ImageFolder | ImageArchive, labels: Tensor | None = None
+) -> None:
+    """Write images as an .npz, atomically; those of a folder batch by batch.
+
+    Args:
+        path: The new file.
+        images: uint8 [N, C, H, W], or a folder of such.
+        labels: int64 [N], if known.
+    """
+    batches: Iterable[Tensor]
+    if isinstance(images, Tensor):
+        shape, batches = tuple(images.shape[1:]), images.split(BATCH)
+    else:
+        shape, batches = images.shape, images.batches(BATCH)
+    header = {"shape": (len(images), *shape[1:], shape[0]), "fortran_order": False}
+    with atomic_write(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
+            npy.write_array_header_1_0(file, {**header, "descr": "|u1"})
+            for batch in batches:
+                file.write(batch.permute(0, 2, 3, 1).contiguous().numpy().data)
+        if labels is not None:
+            with archive.open(f"{LABELS}.npy", "w") as file:
+                npy.write_array(file, labels.numpy(), allow_pickle=False)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -92,12 +117,23 @@ def _read(path: Path) -> np.ndarray:
                     raise InputError(f"{path} holds {dtype} {list(shape)}; {fix}")
                 if math.prod(shape) > archive.getinfo(entry).file_size:
                     raise InputError(f"{path} is damaged: it is shorter than it says")
-                content = file.read()  # to the end, where zipfile compares the CRC
+                return _array(file, shape)
     except InputError:
         raise
     except Exception as error:  # zipfile and numpy meet damage with errors of any kind
         raise InputError(f"{path} is damaged or no .npz ({error}); get it again") from error
-    return np.frombuffer(content, np.uint8, math.prod(shape)).reshape(shape).copy()
+
+
+def _array(file: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Read uint8 [...] in chunks, and to the file's end, where zipfile compares the CRC."""
+    array, start = np.empty(math.prod(shape), np.uint8), 0
+    while chunk := file.read(CHUNK):
+        part = np.frombuffer(chunk, np.uint8)[: len(array) - start]
+        array[start : start + len(part)] = part
+        start += len(part)
+    if start < len(array):
+        raise ValueError("it is cut off")
+    return array.reshape(shape)
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

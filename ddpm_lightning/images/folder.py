@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_lightning.errors import InputError
-from ddpm_lightning.images.image_file import MODES, ImageFile
+from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.images.image_file import MODES, ImageFile, channels_first
 from ddpm_lightning.images.listing import list_images
 
 
@@ -32,10 +31,11 @@ class ImageFolder:
 
     Raises:
         InputError: The folder is missing, holds fewer images, or images of different size or
-            mode (checked from the headers).
+            mode (checked from the headers), or n is below 1.
     """
 
     def __init__(self, folder: Path, n: int | None = None) -> None:
+        at_least(1, n=n)
         found = list_images(folder)
         if n is not None and n > len(found):
             raise InputError(f"{folder} holds {len(found)} images, fewer than n = {n}; lower --n")
@@ -66,7 +66,7 @@ class ImageFolder:
 
     def read(self, files: Sequence[Any]) -> Tensor:
         """Read some of the files: uint8 [B, C, H, W]."""
-        return torch.stack([_pixels(ImageFile.open(file)) for file in files])
+        return torch.stack([channels_first(ImageFile.open(file).load()) for file in files])
 
 
 def _shape(file: ImageFile) -> tuple[int, int, int]:
@@ -80,11 +80,6 @@ def _shape(file: ImageFile) -> tuple[int, int, int]:
         "PIL.Image.open(old).convert(mode).save(new), with mode 'RGB' for images in colour and "
         "'L' for grey ones"
     )
-
-
-def _pixels(file: ImageFile) -> Tensor:
-    array = np.array(file.load())  # [H, W] or [H, W, C]
-    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
 
 
 def _words(shape: tuple[int, int, int]) -> str:

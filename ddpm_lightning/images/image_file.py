@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 
@@ -61,9 +64,9 @@ class ImageFile:
 
     @classmethod
     def _of(cls, path: Path, image: Image.Image) -> ImageFile:
-        # That of a PNG may stand behind its pixels, where load() finds it.
-        known = image.format != "PNG" or "exif" in image.info
-        turned = known and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        # Not image.getexif(), because that of a PNG reads the pixels, if EXIF or XMP may stand
+        # behind them, where load() finds it.
+        turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
         width, height = image.size[::-1] if turned else image.size
         transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
         return cls(path, image.mode, width, height, transparent, getattr(image, "n_frames", 1))
@@ -86,6 +89,12 @@ class ImageFile:
                 f"{self.path} says behind its pixels that it is turned; save it turned"
             )
         return upright
+
+
+def channels_first(image: Image.Image) -> Tensor:
+    """The pixels of an image of C channels: uint8 [C, H, W]; of mode "1" bool."""
+    array = np.array(image)  # [H, W] or [H, W, C]
+    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
 
 
 def _guarded(path: Path, read: Callable[[Image.Image], _Result]) -> _Result:

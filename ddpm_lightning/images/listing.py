@@ -57,7 +57,11 @@ def _regular_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link to itself leads nowhere, like one to nothing
+            continue
+        if is_folder:
             yield from _regular_files(folder / entry.name, (*above, real))
-        elif entry.is_file():
+        elif is_file:
             yield folder / entry.name

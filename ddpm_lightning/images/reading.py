@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images.eight_bits import from_uint8
-from ddpm_lightning.images.image_file import MODES, ImageFile
+from ddpm_lightning.images.image_file import MODES, ImageFile, channels_first
 
 LOSSLESS = {"L": ("1", "L"), "RGB": ("1", "L", "P", "RGB"), "RGBA": ("1", "L", "P", "RGB", "RGBA")}
 """The modes that convert to each mode without loss."""
@@ -40,7 +40,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
             f"{path} is {kind}, but images of {shape[0]} channel(s), {mode}, are needed here; "
             f"convert it in Python: {fix}"
         )
-    return from_uint8(_channels(np.array(file.load().convert(mode))))
+    return from_uint8(channels_first(file.load().convert(mode)))
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -85,7 +85,7 @@ def read_transparent(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor
     Raises:
         InputError: The file is missing, damaged, of another size or mode, or opaque.
     """
-    array = _channels(np.array(_file_of_size(path, shape).load().convert("RGBA")))
+    array = channels_first(_file_of_size(path, shape).load().convert("RGBA"))
     transparent = array[3:] < 128
     if not bool(transparent.any()):
         raise InputError(f"{path} has no transparent pixel, so nothing would be painted")
@@ -93,11 +93,6 @@ def read_transparent(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor
     if shape[0] not in (1, 3) or (shape[0] == 1 and not grey):
         raise InputError(f"{path} is in colour, but images of {shape[0]} channel(s) are needed")
     return from_uint8(array[: shape[0]]), transparent
-
-
-def _channels(array: np.ndarray) -> Tensor:
-    """Turn [H, W] or [H, W, C] into [C, H, W]."""
-    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
 
 
 def _file_of_size(path: Path, shape: tuple[int, ...]) -> ImageFile:

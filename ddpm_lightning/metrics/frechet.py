@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.features import FeatureExtractor
 from ddpm_lightning.metrics.jackknife import BLOCKS, jackknife, shuffled
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
@@ -54,8 +55,12 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     root of a matrix that is not symmetric, and covariances may be singular (n ≤ d). Publications
     call it FID when features are Inception's.
 
+    Raises:
+        InputError: The features have different lengths.
+
     Source: Dowson and Landau (1982); for images Heusel et al. (2017), eq. 6.
     """
+    _check_lengths(a, b)
     overlap = torch.linalg.matrix_norm(a.root @ b.root, ord="nuc")
     distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * overlap
     return max(distance.item(), 0.0)  # rounding may leave −1e-12 between equals
@@ -75,6 +80,7 @@ def frechet_error(
     """
     check_features(features, least=2 * blocks, metric="the distance's standard error")
     everything = Statistics.of(features)
+    _check_lengths(everything, reference)
     return jackknife(
         [
             quick_distance(everything.without(Statistics.of(features[rows])), reference)
@@ -93,3 +99,11 @@ def quick_distance(a: Statistics, b: Statistics) -> float:
     overlap = eigenvalues.clamp(min=0).sqrt().sum()
     means = (a.mean - b.mean).square().sum()
     return (means + a.cov.trace() + b.cov.trace() - 2 * overlap).item()
+
+
+def _check_lengths(a: Statistics, b: Statistics) -> None:
+    if len(a.mean) != len(b.mean):
+        raise InputError(
+            f"features of length {len(a.mean)} cannot be compared with features of length "
+            f"{len(b.mean)}; compute both with the same extractor"
+        )

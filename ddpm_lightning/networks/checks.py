@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,8 +35,14 @@ def check_counts(network: nn.Module, **counts: int) -> None:
 def check_size(build: Callable[[], nn.Module]) -> None:
     """Raise InputError if the memory cannot hold a network's weights and their average.
 
-    ``build`` is called on the meta device, where tensors take no memory.
+    ``build`` is called on the meta device, where tensors take no memory. Only networks of this
+    library are built there, because any other may keep tables of tensors for its next instance.
+
+    Args:
+        build: A network's class, or a partial of it.
     """
+    if not is_own(build):
+        return
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             parameters = list(build().parameters())
@@ -44,6 +52,14 @@ def check_size(build: Callable[[], nn.Module]) -> None:
         return  # it needs real tensors, or will say what is wrong when it is built
     size = sum(one.numel() * one.element_size() for one in parameters)
     check_memory("the network and the average of its weights", 2 * size)
+
+
+def is_own(build: Any) -> bool:
+    """Whether this library defines what a class, a function or a partial of them builds."""
+    while isinstance(build, partial):
+        # The partials of the parser call functions of its own with the class.
+        build = next((one for one in build.args if isinstance(one, type)), build.func)
+    return str(getattr(build, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def check_image(

@@ -17,9 +17,7 @@ from ddpm_lightning.checkpoint import DIGESTS, KEY, read_checkpoint
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL
 from ddpm_lightning.integrity import digests_of
-
-PREVIOUS = "previous.ckpt"
-"""The save before last.ckpt, kept beside it for the case that last.ckpt is damaged."""
+from ddpm_lightning.run_folder import PREVIOUS
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

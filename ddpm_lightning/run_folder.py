@@ -15,6 +15,9 @@ try:
 except ImportError:  # on Windows, where run folders are not locked
     fcntl = None  # type: ignore[assignment]
 
+PREVIOUS = "previous.ckpt"
+"""The save before last.ckpt, kept beside it for the case that last.ckpt is damaged."""
+
 LOCK = "run.lock"
 """File in the run folder that the process of a fit holds; it says which process that is."""
 
@@ -25,6 +28,15 @@ UNSAVED = "unsaved."
 def last_checkpoint(run_folder: str | Path) -> Path:
     """The path of a run's latest checkpoint."""
     return Path(run_folder) / "checkpoints" / "last.ckpt"
+
+
+def newest_checkpoint(run_folder: str | Path) -> Path | None:
+    """The checkpoint that a run goes on from: its last, else what is left; None: it saved none."""
+    last = last_checkpoint(run_folder)
+    if last.exists():
+        return last
+    left = [*last.parent.glob(PREVIOUS), *last.parent.glob("step_*.ckpt")]
+    return max(left, key=lambda path: path.stat().st_mtime, default=None)
 
 
 @contextmanager

@@ -33,7 +33,8 @@ class RunCheckpoint(Checkpoint):
 
     SIGTERM (which schedulers send before they preempt a job) and Ctrl-C save after the step at
     which they arrive, its validation, pictures and metrics included if they are due, and end the
-    process with code 143 or 130. A second one ends it at once.
+    process with code 143 or 130. A second one ends it at once. So does SIGUSR1 under SLURM, with
+    code 138, for ``sbatch --signal=USR1@90``.
 
     Place it behind every callback that logs or writes; Lightning does so by itself.
 

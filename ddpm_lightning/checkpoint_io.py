@@ -24,8 +24,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Saves with digests and by renaming, and loads only what was saved.
 
     A save is written to a file of another name, forced onto the disk, and then renamed; what was
-    last.ckpt becomes previous.ckpt. A save that fails leaves both as they were.
+    last.ckpt becomes previous.ckpt if this run has written it, or read it whole, because another
+    may be damaged. A save that fails leaves both as they were.
     """
+
+    _whole: tuple[int, ...] | None = None
+    """The file, as :func:`_identity` tells it, that this run has last read or written."""
 
     @override
     def save_checkpoint(
@@ -45,8 +49,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
                     torch.save(checkpoint, file)
                     file.flush()
                     os.fsync(file.fileno())
-                if path.name == "last.ckpt" and path.exists():
-                    _keep(path, path.with_name(PREVIOUS))
+                if path.name == "last.ckpt":
+                    if self._whole is not None and _identity(path) == self._whole:
+                        _keep(path, path.with_name(PREVIOUS))
+                    self._whole = _identity(partial)
                 partial.replace(path)
                 _sync_folder(path.parent)
             except BaseException:
@@ -59,13 +65,24 @@ class WholeCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         # Not memory-mapped, because a run goes on to change the optimizer's tensors in place.
-        return read_checkpoint(path, "cpu", weights=True, mmap=False)
+        checkpoint = read_checkpoint(path, "cpu", weights=True, mmap=False)
+        self._whole = _identity(Path(path))
+        return checkpoint
 
 
 def install(trainer: Trainer) -> None:
     """Make a trainer save and load by WholeCheckpointIO, unless it was given a plugin."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from any other, whatever their names; None: there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -107,8 +124,8 @@ def _one_error(path: Path, step: int | None) -> Iterator[None]:
 
 
 def _still_saved(path: Path) -> str:
-    try:
-        step = read_checkpoint(path)["global_step"]
-    except InputError:
-        return "no step is saved yet: start again where there is room"
-    return f"step {step} is saved still: go on from {path} by --ckpt_path"
+    for saved in (path, path.with_name("last.ckpt"), path.with_name(PREVIOUS)):
+        with suppress(InputError):
+            step = read_checkpoint(saved)["global_step"]
+            return f"step {step} is saved still: go on from {saved} by --ckpt_path"
+    return "no step is saved yet: start again where there is room"

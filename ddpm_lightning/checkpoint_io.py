@@ -49,11 +49,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
                     torch.save(checkpoint, file)
                     file.flush()
                     os.fsync(file.fileno())
-                if path.name == "last.ckpt":
-                    if self._whole is not None and _identity(path) == self._whole:
-                        _keep(path, path.with_name(PREVIOUS))
-                    self._whole = _identity(partial)
+                is_last = path.name == "last.ckpt"
+                if is_last and path.exists() and _identity(path) == self._whole:
+                    _keep(path, path.with_name(PREVIOUS))
                 partial.replace(path)
+                if is_last:
+                    self._whole = _identity(path)
                 _sync_folder(path.parent)
             except BaseException:
                 with suppress(OSError):
@@ -76,12 +77,9 @@ def install(trainer: Trainer) -> None:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
 
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from any other, whatever their names; None: there is no such file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
+def _identity(path: Path) -> tuple[int, ...]:
+    """What tells a file from any other, whatever their names."""
+    found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

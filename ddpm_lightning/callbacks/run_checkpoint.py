@@ -67,13 +67,8 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            for kind, advice in REPLACING.items():
-                if isinstance(callback, kind):
-                    raise InputError(
-                        f"{type(callback).__name__} replaces the trained weights at the end, from "
-                        f"which no run goes on exactly; leave it out, and {advice}"
-                    )
+        if stage == "fit":
+            _refuse_replaced_weights(trainer)
         install(trainer)
         plugin = trainer.strategy.checkpoint_io
         if not isinstance(plugin, WholeCheckpointIO):  # another might leave half a file
@@ -200,6 +195,17 @@ def _ends_training(trainer: Trainer) -> bool:
     steps = 0 <= loop.max_steps <= trainer.global_step
     epochs = 0 <= (loop.max_epochs or -1) <= loop.epoch_progress.current.processed
     return bool(steps or epochs or (trainer.should_stop and loop._can_stop_early))
+
+
+def _refuse_replaced_weights(trainer: Any) -> None:
+    """Raise InputError for a callback after which the last save does not hold trained weights."""
+    for callback in trainer.callbacks:
+        for kind, advice in REPLACING.items():
+            if isinstance(callback, kind):
+                raise InputError(
+                    f"{type(callback).__name__} replaces the trained weights at the end, from "
+                    f"which no run goes on exactly; leave it out, and {advice}"
+                )
 
 
 def _log_step_now(connector: Any) -> None:

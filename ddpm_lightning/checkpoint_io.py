@@ -17,17 +17,19 @@ from ddpm_lightning.checkpoint import DIGESTS, KEY, read_checkpoint
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL
 from ddpm_lightning.integrity import digests_of
-
-PREVIOUS = "previous.ckpt"
-"""The save before last.ckpt, kept beside it for the case that last.ckpt is damaged."""
+from ddpm_lightning.run_folder import PREVIOUS
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Saves with digests and by renaming, and loads only what was saved.
 
     A save is written to a file of another name, forced onto the disk, and then renamed; what was
-    last.ckpt becomes previous.ckpt. A save that fails leaves both as they were.
+    last.ckpt becomes previous.ckpt if this run has written it, or read it whole, because another
+    may be damaged. A save that fails leaves both as they were.
     """
+
+    _whole: tuple[int, ...] | None = None
+    """The file, as :func:`_identity` tells it, that this run has last read or written."""
 
     @override
     def save_checkpoint(
@@ -47,9 +49,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
                     torch.save(checkpoint, file)
                     file.flush()
                     os.fsync(file.fileno())
-                if path.name == "last.ckpt" and path.exists():
+                is_last = path.name == "last.ckpt"
+                if is_last and path.exists() and _identity(path) == self._whole:
                     _keep(path, path.with_name(PREVIOUS))
                 partial.replace(path)
+                if is_last:
+                    self._whole = _identity(path)
                 _sync_folder(path.parent)
             except BaseException:
                 with suppress(OSError):
@@ -61,13 +66,21 @@ class WholeCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         # Not memory-mapped, because a run goes on to change the optimizer's tensors in place.
-        return read_checkpoint(path, "cpu", weights=True, mmap=False)
+        checkpoint = read_checkpoint(path, "cpu", weights=True, mmap=False)
+        self._whole = _identity(Path(path))
+        return checkpoint
 
 
 def install(trainer: Trainer) -> None:
     """Make a trainer save and load by WholeCheckpointIO, unless it was given a plugin."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What tells a file from any other, whatever their names."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -109,8 +122,8 @@ def _one_error(path: Path, step: int | None) -> Iterator[None]:
 
 
 def _still_saved(path: Path) -> str:
-    try:
-        step = read_checkpoint(path)["global_step"]
-    except InputError:
-        return "no step is saved yet: start again where there is room"
-    return f"step {step} is saved still: go on from {path} by --ckpt_path"
+    for saved in (path, path.with_name("last.ckpt"), path.with_name(PREVIOUS)):
+        with suppress(InputError):
+            step = read_checkpoint(saved)["global_step"]
+            return f"step {step} is saved still: go on from {saved} by --ckpt_path"
+    return "no step is saved yet: start again where there is room"

@@ -58,7 +58,13 @@ from ddpm_lightning.loaded import Loaded, with_download
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.run_folder import UNSAVED, last_checkpoint, locked, set_aside
+from ddpm_lightning.run_folder import (
+    UNSAVED,
+    last_checkpoint,
+    locked,
+    newest_checkpoint,
+    set_aside,
+)
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 from ddpm_lightning.trust import check_trust, trusting
@@ -228,16 +234,15 @@ class DiffusionCLI(LightningCLI):
             return
         if (results := Path(root) / "metrics.json").is_file():
             read_records(results)  # before hours of training, because it may be damaged
-        last = last_checkpoint(root)
-        resumes = (
-            config.ckpt_path and Path(config.ckpt_path).resolve().parent == last.resolve().parent
-        )
-        if last.exists() and not resumes and not config.trainer.fast_dev_run:
+        saved, folder = newest_checkpoint(root), last_checkpoint(root).parent
+        resumes = config.ckpt_path and Path(config.ckpt_path).resolve().parent == folder.resolve()
+        if saved is not None and not resumes and not config.trainer.fast_dev_run:
+            named = "last" if saved == last_checkpoint(root) else saved
             raise InputError(
-                f"{root} holds a run already: go on with it by --ckpt_path last, or choose "
+                f"{root} holds a run already: go on with it by --ckpt_path {named}, or choose "
                 "another folder by --trainer.default_root_dir"
             )
-        if not last.exists() and _is_first_process() and not config.trainer.fast_dev_run:
+        if saved is None and _is_first_process() and not config.trainer.fast_dev_run:
             for path in set_aside(root):
                 print(f"{path} is of a start that saved nothing; renamed to {UNSAVED}…")
 
@@ -295,10 +300,13 @@ class DiffusionCLI(LightningCLI):
             raise InputError(
                 "--ckpt_path auto starts a fit or goes on with it; give a file, or last"
             )
-        path = checkpoint_named(config.ckpt_path, root)
-        if auto and not path.exists():
+        newest = newest_checkpoint(root)
+        if auto and newest is None:
             config.ckpt_path = None
             return
+        path = newest if auto and newest else checkpoint_named(config.ckpt_path, root)
+        if auto and path.name != "last.ckpt" and _is_first_process():
+            print(f"{last_checkpoint(root)} is gone; the run goes on from {path}")
         checkpoint = read_checkpoint(path)
         check_description(checkpoint, path, DiffusionModule)
         config.ckpt_path = str(path)

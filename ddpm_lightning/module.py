@@ -150,7 +150,9 @@ class DiffusionModule(Configurable, LightningModule):
         """Compute the loss of a noised batch (DDPM algorithm 1), also ``per_sample`` [B]."""
         self.gradients.keep(batch, batch_idx)
         loss, t, terms = self.training_loss(batch, batch_idx)
-        self._log_terms(t, terms)
+        self._means.add(terms)
+        if self.timesteps.learns:
+            self._losses.append((t, terms["loss"].detach()))
         return {"loss": loss, "t": t, "per_sample": terms["loss"].detach()}
 
     def training_loss(
@@ -184,14 +186,6 @@ class DiffusionModule(Configurable, LightningModule):
         x_t = self.schedule.add_noise(batch.x0, t, eps)
         return NoisedBatch(batch.x0, eps, t, x_t, condition)
 
-    def _log_terms(self, t: Tensor, terms: dict[str, Tensor]) -> None:
-        """Add the loss terms to the step's, and keep the loss for the timesteps."""
-        self._means.add(terms)
-        means = {f"train/{name}": term.mean() for name, term in terms.items()}
-        self.log_dict(means, prog_bar=True, logger=False)
-        if self.timesteps.learns:
-            self._losses.append((t, terms["loss"].detach()))
-
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.gradients.before_step(self, self.trainer, optimizer)
@@ -211,13 +205,20 @@ class DiffusionModule(Configurable, LightningModule):
             self.timesteps.update(t, losses)
 
     def _log_step(self, step: int) -> None:
-        """Log the means of the global batch, before the callbacks save the step."""
+        """Log the means of the global batch, before the callbacks save the step.
+
+        Between the steps that the loggers get, ``monitor:`` and the progress bar have the means of
+        this process, which cost no communication.
+        """
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and step % every == 0:
-            means = self._means.reduce(self.trainer.strategy)
-            means = {f"train/{name}": mean for name, mean in means.items()}
-            for logger in self.trainer.loggers:
-                logger.log_metrics(means, step)
+        is_logged = every and step % every == 0
+        means: dict[str, Any] = (
+            self._means.reduce(self.trainer.strategy) if is_logged else self._means.own()
+        )
+        means = {f"train/{name}": mean for name, mean in means.items()}
+        self.log_dict(means, prog_bar=True, logger=False)
+        for logger in self.trainer.loggers if is_logged else ():
+            logger.log_metrics(means, step)
         self._means.clear()
 
     @override

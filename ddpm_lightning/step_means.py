@@ -24,6 +24,10 @@ class StepMeans:
             self._sums[name] = self._sums.get(name, 0) + term.detach().float().sum()
         self._count += len(next(iter(terms.values())))
 
+    def own(self) -> dict[str, Tensor]:
+        """Return the means over the micro-batches of this process."""
+        return {name: total / self._count for name, total in self._sums.items()}
+
     def reduce(self, strategy: Strategy) -> dict[str, float]:
         """Return the means over all micro-batches and processes; one collective call."""
         sums = list(self._sums.values())

@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.loops.progress import _BatchProgress
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm.auto import tqdm
@@ -19,7 +24,16 @@ from typing_extensions import override
 from ddpm_lightning.callbacks.stop_signals import Stopped, StopSignals
 from ddpm_lightning.checkpoint_io import WholeCheckpointIO, install
 from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.files import atomic_write
 from ddpm_lightning.run_folder import last_checkpoint
+
+REPLACING = {
+    WeightAveraging: "give the average that the model keeps itself, --model.ema.decay",
+    StochasticWeightAveraging: "give the average that the model keeps itself, --model.ema.decay",
+    ModelPruning: "prune the weights of a model that is trained",
+}
+"""Callbacks of Lightning that put other weights in place of the trained ones before the last save,
+and so leave a run that cannot go on exactly; and what to do instead."""
 
 
 class RunCheckpoint(Checkpoint):
@@ -33,7 +47,8 @@ class RunCheckpoint(Checkpoint):
 
     SIGTERM (which schedulers send before they preempt a job) and Ctrl-C save after the step at
     which they arrive, its validation, pictures and metrics included if they are due, and end the
-    process with code 143 or 130. A second one ends it at once.
+    process with code 143 or 130. A second one ends it at once. So does SIGUSR1 under SLURM, with
+    code 138, for ``sbatch --signal=USR1@90``.
 
     Place it behind every callback that logs or writes; Lightning does so by itself.
 
@@ -52,6 +67,8 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _refuse_replaced_weights(trainer)
         install(trainer)
         plugin = trainer.strategy.checkpoint_io
         if not isinstance(plugin, WholeCheckpointIO):  # another might leave half a file
@@ -62,6 +79,8 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that ended within a save has left it: see _log_step_now.
+        vars(trainer._logger_connector).pop("update_train_step_metrics", None)
         self._begun = self._done = self._stepped = trainer.global_step
         self._stop_later = False
         self._signals.defers = not trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -136,8 +155,8 @@ class RunCheckpoint(Checkpoint):
             self._stop(trainer, stop)
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer._logger_connector._first_loop_iter is not None:  # in a training batch, after
-            trainer._logger_connector.update_train_step_metrics()  # which Lightning does this
+        if trainer._logger_connector._first_loop_iter is not None:
+            _log_step_now(trainer._logger_connector)
         for logger in trainer.loggers:
             logger.save()  # so that what is logged before the save outlives the process, too
         path = last_checkpoint(trainer.default_root_dir)
@@ -178,10 +197,36 @@ def _ends_training(trainer: Trainer) -> bool:
     return bool(steps or epochs or (trainer.should_stop and loop._can_stop_early))
 
 
+def _refuse_replaced_weights(trainer: Any) -> None:
+    """Raise InputError for a callback after which the last save does not hold trained weights."""
+    for callback in trainer.callbacks:
+        for kind, advice in REPLACING.items():
+            if isinstance(callback, kind):
+                raise InputError(
+                    f"{type(callback).__name__} replaces the trained weights at the end, from "
+                    f"which no run goes on exactly; leave it out, and {advice}"
+                )
+
+
+def _log_step_now(connector: Any) -> None:
+    """Log the values of a training batch before the save; Lightning does it after, and not again.
+
+    Args:
+        connector: The trainer's logger connector, within a training batch.
+    """
+
+    def logged() -> None:
+        del connector.update_train_step_metrics  # the class's is in place from the next batch on
+
+    connector.update_train_step_metrics()
+    connector.update_train_step_metrics = logged
+
+
 def _copy(path: Path, copy: Path) -> None:
     """Link or copy a file; a link serves, for the file is replaced and never written to."""
-    copy.unlink(missing_ok=True)
-    try:
-        os.link(path, copy)
-    except OSError:
-        shutil.copyfile(path, copy)
+    with atomic_write(copy) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop after the optimizer step."""
+"""SIGTERM, Ctrl-C and SLURM's signal as a request to stop after the optimizer step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from typing_extensions import override
 
@@ -26,7 +27,10 @@ class Stopped(SystemExit):
 
 
 class StopSignals(_SignalConnector):
-    """Handlers of SIGTERM and SIGINT, in place of Lightning's.
+    """Handlers of SIGTERM and SIGINT, in place of Lightning's; under SLURM also of SIGUSR1.
+
+    That is the signal of ``sbatch --signal=USR1@90``, or the one that the trainer's
+    SLURMEnvironment names. Lightning requeues the job then; here the job's script does.
 
     While ``defers`` is set, the first signal is only noted, because a save is exact between
     optimizer steps alone; otherwise it ends the process. A second one ends it at once. The handler
@@ -45,7 +49,11 @@ class StopSignals(_SignalConnector):
 
     @override
     def register_signal_handlers(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        environment = self.trainer._accelerator_connector.cluster_environment
+        numbers: set[int] = {signal.SIGTERM, signal.SIGINT}
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            numbers.add(environment.requeue_signal or signal.SIGTERM)  # none on Windows
+        for number in numbers:
             self._original_handlers.setdefault(number, signal.getsignal(number))
             self._register_signal(number, self._handle)
 

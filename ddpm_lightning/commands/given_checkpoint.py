@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import SUPPRESS, Action
 from pathlib import Path
 from pydoc import locate
@@ -134,4 +135,6 @@ def differences(
 def _comparable(key: str, value: Any) -> Any:
     if key == "class_path":  # a class has its own path and that of the package that shows it
         return locate(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return [_comparable(key, item) for item in value] if isinstance(value, list | tuple) else value

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from ddpm_lightning.checkpoint import DIGESTS, KEY, read_checkpoint
+from ddpm_lightning.checkpoint_structure import check_structure
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL
 from ddpm_lightning.integrity import digests_of
@@ -40,6 +41,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             own = {**checkpoint[KEY]}
             own.pop(DIGESTS, None)
             checkpoint = {**checkpoint, KEY: own}
+            check_structure(checkpoint)  # because what is refused when it is read is lost
             checkpoint[KEY] = own | {DIGESTS: digests_of(checkpoint)}
         partial = path.with_name(path.name + PARTIAL)
         with _one_error(path, checkpoint.get("global_step")):

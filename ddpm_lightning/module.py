@@ -38,6 +38,7 @@ from ddpm_lightning.networks.checks import check_size
 from ddpm_lightning.networks.network import Network
 from ddpm_lightning.networks.unet import UNet
 from ddpm_lightning.optimization import (
+    last_step,
     make_lr_schedule,
     make_optimizer,
     refuse_accumulation_schedule,
@@ -226,7 +227,7 @@ class DiffusionModule(Configurable, LightningModule):
         optimizer = make_optimizer(self.net, self.optimizer)
         refuse_settings(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
-        refuse_short_schedule(scheduler, self.warmup_steps, self.trainer.max_steps)
+        refuse_short_schedule(scheduler, self.warmup_steps, last_step(self.trainer))
         self._optimization = describe_optimization(optimizer, scheduler)
         self._check_optimization()
         if scheduler is None:
@@ -414,9 +415,9 @@ class DiffusionModule(Configurable, LightningModule):
             check_run(checkpoint, self.trainer)
             skipped = checkpoint[KEY].get("skipped", {})
             self.gradients.load_state_dict(skipped, checkpoint["global_step"])
-            forget_time(trainer, loaded)
+            forget_time(self.trainer, loaded)
             before = checkpoint["hyper_parameters"].get("compile")
-            tell_change(trainer, "compile", before, self.compile_net)
+            tell_change(self.trainer, "compile", before, self.compile_net)
             self._resumed = checkpoint[KEY].get("optimization")
             self._check_optimization()
             check_training_state(checkpoint, self)

@@ -69,9 +69,10 @@ def check_training_state(checkpoint: dict[str, Any], module: Any) -> None:
     states, wanted = checkpoint["optimizer_states"], len(optimizers)
     if len(states) != wanted:
         raise InputError(f"the checkpoint has {len(states)} states of optimizers, not {wanted}")
+    skipped = checkpoint[KEY].get("skipped", {}).get("total", 0)
     for state, optimizer in zip(states, optimizers, strict=True):
         check_optimizer_state(state, optimizer)
-        if checkpoint["global_step"] > 0:
+        if checkpoint["global_step"] > skipped:
             _check_moments(state, optimizer, module, checkpoint.get("state_dict", {}))
     states = checkpoint["lr_schedulers"]
     if len(states) != len(schedules):

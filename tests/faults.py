@@ -19,7 +19,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,7 +159,7 @@ def mounted(place: Path, *arguments: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=False)
 
 
-def small_disk(place: Path, size: str) -> contextmanager:
+def small_disk(place: Path, size: str) -> AbstractContextManager[Path]:
     return mounted(place, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
 
 

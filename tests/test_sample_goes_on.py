@@ -22,10 +22,8 @@ from ddpm_lightning.data import Digits, Toy2D
 from ddpm_lightning.images import write_npz, write_png
 from ddpm_lightning.networks import MLP
 from ddpm_lightning.run_folder import last_checkpoint
-from tests.small import Coarse, fit, trainer
+from tests.small import fit, trainer
 from tests.test_cli import fail
-
-assert Coarse  # named by its path in the commands below
 
 
 def words(checkpoint: Path, out: Path, *more: str) -> list[str]:

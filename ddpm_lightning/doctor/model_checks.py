@@ -74,7 +74,7 @@ def dropout_off(run: Run) -> Finding:
     t = torch.full((len(trial.batch.x0),), module.schedule.T // 2 or 1, device=module.device)
     known = module.known(trial.batch)
     for weights in ("ema", "raw"):
-        denoiser = module.denoiser(weights)  # type: ignore[arg-type]
+        denoiser = module.denoiser(weights)
         with torch.no_grad(), trial.precision.forward_context():
             first, second = (denoiser(trial.batch.x0, t, known).x0 for _ in range(2))
         if not torch.equal(first.nan_to_num(), second.nan_to_num()):

@@ -31,7 +31,7 @@ class Trial:
         self.module.trainer = run.trainer
         self.module.log = self.module.log_dict = _nowhere  # type: ignore[method-assign]
         self.precision: Any = run.trainer.precision_plugin
-        self.module = self.precision.convert_module(self.module)
+        self.precision.convert_module(self.module)
         self.module.to(run.trainer.strategy.root_device).train()
         self.optimizer = make_optimizer(self.module.net, self.module.optimizer)
         self.batch: Batch = self.precision.convert_input(run.rows(rows))

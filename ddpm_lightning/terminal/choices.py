@@ -39,7 +39,7 @@ def classes(hint: Any) -> dict[str, type]:
     while remaining:
         cls = remaining.pop()
         remaining.extend(cls.__subclasses__())
-        shown = [getattr(sys.modules[name], cls.__name__, 0) for name in _prefixes(cls.__module__)]
+        shown = [getattr(sys.modules.get(n), cls.__name__, 0) for n in _prefixes(cls.__module__)]
         private = cls.__module__.startswith("ddpm_lightning.") and cls not in shown[:-1]
         abstract = inspect.isabstract(cls) or ABC in cls.__bases__ or cls in ROOTS
         if not (private or abstract or cls.__name__.startswith("_")):

@@ -29,6 +29,8 @@ from tests.make_data import write_cifar10, write_mnist
 from tests.small import ended, fail, shown
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+ALIKE = ("cifar10", "cifar10_edm", "cifar10_flow", "cifar10_iddpm", "fashion_mnist", "mnist_dit")
+"""Configs that take the same ways as others through the command line."""
 DIGITS = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 
 
@@ -117,7 +119,13 @@ def shrunk(config: Path, root: Path) -> dict:
     return settings
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in ALIKE))
+        for path in CONFIGS
+    ],
+)
 def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(shrunk(config, tmp_path)))

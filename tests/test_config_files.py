@@ -118,6 +118,7 @@ def test_a_locale_without_the_signs_of_configs_and_help_does_not_matter(gbk, com
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_output_that_an_encoding_lacks_is_replaced(tmp_path):
     code = (
         "import sys; from ddpm_lightning.cli import main\n"

@@ -155,6 +155,7 @@ def test_half_precision_stays_near_float32_and_double_computes_in_double(make):
         assert (rough - exact).std() < 0.05 * exact.std()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("network", "settings"),

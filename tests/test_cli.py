@@ -29,7 +29,10 @@ from tests.make_data import write_cifar10, write_mnist
 from tests.small import ended, fail, shown
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-ALIKE = ("cifar10", "cifar10_edm", "cifar10_flow", "cifar10_iddpm", "fashion_mnist", "mnist_dit")
+ALIKE = (
+    *("cifar10", "cifar10_edm", "cifar10_flow", "cifar10_iddpm"),
+    *("fashion_mnist", "mnist", "mnist_convnext", "mnist_dit"),
+)
 """Configs that take the same ways as others through the command line."""
 DIGITS = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 

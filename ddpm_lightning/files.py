@@ -27,8 +27,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     If writing fails the file there, if any, stays as it is, and nothing of the new one is left.
 
-    Raises:
-        OSError: With the name of the file, which a full disk alone does not tell.
+    Raises OSError: With the name of the file, which a full disk alone does not tell.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:

@@ -95,8 +95,7 @@ class GradientCheck:
     ) -> None:
         """Measure the norm; drop the gradients of a step to be skipped.
 
-        Raises:
-            InputError: The gradients are not finite, and no more steps may be skipped.
+        Raises InputError: The gradients are not finite, and no more steps may be skipped.
         """
         scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         norm = gradient_norm(module.net)

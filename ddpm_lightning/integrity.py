@@ -30,8 +30,7 @@ TORCH_PLAIN = (torch.Size, torch.dtype, torch.device)
 def walk(content: Any) -> Iterator[tuple[str, Any]]:
     """Yield every node of nested containers with its place, e.g. ``['loops']['fit_loop']``.
 
-    Raises:
-        InputError: A node is none that torch.load reads back, or there is no end of nodes.
+    Raises InputError: A node is none that torch.load reads back, or there is no end of nodes.
     """
     remaining: list[tuple[str, Any, int]] = [("", content, 0)]
     seen, repeated = set[int](), 0
@@ -80,11 +79,9 @@ def _check_key(where: str, key: Any) -> None:
 def digests_of(content: dict[str, Any]) -> dict[str, Any]:
     """Compute the digests of a checkpoint's content: of each tensor by its place, and of the rest.
 
-    Returns:
-        ``{"plain": digest, "tensors": {place: digest}}``, digests in hexadecimal.
+    They are ``{"plain": digest, "tensors": {place: digest}}``, in hexadecimal.
 
-    Raises:
-        InputError: The content holds what could not be read again.
+    Raises InputError: The content holds what could not be read again.
     """
     tensors = {where: node for where, node in walk(content) if isinstance(node, Tensor)}
     for where, tensor in tensors.items():

@@ -159,8 +159,7 @@ def joined() -> Iterator[Processes]:
 def choose_gpu(device: str, count: int) -> None:
     """Let every process of this machine compute on a GPU of its own, if on GPUs at all.
 
-    Raises:
-        InputError: There are fewer GPUs than processes, or ``device`` names one for all.
+    Raises InputError: There are fewer GPUs than processes, or ``device`` names one for all.
     """
     name, _, number = device.partition(":")
     if count == 1 or name not in ("auto", "cuda") or not torch.cuda.is_available():
@@ -179,9 +178,8 @@ def choose_gpu(device: str, count: int) -> None:
 def start(count: int, target: Callable[[list[str]], Any], words: list[str]) -> None:
     """Run ``target(words)`` in so many processes of this machine, which :func:`joined` joins.
 
-    Raises:
-        InputError: A process was ended by a signal.
-        SystemExit: With the largest exit code of those that failed, one of which printed why.
+    Raises InputError: A process was ended by a signal. SystemExit: With the largest exit code of
+    those that failed, one of which printed why.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = get_context("spawn")

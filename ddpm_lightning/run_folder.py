@@ -51,8 +51,7 @@ def locked(run_folder: str | Path) -> Iterator[None]:
     The system's lock vanishes with the process, however it ends; but processes that it has forked,
     such as a data loader's workers, share it, and end some seconds after a process that is killed.
 
-    Raises:
-        InputError: Another process holds the folder.
+    Raises InputError: Another process holds the folder.
     """
     root = Path(run_folder)
     missing = [path for path in (root, *root.parents) if not path.exists()]

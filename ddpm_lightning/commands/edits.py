@@ -218,8 +218,7 @@ def edit_images(
     at so many levels as frames, 0 for none. ``indices`` int64 [m] are the images to make of the n;
     default: all.
 
-    Raises:
-        InputError: A file, the sampler or a setting does not suit.
+    Raises InputError: A file, the sampler or a setting does not suit.
     """
     spec = module.data
     if len(spec.shape) != 3:

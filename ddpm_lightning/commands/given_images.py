@@ -61,8 +61,7 @@ class GivenImages:
 def given_images(loaded: Loaded, files: list[Path] | None, n: int) -> GivenImages:
     """Find the images for n samples: files and folders of such, or the first of the test split.
 
-    Raises:
-        InputError: There are no images, they do not suit, or the model takes none.
+    Raises InputError: There are no images, they do not suit, or the model takes none.
     """
     if not loaded.module.data.image_channels:
         if files is not None:

@@ -27,8 +27,7 @@ Draw = Callable[[Tensor, int], Samples]
 def folder_of(out: Path, frames: int) -> Path:
     """The folder that the samples are drawn into: ``out``, or one that becomes an .npz.
 
-    Raises:
-        InputError: An .npz cannot hold the frames.
+    Raises InputError: An .npz cannot hold the frames.
     """
     if out.suffix.lower() != ".npz":
         return out

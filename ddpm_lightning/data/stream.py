@@ -161,8 +161,7 @@ class EvaluationLoader:
     All processes get the same number of non-empty batches, because a collective call in a step
     would otherwise wait for a process that has finished.
 
-    Raises:
-        InputError: There are more processes than samples.
+    Raises InputError: There are more processes than samples.
     """
 
     def __init__(self, n: int, layout: Layout, make_batches: MakeBatches) -> None:

@@ -97,8 +97,7 @@ def strata(
     Gives the edges 0, 1, …, T; a stratum is (edges[k], edges[k + 1]]. None, or T and more
     evaluations: each level is one. One fewer if the spacing leaves no room for level 1.
 
-    Raises:
-        InputError: Fewer than two evaluations, or a spacing that leaves levels out.
+    Raises InputError: Fewer than two evaluations, or a spacing that leaves levels out.
     """
     if evaluations is None or evaluations >= schedule.T:
         return list(range(schedule.T + 1))

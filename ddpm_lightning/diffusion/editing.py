@@ -74,8 +74,7 @@ def revisited(levels: Sequence[int], resamplings: int, jump: int) -> list[int]:
     After its first arrival at every jump-th level, counted from the last noisy one, it goes back
     up by ``jump`` steps and comes down again, ``resamplings − 1`` times.
 
-    Raises:
-        InputError: The settings allow no return.
+    Raises InputError: The settings allow no return.
     """
     steps = len(levels) - 1
     at_least(1, resamplings=resamplings, jump=jump)

@@ -70,8 +70,7 @@ class Gaussian(Oracle):
 
     E[x0 | x_t] = mean + alpha·cov·(alpha²·cov + sigma²·I)⁻¹·(x_t − alpha·mean)
 
-    Raises:
-        InputError: cov is not such a matrix.
+    Raises InputError: cov is not such a matrix.
     """
 
     def __init__(

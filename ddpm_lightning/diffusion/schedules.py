@@ -63,8 +63,7 @@ def tables_from_betas(betas: Tensor) -> tuple[Tensor, Tensor]:
     alpha_t² = prod_{i≤t} (1 − beta_i) (DDPM, above eq. 4); sigma_t² = 1 − alpha_t² by expm1, which
     keeps every digit where alpha_t² is close to 1.
 
-    Raises:
-        InputError: A beta is outside (0, 1].
+    Raises InputError: A beta is outside (0, 1].
     """
     if not bool(((betas > 0) & (betas <= 1)).all()):
         raise InputError(

@@ -137,8 +137,7 @@ class AnalyticVariance(Variance):
 def replacing(trained: Variance, asked: Variance, channels: int) -> Variance:
     """Make the variance that samples shall have fit a network that was trained with another.
 
-    Raises:
-        InputError: The one that is asked for would have to be learned.
+    Raises InputError: The one that is asked for would have to be learned.
     """
     if asked.extra_channels(channels) and type(asked) is not type(trained):
         raise InputError(

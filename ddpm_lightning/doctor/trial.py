@@ -85,10 +85,9 @@ class Trial:
 
 
 def most_rows(run: Run, most: int, seconds: float) -> tuple[int, float]:
-    """Double the rows while a step stays below half of so many seconds.
+    """Double the rows, up to ``most``, while a step stays below half of so many seconds.
 
-    Returns:
-        Rows, up to ``most`` and to those of the batch, and the time of their step.
+    Gives the rows and the time of their step.
     """
     rows, taken, most = 1, Trial(run, 1).seconds(), min(most, len(run.batch.x0))
     while rows < most and 2 * taken < seconds:

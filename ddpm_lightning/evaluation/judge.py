@@ -69,8 +69,7 @@ class Judge:
     def check(self, what: Path, shape: Sequence[int], n: int) -> None:
         """Refuse n images [C, H, W] of a folder or checkpoint that cannot be scored.
 
-        Raises:
-            InputError: The real images are of another shape, or there are too few for a metric.
+        Raises InputError: The real images are of another shape, or there are too few for a metric.
         """
         if tuple(shape) != tuple(self.real.shape):
             raise InputError(
@@ -171,8 +170,7 @@ NOTHING = Features(torch.empty(0, 0))
 def check_out(out: Path, images: Mapping[str, Path | None]) -> None:
     """Refuse a folder for results that cannot be written, or lies in one of images, by flag.
 
-    Raises:
-        InputError: Nothing can be written there, or the results would join the images.
+    Raises InputError: Nothing can be written there, or the results would join the images.
     """
     for flag, folder in images.items():
         if folder is not None and folder.resolve() in (out.resolve(), *out.resolve().parents):

@@ -172,8 +172,7 @@ def fill(
 def claim(folder: Path, settings: dict[str, Any]) -> None:
     """State in a folder what is drawn into it.
 
-    Raises:
-        InputError: It holds other files, or samples of other settings.
+    Raises InputError: It holds other files, or samples of other settings.
     """
     path = folder / SETTINGS
     if path.is_file():

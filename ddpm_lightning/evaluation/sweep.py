@@ -69,9 +69,8 @@ class Sweep(Configurable):
     def points(self, schedule: Schedule) -> list[Point]:
         """List the combinations; refuse two that are the same, and samplers that do not fit.
 
-        Raises:
-            InputError: A sampler does not get by with the evaluations, does not start from noise,
-                or two combinations are the same.
+        Raises InputError: A sampler does not get by with the evaluations, does not start from
+        noise, or two combinations are the same.
         """
         found = list(self._points(schedule))
         for name, count in Counter(point.name for point in found).items():

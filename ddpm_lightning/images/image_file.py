@@ -47,9 +47,8 @@ class ImageFile:
     def open(cls, path: Path) -> ImageFile:
         """Read the header.
 
-        Raises:
-            InputError: The file is missing, damaged, too large, no PNG or JPEG, or has more than
-                8 bits a channel, which Pillow would cut off.
+        Raises InputError: The file is missing, damaged, too large, no PNG or JPEG, or has more
+        than 8 bits a channel, which Pillow would cut off.
         """
         if not path.is_file():
             raise InputError(f"no image at {path}")

@@ -26,8 +26,7 @@ def list_images(folder: Path) -> list[Path]:
     Hidden names (.ipynb_checkpoints, ._000000.png) are no images. Links are followed, except into
     a folder that they stand in. Images of other endings are counted in a warning.
 
-    Raises:
-        InputError: The folder is missing, cannot be read or holds no image.
+    Raises InputError: The folder is missing, cannot be read or holds no image.
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")

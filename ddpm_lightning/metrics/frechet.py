@@ -55,8 +55,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     root of a matrix that is not symmetric, and covariances may be singular (n ≤ d). Publications
     call it FID when features are Inception's.
 
-    Raises:
-        InputError: The features have different lengths.
+    Raises InputError: The features have different lengths.
 
     Source: Dowson and Landau (1982); for images Heusel et al. (2017), eq. 6.
     """
@@ -75,8 +74,7 @@ def frechet_error(
     be random. Costs two products and the eigenvalues of one matrix [d, d] a block, whatever n:
     nothing for LeNet, about a minute on one core for Inception.
 
-    Raises:
-        InputError: Too few features, of another length than the reference's, or not finite.
+    Raises InputError: Too few features, of another length than the reference's, or not finite.
     """
     check_features(features, least=2 * blocks, metric="the distance's standard error")
     everything = Statistics.of(features)

@@ -47,8 +47,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> t
     sec. 4). The seed shuffles before splitting, for samples may come a class after the other;
     None: not.
 
-    Raises:
-        InputError: Fewer samples than parts, or logits that are not finite.
+    Raises InputError: Fewer samples than parts, or logits that are not finite.
 
     Source: Salimans et al. (2016), sec. 4.
     """

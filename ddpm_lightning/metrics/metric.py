@@ -149,8 +149,8 @@ class Metric(Configurable, ABC):
 def as_metrics(metrics: str | Sequence[Metric | str]) -> list[Metric]:
     """Find metrics by short names, class names or class paths; metrics themselves pass through.
 
-    Raises:
-        InputError: There is no such metric, it has arguments without a default, or none is named.
+    Raises InputError: There is no such metric, it has arguments without a default, or none is
+    named.
     """
     words = metric_words(metrics)
     found = [_named(word) if isinstance(word, str) else word for word in words]

@@ -76,8 +76,7 @@ def append_result(path: Path, result: Result, fitting: bool = False) -> None:
 
     While ``fitting``, results of later steps go, too: a resumed run measures them anew.
 
-    Raises:
-        InputError: The file holds something else.
+    Raises InputError: The file holds something else.
     """
     record = result.record()
     same = {key: value for key, value in record.items() if key not in FOUND}
@@ -94,8 +93,7 @@ def append_result(path: Path, result: Result, fitting: bool = False) -> None:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Read the records of a file of results.
 
-    Raises:
-        InputError: The file is damaged or holds something else.
+    Raises InputError: The file is damaged or holds something else.
     """
     try:
         records = json.loads(path.read_text("utf-8"))

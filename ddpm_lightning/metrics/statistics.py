@@ -51,8 +51,7 @@ class Statistics:
 def check_features(*sets: Tensor, least: int, metric: str) -> None:
     """Refuse sets [n, d] of different lengths d, with fewer than ``least`` rows or not finite.
 
-    Raises:
-        InputError: They are no matrices of equally long rows, too few or not finite.
+    Raises InputError: They are no matrices of equally long rows, too few or not finite.
     """
     shapes = " and ".join(str(list(rows.shape)) for rows in sets)
     if any(rows.ndim != 2 for rows in sets) or len({rows.shape[1] for rows in sets}) > 1:

@@ -51,8 +51,7 @@ def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
 
     Points of a DiffusionData are drawn behind the samples and fix the axes.
 
-    Raises:
-        InputError: Such data cannot be drawn.
+    Raises InputError: Such data cannot be drawn.
     """
     if len(shape) == 3 and shape[0] in (1, 3, 4):
         return Images()

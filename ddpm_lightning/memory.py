@@ -19,7 +19,7 @@ def check_memory(what: str, size: float) -> None:
         what: What needs them, for the message.
         size: Bytes.
     """
-    if size > (total := _memory()):
+    if size > (total := machine_memory()):
         raise InputError(
             f"{what} would take {size / 2**30:,.0f} GiB, and this machine has "
             f"{total / 2**30:,.0f} GiB of memory; use a smaller size"
@@ -55,7 +55,7 @@ def check_levels(name: str, T: int) -> None:
         raise InputError(f"{name}(T={T}): use {MOST_LEVELS:,} levels or fewer")
 
 
-def _memory() -> float:
+def machine_memory() -> float:
     """Bytes of memory of this machine; infinite where the system does not say."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

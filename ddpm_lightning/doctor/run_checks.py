@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 import time
 from functools import lru_cache
@@ -19,6 +19,7 @@ from ddpm_lightning.doctor.finding import Finding, Run, failed, ok, unknown
 from ddpm_lightning.doctor.trial import Trial, most_rows
 from ddpm_lightning.evaluation.sweep import evaluations
 from ddpm_lightning.files import check_folder
+from ddpm_lightning.memory import machine_memory
 from ddpm_lightning.run_folder import last_checkpoint
 
 GB = 1e9
@@ -90,7 +91,7 @@ def forecast(run: Run) -> Finding:
         words += [f"{(run_size(run) or 0) / GB:.2f} GB on the disk"]
     found = ", ".join(words) + measured
     room = _memory(run.trainer.strategy.root_device)
-    if room is not None and memory > room:
+    if memory > room:
         return failed(f"{found}; the device has {room / GB:.1f} GB")
     return ok(found)
 
@@ -139,13 +140,11 @@ def _callbacks(run: Run) -> list[Any]:
     return list(run.trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def _memory(device: torch.device) -> int | None:
-    """Bytes of memory of a device; None: not known."""
+def _memory(device: torch.device) -> float:
+    """Bytes of memory of a device; infinite where it is not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    if device.type == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
+    return machine_memory() if device.type == "cpu" else math.inf
 
 
 def _time(seconds: float) -> str:

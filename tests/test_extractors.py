@@ -101,7 +101,7 @@ def test_loading_draws_nothing_and_the_network_is_frozen_and_registered_nowhere(
 def test_images_that_lenet_cannot_read_are_named():
     with pytest.raises(InputError, match=r"8-bit.*to_uint8"):
         LeNet()(torch.zeros(1, 1, 28, 28))
-    with pytest.raises(InputError, match=r"1 channel.*\[1, 3, 28, 28\].*Inception"):
+    with pytest.raises(InputError, match=r"1 channel.*\[3, 28, 28\].*ColourNet"):
         LeNet()(torch.zeros(1, 3, 28, 28, dtype=torch.uint8))
     with pytest.raises(InputError, match="8×8"):
         LeNet()(torch.zeros(1, 1, 7, 8, dtype=torch.uint8))
@@ -182,7 +182,7 @@ def test_inception_repeats_grey_images_refuses_others_and_warns_once(inception):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(inception(grey), inception(grey.repeat(1, 3, 1, 1)))
-    with pytest.raises(InputError, match=r"1 or 3 channel.*\[1, 4, 28, 28\]"):
+    with pytest.raises(InputError, match=r"1 or 3 channel.*\[4, 28, 28\]"):
         inception(torch.zeros(1, 4, 28, 28, dtype=torch.uint8))
 
 
@@ -208,9 +208,9 @@ def test_no_file_and_no_network_is_an_error_with_the_ways_on(monkeypatch, tmp_pa
     with pytest.raises(InputError) as caught:
         Inception().check()
     expected = str(tmp_path / "checkpoints" / NAME)
-    for part in (expected, "https://github.com/toshas", "weights: PATH", "LeNet"):
+    for part in (expected, "https://github.com/toshas", "--extractor.weights PATH", "LeNet"):
         assert part in str(caught.value)
-    with pytest.raises(InputError, match=r"elsewhere\.pth.*weights: PATH"):
+    with pytest.raises(InputError, match=r"elsewhere\.pth.*--extractor.weights PATH"):
         Inception(weights=str(tmp_path / "elsewhere.pth")).check()
 
 

@@ -29,6 +29,8 @@ from ddpm_lightning.metrics import (
     Metric,
     Result,
     as_metrics,
+    choice_in_words,
+    chosen_extractor,
 )
 from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.module import DiffusionModule
@@ -51,7 +53,9 @@ class GenerativeMetrics(Periodic):
     of the real images are kept on disk, so only the first run on a data set computes them.
 
     Args:
-        extractor: Whose features are compared: Inception for FID, LeNet for grey images offline.
+        extractor: Whose features are compared. LeNet (grey images) and ColourNet (colour) ship
+            with the package; Inception gives the FID. auto is LeNet for grey; for colour it is
+            Inception if its weights are in torch hub's cache, else ColourNet. It is printed.
         every_n_steps: Optimizer steps from one measurement to the next; the end of training has
             one, too.
         n: Number of samples. Distances at different n do not compare; published FIDs use 50000.
@@ -73,7 +77,7 @@ class GenerativeMetrics(Periodic):
 
     def __init__(
         self,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | Literal["auto"] = "auto",
         every_n_steps: int = 5000,
         n: int = 2000,
         metrics: Sequence[Metric | str] | str = ("fd",),
@@ -89,8 +93,8 @@ class GenerativeMetrics(Periodic):
         self.requests = [first]
         if weights == "both":
             self.requests.append(first.replace(weights="raw"))
-        self.measures = Measures(as_metrics(metrics), extractor, first.seed)
         self.extractor = extractor
+        self.metrics = as_metrics(metrics)
         self.n = n
         self.reference = reference
         self.neighbours = neighbours
@@ -102,8 +106,14 @@ class GenerativeMetrics(Periodic):
             assert isinstance(pl_module, DiffusionModule)
             for request in self.requests:
                 request.check(pl_module)
+            RealImages().of(getattr(trainer, "datamodule", None))
+            self._chosen = chosen_extractor(self.extractor, pl_module.data.shape)
+            self._chosen.check_shape(pl_module.data.shape)
+            self.measures = Measures(self.metrics, self._chosen, self.requests[0].seed)
             self.measures.check(self.n)
-            self.extractor.check()
+            self._chosen.check()
+            if self.extractor == "auto" and trainer.is_global_zero:
+                tqdm.write(choice_in_words(self._chosen))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,7 +140,7 @@ class GenerativeMetrics(Periodic):
         """Find the features of the reference on disk, or share the work and keep them there."""
         images, found, path = self._real.source, None, None
         if trainer.is_global_zero and isinstance(images, Tensor):
-            path = cache_path(self.extractor, images, self.cache)
+            path = cache_path(self._chosen, images, self.cache)
             found = lookup(path)
         if trainer.strategy.broadcast(found is not None):
             return found if found is not None else _NOTHING
@@ -146,7 +156,7 @@ class GenerativeMetrics(Periodic):
     ) -> Features:
         """Extract this process's share, and put all shares in the order of the indices."""
         batch_size = self.requests[0].batch_size
-        own = Features.compute(self.extractor, batches, module.device, batch_size)
+        own = Features.compute(self._chosen, batches, module.device, batch_size)
         logits = None if own.logits is None else gather(own.logits, n, trainer)
         return Features(gather(own.features, n, trainer), logits)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_lightning.evaluation.evaluation import Evaluation
 from ddpm_lightning.evaluation.judge import check_out
@@ -20,7 +20,7 @@ def evaluate(
     out: Path,
     metrics: Sequence[Metric | str] | str = "fd",
     reference: RealImages = RealImages(),
-    extractor: FeatureExtractor | None = None,
+    extractor: FeatureExtractor | Literal["auto"] = "auto",
     data: DataPlace = DataPlace(),
     device: str = "auto",
     **samples: Any,
@@ -40,7 +40,8 @@ def evaluate(
             class asked for) and bpd (bound on −log p of the test split, in bits a dimension); or
             a list, e.g. "[fd, {class_path: KID, init_args: {subset_size: 500}}]".
         reference: Real images; by default the data of the checkpoint.
-        extractor: Whose features are compared; default: LeNet for grey images, else Inception.
+        extractor: Whose features are compared. auto is LeNet for grey images; for colour it is
+            Inception if its weights are in torch hub's cache, else ColourNet.
         data: Where the checkpoint's data is now, if it has moved.
         device: cpu, cuda, cuda:1, mps, or auto.
         **samples: How the samples are asked for, see Request; by default a conditional model gets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_lightning.evaluation.evaluation import Evaluation
 from ddpm_lightning.evaluation.judge import check_out
@@ -23,7 +23,7 @@ def sweep(
     out: Path,
     metrics: Sequence[Metric | str] | str = "fd",
     reference: RealImages = RealImages(),
-    extractor: FeatureExtractor | None = None,
+    extractor: FeatureExtractor | Literal["auto"] = "auto",
     data: DataPlace = DataPlace(),
     device: str = "auto",
     **axes: Any,
@@ -38,7 +38,8 @@ def sweep(
         out: Folder for the results.
         metrics: As for evaluate.
         reference: Real images; by default the data of the checkpoint.
-        extractor: Whose features are compared; default: LeNet for grey images, else Inception.
+        extractor: Whose features are compared. auto is LeNet for grey images; for colour it is
+            Inception if its weights are in torch hub's cache, else ColourNet.
         data: Where the checkpoint's data is now, if it has moved.
         device: cpu, cuda, cuda:1, mps, or auto.
         **axes: What is combined, see Sweep.

@@ -20,6 +20,7 @@ from ddpm_lightning.doctor.trial import Trial, most_rows
 from ddpm_lightning.evaluation.sweep import evaluations
 from ddpm_lightning.files import check_folder
 from ddpm_lightning.memory import machine_memory
+from ddpm_lightning.metrics import chosen_extractor
 from ddpm_lightning.run_folder import last_checkpoint
 
 GB = 1e9
@@ -63,9 +64,11 @@ def disk_room(run: Run) -> Finding:
 
 def metric_weights(run: Run) -> Finding:
     """Whether the extractors of the metrics have their weights."""
-    extractors: Any = [getattr(callback, "extractor", None) for callback in _callbacks(run)]
+    asked: Any = [getattr(callback, "extractor", None) for callback in _callbacks(run)]
     names = []
-    for extractor in filter(None, extractors):
+    for one in filter(None, asked):
+        extractor = chosen_extractor(one, run.module.data.shape)
+        extractor.check_shape(run.module.data.shape)
         extractor.check()
         names.append(type(extractor).__name__)
     return ok(f"{', '.join(names)} found" if names else "no metric needs any")

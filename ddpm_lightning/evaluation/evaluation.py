@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.data.conditioned import Conditioned
@@ -34,7 +34,7 @@ class Evaluation:
         loaded: The checkpoint.
         metrics: Which metrics, and ``bpd``.
         reference: The real images; by default those of the checkpoint.
-        extractor: Whose features are compared; default: LeNet for grey images, else Inception.
+        extractor: Whose features are compared, or auto.
         samples: What is asked for; of several sets, one.
     """
 
@@ -43,7 +43,7 @@ class Evaluation:
         loaded: Loaded,
         metrics: str | Sequence[Metric | str],
         reference: RealImages,
-        extractor: FeatureExtractor | None,
+        extractor: FeatureExtractor | Literal["auto"],
         samples: SampleSet,
     ) -> None:
         words = metric_words(metrics)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,12 +20,12 @@ from ddpm_lightning.loaded import device_named
 from ddpm_lightning.metrics import (
     FeatureExtractor,
     Features,
-    Inception,
-    LeNet,
     Measures,
     Metric,
     Reference,
     Result,
+    choice_in_words,
+    chosen_extractor,
 )
 from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.plots.strips import draw_neighbours
@@ -39,7 +39,8 @@ class Judge:
     Args:
         metrics: Which.
         reference: The real images.
-        extractor: Whose features are compared; default: LeNet for grey images, else Inception.
+        extractor: Whose features are compared. auto is LeNet for grey images; for colour it is
+            Inception if its weights are in torch hub's cache, else ColourNet.
         seed: Seed of subsets, splits and cuts in the metrics.
         batch_size: Images at a time.
         device: Where the extractor works: cpu, cuda, cuda:1, mps, or auto.
@@ -52,7 +53,7 @@ class Judge:
         self,
         metrics: Sequence[Metric],
         reference: RealImages,
-        extractor: FeatureExtractor | None = None,
+        extractor: FeatureExtractor | Literal["auto"] = "auto",
         seed: int = 1,
         batch_size: int = 256,
         device: str = "auto",
@@ -61,8 +62,10 @@ class Judge:
         at_least(1, self, batch_size=batch_size)
         self.device = device_named(device)
         self.real = reference
-        self.extractor = extractor or (LeNet() if reference.shape[0] == 1 else Inception())
+        self.extractor = chosen_extractor(extractor, reference.shape)
         self.extractor.check()
+        if extractor == "auto" and Processes.current().first:
+            print(choice_in_words(self.extractor))
         self.measures = Measures(metrics, self.extractor, seed)
         self.batch_size = batch_size
 
@@ -77,6 +80,7 @@ class Judge:
                 f"real ones are {list(self.real.shape)}; nothing is resized or converted "
                 "silently, so bring one to the other first"
             )
+        self.extractor.check_shape(shape)
         self.measures.check(n, self.real.count)
 
     @cached_property

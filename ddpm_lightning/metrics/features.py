@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,16 +93,25 @@ class FeatureExtractor(Configurable, ABC):
         with plain_float32(images.device):
             return self.features_and_logits(images)
 
-    def _check_images(self, images: Tensor) -> None:
-        fits = images.ndim == 4 and (not self.channels or images.shape[1] in self.channels)
-        if images.dtype != torch.uint8 or not fits or min(images.shape[2:]) < self.min_size:
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise InputError for images of a shape [C, H, W] that the network does not read."""
+        fits = len(shape) == 3 and (not self.channels or shape[0] in self.channels)
+        if not fits or min(shape[1:]) < self.min_size:
             channels = " or ".join(map(str, self.channels or ("any number of",)))
             raise InputError(
-                f"{type(self).__name__} reads 8-bit images [B, C, H, W] of {channels} channel(s) "
-                f"and {self.min_size}×{self.min_size} pixels or more, got {images.dtype} "
-                f"{list(images.shape)}; images.to_uint8 converts from [−1, 1]; LeNet is for grey "
-                "images, Inception for grey and colour"
+                f"{type(self).__name__} reads images [C, H, W] of {channels} channel(s) and "
+                f"{self.min_size}×{self.min_size} pixels or more, got {list(shape)}; LeNet is for "
+                "grey images, ColourNet for colour, Inception for both: --extractor auto (in "
+                "training --metrics.extractor auto) chooses"
             )
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.dtype != torch.uint8:
+            raise InputError(
+                f"{type(self).__name__} reads 8-bit images, got {images.dtype}; images.to_uint8 "
+                "converts from [−1, 1]"
+            )
+        self.check_shape(images.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)

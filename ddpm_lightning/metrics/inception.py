@@ -44,9 +44,22 @@ class Inception(FeatureExtractor):
     def __init__(self, weights: str | None = None) -> None:
         self.weights = weights
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the file of the weights is on this machine."""
+        return self._path.is_file()
+
+    @property
+    def _path(self) -> Path:
+        if self.weights is not None:
+            return Path(self.weights).expanduser()
+        return Path(torch.hub.get_dir(), "checkpoints", Path(URL).name)
+
     @override
     def load(self) -> tuple[nn.Module, str]:
-        path = Path(self.weights).expanduser() if self.weights else _cached()
+        path = self._path
+        if self.weights is None and not self.is_here:
+            _download(path)
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -71,23 +84,20 @@ class Inception(FeatureExtractor):
 
 
 _WAYS = (
-    f"Download {URL} on another machine and put it there, or state its place as `weights: PATH`; "
-    "for grey images of digits, LeNet needs no download"
+    f"Download {URL} on another machine and put it there, or state its place: --extractor "
+    "Inception --extractor.weights PATH (in training --metrics.extractor.weights PATH); LeNet for "
+    "grey images and ColourNet for colour need no download (--extractor auto)"
 )
 
 
-def _cached() -> Path:
-    """The published file in torch hub's cache, downloaded if it is not there."""
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(URL).name)
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL, str(path), hash_prefix=PUBLISHED)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"Inception's weights are not at {path} and cannot be downloaded: {error}. {_WAYS}"
-            ) from error
-    return path
+def _download(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL, str(path), hash_prefix=PUBLISHED)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"Inception's weights are not at {path} and cannot be downloaded: {error}. {_WAYS}"
+        ) from error
 
 
 def _network(content: bytes, path: Path) -> nn.Module:

@@ -115,7 +115,7 @@ class Metric(Configurable, ABC):
         if self.needs_logits and (extractor is None or extractor.classes is None):
             raise InputError(
                 f"{self.name} needs a classifier, and {type(extractor).__name__} gives no logits; "
-                "use LeNet for digits, Inception for the score of photos, or leave it out of "
+                "use LeNet for digits, ColourNet or Inception for photos, or leave it out of "
                 "metrics"
             )
         for what, count, least in (

@@ -15,7 +15,7 @@ from ddpm_lightning.callbacks import SampleGrid
 from ddpm_lightning.cli import DiffusionCLI, SaveRunConfig, main
 from ddpm_lightning.commands.words import complete
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion import Guidance, Schedule
+from ddpm_lightning.diffusion import Guidance, Schedule, SohlDickstein, samplers
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.sampling import Request
 from ddpm_lightning.terminal.choices import classes, nearest
@@ -260,6 +260,31 @@ def test_a_part_of_a_part_has_its_own_defaults_and_keeps_what_both_inherit(run_p
     more = (f"--config={file}", "--model.objective=Huber")
     objective = configured(run_parser, "digits", *more)["model"]["objective"]
     assert objective["init_args"]["weighting"]["init_args"] == {"gamma": 3.0}
+
+
+@pytest.mark.parametrize("block", ["grid", "metrics"])
+@pytest.mark.parametrize("name", ["DDPM", "Heun", "LMS"])
+def test_a_block_takes_every_other_sampler(block, name, run_parser):
+    own = getattr(samplers, name)().plain_arguments(skip=("steps", "spacing"))
+    flags = (f"--{block}.sampler={name}", f"--{block}.sampler.steps=3")
+    stated = configured(run_parser, "digits", *flags)[block]["init_args"]["sampler"]
+    assert {key: stated["init_args"].get(key) for key in own} == own  # null is not written
+    assert stated["init_args"]["steps"] == 3
+
+
+@pytest.mark.parametrize("words", [("clip", "null"), ("clip=null",), ("init_args.clip=null",)])
+def test_an_argument_of_a_part_in_a_block_can_be_null(words, run_parser):
+    first, *rest = words
+    flags = ("--grid.sampler=DDIM", "--grid.sampler.clip=[0,1]", f"--grid.sampler.{first}", *rest)
+    sampler = configured(run_parser, "digits", *flags)["grid"]["init_args"]["sampler"]
+    assert "clip" not in sampler["init_args"]  # null is not written
+
+
+def test_a_class_that_a_config_file_names_as_a_word_has_its_own_defaults(run_parser, tmp_path):
+    file = tmp_path / "schedule.yaml"
+    file.write_text("model: {schedule: SohlDickstein}")
+    schedule = configured(run_parser, "digits", f"--config={file}")["model"]["schedule"]
+    assert schedule["init_args"]["T"] == SohlDickstein().T
 
 
 def test_blocks_take_flags_another_class_or_null(run_parser):

@@ -8,13 +8,14 @@ number when --guidance.interval or another of its arguments is given.
 from __future__ import annotations
 
 import inspect
-import json
+import math
 import re
 import sys
 from argparse import Action
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
+import yaml
 from lightning.pytorch import Callback
 
 from ddpm_lightning.commands.config_file import check_keys, read_config
@@ -30,6 +31,9 @@ from ddpm_lightning.terminal.choices import (
     nearest,
 )
 from ddpm_lightning.terminal.parser import PROGRAM
+
+CLASS = re.compile(r"[\w.]*\b[A-Z]\w*")
+"""What looks like the name of a class, or its path."""
 
 
 def check_command(words: list[str], commands: list[str]) -> None:
@@ -65,7 +69,7 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     given, added = dict(pairs), dict[str, Any]()
     for name, (place, value) in _classes_in(configs).items():
         replaced = any(name == one or name.startswith(f"{one}.") for one in given)
-        if not replaced and (hint := hint_of(name, flags)):
+        if not replaced and bases_of(hint := hint_of(name, flags)):
             own = _own_defaults(name, find_class(value, hint), flags, configs[:place])
             added |= {k: v for k, v in own.items() if not _is_stated(k, configs[place:])}
     for name, value in pairs:
@@ -73,7 +77,7 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
         if last == "help" and classes(hint := hint_of(parent, flags)):
             print(help_for(parent, value, hint))
             sys.exit(0)
-        if bases_of(hint := hint_of(name, flags)) and re.fullmatch(r"[\w.]*\b[A-Z]\w*", value):
+        if bases_of(hint := hint_of(name, flags)) and CLASS.fullmatch(value):
             added |= _own_defaults(name, find_class(value, hint), flags, configs)
         needs_class = parent in flags and _is_abstract(hint_of(parent, flags))
         if needs_class and parent not in given and not any(_configured(parent, flags, configs)):
@@ -83,10 +87,8 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
             number = next(_configured(parent, flags, configs), None)
             if parent not in given and isinstance(number, int | float):
                 added[f"{parent}.scale"] = number
-    for name in added.keys() - given.keys():
-        text = added[name] if isinstance(added[name], str) else json.dumps(added[name])
-        words = [*words, f"--{name}={text}"]
-    return words
+    words = _with_braced_nulls(words, flags)
+    return [*words, *(_braced(name, added[name]) for name in sorted(added.keys() - given.keys()))]
 
 
 def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
@@ -110,6 +112,23 @@ def _with_config_texts(words: list[str]) -> tuple[list[str], list[dict[str, Any]
         found.append(f"--config={text}")
         configs.append(settings)
     return found, configs
+
+
+def _braced(name: str, value: Any) -> str:
+    """Write --a.b=VALUE as --a={b: VALUE}, because jsonargparse reads null in parts as text."""
+    parent, _, last = name.rpartition(".")
+    text = yaml.safe_dump({last: value}, default_flow_style=True, width=math.inf)
+    return f"--{parent}={text.strip()}"
+
+
+def _with_braced_nulls(words: list[str], flags: Mapping[str, Action]) -> list[str]:
+    """Write null for an argument of a class so that it stays null."""
+    text = "\0".join(words)
+    for flag in set(re.findall(r"--([\w.]+\.\w+)[=\0]null(?=\0|$)", text)):
+        name = flag.replace(".init_args", "")
+        if bases_of(hint_of(name.rpartition(".")[0], flags)):
+            text = re.sub(rf"--{flag}[=\0]null(?=\0|$)", _braced(name, None), text)
+    return text.split("\0") if words else []
 
 
 def _configured(name: str, flags: Mapping[str, Action], configs: list[Any]) -> Iterator[Any]:
@@ -139,13 +158,12 @@ def _classes_in(configs: list[Any]) -> dict[str, tuple[int, str]]:
     found: dict[str, tuple[int, str]] = {}
 
     def walk(place: int, settings: Any, name: str) -> None:
-        if not isinstance(settings, dict):
-            return
-        if name and isinstance(settings.get("class_path"), str):
+        stated = settings.get("class_path") if isinstance(settings, dict) else settings
+        if name and isinstance(stated, str) and CLASS.fullmatch(stated):
             for key in [key for key in found if f"{key}.".startswith(f"{name}.")]:
                 del found[key]
-            found[name] = place, settings["class_path"]
-        for key, value in settings.items():
+            found[name] = place, stated
+        for key, value in settings.items() if isinstance(settings, dict) else ():
             walk(place, value, name if key == "init_args" else f"{name}.{key}".lstrip("."))
 
     for place, settings in enumerate(configs):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ Bad = dict[str, str]
 """What is wrong with a file, by its name."""
 
 
+_Result = TypeVar("_Result")
+
+
 class _Images(Dataset[Any]):
     """Items are an image uint8 [C, H, W], black if it is bad, its label, and what is wrong."""
 
@@ -45,16 +49,26 @@ class _Images(Dataset[Any]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, int, tuple[str, str] | None]:
         label = int(self.collection.labels[place])
-        try:
-            return self.decoding(self.collection.read(place)), label, None
-        except InputError as error:
-            reason = str(error)
-        except FileNotFoundError:
-            reason = "missing"
-        except OSError as error:
-            reason = error.strerror or str(error)
+        found = reading(self.collection, place, self.decoding)
+        if not isinstance(found, str):
+            return found, label, None
         black = torch.zeros(self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
-        return black, label, (self.collection.names[place], reason)
+        return black, label, (self.collection.names[place], found)
+
+
+def reading(collection: Collection, place: int, read: Callable[[bytes], _Result]) -> _Result | str:
+    """Apply a reader to the bytes of a file; whatever is wrong with it is returned as text."""
+    with warnings.catch_warnings():
+        # What Pillow remarks on odd files it has read all the same.
+        warnings.simplefilter("ignore")
+        try:
+            return read(collection.read(place))
+        except InputError as error:
+            return str(error)
+        except FileNotFoundError:
+            return "missing"
+        except OSError as error:
+            return error.strerror or str(error)
 
 
 class _Chunk(NamedTuple):

@@ -91,7 +91,7 @@ def list_folder(root: Path, classes: bool = True) -> FolderCollection:
         raise InputError(
             f"{root}: {len(unlabelled)} images have no class ({_some(unlabelled)}) and "
             f"{len(entries) - len(unlabelled)} have one; move them into class folders (or state "
-            "their label), or train without classes (--data.classes false)"
+            "their label), or leave the classes out (--data.classes false; check: --classes false)"
         )
     return _collected(root, entries)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from functools import cached_property, partial
 from pathlib import Path
@@ -97,7 +96,7 @@ class CollectedImages(ImageSet):
         predict_n: int = 64,
         seed: int | None = None,
     ) -> None:
-        self._state_defaults()
+        self.state_defaults(CollectedImages)
         super().__init__(global_batch_size, predict_n, seed, flip)
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         at_least(1, self, size=min(self.size))
@@ -120,11 +119,6 @@ class CollectedImages(ImageSet):
         height, width = self.decoding.size
         check_memory(f"a batch at size {size}", 4 * global_batch_size * channels * height * width)
         self._bad: Bad | None = None
-
-    def _state_defaults(self) -> None:
-        """Add this class's defaults to the arguments that a subclass passes on."""
-        parameters = inspect.signature(CollectedImages).parameters.items()
-        self._arguments = {name: one.default for name, one in parameters} | self._arguments
 
     @abstractmethod
     def collect(self) -> Collection:

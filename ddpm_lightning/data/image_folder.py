@@ -23,7 +23,7 @@ class ImageFolder(CollectedImages):
     Args:
         root: The folder.
         classes: Whether folders or labels are classes.
-        settings: Of CollectedImages.
+        **settings: Of CollectedImages.
     """
 
     def __init__(self, root: str, classes: bool = True, **settings: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from torchvision.transforms import RandomResizedCrop as Theirs
 
 from ddpm_lightning.data.crops import CentreCrop, RandomCrop, RandomResizedCrop, resample
+from ddpm_lightning.data.stream import Layout, Places, TrainingStream
 from ddpm_lightning.errors import InputError
 
 IMAGES = torch.randint(256, (40, 3, 15, 10), dtype=torch.uint8, generator=torch.manual_seed(0))
@@ -94,3 +96,18 @@ def test_evaluation_sees_the_whole_image_or_its_centre():
 def test_crops_that_choose_nothing_are_refused(make):
     with pytest.raises(InputError):
         make()
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 3), (2, 3)])
+def test_the_numbers_of_a_row_do_not_depend_on_processes_and_accumulation(world, accumulate):
+    def steps(layout: Layout) -> list[Places]:
+        stream = TrainingStream(40, layout, iter, seed=5, crop_draws=3)
+        return [stream.places(step, m) for step in range(4) for m in range(layout.accumulate)]
+
+    alone = steps(Layout(12))
+    parts = [steps(Layout(12, rank, world, accumulate)) for rank in range(world)]
+    for step, whole in enumerate(alone):
+        span = range(step * accumulate, (step + 1) * accumulate)
+        rows = [parts[rank][k] for k in span for rank in range(world)]
+        assert np.array_equal(np.concatenate([one.crop for one in rows]), whole.crop)
+    assert len(np.unique(np.concatenate([one.crop for one in alone]))) == 4 * 12 * 3

@@ -43,7 +43,9 @@ def test_test_letters_are_nearest_to_training_letters_of_their_class(letters):
 def test_a_checkpoint_states_the_settings_that_are_passed_on():
     stated = Letters(case="both", held_out=26).describe()
     assert stated["class_path"] == "ddpm_lightning.data.Letters"
-    assert stated["init_args"].items() >= {"fonts": None, "held_out": 26, "subset": 1.0}.items()
+    assert (
+        stated["init_args"].items() >= {"font_folder": None, "held_out": 26, "subset": 1.0}.items()
+    )
     assert build(stated).describe() == stated
 
 
@@ -55,7 +57,7 @@ def test_the_cases_are_drawn_differently():
 def test_letters_are_drawn_from_a_folder_of_fonts(tmp_path):
     font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     (tmp_path / "one.TTF").write_bytes(font.read_bytes())
-    images, labels = Letters(fonts=str(tmp_path)).images("test")
+    images, labels = Letters(font_folder=str(tmp_path)).images("test")
     assert (len(images), len(LETTERS)) == (2080, int(labels.max()) + 1)
 
 
@@ -64,4 +66,4 @@ def test_a_folder_without_fonts_is_refused(tmp_path, content):
     if content:
         (tmp_path / "a.ttf").write_bytes(content)
     with pytest.raises(InputError, match=r"holds no \.ttf|a\.ttf is no font"):
-        Letters(fonts=str(tmp_path)).images("test")
+        Letters(font_folder=str(tmp_path)).images("test")

@@ -14,7 +14,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Batch
-from ddpm_lightning.configurable import plain
 from ddpm_lightning.data.collection import Collection
 from ddpm_lightning.data.crops import CentreCrop, Crop
 from ddpm_lightning.data.data_module import RawBatch, Split, Tensors
@@ -118,7 +117,6 @@ class CollectedImages(ImageSet):
             )
         height, width = self.decoding.size
         check_memory(f"a batch at size {size}", 4 * global_batch_size * channels * height * width)
-        self._bad: Bad | None = None
 
     @abstractmethod
     def collect(self) -> Collection:
@@ -185,24 +183,24 @@ class CollectedImages(ImageSet):
         return "memory" if size <= SMALL else "mapped"
 
     @cached_property
-    def _store(self) -> Tensors | Files:
+    def _decoded(self) -> tuple[Tensor | None, Bad]:
+        """All images, unless they are read as they are needed, and which are bad."""
         if self._place == "memory":
-            images, bad = decoded_into_memory(self._files)
-        else:
-            bad = self._cache.bad()
-            images = None
-            if bad is not None and self._place == "mapped" and self._cache.complete(True):
-                images = self._cache.pixels()
-            elif bad is None and self.bad_files == "skip":  # the rows depend on it
-                n = len(self._files)
-                bad = {}
-                for chunk in self._files.all(f"checking {n:,} images"):
-                    bad |= chunk.bad
-        self._bad = bad or {}
-        if self._bad and self.bad_files == "stop":
-            raise bad_files(self._bad)
-        if self._bad:
-            rank_zero_warn(f"left out: {in_words(self._bad)}")
+            return decoded_into_memory(self._files)
+        bad = self._cache.bad()
+        if bad is not None and self._place == "mapped" and self._cache.complete(pixels=True):
+            return self._cache.pixels(), bad
+        if bad is None and self.bad_files == "skip":  # because the rows of the splits depend on it
+            bad = self._files.bad()
+        return None, bad or {}
+
+    @cached_property
+    def _store(self) -> Tensors | Files:
+        images, bad = self._decoded
+        if bad and self.bad_files == "stop":
+            raise bad_files(bad)
+        if bad:
+            rank_zero_warn(f"left out: {in_words(bad)}")
         if images is None:
             return self._files
         return Tensors(images, torch.from_numpy(self.collection.labels))
@@ -232,11 +230,8 @@ class CollectedImages(ImageSet):
         return train[chosen(self.subset, len(train), self.seed or 0, type(self).__name__)]
 
     def _usable(self, rows: Indices) -> Indices:
-        _ = self._store  # which knows the bad ones
-        if not self._bad:
-            return rows
-        names = self.collection.names
-        return rows[[names[row] not in self._bad for row in rows]]
+        bad, names = self._decoded[1], self.collection.names
+        return rows[[names[row] not in bad for row in rows]] if bad else rows
 
     def _some(self, rows: Indices, split: Split) -> Indices:
         if not len(rows):
@@ -245,11 +240,3 @@ class CollectedImages(ImageSet):
                 "another number (--data.held_out, e.g. 0.05), or give the set a folder for it"
             )
         return rows
-
-
-def described(data: CollectedImages) -> str:
-    """Say in a line what a set consists of."""
-    collection = data.collection
-    parts = ", ".join(f"{len(rows):,} {name}" for name, rows in collection.parts.items())
-    classes = f"{len(collection.classes)} classes" if collection.classes else "no classes"
-    return f"{len(collection):,} images ({parts}), {classes}, {plain(data.size, 'size')}"

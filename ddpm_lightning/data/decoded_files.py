@@ -112,6 +112,13 @@ class Files:
                 yield chunk
                 bar.update(len(chunk.images))
 
+    def bad(self) -> Bad:
+        """Decode every image once, to find what is wrong with which."""
+        found: Bad = {}
+        for chunk in self.all(f"checking {len(self):,} images"):
+            found |= chunk.bad
+        return found
+
     def _chunks(self, indices: Iterable[Indices], workers: int) -> Iterator[_Chunk]:
         return iter(
             DataLoader(
@@ -255,8 +262,7 @@ class Cache:
                     f"{n:,} images decoded into {self.path} ({self.path.stat().st_size:,} bytes)"
                 )
             else:
-                for chunk in self.files.all(f"checking {n:,} images"):
-                    bad |= chunk.bad
+                bad = self.files.bad()
             write_json(self.record, {"bad": bad})
 
     def _write(self, path: Path, n: int) -> Bad:

@@ -39,7 +39,7 @@ class Letters(ImageData):
     the fonts and of Pillow alone. ``root`` and ``download`` have no effect.
 
     Args:
-        fonts: Folder of .ttf and .otf files to draw from, with its subfolders, e.g.
+        font_folder: Folder of .ttf and .otf files to draw from, with its subfolders, e.g.
             /usr/share/fonts; default: 21 that come with matplotlib, and Pillow's own.
         case: upper, lower or both.
         **settings: Of ImageData.
@@ -51,19 +51,19 @@ class Letters(ImageData):
 
     def __init__(
         self,
-        fonts: str | None = None,
+        font_folder: str | None = None,
         case: Literal["upper", "lower", "both"] = "upper",
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.state_defaults(ImageData)
-        self.fonts = fonts
+        self.font_folder = font_folder
         self.case = case
 
     @override
     def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
         random = np.random.Generator(np.random.Philox(key=[26, split == "test"]))
-        n, fonts = COUNTS[split], _font_files(self.fonts)
+        n, fonts = COUNTS[split], _font_files(self.font_folder)
         labels = np.arange(n) % len(LETTERS)
         images = np.zeros((n, 1, 28, 28), dtype=np.uint8)
         for k, label in enumerate(labels):
@@ -83,7 +83,7 @@ def _font_files(folder: str | None) -> list[Path | None]:
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
     if not found:
         raise InputError(f"{root} holds no .ttf or .otf file; name a folder of fonts, or leave "
-                         "--data.fonts out for those of matplotlib and Pillow")  # fmt: skip
+                         "--data.font_folder out for those of matplotlib and Pillow")  # fmt: skip
     return [*found]
 
 

@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
     datasets.disable_progress_bars()
 
 
-def rows(n: int, first: int = 0) -> datasets.Dataset:
+def rows(n: int, first: int = 0):
     from PIL import Image
 
     features = datasets.Features(

@@ -73,7 +73,7 @@ def _report(survey: Survey, near: bool) -> Iterator[str]:
     """Describe a survey, line by line."""
     collection, looks = survey.collection, survey.looks
     parts = ", ".join(f"{len(rows):,} {name}" for name, rows in collection.parts.items())
-    total = sum(one.bytes for one in looks) / 1e6
+    total = sum(one.length for one in looks) / 1e6
     yield f"images: {len(looks):,} of {len(collection):,} can be used, {total:,.1f} MB ({parts})"
     if looks:
         yield f"formats: {_counted(Counter(one.kind for one in looks))}"

@@ -45,8 +45,8 @@ def numbered(values: Sequence[str | int | None]) -> tuple[NDArray[np.int64], tup
     """Number the classes of each file, sorted, numbers by size: labels int64 [N] and names."""
     known = {value for value in values if value is not None}
     numbers = all(_is_number(value) for value in known)
-    order = sorted(known, key=(lambda one: int(one)) if numbers else str)  # type: ignore[arg-type]
-    place = {value: k for k, value in enumerate(order)}
+    order = sorted(known, key=lambda one: (int(one) if numbers else 0, str(one)))
+    place: dict[str | int | None, int] = {value: k for k, value in enumerate(order)}
     return np.array([place.get(one, 0) for one in values], np.int64), tuple(map(str, order))
 
 

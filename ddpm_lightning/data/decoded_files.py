@@ -123,7 +123,7 @@ class Files:
         return iter(
             DataLoader(
                 _Images(self.collection, self.decoding),
-                batch_sampler=(index.tolist() for index in indices),  # type: ignore[arg-type]
+                batch_sampler=(index.tolist() for index in indices),
                 num_workers=workers,
                 collate_fn=_collate,
             )

@@ -31,7 +31,7 @@ class Look(NamedTuple):
     height: int
     frames: int
     transparent: bool
-    bytes: int
+    length: int
     digest: bytes
     hash: NDArray[np.bool_]
     thumbnail: NDArray[np.uint8]

@@ -83,6 +83,12 @@ def test_a_folder_without_images_is_one_line(tmp_path, capsys):
     assert "holds no PNG" in fail(capsys, "check", str(tmp_path))
 
 
+def test_a_contact_sheet_that_cannot_be_written_is_refused_before_reading(folder, capsys):
+    assert "ends in .png" in fail(capsys, "check", str(folder), "--out", "sheet.jpg")
+    line = fail(capsys, "check", str(folder), "--out", str(folder / "a" / "00.png" / "s.png"))
+    assert "nothing can be written into" in line
+
+
 def test_near_duplicates_are_those_of_comparing_all_pairs():
     random = np.random.default_rng(0)
     images = [photograph(k) for k in range(30)]

@@ -224,6 +224,12 @@ def test_a_damaged_file_of_decoded_images_is_named(root):
         data(root, store="mapped").source("train")
 
 
+def test_a_cache_that_cannot_be_written_is_refused(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"nothing can be written into .*choose another folder"):
+        data(root, store="mapped", cache=str(tmp_path / "file" / "cache")).prepare_data()
+
+
 def test_two_processes_that_begin_together_decode_once(root):
     fork = multiprocessing.get_context("fork")
     counts = fork.Queue()

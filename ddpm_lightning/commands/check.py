@@ -14,7 +14,8 @@ import torch
 from ddpm_lightning.data.decoded_files import in_words
 from ddpm_lightning.data.folder_listing import SHOWN, list_folder
 from ddpm_lightning.data.survey import Survey
-from ddpm_lightning.errors import at_least
+from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.files import check_folder
 from ddpm_lightning.images import from_uint8, grid, write_png
 from ddpm_lightning.images.decoding import Decoding
 from ddpm_lightning.images.duplicates import METHOD
@@ -50,10 +51,14 @@ def check(
         workers: Processes that decode.
 
     Raises:
-        InputError: The folder is missing, or holds no image.
+        InputError: The folder is missing, or holds no image, or ``out`` cannot be written.
     """
     at_least(1, size=size)
     at_least(0, workers=workers)
+    out = out or Path("runs/check") / f"{folder.resolve().name}.png"
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out {out}: name a file that ends in .png")
+    check_folder(out.parent)  # before all files are decoded
     collection = list_folder(folder, classes)
     survey = Survey.of(collection, workers)
     for line in _report(survey, near):
@@ -62,7 +67,6 @@ def check(
         return
     size = size or _proposed(survey)
     channels = 1 if survey.grey else 3
-    out = out or Path("runs/check") / f"{folder.resolve().name}.png"
     write_png(out, _sheet(survey, channels, size))
     print(f"contact sheet: {out} ({min(SHEET, len(survey.looks))} images at {size}×{size})")
     settings = [] if classes else ["--data.classes", "false"]

@@ -21,7 +21,7 @@ from ddpm_lightning.data.collection import Collection
 from ddpm_lightning.data.data_module import Tensors
 from ddpm_lightning.data.stream import Indices
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import atomic_write, exclusive, write_json
+from ddpm_lightning.files import atomic_write, check_folder, exclusive, write_json
 from ddpm_lightning.images.decoding import Decoding
 
 CHUNK = 64
@@ -245,10 +245,12 @@ class Cache:
             pixels: Write them, too; otherwise only which images are bad.
 
         Raises:
-            OSError: The folder cannot be written to, or the disk is full.
+            InputError: The folder cannot be written to.
+            OSError: The disk is full.
         """
         if self.complete(pixels):
             return
+        check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with exclusive(self.path.with_suffix(".lock")):
             if self.complete(pixels):

@@ -71,6 +71,15 @@ class Configurable:
             if name not in skip
         }
 
+    def state_defaults(self, base: type) -> None:
+        """Add a base class's defaults to the arguments of a class that passes its **settings on.
+
+        Args:
+            base: The class whose constructor takes the settings.
+        """
+        parameters = inspect.signature(base).parameters.items()
+        self._arguments = {name: one.default for name, one in parameters} | self._arguments
+
     def _refuse_positional(self) -> None:
         if any(name.startswith("*") for name in self._arguments):
             raise InputError(

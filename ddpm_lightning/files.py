@@ -13,6 +13,11 @@ from typing import Any
 
 from ddpm_lightning.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PARTIAL = ".part"
 """Suffix of a file that is being written; a killed process may leave it behind."""
 
@@ -40,6 +45,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file, which need not exist; wait while another process holds it.
+
+    The system releases it with the process, however that ends. The file stays.
+    """
+    with path.open("a") as file:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def json_value(value: Any) -> Any:

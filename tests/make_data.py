@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -64,6 +65,17 @@ def write_cifar100(
     meta = {b"fine_label_names": [b"x"] * 100, b"coarse_label_names": [b"x"] * 20}
     _write(folder / "meta", meta)
     return written
+
+
+def write_class_folders(root: Path, train: int = 40, test: int = 20, size: int = 40) -> None:
+    """Write root/train/CLASS/*.jpg and root/test/CLASS/*.jpg of ten classes."""
+    random = np.random.default_rng(0)
+    for split, n in (("train", train), ("test", test)):
+        for k in range(n):
+            folder = Path(root) / split / f"class{k % 10}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{k:04}.jpg")
 
 
 def _random_images(train: int, test: int, classes: int, seed: int) -> dict[str, Arrays]:

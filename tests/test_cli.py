@@ -25,13 +25,21 @@ from ddpm_lightning.diffusion import Guidance
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.networks import Network
-from tests.make_data import write_cifar10, write_mnist
+from tests.make_data import write_cifar10, write_class_folders, write_mnist
 from tests.small import ended, fail, shown
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 ALIKE = (
     *("cifar10", "cifar10_edm", "cifar10_flow", "cifar10_iddpm"),
-    *("cifar10_cfg", "fashion_mnist", "mnist", "mnist_convnext", "mnist_dit", "toy2d"),
+    *(
+        "cifar10_cfg",
+        "cifar10_jpg",
+        "fashion_mnist",
+        "mnist",
+        "mnist_convnext",
+        "mnist_dit",
+        "toy2d",
+    ),
 )
 """Configs that take the same ways as others through the command line."""
 DIGITS = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
@@ -92,6 +100,9 @@ def shrunk(config: Path, root: Path) -> dict:
         write_mnist(root / "data", kind)
     elif kind == "CIFAR10":
         write_cifar10(root / "data")
+    elif kind == "ImageFolder":
+        write_class_folders(root / "data")
+        data["init_args"] |= {"cache": str(root / "cache"), "workers": 0}
     settings["trainer"] |= {
         "default_root_dir": str(root / "run"),
         "accelerator": "cpu",

@@ -80,7 +80,7 @@ def test_a_small_image_is_the_mean_over_squares_and_as_large_as_the_image(tmp_pa
 def test_a_grey_image_is_pillows_and_mirrored_with_its_colours(tmp_path):
     write_cifar10(tmp_path)
     data = Conditioned(CIFAR10(root=str(tmp_path), flip=True), Colourisation())
-    images, labels = data.samples("test")
+    images, labels = data.data.samples("test")
     index = torch.arange(len(images))
     batch = data.finish(RawBatch(images, labels, index, index % 2 == 0))
     assert batch.condition.image.shape == (50, 1, 32, 32)
@@ -297,7 +297,7 @@ def tiles(picture: Path, row: int) -> list[np.ndarray]:
 def test_sample_takes_the_first_test_images_and_says_how_near_it_came(trained, tmp_path, capsys):
     data, ckpt = trained
     sample(ckpt, tmp_path / "out", data=DataPlace(data.data.root))
-    images = data.samples("test")[0][:3, 0].numpy()
+    images = data.data.samples("test")[0][:3, 0].numpy()
     samples = np.stack([np.array(Image.open(tmp_path / "out" / f"{k:06d}.png")) for k in range(3)])
     assert np.array_equal(tiles(tmp_path / "out" / "grid.png", 2), images)
     squared = ((samples - images.astype(float)) / 255) ** 2

@@ -46,7 +46,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation import sample_set
 from ddpm_lightning.evaluation.compare import compare_results
 from ddpm_lightning.evaluation.sweep import Sweep, evaluations
-from ddpm_lightning.images import ImageFolder, to_uint8
+from ddpm_lightning.images import UniformFolder, to_uint8
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import (
     Accuracy,
@@ -686,7 +686,7 @@ def test_accuracy_is_refused_where_it_means_nothing(extractor, data, message):
 def test_a_folder_that_cannot_hold_the_results_is_refused_first(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     read: list = []
-    monkeypatch.setattr(ImageFolder, "read", lambda self, files: read.append(files))
+    monkeypatch.setattr(UniformFolder, "read", lambda self, files: read.append(files))
     images = Digits().images("train")[0][:20]
     folder, more = (folder_of(images, tmp_path / name) for name in ("images", "more"))
     args = ["score", f"--samples={folder}", f"--reference.folder={more}"]
@@ -717,7 +717,7 @@ def test_a_bad_folder_is_named_with_what_to_do(tmp_path, spoil, message):
     folder = folder_of(Digits().images("train")[0][:20], tmp_path / "images")
     spoil(folder / "3.png")
     with pytest.raises(InputError, match=message):
-        ImageFolder(folder, 20)
+        UniformFolder(folder, 20)
 
 
 def test_a_damaged_image_is_one_line_and_leaves_nothing(tmp_path, capsys):

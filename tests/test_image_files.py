@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import (
     ImageArchive,
-    ImageFolder,
+    UniformFolder,
     images_at,
     list_images,
     read_image,
@@ -55,7 +55,7 @@ READERS = {
     "image": lambda path: read_image(path, SHAPE),
     "mask": lambda path: read_mask(path, SHAPE),
     "transparent": lambda path: read_transparent(path, SHAPE),
-    "folder": lambda path: ImageFolder(path.parent).read([path]),
+    "folder": lambda path: UniformFolder(path.parent).read([path]),
 }
 
 
@@ -120,7 +120,7 @@ def test_an_image_is_turned_as_its_exif_says(orientation, suffix, tmp_path):
     image = read_image(path, (1, *wanted.shape))[0].numpy() > 0
     assert np.array_equal(image, wanted > 127)
     assert np.array_equal(read_mask(path, (1, *wanted.shape))[0].numpy(), wanted > 127)
-    folder = ImageFolder(tmp_path / "f")
+    folder = UniformFolder(tmp_path / "f")
     assert folder.shape == (1, *wanted.shape)
     assert np.array_equal(folder.read(folder.files)[0, 0].numpy() > 127, wanted > 127)
 
@@ -165,7 +165,7 @@ def test_a_mask_with_an_opaque_alpha_channel_is_read(tmp_path):
 def test_a_transparent_colour_is_refused_alike_by_image_and_folder(mode, tmp_path):
     key = 0 if mode == "L" else (0, 0, 0)
     path = saved(Image.new(mode, (8, 8)), tmp_path / "a.png", transparency=key)
-    for read in (lambda: read_image(path, (len(mode), 8, 8)), lambda: ImageFolder(tmp_path)):
+    for read in (lambda: read_image(path, (len(mode), 8, 8)), lambda: UniformFolder(tmp_path)):
         with pytest.raises(InputError, match=f"{mode} with transparency"):
             read()
 
@@ -179,7 +179,7 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said(tmp_path):
     with pytest.warns(UserWarning, match=r"a.png has 2 frames; the first is taken"):
         assert bool((read_image(path, SHAPE) == 1).all())
     with pytest.warns(UserWarning, match="1 images have several frames"):
-        folder = ImageFolder(tmp_path)
+        folder = UniformFolder(tmp_path)
     assert int(folder.read(folder.files).min()) == 255
 
 
@@ -285,7 +285,7 @@ def test_an_archive_of_a_folder_is_what_numpy_writes(tmp_path):
     labels = torch.arange(600)
     for k, image in enumerate(images):
         saved(Image.fromarray(image.permute(1, 2, 0).numpy()), tmp_path / f"{k:03d}.png")
-    write_npz(tmp_path / "a.npz", ImageFolder(tmp_path), labels)
+    write_npz(tmp_path / "a.npz", UniformFolder(tmp_path), labels)
     with np.load(tmp_path / "a.npz") as archive:
         assert archive["arr_0"].dtype == np.uint8
         assert np.array_equal(archive["arr_0"], images.permute(0, 2, 3, 1))
@@ -319,7 +319,7 @@ def test_images_of_other_endings_are_counted(tmp_path):
     for name in ("a.webp", "b.WEBP", "c.bmp", "notes.txt"):
         (folder / name).write_bytes(b"")
     with pytest.warns(UserWarning, match=r"2 PNG and JPEG .* read, 1 \.bmp, 2 \.webp are left"):
-        assert len(ImageFolder(folder)) == 2
+        assert len(UniformFolder(folder)) == 2
 
 
 def test_a_folder_of_other_endings_alone_says_what_it_holds(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import auto_parser
 
 from ddpm_lightning.commands.analytic_variance import analytic_variance
+from ddpm_lightning.commands.check import check
 from ddpm_lightning.commands.compare import compare
 from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.floor import floor
@@ -26,6 +27,7 @@ from ddpm_lightning.processes import Processes, choose_gpu, joined, start
 from ddpm_lightning.terminal.parser import PROGRAM, Parser, flags_of
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
+    "check": check,
     "sample": sample,
     "evaluate": evaluate,
     "score": score,
@@ -79,7 +81,7 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
     subcommands = function if isinstance(function, dict) else {}
     parser = auto_parser(
         function,
-        as_positional=name == "compare",
+        as_positional=name in ("compare", "check"),
         allow_abbrev=False,
         parser_class=Parser,
         prog=f"{PROGRAM} {name}",

@@ -15,7 +15,7 @@ from ddpm_lightning.commands.edits import Edit
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.sample_set import SETTINGS, claim, fill, release
 from ddpm_lightning.files import check_folder, check_new_file, check_new_folder
-from ddpm_lightning.images import ImageFolder, from_uint8, write_npz
+from ddpm_lightning.images import UniformFolder, from_uint8, write_npz
 from ddpm_lightning.plots.pictures import Pictures, Scatter
 from ddpm_lightning.processes import Processes
 from ddpm_lightning.sampling import Samples
@@ -113,13 +113,13 @@ def filled(
         return Samples(torch.empty(0))
     if not inputs and stated["edit"] is not None:  # the stop came after the last sample
         inputs.append(draw(torch.arange(1), 0).inputs)
-    images = ImageFolder(folder, n)
+    images = UniformFolder(folder, n)
     return Samples(from_uint8(images.read(images.files)), None, inputs[-1] if inputs else None)
 
 
 def pack(folder: Path, out: Path, n: int, labels: Tensor | None) -> None:
     """Turn a folder of n samples into an .npz, with their labels int64 [n] if known."""
-    write_npz(out, ImageFolder(folder, n), labels)
+    write_npz(out, UniformFolder(folder, n), labels)
     shutil.rmtree(folder)
 
 

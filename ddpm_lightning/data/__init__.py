@@ -4,8 +4,13 @@
 
 from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
 from ddpm_lightning.data.conditioned import Colourisation, Conditioned, Inpainting, SuperResolution
+from ddpm_lightning.data.crops import CentreCrop, RandomCrop, RandomResizedCrop
 from ddpm_lightning.data.digits import Digits
+from ddpm_lightning.data.hub_images import HubImages
 from ddpm_lightning.data.image_data import ImageData
+from ddpm_lightning.data.image_folder import ImageFolder
+from ddpm_lightning.data.image_set import ImageSet
+from ddpm_lightning.data.letters import Letters
 from ddpm_lightning.data.map_style import MapStyleImages
 from ddpm_lightning.data.mnist import MNIST, FashionMNIST
 from ddpm_lightning.data.toy2d import Toy2D

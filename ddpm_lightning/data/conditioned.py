@@ -16,8 +16,8 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
-from ddpm_lightning.data.image_data import ImageData
+from ddpm_lightning.data.data_module import DiffusionData, RawBatch, Source, Split
+from ddpm_lightning.data.image_set import ImageSet
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import read_image, read_transparent
 
@@ -168,7 +168,7 @@ class Inpainting(Task):
         return rows[:, None, :, None] & columns[:, None, None, :]
 
 
-class Conditioned(InMemoryData):
+class Conditioned(DiffusionData):
     """Image data with condition images that a task computes; `predict` takes the test split's.
 
     Args:
@@ -176,23 +176,24 @@ class Conditioned(InMemoryData):
         task: The task, which computes the condition images.
     """
 
-    data_range = ImageData.data_range
+    data_range = ImageSet.data_range
 
-    def __init__(self, data: ImageData, task: Task) -> None:
+    def __init__(self, data: ImageSet, task: Task) -> None:
         super().__init__(data.global_batch_size, data.predict_n, data.seed, data.flip)
         self.data = data
         self.task = task
         self.num_classes = data.num_classes
+        self.crop_draws = data.crop_draws
         self.image_channels = task.channels(data.shape)
 
     @property
     @override
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         return self.data.shape
 
     @override
-    def samples(self, split: Split) -> tuple[Tensor, Tensor]:
-        return self.data.samples(split)
+    def source(self, split: Split) -> Source:
+        return self.data.source(split)
 
     @override
     def finish(self, raw: RawBatch) -> Batch:

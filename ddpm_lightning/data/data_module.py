@@ -28,7 +28,8 @@ Split = Literal["train", "val", "test"]
 class RawBatch(NamedTuple):
     """A batch as loaded, to be finished on the device, where it becomes a :class:`Batch`.
 
-    Samples [B, ...] as stored, e.g. uint8 images, labels int64 [B], and their Places.
+    Samples [B, ...] as stored, e.g. uint8 images, labels int64 [B], and their Places, of which
+    index, row and crop stay on the CPU.
     """
 
     samples: Tensor
@@ -36,6 +37,7 @@ class RawBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     flip: Tensor | None = None
     row: Tensor | None = None
+    crop: Tensor | None = None
 
 
 class Source(Protocol):
@@ -69,6 +71,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
     num_classes: int | None
     data_range: tuple[float, float] | None = None
     image_channels: int = 0
+    crop_draws: int = 0
 
     def __init__(
         self, global_batch_size: int, predict_n: int, seed: int | None, flip: bool = False
@@ -143,6 +146,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
             seed=getattr(module, "seed", 0) if self.seed is None else self.seed,
             flip=self.flip,
             shuffle=not overfit,
+            crop_draws=self.crop_draws,
             steps_per_epoch=steps_per_epoch,
             # Because Lightning restores the stream only from a checkpoint within an epoch.
             step=trainer.global_step if trainer else 0,
@@ -167,12 +171,12 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move a raw batch, but not index and row, which key the noise on the CPU."""
+        """Move a raw batch, but not index, row and crop, which are read on the CPU."""
         if not isinstance(batch, RawBatch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        rest = batch._replace(index=None, row=None)  # type: ignore[arg-type]
+        rest = batch._replace(index=None, row=None, crop=None)  # type: ignore[arg-type]
         moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
-        return moved._replace(index=batch.index, row=batch.row)
+        return moved._replace(index=batch.index, row=batch.row, crop=batch.crop)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Finish a raw batch on its device; predict's sample indices pass through."""
@@ -204,8 +208,8 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         places, read = tee(places)
         loaded = source.batches(place.index for place in read)
         for place, (samples, labels) in zip(places, loaded, strict=True):
-            index, flip, row = (None if p is None else torch.from_numpy(p) for p in place)
-            raw = RawBatch(samples, labels, index, flip, row)  # type: ignore[arg-type]
+            parts: Any = (None if p is None else torch.from_numpy(p) for p in place)
+            raw = RawBatch(samples, labels, *parts)
             if pin:  # so that transfers to CUDA overlap with computation
                 pinned: Any = (part if part is None else part.pin_memory() for part in raw)
                 raw = RawBatch(*pinned)
@@ -242,7 +246,10 @@ class InMemoryData(DiffusionData):
         return Tensors(*self.samples(split))
 
 
-PASSING = ("root", "download", "global_batch_size", "predict_n", "flip", "workers")
+PASSING = (
+    *("root", "download", "global_batch_size", "predict_n", "flip"),
+    *("workers", "store", "cache"),
+)
 """Arguments that do not change the stored samples of a data set."""
 
 

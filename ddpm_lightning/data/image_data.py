@@ -11,17 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ddpm_lightning.batch import Batch, Condition
+from ddpm_lightning.batch import Batch
 from ddpm_lightning.data.data_module import InMemoryData, RawBatch, Split
-from ddpm_lightning.data.stream import Purpose, permutation
+from ddpm_lightning.data.image_set import ImageSet, check_subset, chosen, finish_images
 from ddpm_lightning.errors import InputError, at_least
-from ddpm_lightning.images import from_uint8
 from ddpm_lightning.memory import check_memory
 
 OfficialSplit = Literal["train", "test"]
 
 
-class ImageData(InMemoryData):
+class ImageData(ImageSet, InMemoryData):
     """A labelled image data set, kept in memory as 8 bits.
 
     x0 is float32 [B, C, H, W] in [−1, 1]. A subclass defines ``native_shape``, ``num_classes``
@@ -48,7 +47,6 @@ class ImageData(InMemoryData):
     native_shape: tuple[int, int, int]
     num_classes: int
     default_held_out: int = 0
-    data_range = (-1.0, 1.0)
 
     def __init__(
         self,
@@ -95,11 +93,8 @@ class ImageData(InMemoryData):
         channels, height, width = self.native_shape
         return channels, self.image_size or height, self.image_size or width
 
+    @override
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Return images uint8 [N, C, H, W] and labels int64 [N] of a split; do not modify them.
-
-        They are resized and reduced to the subset, but never mirrored.
-        """
         if split == "test" or (split == "val" and self.held_out == 0):
             return self._read_once("test")
         images, labels = self._read_once("train")
@@ -111,11 +106,9 @@ class ImageData(InMemoryData):
             )
         if split == "val":
             return images[trained:], labels[trained:]
-        size = self._subset_size(trained)
-        if size == trained:
+        rows = torch.from_numpy(chosen(self.subset, trained, self.seed or 0, type(self).__name__))
+        if len(rows) == trained:
             return images[:trained], labels[:trained]
-        chosen = permutation(self.seed or 0, trained, 0, Purpose.SUBSET)[:size]
-        rows = torch.tensor(chosen).sort().values
         return images[rows], labels[rows]
 
     @override
@@ -169,22 +162,9 @@ class ImageData(InMemoryData):
 
     # ------------------------------------------------------------------------- checks
 
-    def _subset_size(self, n: int) -> int:
-        size = self.subset if isinstance(self.subset, int) else max(1, round(self.subset * n))
-        if size > n:
-            raise InputError(
-                f"subset {size} is more than the {n} training images of {type(self).__name__}; "
-                "use less, or 1.0 for all (--data.subset)"
-            )
-        return size
-
     def _check_arguments(self) -> None:
-        subset, size, native = self.subset, self.image_size, max(self.native_shape[1:])
-        if not (subset >= 1 if isinstance(subset, int) else 0 < subset <= 1):
-            raise InputError(
-                f"subset {subset} is neither a share above 0 and up to 1.0 nor a whole number of "
-                "images; use e.g. 0.2 or 5000 (--data.subset)"
-            )
+        size, native = self.image_size, max(self.native_shape[1:])
+        check_subset(self.subset)
         at_least(0, self, held_out=self.held_out)
         at_least(1, self, image_size=size)
         if size is not None:
@@ -207,14 +187,6 @@ class ImageData(InMemoryData):
                 f"{spans} instead of {wanted[0]} and {wanted[1]} of 0…{top}; these are other "
                 "files (--data.root)"
             )
-
-
-def finish_images(raw: RawBatch) -> Batch:
-    """Mirror and normalise 8-bit images: x0 float32 [B, C, H, W] in [−1, 1]."""
-    images = raw.samples
-    if raw.flip is not None:
-        images = torch.where(raw.flip[:, None, None, None], images.flip(-1), images)
-    return Batch(from_uint8(images), Condition(raw.labels), raw.index, raw.row)
 
 
 def resized(images: Tensor, size: tuple[int, int], how: str) -> Tensor:

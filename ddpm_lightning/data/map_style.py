@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, DataSpec
-from ddpm_lightning.data.data_module import DiffusionData, RawBatch, Split
-from ddpm_lightning.data.image_data import finish_images
+from ddpm_lightning.data.data_module import RawBatch, Split
+from ddpm_lightning.data.image_set import ImageSet, StoredImages, finish_images
 from ddpm_lightning.data.stream import Indices
 from ddpm_lightning.errors import InputError
 
@@ -50,33 +50,17 @@ class MapStyle:
                 )
             yield images, labels
 
-
-class StoredImages:
-    """The images of a split, read as they are needed; used like an ImageFolder."""
-
-    def __init__(self, source: MapStyle) -> None:
-        self.source = source
-        self.files = range(len(source))
-
-    def __len__(self) -> int:
-        return len(self.source)
-
     @property
     def shape(self) -> tuple[int, ...]:
         """[C, H, W] of every image."""
-        return self.source.spec.shape
+        return self.spec.shape
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Read all images, uint8 [B, C, H, W] at a time."""
-        chunks = np.split(np.arange(len(self)), range(batch_size, len(self), batch_size))
-        return (images for images, _ in self.source.batches(chunks))
-
-    def read(self, files: Sequence[int]) -> Tensor:
-        """Read some images, by their places: uint8 [B, C, H, W]."""
-        return torch.stack([self.source.dataset[place][0] for place in files])
+    def read(self, places: Sequence[int]) -> Tensor:
+        """Read some images in this process: uint8 [B, C, H, W]."""
+        return torch.stack([self.dataset[place][0] for place in places])
 
 
-class MapStyleImages(DiffusionData):
+class MapStyleImages(ImageSet):
     """Images that need not fit into memory.
 
     A subclass defines ``shape``, ``num_classes`` and ``dataset``, whose items must depend on
@@ -90,8 +74,6 @@ class MapStyleImages(DiffusionData):
         flip: Mirror half of the training images left to right, at random.
         workers: Number of worker processes; 0 reads in the main one.
     """
-
-    data_range = (-1.0, 1.0)
 
     def __init__(
         self,
@@ -116,8 +98,8 @@ class MapStyleImages(DiffusionData):
             self._sources[split] = MapStyle(self.dataset(split), self.spec, self.workers)
         return self._sources[split]
 
+    @override
     def images(self, split: Split) -> tuple[StoredImages, Tensor]:
-        """Return the images of a split and their labels int64 [N], for which all are read once."""
         source = self.source(split)
         if split not in self._labels:
             chunks = np.split(np.arange(len(source)), range(256, len(source), 256))

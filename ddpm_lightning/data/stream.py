@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     ORDER = 0
     FLIP = 1
     SUBSET = 2
+    CROP = 3
+    HELD_OUT = 4
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Places(NamedTuple):
     """The samples of a batch: indices in the split int64 [B], and the rows to mirror bool [B].
 
     ``row`` are rows in the global batch of the optimizer step, int64 [B]; None outside training.
+    ``crop`` are random numbers that place the crops, float64 [B, k] in [0, 1); None: none.
     """
 
     index: Indices  # type: ignore[assignment]  # hides tuple.index
     flip: Flips | None = None
     row: Indices | None = None
+    crop: NDArray[np.float64] | None = None
 
 
 MakeBatches = Callable[[Iterable[Places]], Iterator[Any]]
@@ -92,6 +96,7 @@ class TrainingStream:
         seed: Seed of order and flips, ≥ 0.
         flip: Flip half of the rows, decided by (seed, position).
         shuffle: False repeats the samples in order.
+        crop_draws: Random numbers per row that place its crop, by (seed, position).
         steps_per_epoch: Optimizer steps per iterator; 0: n // global_batch, at least 1.
         step: The optimizer step to start from.
 
@@ -106,6 +111,7 @@ class TrainingStream:
     seed: int = 0
     flip: bool = False
     shuffle: bool = True
+    crop_draws: int = 0
     steps_per_epoch: int = 0
     step: int = 0
 
@@ -133,7 +139,8 @@ class TrainingStream:
         row = self.layout.first_row(micro) + np.arange(self.layout.batch)
         first = step * self.layout.global_batch + int(row[0])
         flip = coin_flips(self.seed, first, len(row)) if self.flip else None
-        return Places(self._indices(first, len(row)), flip, row)
+        crop = uniform(self.seed, first, len(row), self.crop_draws) if self.crop_draws else None
+        return Places(self._indices(first, len(row)), flip, row, crop)
 
     def state_dict(self) -> dict[str, int]:
         """The number of completed optimizer steps as ``{"step": n}``."""
@@ -193,6 +200,12 @@ def permutation(seed: int, n: int, epoch: int, purpose: Purpose = Purpose.ORDER)
 def coin_flips(seed: int, first: int, n: int) -> Flips:
     """Fair coin flips, bool [n], of the positions first…first + n − 1."""
     return (_words(seed, Purpose.FLIP, 0, first, n) & np.uint64(1)).astype(bool)
+
+
+def uniform(seed: int, first: int, n: int, draws: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), float64 [n, draws], of the positions first…first + n − 1."""
+    words = _words(seed, Purpose.CROP, 0, first * draws, n * draws).reshape(n, draws)
+    return (words >> np.uint64(11)) * 2.0**-53
 
 
 def _words(seed: int, purpose: Purpose, epoch: int, first: int, n: int) -> NDArray[np.uint64]:

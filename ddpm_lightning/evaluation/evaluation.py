@@ -16,7 +16,7 @@ from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.report import table
 from ddpm_lightning.evaluation.sample_set import SampleSet, draw_into
-from ddpm_lightning.images import ImageFolder
+from ddpm_lightning.images import UniformFolder
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Metric, Result, as_metrics
 from ddpm_lightning.metrics.metric import metric_words
@@ -85,7 +85,7 @@ class Evaluation:
                 given = {"condition": {"data": identity(loaded.data), "split": self.split}}
             stated = draw_into(folder, loaded.module, samples, known, given)
             stated = {"checkpoint": str(loaded.path), **stated}
-            images = ImageFolder(folder, samples.n)
+            images = UniformFolder(folder, samples.n)
             labels = samples.labels_of(loaded.module, known)
             results = self.judge(images, out, stated, labels, loaded.step)
             what = self.judge.in_words(samples.n)

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ddpm_lightning.data.map_style import StoredImages
+from ddpm_lightning.data.image_set import StoredImages
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.files import check_folder
-from ddpm_lightning.images import ImageArchive, ImageFolder, from_uint8, grid, write_png
+from ddpm_lightning.images import ImageArchive, UniformFolder, from_uint8, grid, write_png
 from ddpm_lightning.loaded import device_named
 from ddpm_lightning.metrics import (
     FeatureExtractor,
@@ -103,7 +103,7 @@ class Judge:
 
     def __call__(
         self,
-        images: ImageFolder | ImageArchive,
+        images: UniformFolder | ImageArchive,
         out: Path,
         samples: dict[str, Any],
         labels: Tensor | None = None,
@@ -138,7 +138,9 @@ class Judge:
             f"{self.reference.in_words(n)}"
         )
 
-    def _features(self, images: ImageFolder | ImageArchive | StoredImages) -> tuple[Features, str]:
+    def _features(
+        self, images: UniformFolder | ImageArchive | StoredImages
+    ) -> tuple[Features, str]:
         """Features of all images, and the sha256 of all pixels, on the first process."""
         digest, processes, n = hashlib.sha256(), Processes.current(), len(images)
         own = processes.share(n, self.batch_size)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.data_module import Split, identity
-from ddpm_lightning.data.image_data import ImageData
-from ddpm_lightning.data.map_style import MapStyleImages, StoredImages
+from ddpm_lightning.data.image_set import ImageSet, StoredImages
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images import ImageArchive, ImageFolder, images_at
+from ddpm_lightning.images import ImageArchive, UniformFolder, images_at
 from ddpm_lightning.metrics import Features, Measures, Reference
 from ddpm_lightning.metrics.cache import pixels_digest
 
@@ -34,7 +33,7 @@ class RealImages:
         InputError: Both are given.
     """
 
-    data: ImageData | MapStyleImages | None = None
+    data: ImageSet | None = None
     folder: Path | None = None
     split: Split = "train"
 
@@ -48,19 +47,18 @@ class RealImages:
         return self.data is not None or self.folder is not None
 
     def of(self, data: object) -> RealImages:
-        """Take the images of a data module; refuse one that is no ImageData."""
+        """Take the images of a data module; refuse one that is no ImageSet."""
         if isinstance(data, Conditioned):
             data = data.data
-        if not isinstance(data, ImageData | MapStyleImages):
+        if not isinstance(data, ImageSet):
             raise InputError(
                 f"{type(data).__name__} has no images that samples could be compared with (it is "
-                "neither ImageData nor MapStyleImages); distances of points are measured in "
-                "training (PointMetrics)"
+                "no ImageSet); distances of points are measured in training (PointMetrics)"
             )
         return replace(self, data=data)
 
     @cached_property
-    def source(self) -> Tensor | ImageFolder | ImageArchive | StoredImages:
+    def source(self) -> Tensor | UniformFolder | ImageArchive | StoredImages:
         """The images: uint8 [N, C, H, W], or what is read as needed.
 
         Raises:
@@ -101,8 +99,7 @@ class RealImages:
         """The images of these rows, a batch at a time; what is stored is read ahead."""
         chunks = rows.split(batch_size)
         if isinstance(self.source, StoredImages):
-            loaded = self.source.source.batches(chunk.numpy() for chunk in chunks)
-            return (images for images, _ in loaded)
+            return self.source.taken(chunk.numpy() for chunk in chunks)
         return (self.take(chunk) for chunk in chunks)
 
     def digest(self) -> str:

@@ -2,10 +2,10 @@
 
 from ddpm_lightning.images.archive import ImageArchive, images_at, write_npz
 from ddpm_lightning.images.eight_bits import from_uint8, to_uint8
-from ddpm_lightning.images.folder import ImageFolder
 from ddpm_lightning.images.image_file import MODES, ImageFile
 from ddpm_lightning.images.listing import OVERVIEW, SUFFIXES, list_images
 from ddpm_lightning.images.reading import read_image, read_mask, read_transparent
+from ddpm_lightning.images.uniform_folder import UniformFolder
 from ddpm_lightning.images.writing import check_fps, grid, to_pil, write_gif, write_png
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "SUFFIXES",
     "ImageArchive",
     "ImageFile",
-    "ImageFolder",
+    "UniformFolder",
     "check_fps",
     "from_uint8",
     "grid",

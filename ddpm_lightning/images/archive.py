@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.files import atomic_write
-from ddpm_lightning.images.folder import ImageFolder
 from ddpm_lightning.images.image_file import MODES
+from ddpm_lightning.images.uniform_folder import UniformFolder
 
 IMAGES, LABELS = "arr_0", "arr_1"
 """Names of the arrays in the file: numpy's for unnamed ones."""
@@ -29,7 +29,7 @@ CHUNK = 2**24
 
 
 class ImageArchive:
-    """The images of an .npz, held in memory; used like an ImageFolder.
+    """The images of an .npz, held in memory; used like a UniformFolder.
 
     The file has arr_0, uint8 [N, H, W, C] of 1, 3 or 4 channels, as OpenAI's guided-diffusion
     publishes its samples; whatever else it has (labels) is not read.
@@ -70,13 +70,13 @@ class ImageArchive:
         return chosen.permute(0, 3, 1, 2).contiguous()
 
 
-def images_at(path: Path, n: int | None = None) -> ImageFolder | ImageArchive:
+def images_at(path: Path, n: int | None = None) -> UniformFolder | ImageArchive:
     """Open a folder of PNG and JPEG files, or an .npz of images; n as theirs."""
-    return ImageArchive(path, n) if path.suffix.lower() == ".npz" else ImageFolder(path, n)
+    return ImageArchive(path, n) if path.suffix.lower() == ".npz" else UniformFolder(path, n)
 
 
 def write_npz(
-    path: Path, images: Tensor | ImageFolder | ImageArchive, labels: Tensor | None = None
+    path: Path, images: Tensor | UniformFolder | ImageArchive, labels: Tensor | None = None
 ) -> None:
     """Write images as an .npz, atomically; those of a folder batch by batch.
 

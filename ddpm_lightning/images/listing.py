@@ -30,7 +30,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    files = [file for file in _regular_files(folder, ()) if file.name != OVERVIEW]
+    files = [file for file in regular_files(folder) if file.name != OVERVIEW]
     found = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
     endings = Counter(file.suffix.lower() for file in files)
     others = ", ".join(f"{endings[one]} {one}" for one in OTHER_SUFFIXES if endings[one])
@@ -44,8 +44,16 @@ def list_images(folder: Path) -> list[Path]:
     return found
 
 
-def _regular_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Walk a folder whose real path and those above it are not entered again."""
+def regular_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Walk a folder's files, without hidden ones; links are followed, but never in circles.
+
+    Args:
+        folder: The folder.
+        above: Real paths of folders above it, which are not entered again.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -61,6 +69,6 @@ def _regular_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         except OSError:  # a link to itself leads nowhere, like one to nothing
             continue
         if is_folder:
-            yield from _regular_files(folder / entry.name, (*above, real))
+            yield from regular_files(folder / entry.name, (*above, real))
         elif is_file:
             yield folder / entry.name

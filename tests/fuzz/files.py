@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm_lightning.data import CIFAR10, MNIST
 from ddpm_lightning.diffusion import AnalyticVariance
-from ddpm_lightning.images import ImageFolder, read_image, read_mask
+from ddpm_lightning.images import UniformFolder, read_image, read_mask
 from ddpm_lightning.metrics.result import read_results
 from tests.fuzz import Case, Maker, kind
 from tests.fuzz.checkpoints import _bytes_altered, _emptied
@@ -58,7 +58,7 @@ def images(folder: Path) -> Maker:
             "image": lambda: read_image(path, (1, 8, 8)),
             "colour image": lambda: read_image(path, (3, 8, 8)),
             "mask": lambda: read_mask(path, (1, 8, 8)),
-            "folder": lambda: [batch for batch in ImageFolder(place).batches(4)],
+            "folder": lambda: [batch for batch in UniformFolder(place).batches(4)],
         }
         use = rng.choice(list(uses))
         return Case(f"{kind_of} {mode} as {use}: {name}", _used(uses[use]), may_differ=True)

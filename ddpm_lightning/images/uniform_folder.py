@@ -15,7 +15,7 @@ from ddpm_lightning.images.image_file import MODES, ImageFile, channels_first
 from ddpm_lightning.images.listing import list_images
 
 
-class ImageFolder:
+class UniformFolder:
     """The images of a folder, as list_images finds them.
 
     All must have the same size and the same mode: grey (1 channel), RGB (3) or RGBA (4). Nothing

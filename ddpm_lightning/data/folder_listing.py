@@ -1,0 +1,208 @@
+"""Which files of a folder are images, of which class and split, with which caption."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from ddpm_lightning.data.collection import Collection, numbered
+from ddpm_lightning.data.data_module import Split
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images.decoding import ENDINGS
+from ddpm_lightning.images.listing import regular_files
+
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""Names of folders that are splits."""
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Names of files that list images, as Hugging Face's imagefolder has them."""
+
+SHOWN = 5
+"""Names that a message shows."""
+
+
+@dataclass(frozen=True, eq=False)
+class FolderCollection(Collection):
+    """The image files of a folder, named by their paths in it."""
+
+    root: Path = Path()
+
+    @override
+    def read(self, place: int) -> bytes:
+        return (self.root / self.names[place]).read_bytes()
+
+
+class _Entry(NamedTuple):
+    name: str
+    split: Split
+    label: str | int | None
+    text: str
+
+
+def list_folder(root: Path, classes: bool = True) -> FolderCollection:
+    """List the images of a folder.
+
+    Files directly in the folder have no class; those in its folders, at any depth, are of the
+    class of the outermost one. Folders train, val (valid, validation) and test are splits, each
+    laid out so; without a folder train everything else is for training. Where there is a
+    metadata.csv or metadata.jsonl, in the folder or in a split's, the images are those that it
+    lists: file_name, and where it has them label and text.
+
+    Args:
+        root: The folder.
+        classes: False: read no classes, whatever the folders are called.
+
+    Raises:
+        InputError: The folder is missing or holds no image, images lie beside class folders, or a
+            metadata file is damaged.
+    """
+    if not root.is_dir():
+        raise InputError(f"no folder {root.absolute()}; name one that is there (--data.root)")
+    files = sorted(path.relative_to(root).as_posix() for path in regular_files(root))
+    images = [name for name in files if name.lower().endswith(ENDINGS)]
+    listed = [name for name in files if PurePosixPath(name).name in METADATA]
+    listed = [name for name in listed if str(PurePosixPath(name).parent) in (".", *SPLITS)]
+    if listed:
+        entries = [entry for name in listed for entry in _listed(root, name)]
+    else:
+        entries = [_Entry(name, _split(name), _class(name), "") for name in images]
+    _check(root, entries, images, files, listed)
+    if not classes:
+        entries = [entry._replace(label=None) for entry in entries]
+    unlabelled = [entry.name for entry in entries if entry.label is None]
+    if unlabelled and len(unlabelled) < len(entries):
+        raise InputError(
+            f"{root}: {len(unlabelled)} images have no class ({_some(unlabelled)}) and "
+            f"{len(entries) - len(unlabelled)} have one; move them into class folders (or state "
+            "their label), or leave the classes out (--data.classes false; check: --classes false)"
+        )
+    return _collected(root, entries)
+
+
+def _collected(root: Path, entries: list[_Entry]) -> FolderCollection:
+    labels, classes = numbered([entry.label for entry in entries])
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(repr((entry, _stamp(root / entry.name))).encode())
+    splits = np.array([entry.split for entry in entries])
+    names: tuple[Split, ...] = ("train", "val", "test")
+    parts = {name: np.flatnonzero(splits == name) for name in names}
+    return FolderCollection(
+        names=[entry.name for entry in entries],
+        labels=labels,
+        classes=classes,
+        parts={name: rows for name, rows in parts.items() if len(rows) or name == "train"},
+        fingerprint=digest.hexdigest(),
+        texts=[entry.text for entry in entries] if any(entry.text for entry in entries) else (),
+        root=root,
+    )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change; of a missing file (0, 0)."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _split(name: str) -> Split:
+    first, _, rest = name.partition("/")
+    return SPLITS.get(first, "train") if rest else "train"
+
+
+def _class(name: str) -> str | None:
+    """The outermost folder that is no split."""
+    folders = PurePosixPath(name).parts[:-1]
+    inner = folders[1:] if folders and folders[0] in SPLITS else folders
+    return inner[0] if inner else None
+
+
+def _listed(root: Path, name: str) -> Iterator[_Entry]:
+    """Read a metadata file."""
+    folder = PurePosixPath(name).parent
+    for line, row in _rows(root / name):
+        where = f"{root / name}, line {line}"
+        file = row.get("file_name")
+        if not isinstance(file, str) or not file:
+            raise InputError(f"{where}: no file_name, but {', '.join(map(str, row)) or 'nothing'}")
+        inside = PurePosixPath(file)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise InputError(f"{where}: {file} lies outside the folder; name files inside it")
+        label, text = row.get("label"), row.get("text")
+        if not isinstance(label, str | int | None) or isinstance(label, bool):
+            raise InputError(f"{where}: label {label!r:.40} is neither a number nor a name")
+        path = (folder / inside).as_posix()
+        yield _Entry(path, _split(path), None if label == "" else label, str(text or ""))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a metadata file, with their lines."""
+    try:
+        text = path.read_text("utf-8-sig")
+        if path.suffix == ".csv":
+            reader = csv.DictReader(text.splitlines(), strict=True)
+            yield from ((reader.line_num, row) for row in reader)
+            return
+        for line, content in enumerate(text.splitlines(), start=1):
+            if content.strip():
+                row = json.loads(content)
+                yield line, row if isinstance(row, dict) else {}
+    except (OSError, UnicodeError, csv.Error, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _check(
+    root: Path, entries: list[_Entry], images: list[str], files: list[str], listed: list[str]
+) -> None:
+    """Refuse an empty folder and names that stand twice; warn of what is left out."""
+    others = Counter(PurePosixPath(name).suffix.lower() for name in files)
+    endings = ", ".join(
+        f"{count} {ending or 'without ending'}"
+        for ending, count in sorted(others.items())
+        if ending not in ENDINGS
+    )
+    if not entries:
+        held = f"; it holds {endings}" if endings else ""
+        raise InputError(
+            f"{root.absolute()} holds no PNG, JPEG, WebP, BMP, TIFF or GIF image{held} "
+            "(--data.root)"
+        )
+    twice = [name for name, count in Counter(one.name for one in entries).items() if count > 1]
+    if twice:
+        raise InputError(f"{root}: listed more than once: {_some(twice)}")
+    if not any(entry.split == "train" for entry in entries):
+        raise InputError(f"{root}: all images are in val or test, none is left for training")
+    if listed and (rest := sorted({*images} - {entry.name for entry in entries})):
+        rank_zero_warn(f"{root}: {', '.join(listed)} does not list {len(rest)} images, which are "
+                       f"left out ({_some(rest)})")  # fmt: skip
+    foreign = {ending: n for ending, n in others.items() if ending in FOREIGN}
+    if foreign:
+        counts = ", ".join(f"{count} {ending}" for ending, count in foreign.items())
+        rank_zero_warn(f"{root}: left out, because no reader is here: {counts}")
+
+
+FOREIGN = (".avif", ".heic", ".heif", ".npz", ".jp2", ".svg", ".psd", ".tga", ".ppm", ".pgm")
+"""Endings of images that are not read."""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + ", …" * (len(names) > SHOWN)

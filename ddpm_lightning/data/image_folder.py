@@ -1,0 +1,39 @@
+"""A folder of image files as a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from ddpm_lightning.data.collected_images import CollectedImages
+from ddpm_lightning.data.folder_listing import FolderCollection, list_folder
+
+
+class ImageFolder(CollectedImages):
+    """Images of a folder: PNG, JPEG, WebP, BMP, TIFF and GIF (first frame), of any size and mode.
+
+    A flat folder has no classes; in class folders, at any depth, the outermost folder is the
+    class. Folders train, val and test at the top are splits. A metadata.csv or metadata.jsonl
+    there, with file_name and optionally label and text, lists the images. Texts are read, but
+    no network here takes text yet.
+
+    Args:
+        root: The folder.
+        classes: Whether folders or labels are classes.
+        **settings: Of CollectedImages.
+    """
+
+    def __init__(self, root: str, classes: bool = True, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.root = Path(root).expanduser()
+        self.classes = classes
+
+    @override
+    def collect(self) -> FolderCollection:
+        found = list_folder(self.root, self.classes)
+        if found.texts:
+            rank_zero_warn(f"{self.root}: its texts are not used, because no network takes text")
+        return found

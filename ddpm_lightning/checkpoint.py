@@ -78,6 +78,11 @@ def read_checkpoint(
     """
     path = Path(path)
     if path.is_dir():
+        if any((path / name).is_file() for name in ("model_index.json", "config.json")):
+            raise InputError(
+                f"{path} is a folder of diffusers; make a checkpoint of it: python -m "
+                f"ddpm_lightning convert --from {path} --out {path.name}.ckpt"
+            )
         raise InputError(f"{path} is a folder, not a checkpoint{_nearby(path / '*')}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{_nearby(path)}")
@@ -317,7 +322,7 @@ def _module(
     arguments = {name: build(value) for name, value in arguments.items()}
     arguments = {"net": factory, "data": DataSpec(**data)} | arguments | overrides
     if sketch:
-        arguments["net"] = _sketching(arguments["net"], len(checkpoint["state_dict"]))
+        arguments["net"] = sketching(arguments["net"], len(checkpoint["state_dict"]))
     try:
         return module_class(**arguments)
     except InputError:
@@ -329,7 +334,7 @@ def _module(
         ) from error
 
 
-def _sketching(factory: Callable[..., nn.Module], tensors: int) -> Callable[..., nn.Module]:
+def sketching(factory: Callable[..., nn.Module], tensors: int) -> Callable[..., nn.Module]:
     """Make a factory of networks build without memory, and not many more layers than weights."""
 
     def sketch(*arguments: Any) -> nn.Module:

@@ -24,6 +24,7 @@ LAYERS = (
     ("compilation", "sharding", "ema", "optimization", "sampling", "resume"),
     ("diagnosis", "finite", "step_means", "module"),
     ("loaded",),
+    ("interchange",),
     ("plots",),
     ("evaluation",),
     ("callbacks",),

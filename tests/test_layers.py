@@ -24,7 +24,7 @@ LAYERS = (
     ("compilation", "sharding", "ema", "optimization", "sampling", "resume"),
     ("diagnosis", "finite", "step_means", "module"),
     ("loaded",),
-    ("interchange",),
+    ("interchange", "initial_weights"),
     ("plots",),
     ("evaluation",),
     ("callbacks",),

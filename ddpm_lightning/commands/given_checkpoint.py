@@ -61,6 +61,17 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
     return [f"--config={root / 'config.yaml'}", f"--trainer.default_root_dir={root}"]
 
 
+def check_start(words: list[str]) -> None:
+    """Raise InputError if words ask for a start from weights and for going on with a run."""
+    given = dict(read_words(words))
+    goes_on = given.get("ckpt_path") not in (None, "", "null", "auto")
+    if given.get("init_from") not in (None, "", "null") and goes_on:
+        raise InputError(
+            "--init_from starts a run, and --ckpt_path goes on with one; leave one of them out "
+            "(--ckpt_path auto goes with both)"
+        )
+
+
 def checkpoint_named(name: str, root: str) -> Path:
     """The checkpoint that --ckpt_path names, which need not exist."""
     return last_checkpoint(root) if name in NAMED else Path(name)

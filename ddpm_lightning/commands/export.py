@@ -5,19 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.diffusion.prediction import Variance
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import check_folder, contents
+from ddpm_lightning.files import check_folder, check_new_file, contents
 from ddpm_lightning.interchange.convert import ToDiffusers, counterpart_of, to_diffusers
+from ddpm_lightning.interchange.safetensors import write_safetensors
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.sampling import Weights
+from ddpm_lightning.terminal.parser import PROGRAM
 
 
 def export(
     ckpt: Path,
     out: Path,
-    format: Literal["diffusers"] = "diffusers",
-    weights: Weights = "ema",
+    format: Literal["diffusers", "safetensors"] = "diffusers",
+    weights: Weights | None = None,
     label: int | None = None,
     variance: Variance | None = None,
 ) -> None:
@@ -27,11 +30,14 @@ def export(
     Eps, X0 or V on a schedule that preserves variance. What diffusers cannot say is refused by
     name. Their timesteps 0…T − 1 are the levels 1…T here; spacing is trailing, as here.
 
+    safetensors: one file of any model, with all that describes it in the metadata; the commands
+    here take it as --ckpt, and fit as --init_from.
+
     Args:
         ckpt: The checkpoint; it describes its model itself.
-        out: Folder for the files, new or empty.
+        out: Folder for the files, new or empty; for safetensors the file, NAME.safetensors.
         format: In which form.
-        weights: ema (averaged) or raw (as trained).
+        weights: ema (averaged) or raw (as trained); default: ema, of safetensors both.
         label: Class of all samples of a conditional model, 0 or more, or -1 for no class: the
             network then takes no labels. Pipelines give none, so without this flag only the
             network and its scheduler are written, for a loop of your own.
@@ -40,16 +46,28 @@ def export(
     Raises:
         InputError: The checkpoint or the folder does not work, or diffusers cannot say it.
     """
+    if format == "safetensors":
+        for name, value in (("label", label), ("variance", variance)):
+            if value is not None:
+                raise InputError(f"--{name} is for --format diffusers; a checkpoint has them all")
+        check_new_file(out, (".safetensors",))
+        write_safetensors(read_checkpoint(ckpt, weights=True), out, weights)
+        print(f"{out} holds the {weights or 'ema and raw'} weights with all that describes them")
+        print(f"Draw from it: {PROGRAM} sample --ckpt {out} --out FOLDER")
+        return
     if out.is_dir() and contents(out):
         raise InputError(f"{out} is not an empty folder; choose another, or remove it")
     check_folder(out)
-    module = Loaded.read(ckpt).module
-    folder = to_diffusers(module, ToDiffusers(weights, label, variance))
-    pair = counterpart_of(module.net)
-    takes_labels = module.data.num_classes is not None and label is None
+    _export_to_diffusers(Loaded.read(ckpt), out, ToDiffusers(weights or "ema", label, variance))
+
+
+def _export_to_diffusers(loaded: Loaded, out: Path, wanted: ToDiffusers) -> None:
+    module = loaded.module
+    folder, pair = to_diffusers(module, wanted), counterpart_of(module.net)
+    takes_labels = module.data.num_classes is not None and wanted.label is None
     pipeline = None if takes_labels else pair.pipeline
     folder.write(out, pair.part, pipeline)
-    print(f"{out} holds the {weights} weights as a {pair.theirs}")
+    print(f"{out} holds the {wanted.weights} weights as a {pair.theirs}")
     if pipeline:
         print(f'Draw from it: {pipeline}.from_pretrained("{out}")')
     elif takes_labels:

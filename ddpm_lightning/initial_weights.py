@@ -40,11 +40,12 @@ def initialize(module: DiffusionModule, path: str | Path) -> str:
     theirs = there | adapted
     taken = {k: theirs[k] for k, value in ours.items() if k in theirs and _alike(value, theirs[k])}
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-    fits, size = sum(n for name, n in sizes.items() if name in taken), sum(sizes.values())
+    same = taken.keys() - adapted.keys()
+    fits, size = sum(n for name, n in sizes.items() if name in same), sum(sizes.values())
     summary = f"{fits:,} of {size:,} parameters start from {path}"
     starts = dict.fromkeys(there, "not needed") | dict.fromkeys(ours, "as initialized")
     starts |= dict.fromkeys(adapted.keys() & taken.keys(), "as without a class")
-    others = _table(starts, taken.keys() - adapted.keys(), ours, there)
+    others = _table(starts, same, ours, there)
     if 2 * fits < size:
         raise InputError(
             f"only {summary}, less than half; give the network the settings of the checkpoint's, "

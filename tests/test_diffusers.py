@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ddpm_lightning import EMA, DiffusionModule
 from ddpm_lightning.batch import DataSpec
@@ -43,7 +44,7 @@ from ddpm_lightning.diffusion.samplers import DDIM, DDPM
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.interchange.convert import ToDiffusers, to_diffusers
 from ddpm_lightning.loaded import Loaded
-from ddpm_lightning.networks import MLP
+from ddpm_lightning.networks import MLP, DiT
 from tests.small import TinyUNet, fail, image_spec, inputs, labels, randomized
 
 diffusers = pytest.importorskip("diffusers")
@@ -198,6 +199,58 @@ def test_a_fixed_variance_in_place_of_a_learned_one_drops_its_channels(tmp_path)
     torch.testing.assert_close(theirs(x, c_noise).sample, expected, atol=1e-5, rtol=1e-5)
 
 
+SmallDiT = partial(DiT, patch=2, width=32, depth=2, heads=2)
+
+
+def dit(**parts) -> DiffusionModule:
+    spec = image_spec(3, num_classes=10)
+    return drawn_anew(DiffusionModule(spec, SmallDiT, conditional=True, **parts))
+
+
+@torch.no_grad()
+def test_their_transformer_computes_what_ours_does(tmp_path):
+    module = dit(variance=LearnedRange(), objective=Hybrid())
+    folder = export(module, tmp_path)
+    assert not (folder / "model_index.json").exists()  # DiTPipeline decodes latents
+    theirs = diffusers.DiTTransformer2DModel.from_pretrained(folder / "transformer").eval()
+    x, c_noise = inputs(3, 3, 8, 8)
+    c_noise /= 10  # because float32's sines of 999, by theirs, are 3e-5 off the true ones here
+    expected = module.ema.net(x, c_noise, labels(3, -1, 9))
+    assert expected.std() > 0.1
+    given = theirs(x, c_noise, class_labels=torch.tensor([3, 10, 9])).sample
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_their_transformer_without_a_learned_variance_drops_its_channels(tmp_path):
+    module = dit(variance=LearnedRange(), objective=Hybrid())
+    folder = export(module, tmp_path, "--variance=FixedLarge")
+    theirs = diffusers.DiTTransformer2DModel.from_pretrained(folder / "transformer").eval()
+    x, c_noise = inputs(2, 3, 8, 8)
+    c_noise /= 10
+    given = theirs(x, c_noise, class_labels=torch.tensor([3, 9])).sample
+    expected = module.ema.net(x, c_noise, labels(3, 9))[:, :3]
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_transformer_makes_the_round_trip(tmp_path):
+    module = dit()
+    back = convert(export(module, tmp_path))
+    expected = module.ema.net.state_dict()
+    assert all(torch.equal(expected[k], v) for k, v in back.net.state_dict().items())
+    assert (back.data, back.knows_null) == (module.data, True)
+
+
+def test_a_transformer_whose_blocks_embed_differently_is_refused(tmp_path, capsys):
+    folder = export(dit(), tmp_path)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"] += 1
+    save_file(tensors, path)
+    error = fail(capsys, "convert", f"--from={folder}", f"--out={tmp_path / 'x.ckpt'}")
+    assert "linear_1.bias is not that of block 0" in error
+
+
 UNSAYABLE = {
     "EDMPreconditioning": {"parameterization": EDMPreconditioning()},
     "PosteriorMean": {"parameterization": PosteriorMean()},
@@ -212,6 +265,7 @@ UNSAYABLE = {
     },
     "multipliers[0]": {"net": partial(Attended, multipliers=[2, 2])},
     "heads 2": {"net": partial(Attended, heads=2)},
+    "takes labels": {"net": SmallDiT},
     "MLP": {"net": partial(MLP, width=8, depth=1)},
 }
 

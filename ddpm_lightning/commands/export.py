@@ -15,6 +15,8 @@ from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.sampling import Weights
 from ddpm_lightning.terminal.parser import PROGRAM
 
+WITH_LABEL = "; for one, export a class by --label K, or --label -1 for no class"
+
 
 def export(
     ckpt: Path,
@@ -70,8 +72,8 @@ def _export_to_diffusers(loaded: Loaded, out: Path, wanted: ToDiffusers) -> None
     print(f"{out} holds the {wanted.weights} weights as a {pair.theirs}")
     if pipeline:
         print(f'Draw from it: {pipeline}.from_pretrained("{out}")')
-    elif takes_labels:
+    else:
         print(
-            f"It takes class_labels, {module.data.num_classes} for no class, which no pipeline "
-            "gives; for one, export a class by --label K, or --label -1 for no class"
+            f"It takes class_labels, {module.data.num_classes} for no class, which no pipeline of "
+            "pixels gives" + (WITH_LABEL if pair.pipeline else "")
         )

@@ -18,13 +18,14 @@ from ddpm_lightning.diffusion.losses import MSE, Hybrid
 from ddpm_lightning.diffusion.prediction import Variance
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.interchange.counterpart import Counterpart, Weights
+from ddpm_lightning.interchange.dit import DiTTransformer2D
 from ddpm_lightning.interchange.folder import DiffusersFolder
 from ddpm_lightning.interchange.scheduler import Process, process_of, scheduler_config
 from ddpm_lightning.interchange.unet2d import UNet2D
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.networks import Network
 
-COUNTERPARTS: tuple[Counterpart, ...] = (UNet2D(),)
+COUNTERPARTS: tuple[Counterpart, ...] = (UNet2D(), DiTTransformer2D())
 PARTS = tuple(pair.part for pair in COUNTERPARTS)
 
 
@@ -123,8 +124,10 @@ def from_diffusers(
     process = process_of(
         folder.scheduler or {"_class_name": "DDPMScheduler"}, f"{where}: scheduler_config.json"
     )
-    knows_null = bool(folder.own.get("knows_null", False)) if null_label is None else null_label
-    has_null = null_label is True or "knows_null" in folder.own
+    has_null = pair.always_null or bool(null_label) or "knows_null" in folder.own
+    knows_null = null_label
+    if null_label is None:
+        knows_null = bool(folder.own.get("knows_null", pair.always_null))
     spec = DataSpec(
         _shape(settings, image_size, where),
         process.data_range or (-1.0, 1.0),

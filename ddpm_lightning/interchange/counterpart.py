@@ -26,6 +26,9 @@ class Counterpart(ABC):
     part: ClassVar[str]
     """Name of the network in a pipeline, and of its folder."""
 
+    always_null: ClassVar[bool] = False
+    """Whether their label table always has a last row for no class."""
+
     pipeline: ClassVar[str | None]
     """The pipeline that samples with it as it is; None: there is none."""
 

@@ -53,7 +53,8 @@ class DiffusersFolder:
             write_json(folder / "model_index.json", index)
         write_json(folder / "scheduler" / "scheduler_config.json", _noted(scheduler))
         write_json(folder / part / "config.json", _noted(self.network))
-        tensors = {name: value.contiguous().cpu() for name, value in self.weights.items()}
+        # A copy of each, because tensors of one storage are refused.
+        tensors = {name: value.contiguous().cpu().clone() for name, value in self.weights.items()}
         path = folder / part / f"{WEIGHTS}.safetensors"
         save_file(tensors, path, metadata={"format": "pt"})
         write_json(folder / OWN, self.own)

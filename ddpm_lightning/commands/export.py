@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.diffusion.prediction import Variance
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import check_folder, check_new_file, contents
+from ddpm_lightning.files import atomic_write, check_folder, check_new_file, contents
+from ddpm_lightning.interchange.card import PICTURE, USES, model_card, picture_of, results_of
 from ddpm_lightning.interchange.convert import ToDiffusers, counterpart_of, to_diffusers
 from ddpm_lightning.interchange.safetensors import write_safetensors
 from ddpm_lightning.loaded import Loaded
@@ -25,6 +27,8 @@ def export(
     weights: Weights | None = None,
     label: int | None = None,
     variance: Variance | None = None,
+    card: bool = False,
+    results: Path | None = None,
 ) -> None:
     """Write a checkpoint's model for other programs.
 
@@ -44,26 +48,41 @@ def export(
             network then takes no labels. Pipelines give none, so without this flag only the
             network and its scheduler are written, for a loop of your own.
         variance: Variance of the reverse steps, in place of the model's own, e.g. FixedSmall.
+        card: Also write a model card, README.md: recipe, data, results, and the grid of samples
+            of evaluate or of the run.
+        results: Results for the card, of evaluate, a file or its folder; default: the run's
+            metrics.json.
 
     Raises:
         InputError: The checkpoint or the folder does not work, or diffusers cannot say it.
     """
+    if results is not None and not card:
+        raise InputError("--results is for the model card; add --card true")
+    records = results_of(ckpt, results) if card else []
+    folder = out if format == "diffusers" else out.parent
     if format == "safetensors":
         for name, value in (("label", label), ("variance", variance)):
             if value is not None:
                 raise InputError(f"--{name} is for --format diffusers; a checkpoint has them all")
         check_new_file(out, (".safetensors",))
+        if card:
+            check_new_file(folder / "README.md", (".md",))
         write_safetensors(read_checkpoint(ckpt, weights=True), out, weights)
         print(f"{out} holds the {weights or 'ema and raw'} weights with all that describes them")
         print(f"Draw from it: {PROGRAM} sample --ckpt {out} --out FOLDER")
-        return
-    if out.is_dir() and contents(out):
-        raise InputError(f"{out} is not an empty folder; choose another, or remove it")
-    check_folder(out)
-    _export_to_diffusers(Loaded.read(ckpt), out, ToDiffusers(weights or "ema", label, variance))
+        use = USES["safetensors"].replace("FILE", out.name)
+    else:
+        if out.is_dir() and contents(out):
+            raise InputError(f"{out} is not an empty folder; choose another, or remove it")
+        check_folder(out)
+        wanted = ToDiffusers(weights or "ema", label, variance)
+        use = _export_to_diffusers(Loaded.read(ckpt), out, wanted)
+    if card:
+        _write_card(read_checkpoint(ckpt), folder, use, records, picture_of(ckpt, results))
 
 
-def _export_to_diffusers(loaded: Loaded, out: Path, wanted: ToDiffusers) -> None:
+def _export_to_diffusers(loaded: Loaded, out: Path, wanted: ToDiffusers) -> str:
+    """Write the folder; return how it is used, for a card."""
     module = loaded.module
     folder, pair = to_diffusers(module, wanted), counterpart_of(module.net)
     takes_labels = module.data.num_classes is not None and wanted.label is None
@@ -72,8 +91,24 @@ def _export_to_diffusers(loaded: Loaded, out: Path, wanted: ToDiffusers) -> None
     print(f"{out} holds the {wanted.weights} weights as a {pair.theirs}")
     if pipeline:
         print(f'Draw from it: {pipeline}.from_pretrained("{out}")')
-    else:
-        print(
-            f"It takes class_labels, {module.data.num_classes} for no class, which no pipeline of "
-            "pixels gives" + (WITH_LABEL if pair.pipeline else "")
-        )
+        return USES[pipeline]
+    print(
+        f"It takes class_labels, {module.data.num_classes} for no class, which no pipeline of "
+        "pixels gives" + (WITH_LABEL if pair.pipeline else "")
+    )
+    return USES["network"].replace("CLASS", pair.theirs).replace("PART", pair.part)
+
+
+def _write_card(
+    checkpoint: dict[str, Any],
+    folder: Path,
+    use: str,
+    records: list[dict[str, Any]],
+    picture: Path | None,
+) -> None:
+    if picture is not None:
+        shutil.copyfile(picture, folder / PICTURE)
+    with atomic_write(folder / "README.md") as partial:
+        partial.write_text(model_card(checkpoint, use, records, picture is not None), "utf-8")
+    print(f"{folder / 'README.md'} is its card; state the licence in it, then publish by")
+    print(f"hf upload OWNER/NAME {folder}")

@@ -45,6 +45,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.interchange.convert import ToDiffusers, to_diffusers
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.networks import MLP, DiT
+from tests.make_data import write_cifar10
 from tests.small import TinyUNet, fail, image_spec, inputs, labels, randomized
 
 diffusers = pytest.importorskip("diffusers")
@@ -475,3 +476,51 @@ def test_converted_samples_are_those_of_the_checkpoint(tmp_path):
     back = convert(export(module, tmp_path))
     a, b = (one.sample(2, DDIM(10)) for one in (module, back))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+# ---- Trained --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["digits, cosine, v", "colours, linear, eps"])
+def trained(request, tmp_path):
+    """The checkpoint of a run long enough that its average is another network than its last."""
+    words = [
+        *("--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.max_steps=60"),
+        *("--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"),
+        *("--grid=null", "--metrics=null", "--model.net=UNet", "--model.net.channels=16"),
+        *("--model.net.multipliers=[1,2]", "--model.net.blocks=1", "--model.net.groups=4"),
+        *("--model.optimizer.lr=0.002", f"--trainer.default_root_dir={tmp_path / 'run'}"),
+    ]
+    if "digits" in request.param:
+        words += ["--data=Digits", "--data.global_batch_size=64", "--model.schedule=Cosine"]
+        words += ["--model.parameterization=V"]
+    else:
+        write_cifar10(tmp_path / "data")
+        words += ["--data=CIFAR10", f"--data.root={tmp_path / 'data'}", "--data.held_out=0"]
+        words += ["--data.global_batch_size=16"]
+    main(["fit", *words])
+    return tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@torch.no_grad()
+def test_a_trained_network_makes_the_round_trip_and_draws_the_same_images(
+    weights, trained, tmp_path
+):
+    module = Loaded.read(trained).module
+    net, folder = module.denoiser(weights).net, tmp_path / "folder"
+    main(["export", f"--ckpt={trained}", f"--out={folder}", f"--weights={weights}"])
+    pipeline = diffusers.DDIMPipeline.from_pretrained(folder)
+    x, c_noise = inputs(3, *module.data.shape)
+    expected = net(x, c_noise)
+    torch.testing.assert_close(pipeline.unet(x, c_noise).sample, expected, atol=1e-5, rtol=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    given = {"num_inference_steps": 50, "use_clipped_model_output": True, "output_type": "pt"}
+    theirs = pipeline(batch_size=3, generator=generator, **given).images
+    x_T = torch.randn(3, *module.data.shape, generator=generator.manual_seed(0))
+    ours = DDIM(50, clip=(-1, 1))(module.denoiser(weights), x_T)
+    print(f"DDIM(50), {weights}: {(theirs - (ours / 2 + 0.5)).abs().max():.1e} apart")
+    torch.testing.assert_close(theirs, (ours / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
+    back = convert(folder)
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in back.net.state_dict().items())

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+from ddpm_lightning.batch import NULL_LABEL
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.diffusion.prediction import Variance
 from ddpm_lightning.errors import InputError
@@ -91,7 +92,9 @@ def _export_to_diffusers(loaded: Loaded, out: Path, wanted: ToDiffusers) -> str:
     print(f"{out} holds the {wanted.weights} weights as a {pair.theirs}")
     if pipeline:
         print(f'Draw from it: {pipeline}.from_pretrained("{out}")')
-        return USES[pipeline]
+        chosen = wanted.label is not None
+        of = "no class" if wanted.label == NULL_LABEL else f"class {wanted.label}"
+        return USES[pipeline] + (f"\n\nThese files draw samples of {of} alone." if chosen else "")
     print(
         f"It takes class_labels, {module.data.num_classes} for no class, which no pipeline of "
         "pixels gives" + (WITH_LABEL if pair.pipeline else "")

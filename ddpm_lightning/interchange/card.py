@@ -12,6 +12,7 @@ from torch import Tensor
 from ddpm_lightning.checkpoint import KEY, NET
 from ddpm_lightning.evaluation.report import with_error
 from ddpm_lightning.metrics.result import NAMES, read_records
+from ddpm_lightning.resume import PLACES
 
 PICTURE = "samples.png"
 
@@ -82,7 +83,7 @@ def model_card(
         f"## Data\n\n{_shown(data) if data is not None else 'Not stated by the checkpoint.'}",
         "## Results\n\n" + _results(records) if records else "",
         "## Licence\n\nTo be stated, here and above, by whoever publishes this model; the licence "
-        "of the data may limit it.",
+        "of the data, and that of weights which the training started from, may limit it.",
         "## Limits\n\nTo be stated: what it should not be used for, and what it does badly.",
     ]
     # As a comment, because a licence that is none would be refused by the hub.
@@ -130,7 +131,8 @@ def _shown(value: Any) -> str:
     """Write plain data on one line, objects as Name(argument=value, …)."""
     if isinstance(value, dict) and "class_path" in value:
         arguments = value.get("init_args") or {}
-        inside = ", ".join(f"{name}={_shown(one)}" for name, one in arguments.items())
+        told = {name: one for name, one in arguments.items() if name not in PLACES}
+        inside = ", ".join(f"{name}={_shown(one)}" for name, one in told.items())
         text = f"{value['class_path'].rpartition('.')[2]}({inside})"
     else:
         text = json.dumps(value, ensure_ascii=False)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import write_json
+from ddpm_lightning.files import atomic_write, write_json
 from ddpm_lightning.interchange.counterpart import Weights
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -55,8 +55,9 @@ class DiffusersFolder:
         write_json(folder / part / "config.json", _noted(self.network))
         # A copy of each, because tensors of one storage are refused.
         tensors = {name: value.contiguous().cpu().clone() for name, value in self.weights.items()}
-        path = folder / part / f"{WEIGHTS}.safetensors"
-        save_file(tensors, path, metadata={"format": "pt"})
+        with atomic_write(folder / part / f"{WEIGHTS}.safetensors") as partial:
+            # Not save_file, because its files are nobody else's to read.
+            partial.write_bytes(save(tensors, metadata={"format": "pt"}))
         write_json(folder / OWN, self.own)
 
     @classmethod

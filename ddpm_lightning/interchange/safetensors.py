@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ddpm_lightning.checkpoint import AVERAGE, DIGESTS, FORMAT, KEY, NET
@@ -47,7 +47,8 @@ def write_safetensors(checkpoint: dict[str, Any], path: Path, weights: Weights |
     # A copy of each, because tensors of one storage are refused.
     tensors = {name: value.detach().cpu().clone() for name, value in stored.items()}
     with atomic_write(path) as partial:
-        save_file(tensors, partial, metadata={"format": "pt", KEY: json.dumps(described)})
+        # Not save_file, because its files are nobody else's to read.
+        partial.write_bytes(save(tensors, metadata={"format": "pt", KEY: json.dumps(described)}))
 
 
 def _chosen(state: dict[str, Any], weights: Weights | None) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import json
 import pickle
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def convert(folder: Path, *words: str) -> DiffusionModule:
     return Loaded.read(out).module
 
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "grey, linear": {},
     "RGB, cosine": {"channels": 3, "schedule": Cosine(), "parameterization": V()},
     "grey, cosine, T 100": {"schedule": Cosine(100), "parameterization": V()},
@@ -252,7 +253,7 @@ def test_a_transformer_whose_blocks_embed_differently_is_refused(tmp_path, capsy
     assert "linear_1.bias is not that of block 0" in error
 
 
-UNSAYABLE = {
+UNSAYABLE: dict[str, dict[str, Any]] = {
     "EDMPreconditioning": {"parameterization": EDMPreconditioning()},
     "PosteriorMean": {"parameterization": PosteriorMean()},
     "Velocity": {"parameterization": Velocity()},

@@ -98,7 +98,8 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
         if "ckpt" in inspect.signature(called).parameters:
             listed: Any = parser._subcommands_action
             add_trust(listed.choices[one] if subcommands else parser)
-    for action in parser._actions:
+    actions: Any = parser._actions
+    for action in actions:
         if flag := RESERVED.get(action.dest):
             action.option_strings[:] = [f"--{flag}"]
             parser._option_string_actions[f"--{flag}"] = action

@@ -135,9 +135,10 @@ def from_diffusers(
     )
     conditional = spec.num_classes is not None
     _check_channels(settings, process, where)
+    net: Any = sketching(partial(pair.ours, **arguments), len(folder.weights))
     module = DiffusionModule(
         _with_data(spec, data, conditional),
-        net=sketching(partial(pair.ours, **arguments), len(folder.weights)),
+        net=net,
         schedule=process.schedule,
         parameterization=process.parameterization,
         variance=process.variance,

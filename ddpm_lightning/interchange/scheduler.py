@@ -204,7 +204,11 @@ def _schedule(settings: dict[str, Any]) -> Schedule:
     elif settings["beta_schedule"] == "squaredcos_cap_v2":
         schedule = Cosine(T)
     else:
-        kinds = {"linear": Linear, "scaled_linear": Quadratic, "sigmoid": SigmoidBetas}
+        kinds: dict[str, Any] = {
+            "linear": Linear,
+            "scaled_linear": Quadratic,
+            "sigmoid": SigmoidBetas,
+        }
         ends = (float(settings["beta_start"]), float(settings["beta_end"]))
         rescale = {} if T == 1000 else {"rescale": False}  # the default, where it changes nothing
         schedule = kinds[settings["beta_schedule"]](T, *ends, **rescale)

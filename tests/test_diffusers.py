@@ -461,6 +461,18 @@ def test_a_hub_name_without_a_network_says_what_to_do(tmp_path, capsys, monkeypa
     assert "hf download google/ddpm-none --local-dir DIR" in error
 
 
+def test_a_command_without_a_source_names_its_flag(tmp_path, capsys):
+    error = fail(capsys, "convert", f"--out={tmp_path / 'x.ckpt'}")
+    assert "convert what? Give --from FOLDER" in error
+
+
+def test_a_run_cannot_go_on_from_a_converted_model_but_start(tmp_path, capsys):
+    convert(export(model(), tmp_path))
+    words = [f"--ckpt_path={tmp_path / 'back.ckpt'}", "--data=Digits"]
+    error = fail(capsys, "fit", *words, f"--trainer.default_root_dir={tmp_path / 'run'}")
+    assert f"--init_from {tmp_path / 'back.ckpt'} in place of --ckpt_path" in error
+
+
 def test_a_converted_model_states_its_data_and_samples(tmp_path):
     module = model()
     folder = export(module, tmp_path)

@@ -16,8 +16,8 @@ from ddpm_lightning.interchange.scheduler import advice
 
 
 def convert(
-    source: str,
     out: Path,
+    source: str = "",
     data: DiffusionData | None = None,
     image_size: int | None = None,
     null_label: bool | None = None,
@@ -28,9 +28,9 @@ def convert(
     key of its configurations must be understood; nothing is unpickled but tensors.
 
     Args:
+        out: The checkpoint to write, NAME.ckpt.
         source: The folder of the pipeline or of the network, or a name on the Hugging Face hub,
             e.g. google/ddpm-cifar10-32.
-        out: The checkpoint to write, NAME.ckpt.
         data: What it was trained on, e.g. --data CIFAR10 --data.root data; evaluate needs it.
         image_size: Side of the images, where the network's configuration states none.
         null_label: Whether the last row of the network's label table stands for no class, so that
@@ -39,6 +39,8 @@ def convert(
     Raises:
         InputError: The folder is missing, damaged, or says what has no counterpart here.
     """
+    if not source:
+        raise InputError("convert what? Give --from FOLDER, or --from OWNER/NAME of the hub")
     check_new_file(out, (".ckpt",))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists():
         folder = downloaded(source)

@@ -111,6 +111,11 @@ def check_resume(
 ) -> None:
     """Raise InputError unless a run goes on as it began, and further than it stands."""
     path, seed = config.ckpt_path, checkpoint["hyper_parameters"]["seed"]
+    if "loops" not in checkpoint:
+        raise InputError(
+            f"{path} holds weights only, so no run can go on from it; start a new one from them by "
+            f"--init_from {path} in place of --ckpt_path"
+        )
     if config.seed_everything != seed:
         raise InputError(
             f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so that "

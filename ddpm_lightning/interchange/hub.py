@@ -26,6 +26,6 @@ def downloaded(name: str) -> Path:
     except Exception as error:  # of the hub's client, of the network and of the disk
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"there is no folder {name}, and it could not be downloaded from the hub: {reason} "
-            f"Where there is a network: hf download {name} --local-dir DIR, then --from DIR"
+            f"there is no folder {name}, and it could not be downloaded from the hub ({reason}); "
+            f"where there is a network: hf download {name} --local-dir DIR, then --from DIR"
         ) from error

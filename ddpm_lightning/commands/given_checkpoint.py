@@ -113,8 +113,8 @@ def check_resume(
     path, seed = config.ckpt_path, checkpoint["hyper_parameters"]["seed"]
     if "loops" not in checkpoint:
         raise InputError(
-            f"{path} holds weights only, so no run can go on from it; start a new one from them by "
-            f"--init_from {path} in place of --ckpt_path"
+            f"{path} holds weights only, so no run can go on from it; start a new one from them "
+            f"by --init_from {path} in place of --ckpt_path"
         )
     if config.seed_everything != seed:
         raise InputError(

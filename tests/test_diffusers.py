@@ -45,7 +45,7 @@ from ddpm_lightning.diffusion.samplers import DDIM, DDPM
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.interchange.convert import ToDiffusers, to_diffusers
 from ddpm_lightning.loaded import Loaded
-from ddpm_lightning.networks import MLP, DiT
+from ddpm_lightning.networks import MLP, DiffusersUNet, DiT
 from tests.make_data import write_cifar10
 from tests.small import TinyUNet, fail, image_spec, inputs, labels, randomized
 
@@ -375,11 +375,44 @@ def test_the_published_layout_is_converted(tmp_path):
     assert [type(part) for part in parts] == [Linear, Eps, FixedLarge]
 
 
+DEFAULTS = {"sample_size": 8, "block_out_channels": (32, 32, 64)}
+BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+DEFAULTS |= {
+    "down_block_types": BLOCKS,
+    "up_block_types": [kind.replace("Down", "Up") for kind in reversed(BLOCKS)],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_class_embeds": 10, "in_channels": 1, "out_channels": 1}, {"add_attention": False}],
+    ids=["colours", "grey with labels", "no attention in the middle"],
+)
+def test_a_network_of_their_defaults_makes_the_round_trip(options, tmp_path):
+    theirs = randomized(diffusers.UNet2DModel(**DEFAULTS, **options)).eval()
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    diffusers.DDPMPipeline(theirs, scheduler).save_pretrained(tmp_path / "theirs")
+    ours = convert(tmp_path / "theirs")
+    assert isinstance(ours.net, DiffusersUNet)
+    x, c_noise = inputs(3, theirs.config.in_channels, 8, 8)
+    c_noise /= 10  # because float32's sines of 999, by theirs, are 3e-5 off the true ones here
+    given = {"class_labels": torch.tensor([3, 0, 9])} if "num_class_embeds" in options else {}
+    expected = theirs(x, c_noise, **given).sample
+    condition = labels(3, 0, 9) if given else labels(-1, -1, -1)
+    torch.testing.assert_close(ours.net(x, c_noise, condition), expected, atol=1e-5, rtol=1e-5)
+    main(["export", f"--ckpt={tmp_path / 'back.ckpt'}", f"--out={tmp_path / 'ours'}"])
+    back = diffusers.UNet2DModel.from_pretrained(tmp_path / "ours" / "unet").state_dict()
+    state = theirs.state_dict()
+    assert all(torch.equal(back[k][: len(v)], v) for k, v in state.items())
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"attention_gate": 2}, "unknown key attention_gate"),
-        ({"freq_shift": 0}, "freq_shift 0"),
+        ({"freq_shift": 2}, "freq_shift 2"),
+        ({"freq_shift": 0}, "flip_sin_to_cos False"),
         ({"norm_eps": 1e-5}, "norm_eps 1e-05"),
         ({"act_fn": "gelu"}, "act_fn 'gelu'"),
         ({"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, "SkipDownBlock2D"),

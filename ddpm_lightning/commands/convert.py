@@ -24,8 +24,9 @@ def convert(
 ) -> None:
     """Convert a model of diffusers to a checkpoint, for sample, evaluate and fit --init_from.
 
-    A UNet2DModel in the layout of the published DDPM networks, alone or with its scheduler. Every
-    key of its configurations must be understood; nothing is unpickled but tensors.
+    A UNet2DModel with the settings of the published DDPM networks (then it is a UNet here) or of
+    diffusers' defaults (DiffusersUNet), or a DiTTransformer2DModel (DiT), alone or with its
+    scheduler. Every key of its configurations must be understood; only tensors are unpickled.
 
     Args:
         out: The checkpoint to write, NAME.ckpt.

@@ -21,12 +21,12 @@ from ddpm_lightning.interchange.counterpart import Counterpart, Weights
 from ddpm_lightning.interchange.dit import DiTTransformer2D
 from ddpm_lightning.interchange.folder import DiffusersFolder
 from ddpm_lightning.interchange.scheduler import Process, process_of, scheduler_config
-from ddpm_lightning.interchange.unet2d import UNet2D
+from ddpm_lightning.interchange.unet2d import UNet2D, UNet2DOfTutorials
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.networks import Network
 
-COUNTERPARTS: tuple[Counterpart, ...] = (UNet2D(), DiTTransformer2D())
-PARTS = tuple(pair.part for pair in COUNTERPARTS)
+COUNTERPARTS: tuple[Counterpart, ...] = (UNet2D(), UNet2DOfTutorials(), DiTTransformer2D())
+PARTS = tuple(dict.fromkeys(pair.part for pair in COUNTERPARTS))
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,10 @@ def from_diffusers(
         InputError: Something is not understood, or has no counterpart here.
     """
     name = folder.network.get("_class_name")
-    pair = next((one for one in COUNTERPARTS if one.theirs == name), None)
+    pairs = [one for one in COUNTERPARTS if one.theirs == name]
+    pair = next((one for one in pairs if one.fits(folder.network)), next(iter(pairs), None))
     if pair is None:
-        known = " and ".join(one.theirs for one in COUNTERPARTS)
+        known = " and ".join(dict.fromkeys(one.theirs for one in COUNTERPARTS))
         raise InputError(f"{where} holds a {name}; {known} can be converted")
     settings = pair.settings(folder.network, f"{where}: config.json")
     arguments = pair.arguments(settings, f"{where}: config.json")

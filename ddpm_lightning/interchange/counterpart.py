@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ddpm_lightning.batch import DataSpec
@@ -31,6 +32,10 @@ class Counterpart(ABC):
 
     pipeline: ClassVar[str | None]
     """The pipeline that samples with it as it is; None: there is none."""
+
+    def fits(self, config: dict[str, Any]) -> bool:
+        """Whether this is the pair for a configuration of their class."""
+        return True
 
     @abstractmethod
     def config(self, net: Network) -> dict[str, Any]:
@@ -99,3 +104,8 @@ def check_only_x(data: DataSpec, theirs: str) -> None:
                 f"{theirs} takes no condition images or tokens, and this network has "
                 f"{name} {getattr(data, name)}; --format safetensors can hold it"
             )
+
+
+def halves_swapped(weight: Tensor) -> Tensor:
+    """The weight [out, in] of a layer for inputs whose halves, sines and cosines, are swapped."""
+    return torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)

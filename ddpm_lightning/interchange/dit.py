@@ -11,11 +11,16 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
 from typing_extensions import TypedDict, override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.interchange.counterpart import Counterpart, Weights, check_only_x, renamed
+from ddpm_lightning.interchange.counterpart import (
+    Counterpart,
+    Weights,
+    check_only_x,
+    halves_swapped,
+    renamed,
+)
 from ddpm_lightning.interchange.settings import understood
 from ddpm_lightning.networks import DiT, Network
 
@@ -196,11 +201,6 @@ def their_name(name: str) -> str:
     for long, short in PARTS.items():
         theirs = theirs.replace(f"to_{long}", f"to_{short}")
     return f"{theirs}.{kind}"
-
-
-def halves_swapped(weight: Tensor) -> Tensor:
-    """The weight [out, in] of a layer for inputs whose halves, sines and cosines, are swapped."""
-    return torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)
 
 
 def _one_embedding(weights: Weights) -> Weights:

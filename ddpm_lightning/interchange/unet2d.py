@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from typing_extensions import TypedDict, override
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.interchange.counterpart import Counterpart, Weights, check_only_x, renamed
+from ddpm_lightning.interchange.counterpart import (
+    Counterpart,
+    Weights,
+    check_only_x,
+    halves_swapped,
+    renamed,
+)
 from ddpm_lightning.interchange.settings import understood
-from ddpm_lightning.networks import Network, UNet
+from ddpm_lightning.networks import DiffusersUNet, Network, UNet
 
 MODULES = {
     r"stem": "conv_in",
@@ -32,6 +38,10 @@ EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 """Names in attention layers that were published before diffusers 0.12, and those since."""
 
 TABLE, BIAS = "class_embedding.weight", "time_embedding.linear_2.bias"
+TIME = "time_embedding.linear_1.weight"
+
+FIXED = {"block": "residual", "linear_attention_levels": [], "scale_shift": False}
+"""Settings of UNet that DiffusersUNet leaves alone."""
 
 
 class UNet2DConfig(TypedDict):
@@ -100,15 +110,11 @@ DEFAULTS: dict[str, Any] = {
 ONLY: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
-    "freq_shift": (1,),
-    "flip_sin_to_cos": (False,),
     "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1,),
-    "downsample_padding": (0,),
     "downsample_type": ("conv",),
     "upsample_type": ("conv",),
     "act_fn": ("silu", "swish"),
-    "norm_eps": (1e-6,),
     "class_embed_type": (None,),
 }
 KINDS = {"DownBlock2D": False, "UpBlock2D": False, "AttnDownBlock2D": True, "AttnUpBlock2D": True}
@@ -122,11 +128,22 @@ class UNet2D(Counterpart):
     theirs = "UNet2DModel"
     part = "unet"
     pipeline = "DDPMPipeline"
+    layout: ClassVar[dict[str, Any]] = {
+        "freq_shift": 1,
+        "flip_sin_to_cos": False,
+        "downsample_padding": 0,
+        "norm_eps": 1e-6,
+    }
+    """What is the same in all networks of this class."""
+
+    @override
+    def fits(self, config: dict[str, Any]) -> bool:
+        return bool(config.get("freq_shift", 0) == self.layout["freq_shift"])
 
     @override
     def config(self, net: Network) -> dict[str, Any]:
         check_only_x(net.data, self.theirs)
-        own = net.plain_arguments(skip=("data", "out_channels"))
+        own = FIXED | net.plain_arguments(skip=("data", "out_channels"))
         levels = range(len(own["multipliers"]))
         widths = [own["channels"] * multiplier for multiplier in own["multipliers"]]
         attended = [level in own["attention_levels"] for level in levels]
@@ -139,36 +156,36 @@ class UNet2D(Counterpart):
                 f"UNet2DModel begins with as many channels as its first level has, and here "
                 f"multipliers[0] is {own['multipliers'][0]}, not 1"
             )
-        of_heads = {width for width, one in zip(widths, attended, strict=True) if one}
-        of_heads |= {widths[-1]} if own["mid_attention"] else set()
-        heads = own["heads"]
-        if heads > 1 and len(of_heads) > 1:
-            raise InputError(
-                f"UNet2DModel has heads of one width, so heads {heads} on layers of "
-                f"{', '.join(map(str, sorted(of_heads)))} channels cannot be said"
-            )
+        of_heads = _with_attention(widths, attended, own["mid_attention"])
         height, width = net.data.shape[1:]
         return {
             **DEFAULTS,
             "sample_size": height if height == width else [height, width],
             "in_channels": net.data.shape[0],
             "out_channels": net.out.out_channels,  # type: ignore[union-attr]
-            "freq_shift": 1,
-            "flip_sin_to_cos": False,
+            **self.layout,
             "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attended],
             "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)],
             "block_out_channels": widths,
             "layers_per_block": own["blocks"],
-            "downsample_padding": 0,
             "dropout": own["dropout"],
-            "attention_head_dim": max(of_heads) // heads if heads > 1 and of_heads else None,
+            "attention_head_dim": self.head_width(own, of_heads),
             "norm_num_groups": own["groups"],
             "attn_norm_num_groups": own["groups"],
-            "norm_eps": 1e-6,
             "resnet_time_scale_shift": "scale_shift" if own["scale_shift"] else "default",
             "add_attention": own["mid_attention"],
             "num_class_embeds": None if net.data.num_classes is None else net.data.num_classes + 1,
         }
+
+    def head_width(self, own: dict[str, Any], of_heads: set[int]) -> int | None:
+        """Features of a head, which theirs has one number of; None: one head in every layer."""
+        heads: int = own["heads"]
+        if heads > 1 and len(of_heads) > 1:
+            raise InputError(
+                f"UNet2DModel has heads of one width, so heads {heads} on layers of "
+                f"{', '.join(map(str, sorted(of_heads)))} channels cannot be said"
+            )
+        return max(of_heads) // heads if heads > 1 and of_heads else None
 
     @override
     def exported(self, net: Network, weights: Weights) -> Weights:
@@ -194,7 +211,8 @@ class UNet2D(Counterpart):
 
     @override
     def settings(self, config: dict[str, Any], where: str) -> dict[str, Any]:
-        return understood(config, UNet2DConfig, DEFAULTS, ONLY, where)
+        layout = {key: (value,) for key, value in self.layout.items()}
+        return understood(config, UNet2DConfig, DEFAULTS, ONLY | layout, where)
 
     @override
     def arguments(self, settings: dict[str, Any], where: str) -> dict[str, Any]:
@@ -222,17 +240,72 @@ class UNet2D(Counterpart):
             "multipliers": [width // first[0] for width in widths],
             "blocks": settings["layers_per_block"],
             "attention_levels": [level for level, one in enumerate(attended) if one],
-            "heads": _heads(settings, attended, where),
+            **self.heads(
+                settings, _with_attention(widths, attended, settings["add_attention"]), where
+            ),
             "dropout": float(settings["dropout"]),
             "groups": groups,
-            "scale_shift": scale_shift == "scale_shift",
+            **({"scale_shift": True} if scale_shift == "scale_shift" else {}),
             "mid_attention": settings["add_attention"],
         }
+
+    def heads(self, settings: dict[str, Any], of_heads: set[int], where: str) -> dict[str, int]:
+        """The argument of our network for their heads of one width."""
+        wide = settings["attention_head_dim"]
+        if wide is None or not of_heads:
+            return {"heads": 1}
+        counts = {width // wide if wide > 0 else 0 for width in of_heads}
+        if len(counts) > 1 or 0 in counts or any(width % wide for width in of_heads):
+            raise InputError(
+                f"{where}: attention_head_dim {wide} gives layers of "
+                f"{', '.join(map(str, sorted(of_heads)))} channels different numbers of heads, "
+                "and UNet has one number"
+            )
+        return {"heads": counts.pop()}
 
     @override
     def label_rows(self, settings: dict[str, Any], null_label: bool) -> int | None:
         rows: int | None = settings["num_class_embeds"]
         return rows if rows is None else rows - null_label
+
+
+class UNet2DOfTutorials(UNet2D):
+    """The U-Net as diffusers builds it by default; cosines before sines."""
+
+    ours = DiffusersUNet
+    layout: ClassVar[dict[str, Any]] = {
+        "freq_shift": 0,
+        "flip_sin_to_cos": True,
+        "downsample_padding": 1,
+        "norm_eps": 1e-5,
+        "resnet_time_scale_shift": "default",
+    }
+
+    @override
+    def head_width(self, own: dict[str, Any], of_heads: set[int]) -> int | None:
+        width: int = own["head_width"]
+        return width
+
+    @override
+    def heads(self, settings: dict[str, Any], of_heads: set[int], where: str) -> dict[str, int]:
+        wide = settings["attention_head_dim"]
+        if wide is None and len(of_heads) > 1:
+            raise InputError(
+                f"{where}: attention_head_dim null has no counterpart here beside freq_shift 0, "
+                "where heads are of one width"
+            )
+        return {"head_width": wide or max(of_heads, default=8)}
+
+    @override
+    def exported(self, net: Network, weights: Weights) -> Weights:
+        theirs = super().exported(net, weights)
+        return theirs | {TIME: halves_swapped(theirs[TIME])}
+
+    @override
+    def imported(self, net: Network, weights: Weights) -> Weights:
+        ours = super().imported(net, weights)
+        name = "embed.linear1.weight"
+        return ours | {name: halves_swapped(ours[name])}
 
 
 def their_name(name: str) -> str:
@@ -272,18 +345,7 @@ def _attended(settings: dict[str, Any], where: str) -> list[bool]:
     return attended
 
 
-def _heads(settings: dict[str, Any], attended: list[bool], where: str) -> int:
-    """The number of heads, if all layers with attention have as many."""
-    wide, widths = settings["attention_head_dim"], settings["block_out_channels"]
-    of_heads = {width for width, one in zip(widths, attended, strict=True) if one}
-    of_heads |= {widths[-1]} if settings["add_attention"] else set()
-    if wide is None or not of_heads:
-        return 1
-    counts = {width // wide if wide > 0 else 0 for width in of_heads}
-    if len(counts) > 1 or 0 in counts or any(width % wide for width in of_heads):
-        raise InputError(
-            f"{where}: attention_head_dim {wide} gives layers of "
-            f"{', '.join(map(str, sorted(of_heads)))} channels different numbers of heads, and "
-            "UNet has one number"
-        )
-    return counts.pop()
+def _with_attention(widths: list[int], attended: list[bool], in_middle: bool) -> set[int]:
+    """The widths of layers with attention."""
+    found = {width for width, one in zip(widths, attended, strict=True) if one}
+    return found | ({widths[-1]} if in_middle else set())

@@ -108,11 +108,19 @@ MODELS: dict[str, dict[str, Any]] = {
         "schedule": ZeroTerminalSNR(Linear(100)),
         "parameterization": V(),
     },
-    "scale and shift, oblong": {
+    "scale and shift, heads": {
         "net": partial(Attended, scale_shift=True, attention_levels=[1], heads=2)
     },
 }
-ALL = pytest.mark.parametrize("parts", MODELS.values(), ids=MODELS)
+ALIKE = ("grey, cosine, T 100", "RGB, quadratic", "grey, table of betas")
+"""Models that take the same ways as others."""
+ALL = pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(parts, id=name, marks=[pytest.mark.slow] * (name in ALIKE))
+        for name, parts in MODELS.items()
+    ],
+)
 WEIGHTS = pytest.mark.parametrize("weights", ["ema", "raw"])
 
 
@@ -405,6 +413,13 @@ def test_a_network_of_their_defaults_makes_the_round_trip(options, tmp_path):
     back = diffusers.UNet2DModel.from_pretrained(tmp_path / "ours" / "unet").state_dict()
     state = theirs.state_dict()
     assert all(torch.equal(back[k][: len(v)], v) for k, v in state.items())
+
+
+def test_sizes_may_be_written_as_floats(tmp_path):
+    floats = {"block_out_channels": [32.0, 64.0], "layers_per_block": 2.0, "in_channels": 3.0}
+    published(tmp_path / "ddpm")
+    (tmp_path / "ddpm" / "config.json").write_text(json.dumps(PUBLISHED | floats))
+    assert convert(tmp_path / "ddpm").net.multipliers == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def convert(
     check_new_file(out, (".ckpt",))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists():
         folder = downloaded(source)
-    elif not (folder := Path(source)).is_dir():
+    elif not (folder := Path(source).expanduser()).is_dir():
         raise InputError(f"--from {source}: there is no such folder, and a hub name is OWNER/NAME")
     read = DiffusersFolder.read(folder, PARTS)
     checkpoint = from_diffusers(read, folder, data, image_size, null_label)

@@ -137,21 +137,32 @@ def from_diffusers(
     conditional = spec.num_classes is not None
     _check_channels(settings, process, where)
     net: Any = sketching(partial(pair.ours, **arguments), len(folder.weights))
-    module = DiffusionModule(
-        _with_data(spec, data, conditional),
-        net=net,
-        schedule=process.schedule,
-        parameterization=process.parameterization,
-        variance=process.variance,
-        objective=Hybrid() if process.variance.extra_channels(1) else MSE(),
-        conditional=conditional,
-        label_dropout=LabelDropout(0.1 if knows_null or not conditional else 0.0),
-    )
+    try:
+        dropout = LabelDropout(0.1 if knows_null else 0.0) if conditional else None
+        module = _sketch(_with_data(spec, data, conditional), net, process, dropout)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     state = pair.imported(module.net, folder.weights)
     if conditional and not has_null:  # a row that label dropout 0 leaves unused
         table = state["embed.label.weight"]
         state["embed.label.weight"] = torch.cat([table, table.mean(0, keepdim=True)])
     return checkpoint_of(module, state, data, where)
+
+
+def _sketch(
+    data: DataSpec, net: Any, process: Process, dropout: LabelDropout | None
+) -> DiffusionModule:
+    """The module of a network without memory; it takes labels if there is a rule for them."""
+    return DiffusionModule(
+        data,
+        net=net,
+        schedule=process.schedule,
+        parameterization=process.parameterization,
+        variance=process.variance,
+        objective=Hybrid() if process.variance.extra_channels(1) else MSE(),
+        conditional=dropout is not None,
+        label_dropout=dropout or LabelDropout(),
+    )
 
 
 def checkpoint_of(

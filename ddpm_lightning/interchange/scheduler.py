@@ -5,6 +5,7 @@ Their timestep t = 0…T − 1 is our level t + 1; what lies before their first 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -85,6 +86,7 @@ SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 MOST_LEVELS = 10**6
 
 
+@dataclass(frozen=True, eq=False)
 class Process:
     """What a scheduler's configuration says of the model: all but how to sample from it.
 
@@ -95,17 +97,10 @@ class Process:
         data_range: To which predictions of x0 are clipped; None: they are not.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        parameterization: Parameterization,
-        variance: Variance,
-        data_range: tuple[float, float] | None,
-    ) -> None:
-        self.schedule = schedule
-        self.parameterization = parameterization
-        self.variance = variance
-        self.data_range = data_range
+    schedule: Schedule
+    parameterization: Parameterization
+    variance: Variance
+    data_range: tuple[float, float] | None
 
 
 def scheduler_config(denoiser: Denoiser, data_range: tuple[float, float] | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def understood(
         )
     settings = {**defaults, **stated}
     check_typed(settings, hint, where)
+    settings = _whole(settings)
     for key, values in only.items():
         if settings[key] not in values:
             known = " or ".join(repr(value) for value in values)
@@ -42,3 +43,12 @@ def understood(
                 f"{where}: {key} {settings[key]!r} has no counterpart here, {known} has"
             )
     return settings
+
+
+def _whole(value: Any) -> Any:
+    """Make whole numbers of those that JSON writes as 8.0, because they may be sizes."""
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

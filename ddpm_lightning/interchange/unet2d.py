@@ -294,7 +294,7 @@ class UNet2DOfTutorials(UNet2D):
                 f"{where}: attention_head_dim null has no counterpart here beside freq_shift 0, "
                 "where heads are of one width"
             )
-        return {"head_width": wide or max(of_heads, default=8)}
+        return {"head_width": max(of_heads, default=8) if wide is None else wide}
 
     @override
     def exported(self, net: Network, weights: Weights) -> Weights:

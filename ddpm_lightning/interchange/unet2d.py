@@ -40,7 +40,7 @@ EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 TABLE, BIAS = "class_embedding.weight", "time_embedding.linear_2.bias"
 TIME = "time_embedding.linear_1.weight"
 
-FIXED = {"block": "residual", "linear_attention_levels": [], "scale_shift": False}
+FIXED: dict[str, Any] = {"block": "residual", "linear_attention_levels": [], "scale_shift": False}
 """Settings of UNet that DiffusersUNet leaves alone."""
 
 
@@ -124,7 +124,7 @@ KINDS = {"DownBlock2D": False, "UpBlock2D": False, "AttnDownBlock2D": True, "Att
 class UNet2D(Counterpart):
     """The U-Net of DDPM; sines before cosines, from frequency 1 to 1/10000, eps 1e-6."""
 
-    ours = UNet
+    ours: ClassVar[type[Network]] = UNet
     theirs = "UNet2DModel"
     part = "unet"
     pipeline = "DDPMPipeline"
@@ -272,7 +272,7 @@ class UNet2D(Counterpart):
 class UNet2DOfTutorials(UNet2D):
     """The U-Net as diffusers builds it by default; cosines before sines."""
 
-    ours = DiffusersUNet
+    ours: ClassVar[type[Network]] = DiffusersUNet
     layout: ClassVar[dict[str, Any]] = {
         "freq_shift": 0,
         "flip_sin_to_cos": True,

@@ -10,6 +10,7 @@ package that exports them; RENAMED maps earlier paths to current ones.
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from typing import Any
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -36,6 +38,9 @@ KEY = "ddpm_lightning"
 
 DIGESTS = "digests"
 """The entry in that entry which holds the digests of everything else, in files of this library."""
+
+NET, AVERAGE = "net.", "ema.net."
+"""Beginnings of the names of raw and averaged weights in a module's state."""
 
 FORMAT = 3
 """Version of that entry and of the hyper-parameters.
@@ -66,7 +71,7 @@ def read_checkpoint(
     checkpoint must look like. Nothing that it names is imported, but modules of this library.
 
     Args:
-        path: The .ckpt file.
+        path: The .ckpt file, or the .safetensors file that export has made of one.
         map_location: Device for the tensors, as for torch.load.
         weights: Compare the tensors, too; whoever uses them does so once.
         mmap: Map tensors into memory in place of reading them.
@@ -78,6 +83,11 @@ def read_checkpoint(
     """
     path = Path(path)
     if path.is_dir():
+        if any((path / name).is_file() for name in ("model_index.json", "config.json")):
+            raise InputError(
+                f"{path} is a folder of diffusers; make a checkpoint of it: python -m "
+                f"ddpm_lightning convert --from {path} --out {path.name}.ckpt"
+            )
         raise InputError(f"{path} is a folder, not a checkpoint{_nearby(path / '*')}")
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}{_nearby(path)}")
@@ -89,7 +99,9 @@ def read_checkpoint(
 
 def _read(path: Path, map_location: Any, weights: bool, mmap: bool) -> dict[str, Any]:
     """Read and check one file; Damaged says what is wrong with it, without naming it."""
-    checkpoint = _load(path, map_location, mmap)
+    tensors_only = path.suffix == ".safetensors"
+    load = _load_safetensors if tensors_only else _load
+    checkpoint = load(path, map_location, mmap)
     own = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(own, dict):
         raise InputError(
@@ -113,6 +125,8 @@ def _read(path: Path, map_location: Any, weights: bool, mmap: bool) -> dict[str,
     if type(number) is not int or number < 1:
         raise Damaged(f"is damaged: its format is {number!r:.40}")
     digests = own.get(DIGESTS)
+    if tensors_only and digests is None:
+        raise Damaged("is damaged: it holds no digests")
     checkpoint = {**checkpoint, KEY: {k: value for k, value in own.items() if k != DIGESTS}}
     try:
         check_content(checkpoint, digests, path if weights else None)
@@ -168,6 +182,26 @@ def _load(path: Path, map_location: Any, mmap: bool) -> Any:
             f"{path} is not a checkpoint of tensors and plain data, and nothing else is loaded"
         ) from error
     except Exception as error:  # what bytes can make of a zip file and of torch.load has no end
+        raise Damaged(f"is damaged or not a checkpoint ({_first_line(error)})") from error
+
+
+def _load_safetensors(path: Path, map_location: Any, mmap: bool) -> Any:
+    """Put a checkpoint together from the tensors of a file and the description beside them."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = (file.metadata() or {}).get(KEY)
+            state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if described is None:
+            return None
+        if not any(name.startswith(AVERAGE) for name in state):  # it is that of the raw weights
+            nets = [name for name in state if name.startswith(NET)]
+            state |= {f"{AVERAGE}{name.removeprefix(NET)}": state[name] for name in nets}
+        if isinstance(map_location, str | torch.device):
+            state = {name: value.to(map_location) for name, value in state.items()}
+        return {**json.loads(described), "state_dict": dict(sorted(state.items()))}
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # what bytes can make of safetensors and of JSON has no end
         raise Damaged(f"is damaged or not a checkpoint ({_first_line(error)})") from error
 
 
@@ -317,7 +351,7 @@ def _module(
     arguments = {name: build(value) for name, value in arguments.items()}
     arguments = {"net": factory, "data": DataSpec(**data)} | arguments | overrides
     if sketch:
-        arguments["net"] = _sketching(arguments["net"], len(checkpoint["state_dict"]))
+        arguments["net"] = sketching(arguments["net"], len(checkpoint["state_dict"]))
     try:
         return module_class(**arguments)
     except InputError:
@@ -329,7 +363,7 @@ def _module(
         ) from error
 
 
-def _sketching(factory: Callable[..., nn.Module], tensors: int) -> Callable[..., nn.Module]:
+def sketching(factory: Callable[..., nn.Module], tensors: int) -> Callable[..., nn.Module]:
     """Make a factory of networks build without memory, and not many more layers than weights."""
 
     def sketch(*arguments: Any) -> nn.Module:

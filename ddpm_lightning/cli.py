@@ -40,6 +40,7 @@ from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
     add_trust,
     check_resume,
+    check_start,
     checkpoint_named,
     config_of_checkpoint,
     differences,
@@ -54,6 +55,7 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.doctor import Run, examine
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder
+from ddpm_lightning.initial_weights import initialize
 from ddpm_lightning.loaded import Loaded, with_download
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
@@ -84,6 +86,9 @@ DESCRIPTIONS = {
 }
 
 DOCTOR = "Check data, model and machine before a run, in two minutes, and forecast its cost."
+
+INIT_FROM = """Checkpoint whose averaged weights a new run of fit starts from, as far as they fit
+by name and shape; convert makes one of other people's. A resumed run does not start again."""
 
 BLOCKS: dict[str, tuple[type[Callback], ...]] = {
     "grid": (SampleGrid,),
@@ -189,6 +194,7 @@ class DiffusionCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data to the module; let the callbacks of every run stand beside the trainer."""
         add_trust(parser)
+        parser.add_argument("--init_from", type=str | None, help=INIT_FROM)
         parser.link_arguments("data.spec", "model.data", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         actions: list[Any] = parser._actions
@@ -205,6 +211,7 @@ class DiffusionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words, completed."""
         command, *words = sys.argv[1:] if args is None else args
+        check_start(words)
         words = [*config_of_checkpoint(words), *words]
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
         expand_paths(self.config[command])
@@ -247,9 +254,14 @@ class DiffusionCLI(LightningCLI):
                 print(f"{path} is of a start that saved nothing; renamed to {UNSAVED}…")
 
     def after_instantiate_classes(self) -> None:
-        """Refuse data that a checkpoint was not made for."""
-        path = self.config[self.subcommand].get("ckpt_path")
+        """Refuse data that a checkpoint was not made for; start from weights, if asked to."""
+        config = self.config[self.subcommand]
+        path = config.get("ckpt_path")
         if not path:
+            if config.init_from and self.subcommand == "fit":
+                said = initialize(self.model, config.init_from)
+                if _is_first_process():
+                    print(said)
             return
         given = self.model.data.plain()
         for name, value in read_checkpoint(path)["hyper_parameters"]["data"].items():

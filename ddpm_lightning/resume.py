@@ -43,8 +43,8 @@ def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     """Raise InputError if a run cannot resume from a checkpoint; warn if its data changed."""
     if not {"loops", "optimizer_states", "lr_schedulers"} <= checkpoint.keys():
         raise InputError(
-            "the checkpoint holds weights only, so no run can resume from it; load them with "
-            "DiffusionModule.load_from_checkpoint"
+            "the checkpoint holds weights only, so no run can resume from it; start a new one "
+            "from them by --init_from in place of --ckpt_path"
         )
     own, accumulate = checkpoint[KEY], trainer.accumulate_grad_batches
     if own.get("accumulate", accumulate) != accumulate:

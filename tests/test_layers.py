@@ -26,6 +26,7 @@ LAYERS = (
     ("loaded",),
     ("plots",),
     ("evaluation",),
+    ("interchange", "initial_weights"),
     ("callbacks",),
     ("doctor",),
     ("terminal",),

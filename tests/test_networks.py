@@ -12,7 +12,7 @@ from torch import nn
 
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks import DiT, Network, SmallUNet, UNet
+from ddpm_lightning.networks import DiffusersUNet, DiT, Network, SmallUNet, UNet
 from ddpm_lightning.networks.blocks import (
     ConvNeXtBlock,
     WeightStandardizedBlock,
@@ -28,6 +28,7 @@ NETWORKS: dict[str, tuple[type[Network], dict]] = {
     "dit": (DiT, {"patch": 2, "width": 32, "depth": 2, "heads": 2}),
     "small_unet": (SmallUNet, {"channels": 16}),
     "unet": (UNet, LEVELS),
+    "diffusers unet": (DiffusersUNet, {**LEVELS, "attention_levels": [1], "head_width": 4}),
     "unet scale_shift": (UNet, {**LEVELS, "multipliers": [2, 1], "scale_shift": True}),
     "no attention": (UNet, {**LEVELS, "attention_levels": [], "mid_attention": False}),
     "convnext": (UNet, {**LEVELS, "block": "convnext"}),

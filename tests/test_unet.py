@@ -1,7 +1,6 @@
 """The U-Net of DDPM against diffusers' implementation, and its parts against formulas."""
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.interchange.unet2d import their_name
 from ddpm_lightning.networks import UNet
 from ddpm_lightning.networks.layers import Attention, Conv, Linear, LinearAttention, sinusoidal
 from tests.small import image_spec, inputs, labels, randomized
@@ -24,36 +24,6 @@ def test_default_network_has_the_papers_35_746_307_parameters():
     with torch.device("meta"):
         net = UNet(RGB, 3)
     assert sum(p.numel() for p in net.parameters()) == 35_746_307
-
-
-MODULES = {
-    r"stem": "conv_in",
-    r"embed\.linear1": "time_embedding.linear_1",
-    r"embed\.linear2": "time_embedding.linear_2",
-    r"embed\.label": "class_embedding",
-    r"(down|up)\.(\d)\.blocks\.(\d)\.residual\.(.*)": r"\1_blocks.\2.resnets.\3.\4",
-    r"(down|up)\.(\d)\.blocks\.(\d)\.attention\.(.*)": r"\1_blocks.\2.attentions.\3.\4",
-    r"(down|up)\.(\d)\.resize\.conv": r"\1_blocks.\2.\1samplers.0.conv",
-    r"mid\.(\d)\.residual\.(.*)": r"mid_block.resnets.\1.\2",
-    r"mid\.0\.attention\.(.*)": r"mid_block.attentions.0.\1",
-    r"norm": "conv_norm_out",
-    r"out": "conv_out",
-}
-RESIDUAL = {"condition": "time_emb_proj", "shortcut": "conv_shortcut"}
-ATTENTION = {"norm": "group_norm", "out": "to_out.0"}
-ATTENTION |= {"query": "to_q", "key": "to_k", "value": "to_v"}
-
-
-def diffusers_name(name: str) -> str:
-    """Where diffusers keeps the parameter that we call ``name``."""
-    module, _, kind = name.rpartition(".")  # kind: weight or bias
-    pattern = next(pattern for pattern in MODULES if re.fullmatch(pattern, module))
-    parent, _, leaf = re.sub(pattern, MODULES[pattern], module).rpartition(".")
-    if ".residual." in module:
-        leaf = RESIDUAL.get(leaf, leaf)
-    if ".attention." in module:
-        leaf = ATTENTION[leaf]
-    return ".".join(filter(None, [parent, leaf, kind]))
 
 
 def diffusers_unet(net: UNet, **options: object) -> nn.Module:
@@ -84,7 +54,7 @@ def diffusers_unet(net: UNet, **options: object) -> nn.Module:
 def with_weights_of(theirs: nn.Module, ours: UNet) -> UNet:
     """Ours with their weights; load_state_dict is strict about names and shapes."""
     weights = theirs.state_dict()
-    state = {name: weights.pop(diffusers_name(name)) for name in ours.state_dict()}
+    state = {name: weights.pop(their_name(name)) for name in ours.state_dict()}
     assert not weights, f"diffusers has more than ours: {list(weights)}"
     ours.load_state_dict(state)
     return ours.eval()

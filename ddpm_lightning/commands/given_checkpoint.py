@@ -61,6 +61,17 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
     return [f"--config={root / 'config.yaml'}", f"--trainer.default_root_dir={root}"]
 
 
+def check_start(words: list[str]) -> None:
+    """Raise InputError if words ask for a start from weights and for going on with a run."""
+    given = dict(read_words(words))
+    goes_on = given.get("ckpt_path") not in (None, "", "null", "auto")
+    if given.get("init_from") not in (None, "", "null") and goes_on:
+        raise InputError(
+            "--init_from starts a run, and --ckpt_path goes on with one; leave one of them out "
+            "(--ckpt_path auto goes with both)"
+        )
+
+
 def checkpoint_named(name: str, root: str) -> Path:
     """The checkpoint that --ckpt_path names, which need not exist."""
     return last_checkpoint(root) if name in NAMED else Path(name)
@@ -100,6 +111,11 @@ def check_resume(
 ) -> None:
     """Raise InputError unless a run goes on as it began, and further than it stands."""
     path, seed = config.ckpt_path, checkpoint["hyper_parameters"]["seed"]
+    if "loops" not in checkpoint:
+        raise InputError(
+            f"{path} holds weights only, so no run can go on from it; start a new one from them "
+            f"by --init_from {path} in place of --ckpt_path"
+        )
     if config.seed_everything != seed:
         raise InputError(
             f"{path} was trained with seed {seed}; resume with --seed_everything {seed}, so that "

@@ -11,7 +11,9 @@ from jsonargparse import auto_parser
 from ddpm_lightning.commands.analytic_variance import analytic_variance
 from ddpm_lightning.commands.check import check
 from ddpm_lightning.commands.compare import compare
+from ddpm_lightning.commands.convert import convert
 from ddpm_lightning.commands.evaluate import evaluate
+from ddpm_lightning.commands.export import export
 from ddpm_lightning.commands.floor import floor
 from ddpm_lightning.commands.given_checkpoint import add_trust
 from ddpm_lightning.commands.nulls import check_nulls
@@ -36,10 +38,15 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "compare": compare,
     "analytic_variance": analytic_variance,
     "plot": PLOTS,
+    "export": export,
+    "convert": convert,
 }
 
 SHARED = ("sample", "evaluate", "score", "sweep", "floor", "analytic_variance")
 """Commands whose work several processes share."""
+
+RESERVED = {"source": "from"}
+"""Flags whose names Python does not allow for an argument, by that argument."""
 
 DEVICES = """Processes of this machine that share the work, on GPUs one each; the command starts
 them itself (under torchrun leave it out). The results are those of one process."""
@@ -93,6 +100,11 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
         if "ckpt" in inspect.signature(called).parameters:
             listed: Any = parser._subcommands_action
             add_trust(listed.choices[one] if subcommands else parser)
+    actions: Any = parser._actions
+    for action in actions:
+        if flag := RESERVED.get(action.dest):
+            action.option_strings[:] = [f"--{flag}"]
+            parser._option_string_actions[f"--{flag}"] = action
     command: list[str] = []
     if subcommands:
         check_command(words, list(subcommands))

@@ -1,9 +1,10 @@
 """Networks F(x, c_noise, condition), which a denoiser wraps."""
 
+from ddpm_lightning.networks.diffusers_unet import DiffusersUNet
 from ddpm_lightning.networks.dit import DiT
 from ddpm_lightning.networks.mlp import MLP
 from ddpm_lightning.networks.network import Network
 from ddpm_lightning.networks.small_unet import SmallUNet
 from ddpm_lightning.networks.unet import UNet
 
-__all__ = ["MLP", "DiT", "Network", "SmallUNet", "UNet"]
+__all__ = ["MLP", "DiT", "DiffusersUNet", "Network", "SmallUNet", "UNet"]

@@ -88,7 +88,7 @@ def modulate(h: Tensor, condition: Tensor, norm: nn.Module = nn.Identity()) -> T
     return h * (1 + scale) + shift
 
 
-def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
+def sinusoidal(c_noise: Tensor, dim: int, with_last: bool = True) -> Tensor:
     """Embed a number by its sines, then cosines, at dim/2 frequencies from 1 down to 1/10000.
 
     f_i = 10000^(−i / (dim/2 − 1)), i = 0…dim/2 − 1; embedding = [sin(c·f), cos(c·f)].
@@ -98,11 +98,14 @@ def sinusoidal(c_noise: Tensor, dim: int) -> Tensor:
     Args:
         c_noise: [B] float noise coordinate; its dtype is the dtype of the computation.
         dim: Length of the embedding, even.
+        with_last: Whether the last frequency is 1/10000, or f_i = 10000^(−i / (dim/2)).
 
     Returns:
         [B, dim]
     """
     steps = torch.linspace(0, 1, dim // 2, dtype=c_noise.dtype, device=c_noise.device)
+    if not with_last:
+        steps = torch.arange(dim // 2, dtype=c_noise.dtype, device=c_noise.device) / (dim // 2)
     angles = c_noise[:, None] * 10_000.0**-steps
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -123,6 +126,7 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         self.channels = channels
         self.num_classes = num_classes
+        self.with_last = True  # of the frequencies, see sinusoidal
         self.linear1 = Linear(channels, dim)
         self.linear2 = Linear(dim, dim)
         if num_classes is not None:
@@ -133,7 +137,7 @@ class ConditionEmbedding(nn.Module):
         dtype = self.linear1.weight.dtype
         # Because sines of large angles need float32 even where the weights are half precision.
         c_noise = c_noise.to(torch.promote_types(dtype, torch.float32))
-        time = sinusoidal(c_noise, self.channels).to(dtype)  # [B, channels]
+        time = sinusoidal(c_noise, self.channels, self.with_last).to(dtype)  # [B, channels]
         embedding = self.linear2(F.silu(self.linear1(time)))  # [B, dim]
         if self.num_classes is None:
             return embedding

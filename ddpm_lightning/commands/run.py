@@ -13,6 +13,7 @@ from ddpm_lightning.commands.compare import compare
 from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.floor import floor
 from ddpm_lightning.commands.given_checkpoint import add_trust
+from ddpm_lightning.commands.list_configs import list_configs
 from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.plot import PLOTS
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "compare": compare,
     "analytic_variance": analytic_variance,
     "plot": PLOTS,
+    "list-configs": list_configs,
 }
 
 SHARED = ("sample", "evaluate", "score", "sweep", "floor", "analytic_variance")

@@ -82,6 +82,7 @@ def test_a_wheel_holds_configs_templates_and_weights(tmp_path):
     unpack = [*pip, "install", "--quiet", "--no-deps", "--target", str(target), str(built)]
     subprocess.run(unpack, check=True, timeout=600)
     assert (target / "ddpm_lightning" / "metrics" / "lenet.safetensors").is_file()
+    assert (target / "ddpm_lightning" / "template" / "config.yaml").is_file()
     empty = tmp_path / "empty"
     empty.mkdir()
     listed = subprocess.run(

@@ -31,6 +31,7 @@ LAYERS = (
     ("terminal",),
     ("commands",),
     ("cli", "__main__", "__init__"),
+    ("template",),
 )
 
 PACKAGE = "ddpm_lightning"

@@ -13,6 +13,7 @@ from ddpm_lightning.commands.compare import compare
 from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.floor import floor
 from ddpm_lightning.commands.given_checkpoint import add_trust
+from ddpm_lightning.commands.init import init
 from ddpm_lightning.commands.list_configs import list_configs
 from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "analytic_variance": analytic_variance,
     "plot": PLOTS,
     "list-configs": list_configs,
+    "init": init,
 }
 
 SHARED = ("sample", "evaluate", "score", "sweep", "floor", "analytic_variance")
@@ -81,7 +83,7 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
     subcommands = function if isinstance(function, dict) else {}
     parser = auto_parser(
         function,
-        as_positional=name == "compare",
+        as_positional=name in ("compare", "init"),
         allow_abbrev=False,
         parser_class=Parser,
         prog=f"{PROGRAM} {name}",

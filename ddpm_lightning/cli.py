@@ -13,16 +13,19 @@ from contextlib import ExitStack
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 # LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
@@ -51,13 +54,15 @@ from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.run import COMMANDS, about, run_command
 from ddpm_lightning.commands.words import check_command, complete, read_words
 from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.data.data_module import NO_BATCH_SIZE_FINDER
 from ddpm_lightning.doctor import Run, examine
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import atomic_write, check_folder
+from ddpm_lightning.files import atomic_write, check_folder, check_new_file
 from ddpm_lightning.loaded import Loaded, with_download
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.optimization import NO_LR_FINDER
 from ddpm_lightning.run_folder import (
     UNSAVED,
     last_checkpoint,
@@ -84,6 +89,7 @@ DESCRIPTIONS = {
 }
 
 DOCTOR = "Check data, model and machine before a run, in two minutes, and forecast its cost."
+FIND_LR = "Search a learning rate: raise it over some steps and see where the loss falls fastest."
 
 BLOCKS: dict[str, tuple[type[Callback], ...]] = {
     "grid": (SampleGrid,),
@@ -92,12 +98,7 @@ BLOCKS: dict[str, tuple[type[Callback], ...]] = {
 """Callbacks that stand beside the trainer by a name of their own; null leaves one out."""
 
 
-UNSUITED = {
-    "LearningRateFinder": "sets a rate that the model holds, and here the optimizer does; leave "
-    "it out and give --model.optimizer.lr",
-    "BatchSizeFinder": "sets a batch size in one process, and here it is that of a step over all "
-    "processes; leave it out and give --data.global_batch_size",
-}
+UNSUITED = {"LearningRateFinder": NO_LR_FINDER, "BatchSizeFinder": NO_BATCH_SIZE_FINDER}
 """Callbacks of Lightning that cannot work here, and why."""
 
 
@@ -122,10 +123,10 @@ def main(
         if isinstance(stream, TextIOWrapper):  # a locale may lack −, ± or ×
             stream.reconfigure(errors="replace")
     try:
-        check_command(words, [*DESCRIPTIONS, "doctor", *COMMANDS])
+        check_command(words, [*DESCRIPTIONS, *TRIALS, *COMMANDS])
         with trusting(words):
-            if words[0] == "doctor":
-                sys.exit(DoctorCLI(module_class, words[1:]).exit_code)
+            if words[0] in TRIALS:
+                sys.exit(TRIALS[words[0]](module_class, words[1:]).exit_code)
             elif words[0] in COMMANDS:
                 run_command(words[0], words[1:], main)
             else:
@@ -183,7 +184,8 @@ class DiffusionCLI(LightningCLI):
             action.help = DESCRIPTIONS[action.dest]
         for name, parser in self._subcommand_parsers.items():
             parser.prog = f"{PROGRAM} {name}"
-        for name, text in {"doctor": DOCTOR, **{name: about(name) for name in COMMANDS}}.items():
+        trials = {"doctor": DOCTOR, "find_lr": FIND_LR}
+        for name, text in {**trials, **{name: about(name) for name in COMMANDS}}.items():
             listed.add_subcommand(name, Parser(), help=text)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -340,41 +342,64 @@ class DiffusionCLI(LightningCLI):
             ) from error
 
 
-class DoctorCLI(DiffusionCLI):
-    """doctor: examines the run that fit would begin, with fit's flags, or that of a checkpoint.
+class TrialCLI(DiffusionCLI):
+    """A command with fit's flags that trains for a trial, and leaves the run folder alone.
 
     Args:
         module_class: The module to train.
-        args: The words after doctor.
+        args: The words after the command.
 
     Attributes:
-        exit_code: 0: every check passed; 1: one failed; 3: none failed, but one is unknown.
+        exit_code: Of the process.
     """
+
+    name: str
+    description: str
 
     def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
         self.exit_code = 0
-        super().__init__(module_class, ["fit", *_run_of_checkpoint(args), *args])
+        super().__init__(module_class, ["fit", *args])
 
     def setup_parser(self, *args: Any) -> None:
         """Name the parser of fit's flags after this command."""
         super().setup_parser(*args)
-        self._subcommand_parsers["fit"].prog = f"{PROGRAM} doctor"
+        self._subcommand_parsers["fit"].prog = f"{PROGRAM} {self.name}"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the flags of doctor itself."""
+        """Describe the command."""
         super().add_arguments_to_parser(parser)
-        parser.description = (
-            f"{DOCTOR} Exit code 0: all is well; 1: a check failed; 3: none "
-            "failed, but one could not tell."
-        )
-        parser.add_argument("--ckpt", type=str | None, help="a checkpoint, whose run is examined")
-        parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+        parser.description = self.description
 
     def hold(self, run_folder: str) -> None:
         """Leave the folder to whoever trains in it."""
 
     def before_instantiate_classes(self) -> None:
         """Accept a folder that holds a run."""
+
+    def after_fit(self) -> None:
+        """Say nothing of a run, for there was none."""
+
+
+class DoctorCLI(TrialCLI):
+    """doctor: examines the run that fit would begin, with fit's flags, or that of a checkpoint.
+
+    The exit code is 0: every check passed; 1: one failed; 3: none failed, but one is unknown.
+    """
+
+    name = "doctor"
+    description = (
+        f"{DOCTOR} Exit code 0: all is well; 1: a check failed; 3: none failed, but one could not "
+        "tell."
+    )
+
+    def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
+        super().__init__(module_class, [*_run_of_checkpoint(args), *args])
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the flags of doctor itself."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--ckpt", type=str | None, help="a checkpoint, whose run is examined")
+        parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     def fit(self, **_: Any) -> None:
         """Examine in place of training."""
@@ -393,8 +418,52 @@ class DoctorCLI(DiffusionCLI):
         states = {finding.state for finding in findings}
         self.exit_code = 1 if "failed" in states else 3 if "unknown" in states else 0
 
-    def after_fit(self) -> None:
-        """Say nothing of a run, for there was none."""
+
+class FindLRCLI(TrialCLI):
+    """find_lr: Lightning's learning rate finder, with fit's flags, in a folder of its own."""
+
+    name = "find_lr"
+    description = FIND_LR
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the flags of the search."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--min_lr", type=PositiveFloat, default=1e-6, help="at step 1")
+        parser.add_argument("--max_lr", type=PositiveFloat, default=1.0, help="at the last step")
+        parser.add_argument("--steps", type=PositiveInt, default=100, help="of the search")
+        parser.add_argument("--out", type=Path | None, help="picture of loss over rate, .png")
+
+    def before_instantiate_classes(self) -> None:
+        """Search in a folder that is removed afterwards."""
+        settings = self.config.fit
+        if settings.out is not None:
+            check_new_file(settings.out, (".png", ".pdf", ".svg"))
+        if settings.ckpt_path or settings.trainer.fast_dev_run:
+            raise InputError("find_lr searches before a run: leave out ckpt_path and fast_dev_run")
+        settings.trainer.default_root_dir = self._held.enter_context(TemporaryDirectory())
+        settings.trainer.logger = False
+
+    def fit(self, **_: Any) -> None:
+        """Search in place of training."""
+        settings = self.config.fit
+        found = Tuner(self.trainer).lr_find(
+            self.model,
+            datamodule=self.datamodule,
+            min_lr=settings.min_lr,
+            max_lr=settings.max_lr,
+            num_training=settings.steps,
+            update_attr=False,
+        )
+        lr = found.suggestion() if found is not None else None
+        if settings.out is not None and found is not None:
+            found.plot(suggest=True).savefig(settings.out)
+        if lr is None:
+            raise InputError(f"{settings.steps} steps are too few for a suggestion: --steps 100")
+        print(f"the loss falls fastest at this rate: --model.optimizer.lr {lr:.2g}")
+
+
+TRIALS: dict[str, type[TrialCLI]] = {"doctor": DoctorCLI, "find_lr": FindLRCLI}
+"""Commands with fit's flags that leave no run."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -441,10 +510,11 @@ def _check_trainer(settings: Any) -> None:
             "trainer.enable_checkpointing false: a run is saved at its end at least; leave it "
             "out, and save seldom by --checkpoint.every_n_steps"
         )
-    for callback in settings.callbacks if isinstance(settings.callbacks, list) else []:
+    given = settings.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
         name = callback.class_path.rpartition(".")[2]
         if name in UNSUITED:
-            raise InputError(f"trainer.callbacks: {name} {UNSUITED[name]}")
+            raise InputError(f"trainer.callbacks: {UNSUITED[name]}")
     if settings.default_root_dir is None:
         raise InputError("trainer.default_root_dir null: a run is one folder; name it")
     if _is_first_process():  # because two that try would remove each other's folder

@@ -6,7 +6,7 @@ import math
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.optim.lr_scheduler import (
@@ -20,16 +20,32 @@ from torch.optim.lr_scheduler import (
 
 from ddpm_lightning.errors import InputError
 
+NO_LR_FINDER = (
+    "LearningRateFinder sets a rate that a resumed run would not know; leave it out, search by "
+    "find_lr with fit's flags before (in Python by Tuner.lr_find), and give --model.optimizer.lr"
+)
+
 ENDS: dict[type[LRScheduler], str] = {OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
 """The setting that ends a schedule, by its class."""
 
 
-def make_optimizer(net: nn.Module, optimizer: OptimizerCallable) -> torch.optim.Optimizer:
-    """Build the optimizer of a network's parameters; its refusal becomes an InputError."""
+def make_optimizer(
+    net: nn.Module, optimizer: OptimizerCallable, lr: float | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer of a network's parameters; its refusal becomes an InputError.
+
+    Args:
+        net: The network.
+        optimizer: Makes the optimizer of parameters.
+        lr: Learning rate in place of the optimizer's own.
+    """
     try:
-        return optimizer(net.parameters())
+        made = optimizer(net.parameters())
     except (TypeError, ValueError) as error:
         raise InputError(f"the optimizer cannot be made: {error}") from error
+    for group in made.param_groups if lr is not None else ():
+        group["lr"] = lr
+    return made
 
 
 def make_lr_schedule(
@@ -113,11 +129,15 @@ def refuse_settings(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
         )
 
 
-def refuse_accumulation_schedule(trainer: Trainer) -> None:
-    """Refuse a changing accumulation: a step would have more images than global_batch_size."""
-    if any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks):  # type: ignore[attr-defined]
-        raise InputError(
-            "GradientAccumulationScheduler changes the images of an optimizer step, which "
-            "data.global_batch_size states; leave it out, and divide that batch by "
-            "--trainer.accumulate_grad_batches N"
-        )
+def refuse_callbacks(trainer: Trainer) -> None:
+    """Refuse Lightning's callbacks that change what a step of the run is."""
+    for one in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(one, GradientAccumulationScheduler):
+            raise InputError(
+                "GradientAccumulationScheduler changes the images of an optimizer step, which "
+                "data.global_batch_size states; leave it out, and divide that batch by "
+                "--trainer.accumulate_grad_batches N"
+            )
+        # That of a Tuner ends the program's fit after the search, and this one would go on.
+        if isinstance(one, LearningRateFinder) and not one._early_exit:
+            raise InputError(NO_LR_FINDER)

@@ -28,7 +28,8 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
+import ddpm_lightning.data
+import ddpm_lightning.muon  # noqa: F401 (both known by short name on the command line)
 from ddpm_lightning.callbacks import (
     GenerativeMetrics,
     Likelihood,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import (
     LinearLR,
     LRScheduler,
@@ -19,6 +23,10 @@ from torch.optim.lr_scheduler import (
 )
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.layers import ConditionEmbedding
+
+Group = dict[str, Any]
+"""A group of parameters with its settings, as torch's optimizers take them."""
 
 NO_LR_FINDER = (
     "LearningRateFinder sets a rate that a resumed run would not know; leave it out, search by "
@@ -27,6 +35,67 @@ NO_LR_FINDER = (
 
 ENDS: dict[type[LRScheduler], str] = {OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
 """The setting that ends a schedule, by its class."""
+
+
+class NetworkParameters(list[nn.Parameter]):
+    """The parameters of a network, and which of them are its hidden matrices.
+
+    Args:
+        net: The network.
+
+    Attributes:
+        hidden: Weights of linear and convolution layers between the first and the last one, in the
+            order in which the network registers them; none of an embedding.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net.parameters())
+        embedded = {
+            id(part)
+            for module in net.modules()
+            if isinstance(module, ConditionEmbedding)
+            for part in module.modules()
+        }
+        layers = [
+            module
+            for module in net.modules()
+            if isinstance(module, nn.Linear | _ConvNd) and id(module) not in embedded
+        ]
+        self.hidden = [layer.weight for layer in layers[1:-1]]
+
+
+class AdamWNoBiasDecay(AdamW):
+    """AdamW whose weight decay leaves norms and biases alone, as is usual for transformers.
+
+    Two groups of parameters: those of two dimensions or more, and the others without decay.
+
+    Args:
+        params: Parameters, or groups of them, which are taken as they are.
+        lr: Learning rate.
+        betas: Decay rates of the two moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decay of matrices, per step and learning rate.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(groups_by_decay(list(params)), lr, betas, eps, weight_decay)
+
+
+def groups_by_decay(params: Sequence[Any]) -> list[Group]:
+    """Group parameters by whether they decay; groups are taken as they are."""
+    if params and isinstance(params[0], dict):
+        return list(params)
+    matrices: list[Tensor] = [one for one in params if one.ndim >= 2]
+    others: list[Tensor] = [one for one in params if one.ndim < 2]
+    groups: list[Group] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def make_optimizer(
@@ -40,7 +109,7 @@ def make_optimizer(
         lr: Learning rate in place of the optimizer's own.
     """
     try:
-        made = optimizer(net.parameters())
+        made = optimizer(NetworkParameters(net))
     except (TypeError, ValueError) as error:
         raise InputError(f"the optimizer cannot be made: {error}") from error
     for group in made.param_groups if lr is not None else ():

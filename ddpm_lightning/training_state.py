@@ -192,7 +192,7 @@ def _state_after_a_step(
     parameter = nn.Parameter(torch.ones(_shape_of(ndim)))
     parameter.grad = torch.ones_like(parameter)
     try:
-        probe = type(optimizer)([parameter], **settings)
+        probe = type(optimizer)([{**group, "params": [parameter]}], **settings)
         probe.step()
     except Exception:  # an optimizer that is built otherwise, or works on its device alone
         return None

@@ -21,7 +21,7 @@ LAYERS = (
     ("metrics",),
     ("integrity", "checkpoint_structure", "run_folder"),
     ("checkpoint", "checkpoint_io", "training_state"),
-    ("compilation", "sharding", "ema", "optimization", "sampling", "resume"),
+    ("compilation", "sharding", "ema", "muon", "optimization", "sampling", "resume"),
     ("diagnosis", "finite", "step_means", "module"),
     ("loaded",),
     ("plots",),

@@ -43,12 +43,14 @@ from ddpm_lightning.checkpoint import KEY, check_description, read_checkpoint
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
     add_trust,
+    check_config_given,
     check_resume,
     checkpoint_named,
     config_of_checkpoint,
     differences,
     is_finished,
 )
+from ddpm_lightning.commands.group_help import group_help
 from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
@@ -91,6 +93,13 @@ DESCRIPTIONS = {
 
 DOCTOR = "Check data, model and machine before a run, in two minutes, and forecast its cost."
 FIND_LR = "Search a learning rate: raise it over some steps and see where the loss falls fastest."
+
+HELP = {
+    "ckpt_path": "Checkpoint to go on from, or to measure: a file; last, that of the run folder; "
+    "for fit also auto, the newest that there is, or a new run.",
+    "weights_only": "Not used: checkpoints are always read without pickled objects.",
+}
+"""Of flags whose help by Lightning speaks of what is not so here."""
 
 BLOCKS: dict[str, tuple[type[Callback], ...]] = {
     "grid": (SampleGrid,),
@@ -185,6 +194,8 @@ class DiffusionCLI(LightningCLI):
             action.help = DESCRIPTIONS[action.dest]
         for name, parser in self._subcommand_parsers.items():
             parser.prog = f"{PROGRAM} {name}"
+            for option in parser._actions:
+                option.help = HELP.get(option.dest, option.help)
         trials = {"doctor": DOCTOR, "find_lr": FIND_LR}
         for name, text in {**trials, **{name: about(name) for name in COMMANDS}}.items():
             listed.add_subcommand(name, Parser(), help=text)
@@ -208,7 +219,14 @@ class DiffusionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words, completed."""
         command, *words = sys.argv[1:] if args is None else args
-        words = [*config_of_checkpoint(words), *words]
+        if command in self._subcommand_parsers and (
+            text := group_help(self._subcommand_parsers[command], words)
+        ):
+            print(text)
+            sys.exit(0)
+        if not (found := config_of_checkpoint(words)):
+            check_config_given(command, words)
+        words = [*found, *words]
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
         expand_paths(self.config[command])
         plain = self.config[command].as_dict()

@@ -33,9 +33,9 @@ from ddpm_lightning.diffusion.timesteps import Timesteps, Uniform, level_of
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.finite import GradientCheck, check_finite_weights, warn_of_losses
-from ddpm_lightning.networks.checks import check_size
+from ddpm_lightning.networks.checks import check_size, warn_of_evaluation_mode
 from ddpm_lightning.networks.network import Network
-from ddpm_lightning.networks.unet import UNet
+from ddpm_lightning.networks.small_unet import SmallUNet
 from ddpm_lightning.optimization import (
     last_step,
     make_lr_schedule,
@@ -69,7 +69,7 @@ class DiffusionModule(Configurable, LightningModule):
 
     Args:
         data: Specification of the data; the command line takes it from the data module.
-        net: The network, as a factory of (data, output channels).
+        net: The network, as a factory of (data, output channels); by default one for small images.
         schedule: The noise schedule.
         parameterization: What the network predicts.
         variance: Variance of the reverse steps.
@@ -95,7 +95,7 @@ class DiffusionModule(Configurable, LightningModule):
     def __init__(
         self,
         data: DataSpec,
-        net: Callable[[DataSpec, int], Network] = UNet,
+        net: Callable[[DataSpec, int], Network] = SmallUNet,
         schedule: Schedule = Linear(),
         parameterization: Parameterization = Eps(),
         variance: Variance = FixedSmall(),
@@ -259,6 +259,7 @@ class DiffusionModule(Configurable, LightningModule):
         self._losses.clear()
         self.gradients.forget()
         self._means.clear()
+        warn_of_evaluation_mode(self.net)
         continue_after_step(self.trainer)
         if self._resumed is not None and self._optimization is not None:
             apply_settings(self.trainer, self._resumed, self._optimization)

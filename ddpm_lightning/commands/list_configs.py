@@ -34,7 +34,7 @@ def find_config(path: Path) -> Path:
     """Return a file where there is one, else the shipped config of that name, else the path."""
     if path.is_absolute() or (path.exists() and not path.is_dir()):
         return path
-    beside = path.with_name(f"{path.name}.yaml")
+    beside = Path(f"{path}.yaml")
     if beside.is_file():
         return beside
     name = path.with_suffix("") if path.suffix == ".yaml" else path

@@ -66,6 +66,7 @@ from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.optimization import NO_LR_FINDER
+from ddpm_lightning.plots.figure import new_figure, write_figure
 from ddpm_lightning.run_folder import (
     UNSAVED,
     last_checkpoint,
@@ -456,7 +457,7 @@ class FindLRCLI(TrialCLI):
         """Search in a folder that is removed afterwards."""
         settings = self.config.fit
         if settings.out is not None:
-            check_new_file(settings.out, (".png", ".pdf", ".svg"))
+            check_new_file(settings.out, (".png",))
         if settings.ckpt_path or settings.trainer.fast_dev_run:
             raise InputError("find_lr searches before a run: leave out ckpt_path and fast_dev_run")
         settings.trainer.default_root_dir = self._held.enter_context(TemporaryDirectory())
@@ -475,7 +476,9 @@ class FindLRCLI(TrialCLI):
         )
         lr = found.suggestion() if found is not None else None
         if settings.out is not None and found is not None:
-            found.plot(suggest=True).savefig(settings.out)
+            figure = new_figure(6, 4)
+            found.plot(suggest=True, ax=figure.add_subplot())
+            write_figure(settings.out, figure)
         if lr is None:
             raise InputError(f"{settings.steps} steps are too few for a suggestion: --steps 100")
         print(f"the loss falls fastest at this rate: --model.optimizer.lr {lr:.2g}")

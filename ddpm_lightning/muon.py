@@ -67,7 +67,7 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     @override
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ from ddpm_lightning.callbacks import (
     TrainingMonitor,
 )
 from ddpm_lightning.checkpoint import KEY, check_description, read_checkpoint
+from ddpm_lightning.commands.completion import completion_script
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
     add_trust,
@@ -51,10 +53,11 @@ from ddpm_lightning.commands.given_checkpoint import (
     is_finished,
 )
 from ddpm_lightning.commands.group_help import group_help
+from ddpm_lightning.commands.list_configs import shipped_configs
 from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
-from ddpm_lightning.commands.run import COMMANDS, about, run_command
+from ddpm_lightning.commands.run import COMMANDS, about, parser_of_command, run_command
 from ddpm_lightning.commands.words import check_command, complete, read_words
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.data_module import NO_BATCH_SIZE_FINDER
@@ -74,6 +77,7 @@ from ddpm_lightning.run_folder import (
     newest_checkpoint,
     set_aside,
 )
+from ddpm_lightning.terminal.choices import classes, hint_of
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 from ddpm_lightning.trust import check_trust, trusting
@@ -84,6 +88,8 @@ warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     lambda record: "litlogger" not in record.msg and "litmodels" not in record.msg
 )
+
+COMPLETION = 'Print completion for bash: eval "$(ddpm_lightning completion)"'
 
 DESCRIPTIONS = {
     "fit": "Train.",
@@ -197,7 +203,7 @@ class DiffusionCLI(LightningCLI):
             parser.prog = f"{PROGRAM} {name}"
             for option in parser._actions:
                 option.help = HELP.get(option.dest, option.help)
-        trials = {"doctor": DOCTOR, "find_lr": FIND_LR}
+        trials = {"doctor": DOCTOR, "find_lr": FIND_LR, "completion": COMPLETION}
         for name, text in {**trials, **{name: about(name) for name in COMMANDS}}.items():
             listed.add_subcommand(name, Parser(), help=text)
 
@@ -386,9 +392,14 @@ class TrialCLI(DiffusionCLI):
         self._subcommand_parsers["fit"].prog = f"{PROGRAM} {self.name}"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Describe the command."""
+        """Describe the command, and add its own flags."""
         super().add_arguments_to_parser(parser)
         parser.description = self.description
+        self.add_flags(parser)
+
+    @staticmethod
+    def add_flags(parser: Any) -> None:
+        """Add the flags of the command itself."""
 
     def hold(self, run_folder: str) -> None:
         """Leave the folder to whoever trains in it."""
@@ -415,9 +426,9 @@ class DoctorCLI(TrialCLI):
     def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
         super().__init__(module_class, [*_run_of_checkpoint(args), *args])
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    @staticmethod
+    def add_flags(parser: Any) -> None:
         """Add the flags of doctor itself."""
-        super().add_arguments_to_parser(parser)
         parser.add_argument("--ckpt", type=str | None, help="a checkpoint, whose run is examined")
         parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
@@ -445,9 +456,9 @@ class FindLRCLI(TrialCLI):
     name = "find_lr"
     description = FIND_LR
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    @staticmethod
+    def add_flags(parser: Any) -> None:
         """Add the flags of the search."""
-        super().add_arguments_to_parser(parser)
         parser.add_argument("--min_lr", type=PositiveFloat, default=1e-6, help="at step 1")
         parser.add_argument("--max_lr", type=PositiveFloat, default=1.0, help="at the last step")
         parser.add_argument("--steps", type=PositiveInt, default=100, help="of the search")
@@ -484,7 +495,36 @@ class FindLRCLI(TrialCLI):
         print(f"the loss falls fastest at this rate: --model.optimizer.lr {lr:.2g}")
 
 
-TRIALS: dict[str, type[TrialCLI]] = {"doctor": DoctorCLI, "find_lr": FindLRCLI}
+class CompletionCLI(TrialCLI):
+    """completion: prints a script for the shell, with the flags of every command."""
+
+    name = "completion"
+    description = COMPLETION
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Print the script in place of parsing."""
+        parsers: dict[str, Any] = {**self._subcommand_parsers}
+        parsers |= {name: parser_of_command(name) for name in COMMANDS}
+        known = {name: flags_of(one) for name, one in parsers.items()}
+        for name, trial in TRIALS.items():
+            trial.add_flags(own := Parser())
+            known[name] = known["fit"] | flags_of(own)
+        words, values = dict[str, list[str]](), dict[str, list[str]]()
+        for command, flags in known.items():
+            names = [flag for flag in sorted(flags) if re.fullmatch(r"[\w.]{2,}", flag)]
+            words[command] = [f"--{flag}" for flag in names]
+            for flag in names:
+                values.setdefault(f"--{flag}", []).extend(classes(hint_of(flag, flags)))
+        words |= {name: [*one] for name, one in COMMANDS.items() if isinstance(one, dict)}
+        print(completion_script(words, values, [*shipped_configs()]))
+        sys.exit(0)
+
+
+TRIALS: dict[str, type[TrialCLI]] = {
+    "doctor": DoctorCLI,
+    "find_lr": FindLRCLI,
+    "completion": CompletionCLI,
+}
 """Commands with fit's flags that leave no run."""
 
 

@@ -77,11 +77,11 @@ def _check(processes: Processes, devices: int) -> None:
         )
 
 
-def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str, Any]]:
-    """Find a command's function and, in its arguments, the settings for it."""
+def parser_of_command(name: str) -> Parser:
+    """Build the parser of a plain command."""
     function: Any = COMMANDS[name]
     subcommands = function if isinstance(function, dict) else {}
-    parser = auto_parser(
+    parser: Parser = auto_parser(
         function,
         as_positional=name in ("compare", "init"),
         allow_abbrev=False,
@@ -95,6 +95,14 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
         if "ckpt" in inspect.signature(called).parameters:
             listed: Any = parser._subcommands_action
             add_trust(listed.choices[one] if subcommands else parser)
+    return parser
+
+
+def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str, Any]]:
+    """Find a command's function and, in its arguments, the settings for it."""
+    function: Any = COMMANDS[name]
+    subcommands = function if isinstance(function, dict) else {}
+    parser = parser_of_command(name)
     command: list[str] = []
     if subcommands:
         check_command(words, list(subcommands))

@@ -38,6 +38,10 @@ def test_a_part_s_help_shows_its_settings_alone(part, own, other, capsys):
     assert other not in text
 
 
+def test_a_part_given_as_a_whole_is_not_a_question(capsys):
+    assert "Unable to load config" in fail(capsys, "fit", "--data=Digits", "--checkpoint=- null")
+
+
 def test_all_settings_can_be_listed_at_once(capsys):
     text = shown(capsys, "fit", "--help", "all")
     settings = ("--trainer.max_steps", "--model.warmup_steps", "--likelihood.evaluations")

@@ -26,7 +26,7 @@ def group_help(parser: Any, words: list[str]) -> str | None:
     """
     given = dict(read_words(words))
     groups = _groups(parser)
-    for name in groups.keys() & {flag.removesuffix(".help") for flag in given}:
+    for name in [name for name in groups if f"{name}.help" in given]:
         shown = copy.copy(parser)
         shown.usage = f"{parser.prog} [--{name}.SETTING VALUE …]"
         shown._action_groups = [groups[name]]

@@ -81,7 +81,7 @@ def parser_of_command(name: str) -> Parser:
     """Build the parser of a plain command."""
     function: Any = COMMANDS[name]
     subcommands = function if isinstance(function, dict) else {}
-    parser: Parser = auto_parser(
+    parser: Any = auto_parser(
         function,
         as_positional=name in ("compare", "init"),
         allow_abbrev=False,

@@ -1,11 +1,27 @@
-"""Entry point of python -m ddpm_lightning."""
+"""Entry point of python -m ddpm_lightning, and of the console command ddpm_lightning."""
 
+import os
 import sys
 
-if __name__ == "__main__":
+
+def console() -> None:
+    """Run the command line; classes of one's own are found in the working directory.
+
+    Python puts it on the path for -m alone: for a console command it is the script's folder.
+    """
+    sys.path.insert(0, os.getcwd())
+    run()
+
+
+def run() -> None:
+    """Run the command line; Ctrl-C while it is imported is one line, too."""
     try:
         from ddpm_lightning.cli import main
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     main()
+
+
+if __name__ == "__main__":
+    run()

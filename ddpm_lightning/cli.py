@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,19 +14,23 @@ from contextlib import ExitStack
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 # LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-import ddpm_lightning.data  # noqa: F401 (known by short name on the command line)
+import ddpm_lightning.data
+import ddpm_lightning.muon  # noqa: F401 (both known by short name on the command line)
 from ddpm_lightning.callbacks import (
     GenerativeMetrics,
     Likelihood,
@@ -36,9 +41,11 @@ from ddpm_lightning.callbacks import (
     TrainingMonitor,
 )
 from ddpm_lightning.checkpoint import KEY, check_description, read_checkpoint
+from ddpm_lightning.commands.completion import completion_script
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
     add_trust,
+    check_config_given,
     check_resume,
     check_start,
     checkpoint_named,
@@ -46,20 +53,25 @@ from ddpm_lightning.commands.given_checkpoint import (
     differences,
     is_finished,
 )
+from ddpm_lightning.commands.group_help import group_help
+from ddpm_lightning.commands.list_configs import shipped_configs
 from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
-from ddpm_lightning.commands.run import COMMANDS, about, run_command
+from ddpm_lightning.commands.run import COMMANDS, about, parser_of_command, run_command
 from ddpm_lightning.commands.words import check_command, complete, read_words
 from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.data.data_module import NO_BATCH_SIZE_FINDER
 from ddpm_lightning.doctor import Run, examine
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import atomic_write, check_folder
+from ddpm_lightning.files import atomic_write, check_folder, check_new_file
 from ddpm_lightning.initial_weights import initialize
 from ddpm_lightning.loaded import Loaded, with_download
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.optimization import NO_LR_FINDER
+from ddpm_lightning.plots.figure import new_figure, write_figure
 from ddpm_lightning.run_folder import (
     UNSAVED,
     last_checkpoint,
@@ -67,6 +79,7 @@ from ddpm_lightning.run_folder import (
     newest_checkpoint,
     set_aside,
 )
+from ddpm_lightning.terminal.choices import classes, hint_of
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 from ddpm_lightning.trust import check_trust, trusting
@@ -78,6 +91,8 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     lambda record: "litlogger" not in record.msg and "litmodels" not in record.msg
 )
 
+COMPLETION = 'Print completion for bash: eval "$(ddpm_lightning completion)"'
+
 DESCRIPTIONS = {
     "fit": "Train.",
     "validate": "Measure the loss of raw and EMA weights at fixed levels and noise.",
@@ -86,6 +101,14 @@ DESCRIPTIONS = {
 }
 
 DOCTOR = "Check data, model and machine before a run, in two minutes, and forecast its cost."
+FIND_LR = "Search a learning rate: raise it over some steps and see where the loss falls fastest."
+
+HELP = {
+    "ckpt_path": "Checkpoint to go on from, or to measure: a file; last, that of the run folder; "
+    "for fit also auto, the newest that there is, or a new run.",
+    "weights_only": "Not used: checkpoints are always read without pickled objects.",
+}
+"""Of flags whose help by Lightning speaks of what is not so here."""
 
 INIT_FROM = """Checkpoint whose averaged weights a new run of fit starts from, as far as they fit
 by name and shape; convert makes one of other people's. A resumed run does not start again."""
@@ -97,12 +120,7 @@ BLOCKS: dict[str, tuple[type[Callback], ...]] = {
 """Callbacks that stand beside the trainer by a name of their own; null leaves one out."""
 
 
-UNSUITED = {
-    "LearningRateFinder": "sets a rate that the model holds, and here the optimizer does; leave "
-    "it out and give --model.optimizer.lr",
-    "BatchSizeFinder": "sets a batch size in one process, and here it is that of a step over all "
-    "processes; leave it out and give --data.global_batch_size",
-}
+UNSUITED = {"LearningRateFinder": NO_LR_FINDER, "BatchSizeFinder": NO_BATCH_SIZE_FINDER}
 """Callbacks of Lightning that cannot work here, and why."""
 
 
@@ -127,10 +145,10 @@ def main(
         if isinstance(stream, TextIOWrapper):  # a locale may lack −, ± or ×
             stream.reconfigure(errors="replace")
     try:
-        check_command(words, [*DESCRIPTIONS, "doctor", *COMMANDS])
+        check_command(words, [*DESCRIPTIONS, *TRIALS, *COMMANDS])
         with trusting(words):
-            if words[0] == "doctor":
-                sys.exit(DoctorCLI(module_class, words[1:]).exit_code)
+            if words[0] in TRIALS:
+                sys.exit(TRIALS[words[0]](module_class, words[1:]).exit_code)
             elif words[0] in COMMANDS:
                 run_command(words[0], words[1:], main)
             else:
@@ -188,7 +206,10 @@ class DiffusionCLI(LightningCLI):
             action.help = DESCRIPTIONS[action.dest]
         for name, parser in self._subcommand_parsers.items():
             parser.prog = f"{PROGRAM} {name}"
-        for name, text in {"doctor": DOCTOR, **{name: about(name) for name in COMMANDS}}.items():
+            for option in parser._actions:
+                option.help = HELP.get(option.dest, option.help)
+        trials = {"doctor": DOCTOR, "find_lr": FIND_LR, "completion": COMPLETION}
+        for name, text in {**trials, **{name: about(name) for name in COMMANDS}}.items():
             listed.add_subcommand(name, Parser(), help=text)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -211,8 +232,15 @@ class DiffusionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words, completed."""
         command, *words = sys.argv[1:] if args is None else args
+        if command in self._subcommand_parsers and (
+            text := group_help(self._subcommand_parsers[command], words)
+        ):
+            print(text)
+            sys.exit(0)
         check_start(words)
-        words = [*config_of_checkpoint(words), *words]
+        if not (found := config_of_checkpoint(words)):
+            check_config_given(command, words)
+        words = [*found, *words]
         self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
         expand_paths(self.config[command])
         plain = self.config[command].as_dict()
@@ -352,41 +380,69 @@ class DiffusionCLI(LightningCLI):
             ) from error
 
 
-class DoctorCLI(DiffusionCLI):
-    """doctor: examines the run that fit would begin, with fit's flags, or that of a checkpoint.
+class TrialCLI(DiffusionCLI):
+    """A command with fit's flags that trains for a trial, and leaves the run folder alone.
 
     Args:
         module_class: The module to train.
-        args: The words after doctor.
+        args: The words after the command.
 
     Attributes:
-        exit_code: 0: every check passed; 1: one failed; 3: none failed, but one is unknown.
+        exit_code: Of the process.
     """
+
+    name: str
+    description: str
 
     def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
         self.exit_code = 0
-        super().__init__(module_class, ["fit", *_run_of_checkpoint(args), *args])
+        super().__init__(module_class, ["fit", *args])
 
     def setup_parser(self, *args: Any) -> None:
         """Name the parser of fit's flags after this command."""
         super().setup_parser(*args)
-        self._subcommand_parsers["fit"].prog = f"{PROGRAM} doctor"
+        self._subcommand_parsers["fit"].prog = f"{PROGRAM} {self.name}"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the flags of doctor itself."""
+        """Describe the command, and add its own flags."""
         super().add_arguments_to_parser(parser)
-        parser.description = (
-            f"{DOCTOR} Exit code 0: all is well; 1: a check failed; 3: none "
-            "failed, but one could not tell."
-        )
-        parser.add_argument("--ckpt", type=str | None, help="a checkpoint, whose run is examined")
-        parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+        parser.description = self.description
+        self.add_flags(parser)
+
+    @staticmethod
+    def add_flags(parser: Any) -> None:
+        """Add the flags of the command itself."""
 
     def hold(self, run_folder: str) -> None:
         """Leave the folder to whoever trains in it."""
 
     def before_instantiate_classes(self) -> None:
         """Accept a folder that holds a run."""
+
+    def after_fit(self) -> None:
+        """Say nothing of a run, for there was none."""
+
+
+class DoctorCLI(TrialCLI):
+    """doctor: examines the run that fit would begin, with fit's flags, or that of a checkpoint.
+
+    The exit code is 0: every check passed; 1: one failed; 3: none failed, but one is unknown.
+    """
+
+    name = "doctor"
+    description = (
+        f"{DOCTOR} Exit code 0: all is well; 1: a check failed; 3: none failed, but one could not "
+        "tell."
+    )
+
+    def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
+        super().__init__(module_class, [*_run_of_checkpoint(args), *args])
+
+    @staticmethod
+    def add_flags(parser: Any) -> None:
+        """Add the flags of doctor itself."""
+        parser.add_argument("--ckpt", type=str | None, help="a checkpoint, whose run is examined")
+        parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     def fit(self, **_: Any) -> None:
         """Examine in place of training."""
@@ -405,8 +461,83 @@ class DoctorCLI(DiffusionCLI):
         states = {finding.state for finding in findings}
         self.exit_code = 1 if "failed" in states else 3 if "unknown" in states else 0
 
-    def after_fit(self) -> None:
-        """Say nothing of a run, for there was none."""
+
+class FindLRCLI(TrialCLI):
+    """find_lr: Lightning's learning rate finder, with fit's flags, in a folder of its own."""
+
+    name = "find_lr"
+    description = FIND_LR
+
+    @staticmethod
+    def add_flags(parser: Any) -> None:
+        """Add the flags of the search."""
+        parser.add_argument("--min_lr", type=PositiveFloat, default=1e-6, help="at step 1")
+        parser.add_argument("--max_lr", type=PositiveFloat, default=1.0, help="at the last step")
+        parser.add_argument("--steps", type=PositiveInt, default=100, help="of the search")
+        parser.add_argument("--out", type=Path | None, help="picture of loss over rate, .png")
+
+    def before_instantiate_classes(self) -> None:
+        """Search in a folder that is removed afterwards."""
+        settings = self.config.fit
+        if settings.out is not None:
+            check_new_file(settings.out, (".png",))
+        if settings.ckpt_path or settings.trainer.fast_dev_run:
+            raise InputError("find_lr searches before a run: leave out ckpt_path and fast_dev_run")
+        settings.trainer.default_root_dir = self._held.enter_context(TemporaryDirectory())
+        settings.trainer.logger = False
+
+    def fit(self, **_: Any) -> None:
+        """Search in place of training."""
+        settings = self.config.fit
+        found = Tuner(self.trainer).lr_find(
+            self.model,
+            datamodule=self.datamodule,
+            min_lr=settings.min_lr,
+            max_lr=settings.max_lr,
+            num_training=settings.steps,
+            update_attr=False,
+        )
+        lr = found.suggestion() if found is not None else None
+        if settings.out is not None and found is not None:
+            figure = new_figure(6, 4)
+            found.plot(suggest=True, ax=figure.add_subplot())
+            write_figure(settings.out, figure)
+        if lr is None:
+            raise InputError(f"{settings.steps} steps are too few for a suggestion: --steps 100")
+        print(f"the loss falls fastest at this rate: --model.optimizer.lr {lr:.2g}")
+
+
+class CompletionCLI(TrialCLI):
+    """completion: prints a script for the shell, with the flags of every command."""
+
+    name = "completion"
+    description = COMPLETION
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Print the script in place of parsing."""
+        parsers: dict[str, Any] = {**self._subcommand_parsers}
+        parsers |= {name: parser_of_command(name) for name in COMMANDS}
+        known = {name: flags_of(one) for name, one in parsers.items()}
+        for name, trial in TRIALS.items():
+            trial.add_flags(own := Parser())
+            known[name] = known["fit"] | flags_of(own)
+        words, values = dict[str, list[str]](), dict[str, list[str]]()
+        for command, flags in known.items():
+            names = [flag for flag in sorted(flags) if re.fullmatch(r"[\w.]{2,}", flag)]
+            words[command] = [f"--{flag}" for flag in names]
+            for flag in names:
+                values.setdefault(f"--{flag}", []).extend(classes(hint_of(flag, flags)))
+        words |= {name: [*one] for name, one in COMMANDS.items() if isinstance(one, dict)}
+        print(completion_script(words, values, [*shipped_configs()]))
+        sys.exit(0)
+
+
+TRIALS: dict[str, type[TrialCLI]] = {
+    "doctor": DoctorCLI,
+    "find_lr": FindLRCLI,
+    "completion": CompletionCLI,
+}
+"""Commands with fit's flags that leave no run."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -453,10 +584,11 @@ def _check_trainer(settings: Any) -> None:
             "trainer.enable_checkpointing false: a run is saved at its end at least; leave it "
             "out, and save seldom by --checkpoint.every_n_steps"
         )
-    for callback in settings.callbacks if isinstance(settings.callbacks, list) else []:
+    given = settings.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
         name = callback.class_path.rpartition(".")[2]
         if name in UNSUITED:
-            raise InputError(f"trainer.callbacks: {name} {UNSUITED[name]}")
+            raise InputError(f"trainer.callbacks: {UNSUITED[name]}")
     if settings.default_root_dir is None:
         raise InputError("trainer.default_root_dir null: a run is one folder; name it")
     if _is_first_process():  # because two that try would remove each other's folder

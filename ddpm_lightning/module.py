@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
@@ -34,14 +33,14 @@ from ddpm_lightning.diffusion.timesteps import Timesteps, Uniform, level_of
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.finite import GradientCheck, check_finite_weights, warn_of_losses
-from ddpm_lightning.networks.checks import check_size
+from ddpm_lightning.networks.checks import check_size, warn_of_evaluation_mode
 from ddpm_lightning.networks.network import Network
-from ddpm_lightning.networks.unet import UNet
+from ddpm_lightning.networks.small_unet import SmallUNet
 from ddpm_lightning.optimization import (
     last_step,
     make_lr_schedule,
     make_optimizer,
-    refuse_accumulation_schedule,
+    refuse_callbacks,
     refuse_settings,
     refuse_short_schedule,
 )
@@ -54,6 +53,7 @@ from ddpm_lightning.resume import (
     describe_optimization,
     describe_run,
     forget_time,
+    is_resume,
     tell_change,
 )
 from ddpm_lightning.sampling import Request, Samples, Weights, generate
@@ -69,7 +69,7 @@ class DiffusionModule(Configurable, LightningModule):
 
     Args:
         data: Specification of the data; the command line takes it from the data module.
-        net: The network, as a factory of (data, output channels).
+        net: The network, as a factory of (data, output channels); by default one for small images.
         schedule: The noise schedule.
         parameterization: What the network predicts.
         variance: Variance of the reverse steps.
@@ -95,7 +95,7 @@ class DiffusionModule(Configurable, LightningModule):
     def __init__(
         self,
         data: DataSpec,
-        net: Callable[[DataSpec, int], Network] = UNet,
+        net: Callable[[DataSpec, int], Network] = SmallUNet,
         schedule: Schedule = Linear(),
         parameterization: Parameterization = Eps(),
         variance: Variance = FixedSmall(),
@@ -131,6 +131,7 @@ class DiffusionModule(Configurable, LightningModule):
         self.timesteps = copy.deepcopy(timesteps)
         self.label_dropout = label_dropout
         self.optimizer = optimizer
+        self.lr: float | None = None  # in place of the optimizer's; Lightning's LR finder sets it
         self.warmup_steps = warmup_steps
         self.lr_schedule = lr_schedule
         self.compile_net = compile
@@ -224,7 +225,7 @@ class DiffusionModule(Configurable, LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.net, self.optimizer)
+        optimizer = make_optimizer(self.net, self.optimizer, self.lr)
         refuse_settings(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
         refuse_short_schedule(scheduler, self.warmup_steps, last_step(self.trainer))
@@ -246,7 +247,7 @@ class DiffusionModule(Configurable, LightningModule):
     def setup(self, stage: str) -> None:
         check_sharding(self.trainer, self.compile_net)
         self._resumed = self._optimization = None
-        refuse_accumulation_schedule(self.trainer)
+        refuse_callbacks(self.trainer)
         install(self.trainer)
         if self.trainer.precision == "64-true":
             self.double()  # before Lightning does, who loads the weights of a checkpoint first
@@ -258,6 +259,7 @@ class DiffusionModule(Configurable, LightningModule):
         self._losses.clear()
         self.gradients.forget()
         self._means.clear()
+        warn_of_evaluation_mode(self.net)
         continue_after_step(self.trainer)
         if self._resumed is not None and self._optimization is not None:
             apply_settings(self.trainer, self._resumed, self._optimization)
@@ -410,8 +412,7 @@ class DiffusionModule(Configurable, LightningModule):
         trainer = self._trainer
         if trainer is not None:
             check_loops(checkpoint, trainer)
-        resumes = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        if resumes:
+        if trainer is not None and is_resume(trainer):
             check_run(checkpoint, self.trainer)
             skipped = checkpoint[KEY].get("skipped", {})
             self.gradients.load_state_dict(skipped, checkpoint["global_step"])

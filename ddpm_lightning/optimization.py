@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import (
     LinearLR,
     LRScheduler,
@@ -19,17 +23,98 @@ from torch.optim.lr_scheduler import (
 )
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.layers import ConditionEmbedding
+
+Group = dict[str, Any]
+"""A group of parameters with its settings, as torch's optimizers take them."""
+
+NO_LR_FINDER = (
+    "LearningRateFinder sets a rate that a resumed run would not know; leave it out, search by "
+    "find_lr with fit's flags before (in Python by Tuner.lr_find), and give --model.optimizer.lr"
+)
 
 ENDS: dict[type[LRScheduler], str] = {OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
 """The setting that ends a schedule, by its class."""
 
 
-def make_optimizer(net: nn.Module, optimizer: OptimizerCallable) -> torch.optim.Optimizer:
-    """Build the optimizer of a network's parameters; its refusal becomes an InputError."""
+class NetworkParameters(list[nn.Parameter]):
+    """The parameters of a network, and which of them are its hidden matrices.
+
+    Args:
+        net: The network.
+
+    Attributes:
+        hidden: Weights of linear and convolution layers between the first and the last one, in the
+            order in which the network registers them; none of an embedding.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net.parameters())
+        embedded = {
+            id(part)
+            for module in net.modules()
+            if isinstance(module, ConditionEmbedding)
+            for part in module.modules()
+        }
+        layers = [
+            module
+            for module in net.modules()
+            if isinstance(module, nn.Linear | _ConvNd) and id(module) not in embedded
+        ]
+        self.hidden = [layer.weight for layer in layers[1:-1]]
+
+
+class AdamWNoBiasDecay(AdamW):
+    """AdamW whose weight decay leaves norms and biases alone, as is usual for transformers.
+
+    Two groups of parameters: those of two dimensions or more, and the others without decay.
+
+    Args:
+        params: Parameters, or groups of them, which are taken as they are.
+        lr: Learning rate.
+        betas: Decay rates of the two moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decay of matrices, per step and learning rate.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(groups_by_decay(list(params)), lr, betas, eps, weight_decay)
+
+
+def groups_by_decay(params: Sequence[Any]) -> list[Group]:
+    """Group parameters by whether they decay; groups are taken as they are."""
+    if params and isinstance(params[0], dict):
+        return list(params)
+    matrices: list[Tensor] = [one for one in params if one.ndim >= 2]
+    others: list[Tensor] = [one for one in params if one.ndim < 2]
+    groups: list[Group] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    net: nn.Module, optimizer: OptimizerCallable, lr: float | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer of a network's parameters; its refusal becomes an InputError.
+
+    Args:
+        net: The network.
+        optimizer: Makes the optimizer of parameters.
+        lr: Learning rate in place of the optimizer's own.
+    """
     try:
-        return optimizer(net.parameters())
+        made = optimizer(NetworkParameters(net))
     except (TypeError, ValueError) as error:
         raise InputError(f"the optimizer cannot be made: {error}") from error
+    for group in made.param_groups if lr is not None else ():
+        group["lr"] = lr
+    return made
 
 
 def make_lr_schedule(
@@ -113,11 +198,15 @@ def refuse_settings(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
         )
 
 
-def refuse_accumulation_schedule(trainer: Trainer) -> None:
-    """Refuse a changing accumulation: a step would have more images than global_batch_size."""
-    if any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks):  # type: ignore[attr-defined]
-        raise InputError(
-            "GradientAccumulationScheduler changes the images of an optimizer step, which "
-            "data.global_batch_size states; leave it out, and divide that batch by "
-            "--trainer.accumulate_grad_batches N"
-        )
+def refuse_callbacks(trainer: Trainer) -> None:
+    """Refuse Lightning's callbacks that change what a step of the run is."""
+    for one in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(one, GradientAccumulationScheduler):
+            raise InputError(
+                "GradientAccumulationScheduler changes the images of an optimizer step, which "
+                "data.global_batch_size states; leave it out, and divide that batch by "
+                "--trainer.accumulate_grad_batches N"
+            )
+        # That of a Tuner ends the program's fit after the search, and this one would go on.
+        if isinstance(one, LearningRateFinder) and not one._early_exit:
+            raise InputError(NO_LR_FINDER)

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loops.fit_loop import RestartStage
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -28,6 +29,16 @@ from ddpm_lightning.errors import InputError
 
 PLACES = ("root", "download", "predict_n", "workers")
 """Arguments of data modules that do not change the training batches."""
+
+
+def is_resume(trainer: Trainer) -> bool:
+    """Whether a checkpoint is read for a run that goes on.
+
+    It may be read for other than training, or by Lightning's LR finder, which returns to the
+    weights that it began with.
+    """
+    searches = any("lr_finder" in type(one).__module__ for one in trainer.callbacks)  # type: ignore[attr-defined]
+    return trainer.state.fn == TrainerFn.FITTING and not searches
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:

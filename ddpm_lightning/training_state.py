@@ -99,6 +99,7 @@ def check_loops(checkpoint: dict[str, Any], trainer: Any) -> None:
     check_typed(loops, dict[str, Any], "loops")
     for name in ("fit_loop", "validate_loop", "test_loop", "predict_loop"):
         own = getattr(trainer, name).state_dict()
+        own["state_dict"].pop("combined_loader", None)  # of a save before the first batch, none
         check_like(loops.get(name), own, f"loops[{name!r}]")
     for where, node in walk(loops):
         counts = "progress" in where and not isinstance(node, dict | bool)
@@ -191,7 +192,7 @@ def _state_after_a_step(
     parameter = nn.Parameter(torch.ones(_shape_of(ndim)))
     parameter.grad = torch.ones_like(parameter)
     try:
-        probe = type(optimizer)([parameter], **settings)
+        probe = type(optimizer)([{**group, "params": [parameter]}], **settings)
         probe.step()
     except Exception:  # an optimizer that is built otherwise, or works on its device alone
         return None

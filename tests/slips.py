@@ -91,7 +91,7 @@ SLIPS = [
     Slip("sample … --guidance.scale 2 --guidance.rescale 3", ("rescale 3: it lies between 0",)),
     Slip("sample … --guidance_interval [0,1]", ("did you mean --guidance?",)),
     # Files
-    Slip("fit --config digits", ("no config file digits", "No such file")),
+    Slip("fit --config zzz.yaml", ("no config file zzz.yaml", "No such file")),
     Slip("fit --config DIGIT", ("no config file", "did you mean digits?")),
     Slip("fit --config .", ("no config file .: Is a directory",)),
     Slip("fit --config FILE", ("settings.yaml holds no settings",)),

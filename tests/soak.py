@@ -47,6 +47,7 @@ SETTINGS = {
     "data": "Digits",
     "data.global_batch_size": 24,
     "data.subset": 192,  # 8 steps an epoch
+    "model.net": "UNet",
     "model.net.channels": 8,
     "model.net.multipliers": "[1,2]",
     "model.net.blocks": 1,

@@ -195,7 +195,16 @@ def test_time_for_samples_is_part_of_the_forecast(tmp_path):
 
 TINY = [
     *("--data", "Digits", "--data.global_batch_size", "8", "--data.subset", "64"),
-    *("--model.net.channels", "8", "--model.net.blocks", "1", "--model.net.groups", "4"),
+    *(
+        "--model.net",
+        "UNet",
+        "--model.net.channels",
+        "8",
+        "--model.net.blocks",
+        "1",
+        "--model.net.groups",
+        "4",
+    ),
     *("--model.optimizer.lr", "0.01", "--trainer.max_steps", "3", "--trainer.accelerator", "cpu"),
 ]
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("metrics",),
     ("integrity", "checkpoint_structure", "run_folder"),
     ("checkpoint", "checkpoint_io", "training_state"),
-    ("compilation", "sharding", "ema", "optimization", "sampling", "resume"),
+    ("compilation", "sharding", "ema", "muon", "optimization", "sampling", "resume"),
     ("diagnosis", "finite", "step_means", "module"),
     ("loaded",),
     ("plots",),
@@ -32,6 +32,7 @@ LAYERS = (
     ("terminal",),
     ("commands",),
     ("cli", "__main__", "__init__"),
+    ("template",),
 )
 
 PACKAGE = "ddpm_lightning"

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ddpm_lightning.commands.list_configs import find_config, shipped_configs
 from ddpm_lightning.commands.paths import expanded
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.terminal.choices import nearest
@@ -22,7 +23,7 @@ def read_config(file: str) -> tuple[str, dict[str, Any]]:
     """Read a config file.
 
     Args:
-        file: Its path, in which ~ and $VAR are expanded.
+        file: Its path, in which ~ and $VAR are expanded, or the name of a shipped config.
 
     Returns:
         Its text in ASCII, for the parser, which would decode a file by the locale; its settings.
@@ -30,7 +31,7 @@ def read_config(file: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: It is missing or is not a mapping of settings; names the file and the line.
     """
-    path = Path(expanded(file, "--config"))
+    path = find_config(Path(expanded(file, "--config")))
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -109,7 +110,13 @@ def _count(node: yaml.Node, where: str, known: dict[int, int]) -> int:
 
 
 def _nearest(path: Path) -> str:
+    shipped = shipped_configs()
+    if path.stem in shipped:
+        return f"; --config {path.stem} takes the one that comes with the package"
     try:
-        return nearest(path.stem, [other.stem for other in path.parent.glob("*.yaml")])
+        beside = [other.stem for other in path.parent.glob("*.yaml")]
     except OSError:
-        return ""
+        beside = []
+    return nearest(
+        path.stem, [*shipped, *beside], otherwise="; list-configs lists those there are"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from argparse import SUPPRESS, Action
 from pathlib import Path
 from pydoc import locate
@@ -70,6 +71,24 @@ def check_start(words: list[str]) -> None:
             "--init_from starts a run, and --ckpt_path goes on with one; leave one of them out "
             "(--ckpt_path auto goes with both)"
         )
+
+
+def check_config_given(command: str, words: list[str]) -> None:
+    """Raise InputError if --ckpt_path stands alone, and no configuration was found beside it."""
+    given = dict(read_words(words))
+    checkpoint = given.get("ckpt_path")
+    stated = {"c", "config", "data"} & given.keys() or any(
+        one.startswith("data.") for one in given
+    )
+    if not checkpoint or checkpoint == "auto" or stated:
+        return
+    root = Path(checkpoint).parent.parent
+    if checkpoint == "last":
+        root = Path(given.get("trainer.default_root_dir", DEFAULT_ROOT))
+    raise InputError(
+        f"there is no {root / 'config.yaml'}, and a checkpoint describes its model alone: give "
+        f"the run's config: {PROGRAM} {command} {shlex.join(words)} --config FILE"
+    )
 
 
 def checkpoint_named(name: str, root: str) -> Path:

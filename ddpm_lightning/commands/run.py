@@ -16,6 +16,8 @@ from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.export import export
 from ddpm_lightning.commands.floor import floor
 from ddpm_lightning.commands.given_checkpoint import add_trust
+from ddpm_lightning.commands.init import init
+from ddpm_lightning.commands.list_configs import list_configs
 from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
 from ddpm_lightning.commands.plot import PLOTS
@@ -40,6 +42,8 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "plot": PLOTS,
     "export": export,
     "convert": convert,
+    "list-configs": list_configs,
+    "init": init,
 }
 
 SHARED = ("sample", "evaluate", "score", "sweep", "floor", "analytic_variance")
@@ -82,13 +86,13 @@ def _check(processes: Processes, devices: int) -> None:
         )
 
 
-def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str, Any]]:
-    """Find a command's function and, in its arguments, the settings for it."""
+def parser_of_command(name: str) -> Parser:
+    """Build the parser of a plain command."""
     function: Any = COMMANDS[name]
     subcommands = function if isinstance(function, dict) else {}
-    parser = auto_parser(
+    parser: Any = auto_parser(
         function,
-        as_positional=name in ("compare", "check"),
+        as_positional=name in ("compare", "check", "init"),
         allow_abbrev=False,
         parser_class=Parser,
         prog=f"{PROGRAM} {name}",
@@ -105,6 +109,14 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
         if flag := RESERVED.get(action.dest):
             action.option_strings[:] = [f"--{flag}"]
             parser._option_string_actions[f"--{flag}"] = action
+    return parser
+
+
+def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str, Any]]:
+    """Find a command's function and, in its arguments, the settings for it."""
+    function: Any = COMMANDS[name]
+    subcommands = function if isinstance(function, dict) else {}
+    parser = parser_of_command(name)
     command: list[str] = []
     if subcommands:
         check_command(words, list(subcommands))

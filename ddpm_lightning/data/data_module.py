@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from typing_extensions import override
@@ -18,11 +19,17 @@ from typing_extensions import override
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.stream import EvaluationLoader, Indices, Layout, Places, TrainingStream
-from ddpm_lightning.errors import at_least
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.randomness import check_seed
 
 Split = Literal["train", "val", "test"]
+
+NO_BATCH_SIZE_FINDER = (
+    "BatchSizeFinder changes the images of a step, and noise, data order and learning rate belong "
+    "to data.global_batch_size; leave it out, and if memory does not suffice, divide the step by "
+    "--trainer.accumulate_grad_batches 2 (4, …), which keeps all three; doctor forecasts memory"
+)
 
 
 class RawBatch(NamedTuple):
@@ -123,6 +130,9 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
             "predict": (),
             None: ("train", "val", "test"),
         }
+        callbacks: Any = getattr(self.trainer, "callbacks", ())
+        if any(isinstance(one, BatchSizeFinder) for one in callbacks):
+            raise InputError(NO_BATCH_SIZE_FINDER)
         for split in needed[stage]:
             self.source(split)
 

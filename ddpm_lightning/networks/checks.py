@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -94,3 +95,17 @@ def sizes_that_fit(height: int, width: int, factor: int) -> str:
     floors = (height // factor * factor, width // factor * factor)
     ceils = (math.ceil(height / factor) * factor, math.ceil(width / factor) * factor)
     return " or ".join(f"{h}×{w}" for h, w in (floors, ceils) if h and w)
+
+
+def warn_of_evaluation_mode(network: nn.Module) -> None:
+    """Warn of the modules that train in evaluation mode: Lightning leaves a mode as it comes."""
+    asleep = [
+        name or type(network).__name__ for name, m in network.named_modules() if not m.training
+    ]
+    if asleep:
+        warnings.warn(
+            f"{len(asleep)} modules of the network are in evaluation mode ({asleep[0]} first): "
+            "their dropout is off and running statistics stay; if that is not meant, call "
+            "module.net.train() before fit",
+            stacklevel=2,
+        )

@@ -16,7 +16,8 @@ from tests.fuzz.checkpoints import _emptied
 
 FIT = [
     *("--data=Digits", "--data.global_batch_size=8", "--data.subset=32", "--model.schedule.T=40"),
-    *("--model.net.channels=4", "--model.net.multipliers=[1]", "--model.net.blocks=1"),
+    *("--model.net=UNet", "--model.net.channels=4"),
+    *("--model.net.multipliers=[1]", "--model.net.blocks=1"),
     *("--model.net.groups=2", "--model.net.attention_levels=[]", "--model.conditional=true"),
     *("--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=1"),
     *("--trainer.enable_progress_bar=false", "--trainer.num_sanity_val_steps=0"),

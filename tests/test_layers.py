@@ -17,6 +17,7 @@ LAYERS = (
     ("randomness", "processes"),
     ("diffusion", "networks"),
     ("images",),
+    ("trackers",),
     ("data",),
     ("metrics",),
     ("integrity", "checkpoint_structure", "run_folder"),

@@ -1,6 +1,7 @@
 """What happens beside training: pictures, metrics, checkpoints."""
 
 from ddpm_lightning.callbacks.generative_metrics import GenerativeMetrics
+from ddpm_lightning.callbacks.hyper_parameters import HyperParameters
 from ddpm_lightning.callbacks.likelihood import Likelihood
 from ddpm_lightning.callbacks.loss_by_timestep import LossByTimestep
 from ddpm_lightning.callbacks.point_metrics import PointMetrics
@@ -11,6 +12,7 @@ from ddpm_lightning.callbacks.training_monitor import TrainingMonitor
 
 __all__ = [
     "GenerativeMetrics",
+    "HyperParameters",
     "Likelihood",
     "LossByTimestep",
     "PointMetrics",

@@ -16,7 +16,6 @@ from ddpm_lightning.batch import Condition
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.results import report
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
-from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.errors import at_least
 from ddpm_lightning.evaluation.real_images import RealImages
@@ -36,6 +35,7 @@ from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.strips import draw_neighbours
 from ddpm_lightning.sampling import Weights
+from ddpm_lightning.trackers import show
 
 MOST_WITH_ERRORS = 10_000
 """Samples up to which standard errors are computed: one process does, and the others wait."""
@@ -68,7 +68,7 @@ class GenerativeMetrics(Periodic):
         weights: ema (averaged), raw (the ones in training), or both, one after the other; then the
             aliases are those of the averaged ones, and fd_raw and its like of the other.
         neighbours: Samples that are shown with their nearest real images, in which copies would
-            show: a PNG in the run folder's samples, and a picture in TensorBoard. 0: none.
+            show: a PNG in the run folder's samples, and a picture in the loggers. 0: none.
         cache: Folder in which the features of the real images are kept; null: ddpm_lightning in
             $XDG_CACHE_HOME, else in ~/.cache.
         **request: How the samples are asked for, see Request; by default a conditional model gets
@@ -203,9 +203,9 @@ class GenerativeMetrics(Periodic):
         own = samples.features[:: trainer.world_size][: len(shown)]
         real = self._against.features.features
         panel = draw_neighbours(shown[: len(own)], own, real, self._real.take)
-        folder = Path(trainer.default_root_dir) / "samples"
-        write_png(folder / f"{name}_step_{step:08d}.png", panel)
-        show_picture(trainer, f"samples/{name}", panel, step)
+        file = Path(trainer.default_root_dir) / "samples" / f"{name}_step_{step:08d}.png"
+        write_png(file, panel)
+        show(trainer, f"samples/{name}", file, step)
 
 
 _NOTHING = Features(torch.empty(0, 0))

@@ -15,15 +15,15 @@ from typing_extensions import override
 from ddpm_lightning.batch import NULL_LABEL, Batch, Condition
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
-from ddpm_lightning.callbacks.tensorboard import show_animation, show_picture
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError, at_least
-from ddpm_lightning.images import check_fps, write_gif, write_png
+from ddpm_lightning.images import check_fps, to_uint8, write_gif, write_png
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.pictures import Scatter, pictures_of
 from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.sampling import Request, check_frames
+from ddpm_lightning.trackers import show, show_samples
 
 
 class SampleGrid(Periodic):
@@ -150,10 +150,13 @@ class SampleGrid(Periodic):
             pictures[f"{tag}_denoising"] = captioned(strip, title=title)
             file = folder / f"{tag}_step_{step:08d}.gif"
             write_gif(file, [grid(x_t) for x_t in frames], self.fps)
-            show_animation(trainer, f"{self.name}/{tag}_animated", file, step)
+            show(trainer, f"{self.name}/{tag}_animated", file, step)
         for name, picture in pictures.items():
-            write_png(folder / f"{name}_step_{step:08d}.png", picture)
-            show_picture(trainer, f"{self.name}/{name}", picture, step)
+            file = folder / f"{name}_step_{step:08d}.png"
+            write_png(file, picture)
+            show(trainer, f"{self.name}/{name}", file, step)
+        if labels is not None and not isinstance(self._pictures, Scatter):
+            show_samples(trainer, f"{self.name}/{tag}_table", to_uint8(x), labels, step)
 
     def _class_captions(self, labels: Tensor | None) -> tuple[list[str], list[str]]:
         """Captions of the columns or of the rows that have a single class each."""

@@ -17,7 +17,14 @@ from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError, at_least
-from ddpm_lightning.images import check_fps, to_uint8, write_gif, write_png
+from ddpm_lightning.images import (
+    Animation,
+    check_animation,
+    check_fps,
+    to_uint8,
+    write_animation,
+    write_png,
+)
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.pictures import Scatter, pictures_of
@@ -41,9 +48,10 @@ class SampleGrid(Periodic):
         n: Number of samples.
         columns: Images a row; no matter for points.
         frames: Also draw the samples' trajectory in this many frames: as a strip (noise
-            on the left; a row a sample, or a scatter plot a frame) and as an animated GIF.
+            on the left; a row a sample, or a scatter plot a frame) and as an animation.
             0: neither; otherwise at least 2.
-        fps: Frames a second of the GIF, 0.002 to 50.
+        fps: Frames a second of the animation, 0.002 to 50.
+        animation: Its files: gif, mp4 (which TensorBoard does not show) or both.
         name: Folder inside the run folder and tag in the loggers; two grids need two names.
         **sampling: How to sample, see Request.
 
@@ -58,6 +66,7 @@ class SampleGrid(Periodic):
         columns: int = 8,
         frames: int = 0,
         fps: float = 10.0,
+        animation: Animation = "gif",
         name: str = "samples",
         **sampling: Any,
     ) -> None:
@@ -66,6 +75,7 @@ class SampleGrid(Periodic):
         check_memory(f"SampleGrid(n={n})", 8 * n)
         check_frames(frames)
         check_fps(fps)
+        check_animation(animation)
         folder = Path(name)
         if folder.is_absolute() or ".." in folder.parts or not folder.parts:
             raise InputError(f"SampleGrid(name={name!r}): name a folder inside the run folder")
@@ -73,6 +83,7 @@ class SampleGrid(Periodic):
         self.columns = columns
         self.frames = frames
         self.fps = fps
+        self.animation = animation
         self.name = name
         self.request = Request(**sampling)
 
@@ -148,9 +159,10 @@ class SampleGrid(Periodic):
         if frames is not None:
             strip = self._pictures.strip(frames)
             pictures[f"{tag}_denoising"] = captioned(strip, title=title)
-            file = folder / f"{tag}_step_{step:08d}.gif"
-            write_gif(file, [grid(x_t) for x_t in frames], self.fps)
-            show(trainer, f"{self.name}/{tag}_animated", file, step)
+            path, drawn = folder / f"{tag}_step_{step:08d}", [grid(x_t) for x_t in frames]
+            for file in write_animation(path, drawn, self.fps, self.animation):
+                what = "animated" if file.suffix == ".gif" else "video"
+                show(trainer, f"{self.name}/{tag}_{what}", file, step)
         for name, picture in pictures.items():
             file = folder / f"{name}_step_{step:08d}.png"
             write_png(file, picture)

@@ -15,7 +15,7 @@ from ddpm_lightning.diffusion.schedules import Linear, Schedule
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.files import check_new_file
-from ddpm_lightning.images import check_fps, write_gif, write_png
+from ddpm_lightning.images import check_animation, check_fps, write_gif, write_mp4, write_png
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.didactic import scaling_figure, schedule_figure, variance_figure
@@ -114,10 +114,11 @@ def plot_reverse(
 
     Args:
         ckpt: The checkpoint; it describes its model itself.
-        out: The file to write, which must be new: a PNG for a strip, a GIF for an animation.
+        out: The file to write, which must be new: a PNG for a strip, a GIF or MP4 for an
+            animation.
         n: Number of samples; they are those of the sample command.
         frames: Levels shown, at most one a step.
-        fps: Frames a second of a GIF, 0.002 to 50.
+        fps: Frames a second of an animation, 0.002 to 50.
         data: Where the data is now, if it has moved; points are drawn in front of it.
         device: cpu, cuda, cuda:1, mps, or auto.
         **sampling: How to sample, see Request.
@@ -125,7 +126,8 @@ def plot_reverse(
     Raises:
         InputError: The file, the checkpoint or a setting does not work.
     """
-    check_new_file(out, (".png", ".gif"))
+    check_new_file(out, (".png", ".gif", ".mp4"))
+    check_animation(out.suffix.lower().replace(".png", ".gif")[1:])
     request = Request(**sampling)
     check_fps(fps)
     at_least(1, n=n)
@@ -141,8 +143,9 @@ def plot_reverse(
     request.check(loaded.module)
     shown = loaded.module.generate(torch.arange(n), request, frames=frames).frames
     assert shown is not None
-    if out.suffix.lower() == ".gif":
-        write_gif(out, reverse_frames(pictures, shown), fps)
+    if out.suffix.lower() != ".png":
+        write = write_gif if out.suffix.lower() == ".gif" else write_mp4
+        write(out, reverse_frames(pictures, shown), fps)
     else:
         write_png(out, reverse_strip(pictures, shown))
     print(f"{out} shows {n} samples at {len(shown.levels)} levels, x0_hat below x_t")

@@ -17,6 +17,7 @@ from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.evaluation.sample_set import made_by, state_of
 from ddpm_lightning.images import (
     Animation,
     check_animation,
@@ -135,18 +136,19 @@ class SampleGrid(Periodic):
             frames = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
         if trainer.is_global_zero:
             labels = self._request.condition(module, torch.arange(self.n), self._condition).label
-            self._show(trainer, self._request.tag(module), step, x, frames, labels)
+            about = made_by(state_of(self._request, module, self._condition), {"step": step})
+            self._show(trainer, self._request.tag(module), about, x, frames, labels)
 
     def _show(
         self,
         trainer: Trainer,
         tag: str,
-        step: int,
+        about: dict[str, Any],
         x: Tensor,
         frames: Tensor | None,
         labels: Tensor | None,
     ) -> None:
-        folder = Path(trainer.default_root_dir) / self.name
+        folder, step = Path(trainer.default_root_dir) / self.name, int(about["step"])
         how = re.sub("_(guidance|interval|rescale)", r" · \1 ", tag).replace("_", " · ")
         title = f"step {step} · {how}"
         columns, rows = self._class_captions(labels)
@@ -165,7 +167,7 @@ class SampleGrid(Periodic):
                 show(trainer, f"{self.name}/{tag}_{what}", file, step)
         for name, picture in pictures.items():
             file = folder / f"{name}_step_{step:08d}.png"
-            write_png(file, picture)
+            write_png(file, picture, about)
             show(trainer, f"{self.name}/{name}", file, step)
         if labels is not None and not isinstance(self._pictures, Scatter):
             show_samples(trainer, f"{self.name}/{tag}_table", to_uint8(x), labels, step)

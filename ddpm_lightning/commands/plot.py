@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.diffusion.losses import Hybrid, Regression
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.schedules import Linear, Schedule
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.evaluation.sample_set import made_by, state_of
 from ddpm_lightning.files import check_new_file
 from ddpm_lightning.images import check_animation, check_fps, write_gif, write_mp4, write_png
 from ddpm_lightning.loaded import DataPlace, Loaded
@@ -147,7 +149,8 @@ def plot_reverse(
         write = write_gif if out.suffix.lower() == ".gif" else write_mp4
         write(out, reverse_frames(pictures, shown), fps)
     else:
-        write_png(out, reverse_strip(pictures, shown))
+        about = made_by(state_of(request, loaded.module, Condition()), loaded.origin)
+        write_png(out, reverse_strip(pictures, shown), about)
     print(f"{out} shows {n} samples at {len(shown.levels)} levels, x0_hat below x_t")
 
 

@@ -21,7 +21,7 @@ from ddpm_lightning.commands.sample_folder import (
     pack,
 )
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.evaluation.sample_set import state_of
+from ddpm_lightning.evaluation.sample_set import made_by, state_of
 from ddpm_lightning.images import (
     Animation,
     check_animation,
@@ -129,7 +129,7 @@ def sample(
         **state_of(request, module, given.condition),
     }
     shown = pictures if folder == out else None
-    samples = filled(folder, stated, request.batch_size, draw, shown)
+    samples = filled(folder, stated, request.batch_size, draw, shown, loaded.origin)
     if not processes.first:
         return
     if folder != out:
@@ -142,7 +142,8 @@ def sample(
     def overview(x: Tensor) -> Tensor:
         return pictures.together(x, grid.columns, samples.inputs, **bands)
 
-    write_png(out / pictures.overview, overview(samples.x))
+    about = made_by(stated, loaded.origin)
+    write_png(out / pictures.overview, overview(samples.x), about)
     if samples.frames is not None:
         frames = [overview(x) for x in samples.frames.x_t]
         write_animation(out / "trajectory", frames, grid.fps, grid.animation)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +44,8 @@ class Pictures(ABC):
         """Show frames [F, n, ...] of x_t, noise on the left: uint8 [C, H, W]."""
 
     @abstractmethod
-    def write(self, folder: Path, x: Tensor) -> None:
-        """Write the samples [n, ...] themselves into a folder."""
+    def write(self, folder: Path, x: Tensor, about: Mapping[str, Any]) -> None:
+        """Write the samples [n, ...] into a folder, and into PNG files what made them."""
 
 
 def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
@@ -86,10 +88,10 @@ class Images(Pictures):
         return grid(shown, columns=len(frames), tile=32)
 
     @override
-    def write(self, folder: Path, x: Tensor) -> None:
+    def write(self, folder: Path, x: Tensor, about: Mapping[str, Any]) -> None:
         """Write 000000.png, 000001.png and so on."""
         for k, image in enumerate(to_uint8(x)):
-            write_png(folder / f"{k:06d}.png", image)
+            write_png(folder / f"{k:06d}.png", image, {**about, "sample": k})
 
 
 class Scatter(Pictures):
@@ -121,7 +123,7 @@ class Scatter(Pictures):
         return torch.cat([self._plot(x, pixels=160, ticks=False) for x in frames], dim=2)
 
     @override
-    def write(self, folder: Path, x: Tensor) -> None:
+    def write(self, folder: Path, x: Tensor, about: Mapping[str, Any]) -> None:
         """Write samples.npy, float32 [n, 2]."""
         with atomic_write(folder / "samples.npy") as partial, partial.open("wb") as file:
             np.save(file, x.numpy())

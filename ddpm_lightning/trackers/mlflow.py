@@ -72,7 +72,9 @@ class MLflow(Tracker):
         client, run_id = self.logger.experiment, self.logger.run_id
         if file.suffix == ".png":
             with Image.open(file) as picture:
-                client.log_image(run_id, picture, key=re.sub(r"[^a-zA-Z0-9_/. -]", "-", tag), step=step)
+                client.log_image(
+                    run_id, picture, key=re.sub(r"[^a-zA-Z0-9_/. -]", "-", tag), step=step
+                )
         else:
             client.log_artifact(run_id, str(file), str(Path(tag).parent))
 

@@ -34,6 +34,7 @@ from ddpm_lightning.callbacks import (
     PointMetrics,
     RunCheckpoint,
     SampleGrid,
+    StepLines,
     StepProgressBar,
     TrainingMonitor,
 )
@@ -60,6 +61,7 @@ from ddpm_lightning.loaded import Loaded, with_download
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
+from ddpm_lightning.progress import shows_bars
 from ddpm_lightning.run_folder import (
     UNSAVED,
     last_checkpoint,
@@ -299,7 +301,7 @@ class DiffusionCLI(LightningCLI):
             callbacks = [one for one in callbacks if not isinstance(one, LOGGING)]
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if trainer.enable_progress_bar is not False and not own_bar:
-            callbacks.append(StepProgressBar())
+            callbacks.append(StepProgressBar() if shows_bars() else StepLines())
         blocks = [self._get(self.config_init, name) for name in BLOCKS]
         blocks = [block for block in blocks if block is not None]
         kwargs["callbacks"] = [*callbacks, HyperParameters(), *blocks]

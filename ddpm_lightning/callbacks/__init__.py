@@ -7,7 +7,7 @@ from ddpm_lightning.callbacks.loss_by_timestep import LossByTimestep
 from ddpm_lightning.callbacks.point_metrics import PointMetrics
 from ddpm_lightning.callbacks.run_checkpoint import RunCheckpoint
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
-from ddpm_lightning.callbacks.step_progress_bar import StepProgressBar
+from ddpm_lightning.callbacks.step_progress_bar import StepLines, StepProgressBar
 from ddpm_lightning.callbacks.training_monitor import TrainingMonitor
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "PointMetrics",
     "RunCheckpoint",
     "SampleGrid",
+    "StepLines",
     "StepProgressBar",
     "TrainingMonitor",
 ]

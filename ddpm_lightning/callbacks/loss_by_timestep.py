@@ -96,12 +96,14 @@ class LossByTimestep(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         by_level = self._log(trainer, "val")
-        quiet = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if not self.curve or quiet or not trainer.is_global_zero:
+        if not self.curve or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         figure = draw_losses(
             {name: in_ranges(sums, self.curve) for name, sums in by_level.items()},
             pl_module.schedule,
+            f"loss by noise level, validation at step {trainer.global_step}",
         )
         file = Path(trainer.default_root_dir) / "loss_by_timestep.png"
         write_figure(file, figure)
@@ -152,14 +154,16 @@ def in_ranges(by_level: Tensor, count: int) -> list[float]:
     return (sums[0] / sums[1]).tolist()
 
 
-def draw_losses(curves: dict[str, list[float]], schedule: Schedule) -> Figure:
+def draw_losses(curves: dict[str, list[float]], schedule: Schedule, title: str = "") -> Figure:
     """Draw losses over the noise axis twice: against t/T and against log SNR.
 
     Args:
         curves: By name, means over equal ranges of the levels.
         schedule: The forward process.
+        title: What stands above both.
     """
     figure = new_figure(9, 3.5)
+    figure.suptitle(title, fontsize=10)
     left, right = figure.subplots(1, 2, sharey=True)
     log_snr = 2 * (schedule.alpha.log() - schedule.sigma.log())
     for name, losses in curves.items():

@@ -28,7 +28,7 @@ from ddpm_lightning.images import (
 )
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plots.pictures import Scatter, pictures_of
+from ddpm_lightning.plots.pictures import Scatter, pictures_of, strip_rows
 from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.sampling import Request, check_frames
 from ddpm_lightning.trackers import show, show_samples
@@ -130,10 +130,11 @@ class SampleGrid(Periodic):
                 shows_progress(trainer),
             )
         x = gather(samples.x, self.n, trainer)
-        frames = None
+        frames: dict[int, Tensor] = {}
         if samples.frames is not None:
             by_sample = rearrange(samples.frames.x_t, "frame n ... -> n frame ...")
-            frames = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
+            x_t = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
+            frames = dict(zip(samples.frames.levels, x_t, strict=True))
         if trainer.is_global_zero:
             labels = self._request.condition(module, torch.arange(self.n), self._condition).label
             about = made_by(state_of(self._request, module, self._condition), {"step": step})
@@ -145,9 +146,10 @@ class SampleGrid(Periodic):
         tag: str,
         about: dict[str, Any],
         x: Tensor,
-        frames: Tensor | None,
+        frames: dict[int, Tensor],
         labels: Tensor | None,
     ) -> None:
+        """Write and show samples [n, ...], their x_t by level, and their classes int64 [n]."""
         folder, step = Path(trainer.default_root_dir) / self.name, int(about["step"])
         how = re.sub("_(guidance|interval|rescale)", r" · \1 ", tag).replace("_", " · ")
         title = f"step {step} · {how}"
@@ -158,10 +160,10 @@ class SampleGrid(Periodic):
             return captioned(picture, columns, rows, title)
 
         pictures = {tag: grid(x)}
-        if frames is not None:
-            strip = self._pictures.strip(frames)
-            pictures[f"{tag}_denoising"] = captioned(strip, title=title)
-            path, drawn = folder / f"{tag}_step_{step:08d}", [grid(x_t) for x_t in frames]
+        if frames:
+            pictures[f"{tag}_denoising"] = self._strip(frames, labels, title)
+            path = folder / f"{tag}_step_{step:08d}"
+            drawn = [grid(x_t) for x_t in frames.values()]
             for file in write_animation(path, drawn, self.fps, self.animation):
                 what = "animated" if file.suffix == ".gif" else "video"
                 show(trainer, f"{self.name}/{tag}_{what}", file, step)
@@ -171,6 +173,14 @@ class SampleGrid(Periodic):
             show(trainer, f"{self.name}/{name}", file, step)
         if labels is not None and not isinstance(self._pictures, Scatter):
             show_samples(trainer, f"{self.name}/{tag}_table", to_uint8(x), labels, step)
+
+    def _strip(self, frames: dict[int, Tensor], labels: Tensor | None, title: str) -> Tensor:
+        """Draw x_t by level, noise on the left, with t above and the classes beside the rows."""
+        rows: list[str] = []
+        if labels is not None and not isinstance(self._pictures, Scatter):
+            rows = [_class_name(label) for label in labels[strip_rows(self.n)].tolist()]
+        strip = self._pictures.strip(torch.stack(list(frames.values())))
+        return captioned(strip, [f"t={t}" for t in frames], rows, title)
 
     def _class_captions(self, labels: Tensor | None) -> tuple[list[str], list[str]]:
         """Captions of the columns or of the rows that have a single class each."""

@@ -67,6 +67,11 @@ def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
     )
 
 
+def strip_rows(n: int) -> Tensor:
+    """Of n samples the ones in a strip: ten at most, evenly spread, so that each class has one."""
+    return torch.linspace(0, n - 1, min(10, n)).long()
+
+
 class Images(Pictures):
     """Images in [−1, 1]: a grid, and a PNG each at its own size."""
 
@@ -81,11 +86,9 @@ class Images(Pictures):
 
     @override
     def strip(self, frames: Tensor) -> Tensor:
-        """A row a sample, at most eight, evenly spread over all."""
-        n = frames.shape[1]
-        rows = torch.linspace(0, n - 1, min(8, n)).long()
-        shown = rearrange(frames[:, rows], "frame n ... -> (n frame) ...")
-        return grid(shown, columns=len(frames), tile=32)
+        """A row a sample of :func:`strip_rows`."""
+        shown = rearrange(frames[:, strip_rows(frames.shape[1])], "frame n ... -> (n frame) ...")
+        return grid(shown, columns=len(frames), tile=48)
 
     @override
     def write(self, folder: Path, x: Tensor, about: Mapping[str, Any]) -> None:

@@ -391,3 +391,17 @@ def test_mlflow_keeps_checkpoints_where_log_model_asks(tmp_path):
     fit(*words(tmp_path, json.dumps(logger)))
     (kept,) = tmp_path.glob("mlartifacts/*/artifacts/checkpoints/last.ckpt")
     assert kept.read_bytes() == (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+
+
+@pytest.mark.slow
+def test_wandb_gets_checkpoints_where_log_model_asks(tmp_path):
+    pytest.importorskip("wandb")
+    logger = {"class_path": "WandbLogger", "init_args": {"log_model": "all"}}
+    words_of_four = words(tmp_path, json.dumps(logger), steps=4)
+    fit(*words_of_four, WANDB_MODE="offline")
+    records = [r for r in wandb_records(tmp_path) if r.WhichOneof("record_type") == "artifact"]
+    models = [one.artifact for one in records if one.artifact.type == "model"]
+    assert [list(one.aliases) for one in models] == [["latest", "step_2"], ["latest", "step_4"]]
+    assert [[entry.path for entry in one.manifest.contents] for one in models] == [
+        ["last.ckpt"]
+    ] * 2

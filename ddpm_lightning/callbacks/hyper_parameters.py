@@ -52,7 +52,17 @@ def hyper_parameters(trainer: Trainer, module: LightningModule) -> dict[str, Any
     }
     groups = {f"group_{i}": numbers for i, numbers in enumerate(optimization["groups"])}
     described = data.describe() if isinstance(data, Configurable) else None
-    return first | {"optimizer_groups": groups, "dataset": described} | dict(module.hparams)
+    others = {"optimizer_groups": groups, "dataset": described, **module.hparams}
+    return {name: _plain(value) for name, value in (first | others).items()}
+
+
+def _plain(value: Any) -> Any:
+    """Spell out what is no plain data: a module of one's own may keep anything."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def measured(trainer: Trainer) -> list[str]:

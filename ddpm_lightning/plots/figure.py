@@ -37,7 +37,11 @@ def pixels_of(figure: Figure) -> Tensor:
 FIGURES = (".png", ".pdf", ".svg")
 """Endings of the files that a figure is written to."""
 
-EDITABLE = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "ddpm_lightning"}
+EDITABLE: dict[Any, Any] = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ddpm_lightning",
+}
 """Text stays text in a PDF and an SVG, and the same figure gives the same file."""
 
 

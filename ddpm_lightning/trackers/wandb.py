@@ -65,7 +65,7 @@ class WandB(Tracker):
     def show(self, tag: str, file: Path, step: int) -> None:
         import wandb
 
-        kind = file.suffix[1:]
+        kind: Any = file.suffix[1:]
         media = wandb.Image(str(file)) if kind == "png" else wandb.Video(str(file), format=kind)
         self.logger.log_metrics({tag: media}, step)
 

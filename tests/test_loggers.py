@@ -401,7 +401,7 @@ def test_wandb_gets_checkpoints_where_log_model_asks(tmp_path):
     fit(*words_of_four, WANDB_MODE="offline")
     records = [r for r in wandb_records(tmp_path) if r.WhichOneof("record_type") == "artifact"]
     models = [one.artifact for one in records if one.artifact.type == "model"]
-    assert [list(one.aliases) for one in models] == [["latest", "step_2"], ["latest", "step_4"]]
+    assert [sorted(one.aliases) for one in models] == [["latest", "step_2"], ["latest", "step_4"]]
     assert [[entry.path for entry in one.manifest.contents] for one in models] == [
         ["last.ckpt"]
     ] * 2

@@ -20,11 +20,12 @@ from typing import Any
 # LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -33,10 +34,12 @@ import ddpm_lightning.data
 import ddpm_lightning.muon  # noqa: F401 (both known by short name on the command line)
 from ddpm_lightning.callbacks import (
     GenerativeMetrics,
+    HyperParameters,
     Likelihood,
     PointMetrics,
     RunCheckpoint,
     SampleGrid,
+    StepLines,
     StepProgressBar,
     TrainingMonitor,
 )
@@ -72,6 +75,7 @@ from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.optimization import NO_LR_FINDER
 from ddpm_lightning.plots.figure import new_figure, write_figure
+from ddpm_lightning.progress import shows_bars
 from ddpm_lightning.run_folder import (
     UNSAVED,
     last_checkpoint,
@@ -82,6 +86,7 @@ from ddpm_lightning.run_folder import (
 from ddpm_lightning.terminal.choices import classes, hint_of
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
+from ddpm_lightning.trackers import in_run_folder, trackers_of
 from ddpm_lightning.trust import check_trust, trusting
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
@@ -119,6 +124,9 @@ BLOCKS: dict[str, tuple[type[Callback], ...]] = {
 }
 """Callbacks that stand beside the trainer by a name of their own; null leaves one out."""
 
+
+LOGGING = (LearningRateMonitor, DeviceStatsMonitor)
+"""Callbacks of Lightning that do nothing but log, and refuse a trainer without a logger."""
 
 UNSUITED = {"LearningRateFinder": NO_LR_FINDER, "BatchSizeFinder": NO_BATCH_SIZE_FINDER}
 """Callbacks of Lightning that cannot work here, and why."""
@@ -168,6 +176,14 @@ def main(
 
 class RunParser(Parser, LightningArgumentParser):
     """The parser of fit, validate, test and predict."""
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
+        """Let loggers do without a folder, for theirs is the run's."""
+        added = super().add_class_arguments(theclass, *args, **kwargs)
+        if self.component is theclass and issubclass(theclass, Logger):
+            for action in self._actions:
+                action.required = action.required and action.dest != "save_dir"
+        return added
 
 
 class DiffusionCLI(LightningCLI):
@@ -281,18 +297,34 @@ class DiffusionCLI(LightningCLI):
             for path in set_aside(root):
                 print(f"{path} is of a start that saved nothing; renamed to {UNSAVED}…")
 
+    def instantiate_classes(self) -> None:
+        """Let the loggers write into the run folder, which their saved settings do not repeat."""
+        trainer = self.config[self.subcommand].trainer
+        stated = trainer.logger
+        trainer.logger = _loggers(stated, trainer.default_root_dir)
+        super().instantiate_classes()
+        trainer.logger = stated
+
+    def begin_logs(self, step: int | None) -> None:
+        """Prepare the loggers for a resume after this step, or for a start."""
+        for tracker in trackers_of(self.trainer) if _is_first_process() else ():
+            tracker.begin(step)
+
     def after_instantiate_classes(self) -> None:
-        """Refuse data that a checkpoint was not made for; start from weights, if asked to."""
+        """Refuse data that a checkpoint was not made for; prepare the loggers and the weights."""
         config = self.config[self.subcommand]
         path = config.get("ckpt_path")
         if not path:
+            self.begin_logs(None)
             if config.init_from and self.subcommand == "fit":
                 said = initialize(self.model, config.init_from)
                 if _is_first_process():
                     print(said)
             return
+        checkpoint = read_checkpoint(path)
+        self.begin_logs(checkpoint["global_step"] if self.subcommand == "fit" else None)
         given = self.model.data.plain()
-        for name, value in read_checkpoint(path)["hyper_parameters"]["data"].items():
+        for name, value in checkpoint["hyper_parameters"]["data"].items():
             unlabelled = name == "num_classes" and not self.model.hparams["conditional"]
             if given[name] != value and not unlabelled:
                 raise InputError(
@@ -301,21 +333,22 @@ class DiffusionCLI(LightningCLI):
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log into the run folder itself, without version_N; show progress in steps."""
+        """Add the callbacks of every run; check the loggers."""
         trainer = self._get(self.config_init, "trainer")
-        if trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
-                trainer.default_root_dir, name="", version="", default_hp_metric=False
-            )
         given = trainer.callbacks or []
         callbacks = [*given] if isinstance(given, list) else [given]
+        if trainer.logger is False:
+            callbacks = [one for one in callbacks if not isinstance(one, LOGGING)]
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if trainer.enable_progress_bar is not False and not own_bar:
-            callbacks.append(StepProgressBar())
+            callbacks.append(StepProgressBar() if shows_bars() else StepLines())
         blocks = [self._get(self.config_init, name) for name in BLOCKS]
-        kwargs["callbacks"] = callbacks + [block for block in blocks if block is not None]
+        blocks = [block for block in blocks if block is not None]
+        kwargs["callbacks"] = [*callbacks, HyperParameters(), *blocks]
         instance = super().instantiate_trainer(**kwargs)
         _check_launcher(instance)
+        for tracker in trackers_of(instance) if _is_first_process() else ():
+            tracker.check()
         # The final metrics are logged when all are measured, and a save is the last act of a step.
         last = (TrainingMonitor, RunCheckpoint)
         instance.callbacks.sort(key=lambda one: [isinstance(one, kind) for kind in reversed(last)])  # type: ignore[attr-defined]
@@ -325,8 +358,10 @@ class DiffusionCLI(LightningCLI):
         """Say where everything is."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             root = self.trainer.default_root_dir
-            board = isinstance(self.trainer.logger, TensorBoardLogger)
-            print(f"\n{root} holds the run{f': tensorboard --logdir {root}' if board else ''}")
+            print(f"\n{root} holds the run")
+            for tracker in trackers_of(self.trainer):
+                if where := tracker.where():
+                    print(f"Look at it: {where}")
             if (last := last_checkpoint(root)).exists():
                 print(f"Draw from it: {PROGRAM} sample --ckpt {last} --out FOLDER")
 
@@ -415,6 +450,9 @@ class TrialCLI(DiffusionCLI):
 
     def hold(self, run_folder: str) -> None:
         """Leave the folder to whoever trains in it."""
+
+    def begin_logs(self, step: int | None) -> None:
+        """Leave what is logged as it is."""
 
     def before_instantiate_classes(self) -> None:
         """Accept a folder that holds a run."""
@@ -593,6 +631,18 @@ def _check_trainer(settings: Any) -> None:
         raise InputError("trainer.default_root_dir null: a run is one folder; name it")
     if _is_first_process():  # because two that try would remove each other's folder
         check_folder(Path(settings.default_root_dir))
+
+
+def _loggers(stated: Any, root: str) -> Any:
+    """Place the loggers of a trainer's settings in the run folder; by default, TensorBoard."""
+    if stated is False:
+        return False
+    if stated in (None, True):
+        stated = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger")
+    several = stated if isinstance(stated, list) else [stated]
+    placed = in_run_folder([one.as_dict() for one in several], root)
+    loggers = [Namespace(one | {"init_args": Namespace(one["init_args"])}) for one in placed]
+    return loggers if isinstance(stated, list) else loggers[0]
 
 
 def _is_first_process() -> bool:

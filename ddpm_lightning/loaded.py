@@ -81,6 +81,11 @@ class Loaded:
             Path(path), module, checkpoint["global_step"], checkpoint[KEY]["data"], place, trust
         )
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What pictures say of the checkpoint that drew them."""
+        return {"checkpoint": str(self.path), "step": self.step}
+
     @cached_property
     def data(self) -> DiffusionData:
         """The data module that the model was trained on, rebuilt on first use.

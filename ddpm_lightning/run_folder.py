@@ -26,6 +26,9 @@ LOCK = "run.lock"
 PATIENCE = 10.0
 """Seconds that the children of a dead process have to end; a data loader's look every 5 s."""
 
+LOGGED = ("metrics.json", "metrics.csv", "mlflow.db", "trackers.json")
+"""Files of a run that a new start would mix with its own."""
+
 UNSAVED = "unsaved."
 """Prefix of the events and results of a start that was stopped before its first save."""
 
@@ -74,7 +77,8 @@ def locked(run_folder: str | Path) -> Iterator[None]:
 def set_aside(run_folder: str | Path) -> list[Path]:
     """Rename events and results of a start that saved nothing, for a new one writes its own."""
     root = Path(run_folder)
-    found = [*sorted(root.glob("events.out.tfevents.*")), *root.glob("metrics.json")]
+    found = sorted(root.glob("events.out.tfevents.*"))
+    found += [root / name for name in LOGGED if (root / name).is_file()]
     for path in found:
         # TensorBoard reads whatever has tfevents in its name.
         path.replace(path.with_name(UNSAVED + path.name.replace("tfevents", "events")))

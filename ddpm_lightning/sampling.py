@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 import torch
 from einops import rearrange
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_lightning.batch import NULL_LABEL, Condition, DataSpec
 from ddpm_lightning.checkpoint import weights_digest
@@ -24,6 +23,7 @@ from ddpm_lightning.diffusion.samplers import DDPM, Sampler, State
 from ddpm_lightning.diffusion.variances import replacing
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.processes import Processes
+from ddpm_lightning.progress import show_progress
 from ddpm_lightning.randomness import IndexedNoise, check_seed
 
 Weights = Literal["ema", "raw"]
@@ -293,7 +293,7 @@ def run(
     batches = torch.arange(len(indices)).split(request.batch_size)
     xs: list[Tensor] = []
     seen: list[list[State]] = []
-    with tqdm(
+    with show_progress(
         total=len(batches) * steps, desc="sampling", unit="step", leave=False, disable=not progress
     ) as bar:
         for rows in batches:

@@ -387,7 +387,7 @@ def sample(ckpt: str | Path, out: Path, *more: str) -> Path:
 
 def test_sample_writes_images_of_native_size_and_a_grid(lively_checkpoint, tmp_path):
     out = sample(lively_checkpoint, tmp_path / "out", "--n=5", "--sampler.steps=3")
-    names = [*(f"{k:06d}.png" for k in range(5)), "grid.png", "samples.json"]
+    names = [*(f"{k:06d}.png" for k in range(5)), "config.yaml", "grid.png", "samples.json"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert Image.open(out / "000000.png").size == (8, 8)
     assert Image.open(out / "000000.png").mode == "L"

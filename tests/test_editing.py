@@ -307,6 +307,7 @@ def test_painted_files_keep_every_black_pixel_of_the_mask(edit):
     names = {path.name for path in Path("out").iterdir()}
     assert names == {
         *(f"{k:06d}.png" for k in range(3)),
+        "config.yaml",
         "grid.png",
         "samples.json",
         "trajectory.gif",

@@ -355,11 +355,11 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same(checkpoint, tmp_path, m
     whole = evaluated(checkpoint, tmp_path / "whole", "--batch_size=16")["fd_lenet"]
     write, written = sample_set.write_png, []
 
-    def breaking(path, image):
+    def breaking(path, image, about):
         if len(written) == 35:
             raise KeyboardInterrupt
         written.append(path)
-        write(path, image)
+        write(path, image, about)
 
     monkeypatch.setattr(sample_set, "write_png", breaking)
     with pytest.raises(SystemExit, match="130"):

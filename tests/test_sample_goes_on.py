@@ -143,7 +143,7 @@ def test_an_archive_holds_the_images_of_the_folder_and_their_labels(lively_check
         assert archive["arr_0"].dtype == np.uint8
         assert np.array_equal(archive["arr_0"][..., 0], images)
         assert archive["arr_1"].tolist() == [3, 5, 3, 5, 3, 5]
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "x.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "x.npz", "x.npz.yaml"}
 
 
 def test_an_archive_is_not_written_over_and_has_no_frames(lively_checkpoint, tmp_path, capsys):

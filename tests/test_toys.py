@@ -241,7 +241,7 @@ def test_sample_writes_points_and_a_scatter_plot(checkpoint, tmp_path):
     out = tmp_path / "out"
     args = "--sampler=DDIM", "--sampler.steps=3", "--n=7", "--grid.frames=3", "--guidance=2"
     main(["sample", "--ckpt", str(checkpoint), "--out", str(out), *args])
-    names = {"samples.json", "samples.npy", "scatter.png", "trajectory.gif"}
+    names = {"config.yaml", "samples.json", "samples.npy", "scatter.png", "trajectory.gif"}
     assert {p.name for p in out.iterdir()} == names
     assert shows_samples_and_data(out / "scatter.png")
     x = np.load(out / "samples.npy")

@@ -9,18 +9,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.results import report
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
-from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.errors import at_least
 from ddpm_lightning.evaluation.real_images import RealImages
-from ddpm_lightning.evaluation.sample_set import SampleSet
+from ddpm_lightning.evaluation.sample_set import SampleSet, made_by
 from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.metrics import (
     FeatureExtractor,
@@ -35,7 +33,9 @@ from ddpm_lightning.metrics import (
 from ddpm_lightning.metrics.cache import cache_path, lookup, store
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.strips import draw_neighbours
+from ddpm_lightning.progress import show_progress
 from ddpm_lightning.sampling import Weights
+from ddpm_lightning.trackers import show
 
 MOST_WITH_ERRORS = 10_000
 """Samples up to which standard errors are computed: one process does, and the others wait."""
@@ -68,7 +68,7 @@ class GenerativeMetrics(Periodic):
         weights: ema (averaged), raw (the ones in training), or both, one after the other; then the
             aliases are those of the averaged ones, and fd_raw and its like of the other.
         neighbours: Samples that are shown with their nearest real images, in which copies would
-            show: a PNG in the run folder's samples, and a picture in TensorBoard. 0: none.
+            show: a PNG in the run folder's samples, and a picture in the loggers. 0: none.
         cache: Folder in which the features of the real images are kept; null: ddpm_lightning in
             $XDG_CACHE_HOME, else in ~/.cache.
         **request: How the samples are asked for, see Request; by default a conditional model gets
@@ -170,10 +170,11 @@ class GenerativeMetrics(Periodic):
             how, words = request.tag(module), ""
             if trainer.is_global_zero:
                 words = self._against.in_words(self.n)
-                self._show_neighbours(trainer, features, f"neighbours_{how}", step)
+                samples = request.state(module, self._known)
+                about = made_by(samples, {"step": step})
+                self._show_neighbours(trainer, features, f"neighbours_{how}", about)
                 labels = request.labels_of(module, self._known)
                 scores = self._against(features, labels, self.n <= MOST_WITH_ERRORS)
-                samples = request.state(module, self._known)
                 samples |= {"n": self.n, "precision": str(trainer.precision)}
                 results = self._against.results(scores, samples, step)
             for result in trainer.strategy.broadcast(results):
@@ -186,7 +187,7 @@ class GenerativeMetrics(Periodic):
         """Generate this process's share, uint8, a batch at a time: the images are not kept."""
         progress = shows_progress(trainer)
         batches = share(self.n, trainer).split(request.batch_size)
-        for indices in tqdm(batches, desc="samples", leave=False, disable=not progress):
+        for indices in show_progress(batches, desc="samples", leave=False, disable=not progress):
             with trainer.precision_plugin.forward_context():
                 x = module.generate(indices, request, self._known, progress=progress).x
             images = to_uint8(x)
@@ -194,7 +195,9 @@ class GenerativeMetrics(Periodic):
                 self._shown = torch.cat([self._shown, images])[: self.neighbours]
             yield images
 
-    def _show_neighbours(self, trainer: Trainer, samples: Features, name: str, step: int) -> None:
+    def _show_neighbours(
+        self, trainer: Trainer, samples: Features, name: str, about: dict[str, Any]
+    ) -> None:
         """Draw the first samples of this process, each before its nearest real images."""
         shown, self._shown = self._shown, self._shown[:0]
         if not len(shown):
@@ -203,9 +206,10 @@ class GenerativeMetrics(Periodic):
         own = samples.features[:: trainer.world_size][: len(shown)]
         real = self._against.features.features
         panel = draw_neighbours(shown[: len(own)], own, real, self._real.take)
-        folder = Path(trainer.default_root_dir) / "samples"
-        write_png(folder / f"{name}_step_{step:08d}.png", panel)
-        show_picture(trainer, f"samples/{name}", panel, step)
+        step = int(about["step"])
+        file = Path(trainer.default_root_dir) / "samples" / f"{name}_step_{step:08d}.png"
+        write_png(file, panel, about)
+        show(trainer, f"samples/{name}", file, step)
 
 
 _NOTHING = Features(torch.empty(0, 0))

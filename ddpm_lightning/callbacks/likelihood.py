@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Batch
 from ddpm_lightning.callbacks.results import metrics_file
-from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
@@ -27,9 +26,10 @@ from ddpm_lightning.evaluation.likelihood import bound_settings
 from ddpm_lightning.metrics.metric import Score
 from ddpm_lightning.metrics.result import Result, append_result
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plots.figure import pixels_of, terms_figure, write_figure
+from ddpm_lightning.plots.figure import terms_figure, write_figure
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
 from ddpm_lightning.sampling import Weights
+from ddpm_lightning.trackers import show
 
 
 class Likelihood(Callback):
@@ -160,8 +160,9 @@ class Likelihood(Callback):
         if not self._report(trainer, module, name, score):
             return
         figure = terms_figure(terms, edges, f"{decoder.unit} a dimension")
-        write_figure(Path(trainer.default_root_dir) / "bound_test.png", figure)
-        show_picture(trainer, "test/bound", pixels_of(figure), step_of(trainer))
+        file = Path(trainer.default_root_dir) / "bound_test.png"
+        write_figure(file, figure)
+        show(trainer, "test/bound", file, step_of(trainer))
         print(
             f"{decoder.unit} a dimension ≤ {in_words(score)} on {n} test samples, "
             f"{len(edges) - 1} of {module.schedule.T} levels each: "

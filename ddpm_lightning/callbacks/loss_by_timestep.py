@@ -14,11 +14,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.callbacks.sharing import of_all_ranks, of_this_rank
-from ddpm_lightning.callbacks.tensorboard import show_picture
 from ddpm_lightning.diffusion.schedules import Schedule
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plots.figure import new_figure, pixels_of, write_figure
+from ddpm_lightning.plots.figure import new_figure, write_figure
+from ddpm_lightning.trackers import show
 
 
 class LossByTimestep(Callback):
@@ -27,7 +27,7 @@ class LossByTimestep(Callback):
     The mean loss soon looks flat while some levels still improve. Range 1 is next to the data.
     Tags: train/loss_q1 … train/loss_q4, val/loss_q1 …, val/loss_ema_q1 …. Each validation also
     draws the loss against t and against log SNR, as loss_by_timestep.png in the run folder and
-    val/loss_by_timestep in TensorBoard: the levels and the noise are the same every time.
+    val/loss_by_timestep in the loggers: the levels and the noise are the same every time.
 
     Args:
         bins: Number of ranges.
@@ -98,13 +98,16 @@ class LossByTimestep(Callback):
         by_level = self._log(trainer, "val")
         if not self.curve or trainer.sanity_checking or not trainer.is_global_zero:
             return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         figure = draw_losses(
             {name: in_ranges(sums, self.curve) for name, sums in by_level.items()},
             pl_module.schedule,
+            f"loss by noise level, validation at step {trainer.global_step}",
         )
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_figure(Path(trainer.default_root_dir) / "loss_by_timestep.png", figure)
-        show_picture(trainer, "val/loss_by_timestep", pixels_of(figure), trainer.global_step)
+        file = Path(trainer.default_root_dir) / "loss_by_timestep.png"
+        write_figure(file, figure)
+        show(trainer, "val/loss_by_timestep", file, trainer.global_step)
 
     def _add(
         self, module: LightningModule, outputs: Mapping[str, Tensor], losses: dict[str, Tensor]
@@ -151,14 +154,16 @@ def in_ranges(by_level: Tensor, count: int) -> list[float]:
     return (sums[0] / sums[1]).tolist()
 
 
-def draw_losses(curves: dict[str, list[float]], schedule: Schedule) -> Figure:
+def draw_losses(curves: dict[str, list[float]], schedule: Schedule, title: str = "") -> Figure:
     """Draw losses over the noise axis twice: against t/T and against log SNR.
 
     Args:
         curves: By name, means over equal ranges of the levels.
         schedule: The forward process.
+        title: What stands above both.
     """
     figure = new_figure(9, 3.5)
+    figure.suptitle(title, fontsize=10)
     left, right = figure.subplots(1, 2, sharey=True)
     log_snr = 2 * (schedule.alpha.log() - schedule.sigma.log())
     for name, losses in curves.items():

@@ -26,6 +26,7 @@ from ddpm_lightning.checkpoint_io import WholeCheckpointIO, install
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.files import atomic_write
 from ddpm_lightning.run_folder import last_checkpoint
+from ddpm_lightning.trackers import trackers_of
 
 REPLACING = {
     WeightAveraging: "give the average that the model keeps itself, --model.ema.decay",
@@ -115,7 +116,7 @@ class RunCheckpoint(Checkpoint):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self._begun and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._save(trainer)
+            self._save(trainer, last=True)
             if stop := self._signals.agreed():
                 self._stop(trainer, stop)
         self._signals.defers = False
@@ -154,15 +155,18 @@ class RunCheckpoint(Checkpoint):
         if stop:
             self._stop(trainer, stop)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, last: bool = False) -> None:
         if trainer._logger_connector._first_loop_iter is not None:
             _log_step_now(trainer._logger_connector)
-        for logger in trainer.loggers:
-            logger.save()  # so that what is logged before the save outlives the process, too
+        trackers = trackers_of(trainer) if trainer.is_global_zero else []
+        for tracker in trackers:
+            tracker.flush()  # so that what is logged before the save outlives the process, too
         path = last_checkpoint(trainer.default_root_dir)
         trainer.save_checkpoint(path, weights_only=False)
         if self.keep_all and trainer.is_global_zero:
             _copy(path, path.with_name(f"step_{trainer.global_step:08d}.ckpt"))
+        for tracker in trackers:
+            tracker.checkpoint(path, trainer.global_step, last)
 
     def _stop(self, trainer: Trainer, number: int) -> None:
         """End the process; on every one, after the first has renamed the file."""

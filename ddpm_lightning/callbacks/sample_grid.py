@@ -15,15 +15,23 @@ from typing_extensions import override
 from ddpm_lightning.batch import NULL_LABEL, Batch, Condition
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
-from ddpm_lightning.callbacks.tensorboard import show_animation, show_picture
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError, at_least
-from ddpm_lightning.images import check_fps, write_gif, write_png
+from ddpm_lightning.evaluation.sample_set import made_by, state_of
+from ddpm_lightning.images import (
+    Animation,
+    check_animation,
+    check_fps,
+    to_uint8,
+    write_animation,
+    write_png,
+)
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plots.pictures import Scatter, pictures_of
+from ddpm_lightning.plots.pictures import Scatter, pictures_of, strip_rows
 from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.sampling import Request, check_frames
+from ddpm_lightning.trackers import show, show_samples
 
 
 class SampleGrid(Periodic):
@@ -41,9 +49,10 @@ class SampleGrid(Periodic):
         n: Number of samples.
         columns: Images a row; no matter for points.
         frames: Also draw the samples' trajectory in this many frames: as a strip (noise
-            on the left; a row a sample, or a scatter plot a frame) and as an animated GIF.
+            on the left; a row a sample, or a scatter plot a frame) and as an animation.
             0: neither; otherwise at least 2.
-        fps: Frames a second of the GIF, 0.002 to 50.
+        fps: Frames a second of the animation, 0.002 to 50.
+        animation: Its files: gif, mp4 (which TensorBoard does not show) or both.
         name: Folder inside the run folder and tag in the loggers; two grids need two names.
         **sampling: How to sample, see Request.
 
@@ -58,6 +67,7 @@ class SampleGrid(Periodic):
         columns: int = 8,
         frames: int = 0,
         fps: float = 10.0,
+        animation: Animation = "gif",
         name: str = "samples",
         **sampling: Any,
     ) -> None:
@@ -66,6 +76,7 @@ class SampleGrid(Periodic):
         check_memory(f"SampleGrid(n={n})", 8 * n)
         check_frames(frames)
         check_fps(fps)
+        check_animation(animation)
         folder = Path(name)
         if folder.is_absolute() or ".." in folder.parts or not folder.parts:
             raise InputError(f"SampleGrid(name={name!r}): name a folder inside the run folder")
@@ -73,6 +84,7 @@ class SampleGrid(Periodic):
         self.columns = columns
         self.frames = frames
         self.fps = fps
+        self.animation = animation
         self.name = name
         self.request = Request(**sampling)
 
@@ -118,24 +130,27 @@ class SampleGrid(Periodic):
                 shows_progress(trainer),
             )
         x = gather(samples.x, self.n, trainer)
-        frames = None
+        frames: dict[int, Tensor] = {}
         if samples.frames is not None:
             by_sample = rearrange(samples.frames.x_t, "frame n ... -> n frame ...")
-            frames = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
+            x_t = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
+            frames = dict(zip(samples.frames.levels, x_t, strict=True))
         if trainer.is_global_zero:
             labels = self._request.condition(module, torch.arange(self.n), self._condition).label
-            self._show(trainer, self._request.tag(module), step, x, frames, labels)
+            about = made_by(state_of(self._request, module, self._condition), {"step": step})
+            self._show(trainer, self._request.tag(module), about, x, frames, labels)
 
     def _show(
         self,
         trainer: Trainer,
         tag: str,
-        step: int,
+        about: dict[str, Any],
         x: Tensor,
-        frames: Tensor | None,
+        frames: dict[int, Tensor],
         labels: Tensor | None,
     ) -> None:
-        folder = Path(trainer.default_root_dir) / self.name
+        """Write and show samples [n, ...], their x_t by level, and their classes int64 [n]."""
+        folder, step = Path(trainer.default_root_dir) / self.name, int(about["step"])
         how = re.sub("_(guidance|interval|rescale)", r" · \1 ", tag).replace("_", " · ")
         title = f"step {step} · {how}"
         columns, rows = self._class_captions(labels)
@@ -145,15 +160,27 @@ class SampleGrid(Periodic):
             return captioned(picture, columns, rows, title)
 
         pictures = {tag: grid(x)}
-        if frames is not None:
-            strip = self._pictures.strip(frames)
-            pictures[f"{tag}_denoising"] = captioned(strip, title=title)
-            file = folder / f"{tag}_step_{step:08d}.gif"
-            write_gif(file, [grid(x_t) for x_t in frames], self.fps)
-            show_animation(trainer, f"{self.name}/{tag}_animated", file, step)
+        if frames:
+            pictures[f"{tag}_denoising"] = self._strip(frames, labels, title)
+            path = folder / f"{tag}_step_{step:08d}"
+            drawn = [grid(x_t) for x_t in frames.values()]
+            for file in write_animation(path, drawn, self.fps, self.animation):
+                what = "animated" if file.suffix == ".gif" else "video"
+                show(trainer, f"{self.name}/{tag}_{what}", file, step)
         for name, picture in pictures.items():
-            write_png(folder / f"{name}_step_{step:08d}.png", picture)
-            show_picture(trainer, f"{self.name}/{name}", picture, step)
+            file = folder / f"{name}_step_{step:08d}.png"
+            write_png(file, picture, about)
+            show(trainer, f"{self.name}/{name}", file, step)
+        if labels is not None and not isinstance(self._pictures, Scatter):
+            show_samples(trainer, f"{self.name}/{tag}_table", to_uint8(x), labels, step)
+
+    def _strip(self, frames: dict[int, Tensor], labels: Tensor | None, title: str) -> Tensor:
+        """Draw x_t by level, noise on the left, with t above and the classes beside the rows."""
+        rows: list[str] = []
+        if labels is not None and not isinstance(self._pictures, Scatter):
+            rows = [_class_name(label) for label in labels[strip_rows(self.n)].tolist()]
+        strip = self._pictures.strip(torch.stack(list(frames.values())))
+        return captioned(strip, [f"t={t}" for t in frames], rows, title)
 
     def _class_captions(self, labels: Tensor | None) -> tuple[list[str], list[str]]:
         """Captions of the columns or of the rows that have a single class each."""

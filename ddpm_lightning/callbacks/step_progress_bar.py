@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from typing_extensions import override
+
+from ddpm_lightning.progress import INTERVAL, Lines
 
 
 class StepProgressBar(TQDMProgressBar):
@@ -37,3 +40,48 @@ class StepProgressBar(TQDMProgressBar):
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
             bar.n = step
             bar.refresh()
+
+
+class StepLines(ProgressBar):
+    """A line now and then with steps, metrics and the time left, where no bar can be drawn.
+
+    Args:
+        seconds: From one line to the next.
+    """
+
+    def __init__(self, seconds: float = INTERVAL) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._disabled = False
+        self._lines = Lines()
+
+    @override
+    def disable(self) -> None:
+        self._disabled = True
+
+    @override
+    def enable(self) -> None:
+        self._disabled = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self._begin("training", total, trainer.global_step)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        metrics = self.get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        self._lines.update(trainer.global_step - self._lines.n, **metrics)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("testing")
+
+    @override
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._lines.update()
+
+    def _begin(self, what: str, total: int | None = None, done: int = 0) -> None:
+        settings: dict[str, Any] = {"disable": self._disabled, "seconds": self.seconds}
+        self._lines = Lines(total=total, desc=what, initial=done, **settings)

@@ -7,23 +7,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from ddpm_lightning.callbacks.hyper_parameters import FINAL
 from ddpm_lightning.module import DiffusionModule
-
-FINAL = ("val/loss_ema", "fid", "fd", "swd")
-"""Metrics shown in TensorBoard's HPARAMS tab, where they were measured."""
+from ddpm_lightning.trackers import trackers_of
 
 
 class TrainingMonitor(Callback):
-    """Logs gradient norm, EMA decay and speed; the hyper-parameters with the final metric.
+    """Logs gradient norm, EMA decay and speed, and the final metrics.
 
     Tags, whenever the trainer logs: train/grad_norm, the 2-norm of all gradients before clipping;
     train/ema_decay, by which the average just moved and which rises during its warm-up;
     train/images_per_second, of wall time since the last log, pictures and metrics included. At
-    the end TensorBoard's HPARAMS page gets the last val/loss_ema and fid, fd or swd; place it
-    behind the callbacks that measure these at the end, as the command line does.
+    the end final/val/loss_ema and final/fid, fd or swd are logged once more; place it behind the
+    callbacks that measure these at the end, as the command line does.
     """
 
     def __init__(self) -> None:
@@ -60,9 +58,9 @@ class TrainingMonitor(Callback):
             for name in FINAL
             if name in trainer.callback_metrics
         }
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and final:
-                logger.log_hyperparams(dict(pl_module.hparams), final, step=trainer.global_step)
+        if final and trainer.is_global_zero:
+            for tracker in trackers_of(trainer):
+                tracker.finish(final, trainer.global_step)
 
     @staticmethod
     def _logs_after(trainer: Trainer, step: int) -> bool:

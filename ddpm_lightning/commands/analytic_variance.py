@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.checkpoint import weights_digest
@@ -16,6 +15,7 @@ from ddpm_lightning.errors import at_least
 from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.processes import Processes
+from ddpm_lightning.progress import show_progress
 from ddpm_lightning.randomness import IndexedNoise, Stream, check_seed
 from ddpm_lightning.sampling import Weights
 
@@ -106,7 +106,7 @@ def x0_errors(
     own = processes.share(n * T, batch_size)
     errors = [torch.empty(0, dtype=torch.float64)]
     order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(seed))
-    with tqdm(
+    with show_progress(
         total=len(own),
         desc="x0_hat at every level",
         unit="sample",

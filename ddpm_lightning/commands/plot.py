@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 
+from ddpm_lightning.batch import Condition
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.diffusion.losses import Hybrid, Regression
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.schedules import Linear, Schedule
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.evaluation.sample_set import made_by, state_of
 from ddpm_lightning.files import check_new_file
-from ddpm_lightning.images import check_fps, write_gif, write_png
+from ddpm_lightning.images import check_animation, check_fps, write_gif, write_mp4
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.didactic import scaling_figure, schedule_figure, variance_figure
-from ddpm_lightning.plots.figure import write_figure
+from ddpm_lightning.plots.figure import FIGURES, write_figure, write_picture
 from ddpm_lightning.plots.pictures import pictures_of
 from ddpm_lightning.plots.strips import forward_strip, reverse_frames, reverse_strip
 from ddpm_lightning.randomness import check_seed
@@ -36,7 +38,7 @@ def plot_schedule(
     """Draw beta, alpha_bar, SNR, posterior deviation and loss weight over t/T.
 
     Args:
-        out: The PNG to write; must be new.
+        out: The PNG, PDF or SVG to write; must be new.
         schedule: One, e.g. --schedule Cosine --schedule.T 50, or several: --schedule
             "[Linear, Cosine]". Default: the checkpoint's, or Linear.
         weighting: The loss's weight over levels. Default: the checkpoint's, or Plain.
@@ -46,7 +48,7 @@ def plot_schedule(
     Raises:
         InputError: The file or the checkpoint does not work.
     """
-    check_new_file(out, (".png",))
+    check_new_file(out, FIGURES)
     if ckpt is not None:
         module = Loaded.read(ckpt).module
         schedule = schedule or module.schedule
@@ -71,7 +73,7 @@ def plot_forward(
     """Draw real data becoming noise, x_t at evenly spread levels.
 
     Args:
-        out: The PNG to write; must be new.
+        out: The PNG, PDF or SVG to write; must be new.
         data: The data, e.g. --data Digits or --data MNIST --data.root FOLDER. Default: the
             checkpoint's, for which --data.root alone says where it is now, if it has moved.
         schedule: The forward process. Default: the checkpoint's, or Linear.
@@ -83,7 +85,7 @@ def plot_forward(
     Raises:
         InputError: The file, the data, the checkpoint or a setting does not work.
     """
-    check_new_file(out, (".png",))
+    check_new_file(out, FIGURES)
     check_seed(seed)
     at_least(1, n=n, steps=steps)
     if not isinstance(data, DiffusionData):
@@ -96,7 +98,7 @@ def plot_forward(
         schedule = schedule or Loaded.read(ckpt).module.schedule
     x0 = data.finished("train", n).x0
     pictures = pictures_of(data.shape, data)
-    write_png(out, forward_strip(pictures, x0, schedule or Linear(), steps, seed))
+    write_picture(out, forward_strip(pictures, x0, schedule or Linear(), steps, seed))
     print(f"{out} shows {len(x0)} samples of {type(data).__name__}, noise growing to the right")
 
 
@@ -114,10 +116,11 @@ def plot_reverse(
 
     Args:
         ckpt: The checkpoint; it describes its model itself.
-        out: The file to write, which must be new: a PNG for a strip, a GIF for an animation.
+        out: The file to write, which must be new: a PNG, PDF or SVG for a strip, a GIF or MP4
+            for an animation.
         n: Number of samples; they are those of the sample command.
         frames: Levels shown, at most one a step.
-        fps: Frames a second of a GIF, 0.002 to 50.
+        fps: Frames a second of an animation, 0.002 to 50.
         data: Where the data is now, if it has moved; points are drawn in front of it.
         device: cpu, cuda, cuda:1, mps, or auto.
         **sampling: How to sample, see Request.
@@ -125,7 +128,8 @@ def plot_reverse(
     Raises:
         InputError: The file, the checkpoint or a setting does not work.
     """
-    check_new_file(out, (".png", ".gif"))
+    check_new_file(out, (*FIGURES, ".gif", ".mp4"))
+    check_animation("mp4" if out.suffix.lower() == ".mp4" else "gif")
     request = Request(**sampling)
     check_fps(fps)
     at_least(1, n=n)
@@ -141,10 +145,12 @@ def plot_reverse(
     request.check(loaded.module)
     shown = loaded.module.generate(torch.arange(n), request, frames=frames).frames
     assert shown is not None
-    if out.suffix.lower() == ".gif":
-        write_gif(out, reverse_frames(pictures, shown), fps)
+    if out.suffix.lower() not in FIGURES:
+        write = write_gif if out.suffix.lower() == ".gif" else write_mp4
+        write(out, reverse_frames(pictures, shown), fps)
     else:
-        write_png(out, reverse_strip(pictures, shown))
+        about = made_by(state_of(request, loaded.module, Condition()), loaded.origin)
+        write_picture(out, reverse_strip(pictures, shown), about)
     print(f"{out} shows {n} samples at {len(shown.levels)} levels, x0_hat below x_t")
 
 
@@ -154,7 +160,7 @@ def plot_scaling(
     """Draw why the signal is scaled down: otherwise the variance of x_t explodes.
 
     Args:
-        out: The PNG to write; must be new.
+        out: The PNG, PDF or SVG to write; must be new.
         schedule: The forward process; default: Linear.
         n: Numbers that are noised step by step.
         seed: Seed of the noise.
@@ -162,7 +168,7 @@ def plot_scaling(
     Raises:
         InputError: The file or a setting does not work.
     """
-    check_new_file(out, (".png",))
+    check_new_file(out, FIGURES)
     check_seed(seed)
     at_least(1, n=n)
     write_figure(out, scaling_figure(schedule, n, seed))
@@ -178,7 +184,7 @@ def plot_variance(
     """Draw what a reverse variance does that is too small or too large.
 
     Args:
-        out: The PNG to write; must be new.
+        out: The PNG, PDF or SVG to write; must be new.
         factors: What the right variance is multiplied by, a column each; default: [0.25, 1, 4].
         n: Number of samples, drawn with an exact denoiser.
         seed: Seed of the noise.
@@ -186,7 +192,7 @@ def plot_variance(
     Raises:
         InputError: The file or a setting does not work.
     """
-    check_new_file(out, (".png",))
+    check_new_file(out, FIGURES)
     check_seed(seed)
     at_least(1, n=n)
     factors = [0.25, 1.0, 4.0] if factors is None else factors

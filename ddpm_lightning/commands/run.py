@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_parser
@@ -26,6 +27,7 @@ from ddpm_lightning.commands.score import score
 from ddpm_lightning.commands.sweep import sweep
 from ddpm_lightning.commands.words import check_command, complete
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import atomic_write
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.processes import Processes, choose_gpu, joined, start
 from ddpm_lightning.terminal.parser import PROGRAM, Parser, flags_of
@@ -65,7 +67,7 @@ def run_command(name: str, words: list[str], main: Callable[[list[str]], None]) 
         main: What runs a command line; processes that the command starts run it, too.
     """
     with joined() as processes:
-        function, settings = _parsed(name, words)
+        function, settings, config = _parsed(name, words)
         devices = settings.pop("devices", 1)
         if devices < 1:
             raise InputError(f"--devices {devices}: give 1 or more")
@@ -76,6 +78,15 @@ def run_command(name: str, words: list[str], main: Callable[[list[str]], None]) 
         if name in SHARED or processes.first:
             choose_gpu(settings.get("device") or "cpu", processes.count)
             function(**settings)
+            if name == "sample" and processes.first:
+                _keep(config, settings["out"])
+
+
+def _keep(config: str, out: Path) -> None:
+    """Write the settings of a command beside what it made, for --config; without their place."""
+    path = out / "config.yaml" if out.is_dir() else out.with_name(f"{out.name}.yaml")
+    with atomic_write(path) as partial:
+        partial.write_text(config, "utf-8")
 
 
 def _check(processes: Processes, devices: int) -> None:
@@ -112,8 +123,8 @@ def parser_of_command(name: str) -> Parser:
     return parser
 
 
-def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str, Any]]:
-    """Find a command's function and, in its arguments, the settings for it."""
+def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str, Any], str]:
+    """Find a command's function, in its arguments the settings for it, and these as YAML."""
     function: Any = COMMANDS[name]
     subcommands = function if isinstance(function, dict) else {}
     parser = parser_of_command(name)
@@ -127,12 +138,16 @@ def _parsed(name: str, words: list[str]) -> tuple[Callable[..., None], dict[str,
     plain = settings.as_dict()
     check_nulls(plain, {} if subcommands else flags_of(parser))
     check_integers(plain)
+    stated = settings.clone()
+    for place in ("out", "devices", "config"):
+        stated.pop(place, None)
+    config = parser.dump(stated, skip_validation=True)
     settings = parser.instantiate_classes(settings)
     if subcommands:
         function = subcommands[settings.subcommand]
         settings = settings[settings.subcommand]
     settings.pop("config", None)
-    return function, dict(settings)
+    return function, dict(settings), config
 
 
 def about(name: str) -> str:

@@ -21,8 +21,14 @@ from ddpm_lightning.commands.sample_folder import (
     pack,
 )
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.evaluation.sample_set import state_of
-from ddpm_lightning.images import check_fps, write_gif, write_png
+from ddpm_lightning.evaluation.sample_set import made_by, state_of
+from ddpm_lightning.images import (
+    Animation,
+    check_animation,
+    check_fps,
+    write_animation,
+    write_png,
+)
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.plots.pictures import pictures_of
@@ -38,18 +44,21 @@ class Overview:
         columns: Images a row; no matter for points.
         frames: Also write the way from noise to sample as trajectory.gif with this many frames;
             0: no, otherwise at least 2.
-        fps: Frames a second of the GIF, 0.002 to 50.
+        fps: Frames a second of the animation, 0.002 to 50.
+        animation: Its files: gif, mp4 or both.
     """
 
     columns: int = 8
     frames: int = 0
     fps: float = 10.0
+    animation: Animation = "gif"
 
     def __post_init__(self) -> None:
         if self.columns < 1:
             raise InputError(f"columns={self.columns}: at least 1")
         check_frames(self.frames)
         check_fps(self.fps)
+        check_animation(self.animation)
 
 
 def sample(
@@ -120,7 +129,7 @@ def sample(
         **state_of(request, module, given.condition),
     }
     shown = pictures if folder == out else None
-    samples = filled(folder, stated, request.batch_size, draw, shown)
+    samples = filled(folder, stated, request.batch_size, draw, shown, loaded.origin)
     if not processes.first:
         return
     if folder != out:
@@ -133,10 +142,11 @@ def sample(
     def overview(x: Tensor) -> Tensor:
         return pictures.together(x, grid.columns, samples.inputs, **bands)
 
-    write_png(out / pictures.overview, overview(samples.x))
+    about = made_by(stated, loaded.origin)
+    write_png(out / pictures.overview, overview(samples.x), about)
     if samples.frames is not None:
         frames = [overview(x) for x in samples.frames.x_t]
-        write_gif(out / "trajectory.gif", frames, grid.fps)
+        write_animation(out / "trajectory", frames, grid.fps, grid.animation)
     print(f"{n} samples in {out}, all of them in {out / pictures.overview}")
     if agreement := given.agreement(samples.x):
         print(agreement)

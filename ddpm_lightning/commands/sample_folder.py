@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_lightning.commands.edits import Edit
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.evaluation.sample_set import SETTINGS, claim, fill, release
+from ddpm_lightning.evaluation.sample_set import SETTINGS, claim, fill, made_by, release
 from ddpm_lightning.files import check_folder, check_new_file, check_new_folder
 from ddpm_lightning.images import UniformFolder, from_uint8, write_npz
 from ddpm_lightning.plots.pictures import Pictures, Scatter
@@ -79,7 +79,12 @@ def digest_of(edit: Edit | None, condition: Tensor | None) -> str | None:
 
 
 def filled(
-    folder: Path, stated: dict[str, Any], batch_size: int, draw: Draw, pictures: Pictures | None
+    folder: Path,
+    stated: dict[str, Any],
+    batch_size: int,
+    draw: Draw,
+    pictures: Pictures | None,
+    origin: dict[str, Any],
 ) -> Samples:
     """Draw samples into a folder, but for those that are there already.
 
@@ -91,6 +96,7 @@ def filled(
         batch_size: Samples at a time.
         draw: Draws them.
         pictures: Writes them; None: they become an .npz and are not read again.
+        origin: Checkpoint and step of the model, for the PNG files.
 
     Returns:
         The samples as the files hold them, on the first process and for pictures; else none.
@@ -101,14 +107,14 @@ def filled(
     n, frames = stated["n"], stated["grid"]["frames"]
     processes, inputs = Processes.current(), list[Tensor | None]()
     if pictures is not None and (frames or isinstance(pictures, Scatter)):
-        return _drawn_at_once(folder, stated, batch_size, draw, pictures)
+        return _drawn_at_once(folder, stated, batch_size, draw, pictures, origin)
 
     def draw_batch(indices: Tensor) -> Tensor:
         samples = draw(indices, 0)
         inputs.append(samples.inputs)
         return samples.x
 
-    fill(folder, stated, n, batch_size, draw_batch)
+    fill(folder, stated, n, batch_size, draw_batch, origin)
     if not processes.first or pictures is None:
         return Samples(torch.empty(0))
     if not inputs and stated["edit"] is not None:  # the stop came after the last sample
@@ -124,7 +130,12 @@ def pack(folder: Path, out: Path, n: int, labels: Tensor | None) -> None:
 
 
 def _drawn_at_once(
-    folder: Path, stated: dict[str, Any], batch_size: int, draw: Draw, pictures: Pictures
+    folder: Path,
+    stated: dict[str, Any],
+    batch_size: int,
+    draw: Draw,
+    pictures: Pictures,
+    origin: dict[str, Any],
 ) -> Samples:
     n, frames = stated["n"], stated["grid"]["frames"]
     processes = Processes.current()
@@ -140,5 +151,5 @@ def _drawn_at_once(
             release(folder)
         raise
     if processes.first:
-        pictures.write(folder, samples.x)
+        pictures.write(folder, samples.x, made_by(stated, origin))
     return samples

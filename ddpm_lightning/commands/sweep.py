@@ -11,10 +11,11 @@ from ddpm_lightning.evaluation.judge import check_out
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.report import sweep_table
 from ddpm_lightning.evaluation.sweep import Sweep, draw_sweep
-from ddpm_lightning.files import write_json
+from ddpm_lightning.evaluation.table import ENDINGS, Layout
+from ddpm_lightning.files import atomic_write, write_json
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Metric
-from ddpm_lightning.plots.figure import write_figure
+from ddpm_lightning.plots.figure import FIGURES, write_figure
 from ddpm_lightning.processes import Processes
 
 
@@ -25,13 +26,14 @@ def sweep(
     reference: RealImages = RealImages(),
     extractor: FeatureExtractor | Literal["auto"] = "auto",
     data: DataPlace = DataPlace(),
+    table: Layout = "text",
     device: str = "auto",
     **axes: Any,
 ) -> None:
     """Score a checkpoint with many samplers and settings, at equal numbers of evaluations.
 
-    Each combination has a folder as evaluate makes it; sweep.json, sweep_*.png and a table compare
-    them. The same command goes on where a stopped one was.
+    Each combination has a folder as evaluate makes it; sweep.json, curves (sweep_*.png, .pdf and
+    .svg) and a table compare them. The same command goes on where a stopped one was.
 
     Args:
         ckpt: The checkpoint; it describes its model and data itself.
@@ -41,6 +43,7 @@ def sweep(
         extractor: Whose features are compared. auto is LeNet for grey images; for colour it is
             Inception if its weights are in torch hub's cache, else ColourNet.
         data: Where the checkpoint's data is now, if it has moved.
+        table: How the table is printed, and kept as sweep.csv, .tex or .md beside sweep.json.
         device: cpu, cuda, cuda:1, mps, or auto.
         **axes: What is combined, see Sweep.
 
@@ -65,8 +68,13 @@ def sweep(
             write_json(out / "sweep.json", rows)
     if not first:
         return
-    print(sweep_table(rows))
+    laid_out = sweep_table(rows, table)
+    print(laid_out)
+    if table != "text":
+        with atomic_write(out / f"sweep.{ENDINGS[table]}") as partial:
+            partial.write_text(laid_out + "\n", "utf-8")
     for record in rows[0]["results"]:
         name = record["metric"]
-        write_figure(out / f"sweep_{name}.png", draw_sweep(rows, name))
-    print(f"{out}/sweep.json holds the numbers, {out}/sweep_*.png the curves")
+        for ending in FIGURES:
+            write_figure(out / f"sweep_{name}{ending}", draw_sweep(rows, name))
+    print(f"{out}/sweep.json holds the numbers, {out}/sweep_*.png, .pdf and .svg the curves")

@@ -7,10 +7,10 @@ import time
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ddpm_lightning.doctor.finding import Finding, Run, failed, ok, unknown
 from ddpm_lightning.doctor.trial import Trial, most_rows
+from ddpm_lightning.progress import show_progress
 
 TERMINAL_SNR = 1e-2
 """Signal-to-noise ratio up to which the last level counts as noise; of DDPM's Linear 4e-5."""
@@ -92,7 +92,7 @@ def overfits(run: Run) -> Finding:
     if seconds * FEW > SECONDS:
         return unknown(f"not tried: {seconds:.1f} s a step")
     trial = Trial(run, rows)
-    bar = tqdm(range(ENOUGH), desc="overfit one batch", leave=False)
+    bar = show_progress(range(ENOUGH), desc="overfit one batch", leave=False)
     losses = []
     for _ in bar:
         losses.append(trial.step())

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from ddpm_lightning.callbacks import RunCheckpoint
@@ -22,6 +21,7 @@ from ddpm_lightning.files import check_folder
 from ddpm_lightning.memory import machine_memory
 from ddpm_lightning.metrics import chosen_extractor
 from ddpm_lightning.run_folder import last_checkpoint
+from ddpm_lightning.trackers import Tracker, trackers_of
 
 GB = 1e9
 SHARDED = (FSDPStrategy, ModelParallelStrategy)
@@ -43,11 +43,13 @@ def run_folder(run: Run) -> Finding:
 def loggers(run: Run) -> Finding:
     """Whether the loggers can write."""
     names = []
-    for logger in run.trainer.loggers:
-        names.append(type(logger).__name__)
-        if not isinstance(logger, TensorBoardLogger | CSVLogger):
-            return unknown(f"{names[-1]} was not tried: it talks to a service")
-        check_folder(Path(logger.log_dir))
+    for tracker in trackers_of(run.trainer):
+        tracker.check()
+        names.append(type(tracker.logger).__name__)
+        if type(tracker) is Tracker:
+            return unknown(f"{names[-1]} was not tried: it is none that TRACKERS knows")
+        if (folder := tracker.logger.log_dir) is not None:
+            check_folder(Path(folder))
     return ok(", ".join(names) or "none: nothing is logged")
 
 

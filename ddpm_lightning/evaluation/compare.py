@@ -9,12 +9,15 @@ from typing import Any
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.report import with_error
+from ddpm_lightning.evaluation.table import Cell, Layout, Number, lay_out, metric_title
 from ddpm_lightning.metrics.result import read_results
 
 Record = dict[str, Any]
 
 
-def compare_results(first: Path, second: Path, step: int | None = None) -> str:
+def compare_results(
+    first: Path, second: Path, step: int | None = None, layout: Layout = "text"
+) -> str:
     """Say metric by metric whether two results differ by more than the noise: a table.
 
     The noise is that of drawing the samples: both were compared with the same real images. A
@@ -26,6 +29,7 @@ def compare_results(first: Path, second: Path, step: int | None = None) -> str:
         first: A results.json of a command or metrics.json of a run, or the folder of either.
         second: Another.
         step: Optimizer steps, of files with several; default: the last.
+        layout: How the table is laid out.
 
     Raises:
         InputError: A file is not such a result, or they were measured in different ways: other
@@ -44,10 +48,27 @@ def compare_results(first: Path, second: Path, step: int | None = None) -> str:
                     f"{first} and {second} do not compare: {what} is {_short(mine[what])} and "
                     f"{_short(others[what])}; measure both in the same way"
                 )
+    if layout != "text":
+        known = metric_title if layout != "csv" else str
+        rows = [_row(known(name), a[name], b[name]) for name in shared]
+        return lay_out(
+            ["metric", "A", "B", "B − A" if layout != "csv" else "difference"], rows, layout
+        )
     width = max(map(len, shared))
     lines = [f"{'':{width}}  {'A':>22}  {'B':>22}  B − A"]
     lines += [_line(name, a[name], b[name], width) for name in shared]
     return "\n".join([f"A: {first}", f"B: {second}", *lines])
+
+
+def _row(name: str, a: Record, b: Record) -> list[Cell]:
+    """A line for a paper: both numbers and their difference, with standard errors."""
+    both = [Number(record["value"], record["standard_error"]) for record in (a, b)]
+    difference = None
+    if None not in (a["value"], b["value"]):
+        difference = b["value"] - a["value"]
+    errors = [number.error for number in both]
+    noise = None if None in errors else math.hypot(*[error or 0.0 for error in errors])
+    return [name, *both, Number(difference, noise)]
 
 
 def _measured(record: Record) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Evaluation:
             given: dict[str, Any] = {}
             if loaded.module.data.image_channels:
                 given = {"condition": {"data": identity(loaded.data), "split": self.split}}
-            stated = draw_into(folder, loaded.module, samples, known, given)
+            stated = draw_into(folder, loaded.module, samples, known, given, loaded.origin)
             stated = {"checkpoint": str(loaded.path), **stated}
             images = UniformFolder(folder, samples.n)
             labels = samples.labels_of(loaded.module, known)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddpm_lightning.data.image_set import StoredImages
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.real_images import RealImages
+from ddpm_lightning.evaluation.sample_set import made_by
 from ddpm_lightning.files import check_folder
 from ddpm_lightning.images import ImageArchive, UniformFolder, from_uint8, grid, write_png
 from ddpm_lightning.loaded import device_named
@@ -120,14 +121,16 @@ class Judge:
         if not Processes.current().first:
             return []
         scores = reference(features, labels)
-        write_png(out / "grid.png", grid(from_uint8(images.read(images.files[:64]))))
+        origin = {"checkpoint": samples.get("checkpoint"), "step": step}
+        about = made_by(samples, {k: v for k, v in origin.items() if v is not None})
+        write_png(out / "grid.png", grid(from_uint8(images.read(images.files[:64]))), about)
         panel = draw_neighbours(
             images.read(images.files[:8]),
             features.features[:8],
             reference.features.features,
             self.real.take,
         )
-        write_png(out / "neighbours.png", panel)
+        write_png(out / "neighbours.png", panel, about)
         stated = {"n": len(images), "sha256": digest, **samples}
         return reference.results(scores, stated, step)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
@@ -16,6 +15,7 @@ from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import Result, Score
 from ddpm_lightning.plots.figure import terms_figure, write_figure
 from ddpm_lightning.processes import Processes
+from ddpm_lightning.progress import show_progress
 from ddpm_lightning.randomness import IndexedNoise, Stream
 from ddpm_lightning.sampling import Request
 
@@ -44,7 +44,7 @@ def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> list[Resu
             clip=data_range,
             evaluations=EVALUATIONS,
         )
-        for index in tqdm(batches, desc="bound", leave=False, disable=not processes.first)
+        for index in show_progress(batches, desc="bound", leave=False, disable=not processes.first)
     ]
     if not bounds:
         return []

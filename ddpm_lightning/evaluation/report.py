@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ddpm_lightning.evaluation.table import Cell, Layout, Number, lay_out, metric_title, readable
+
 
 def with_error(value: float | None, error: float | None) -> str:
     """Write a number with its standard error: 25.34 ± 0.81."""
@@ -32,16 +34,17 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def sweep_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lay out a sweep as text, a line a combination: curve, evaluations and results."""
-    width = max(len(row["curve"]) for row in rows)
+def sweep_table(rows: Sequence[dict[str, Any]], layout: Layout = "text") -> str:
+    """Lay out a sweep, a line a combination: curve, evaluations and results."""
     names = [record["metric"] for record in rows[0]["results"]]
-    lines = [f"{'':{width}}  evaluations" + "".join(f"  {name:>16}" for name in names)]
+    cells: list[list[Cell]] = []
     for row in rows:
-        numbers = [with_error(r["value"], r["standard_error"]) for r in row["results"]]
-        cells = "".join(f"  {number:>16}" for number in numbers)
-        lines.append(f"{row['curve']:{width}}  {row['evaluations']:>11}{cells}")
-    return "\n".join(lines)
+        curve = row["curve"] if layout in ("text", "csv") else readable(row["curve"])
+        numbers = [Number(r["value"], r["standard_error"]) for r in row["results"]]
+        cells.append([curve, row["evaluations"], *numbers])
+    if layout in ("text", "csv"):
+        return lay_out(["curve", "evaluations", *names], cells, layout)
+    return lay_out(["", "NFE", *map(metric_title, names)], cells, layout)
 
 
 def floor_table(records: Sequence[dict[str, Any]]) -> str:

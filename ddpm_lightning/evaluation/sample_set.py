@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.checkpoint import weights_digest
@@ -21,7 +20,11 @@ from ddpm_lightning.files import PARTIAL, contents, json_value, write_json
 from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.processes import Processes
+from ddpm_lightning.progress import show_progress
 from ddpm_lightning.sampling import Request
+
+MADE_BY = ("network", "sampler", "variance", "guidance", "weights", "seed", "edit", "images")
+"""Of all that decides about samples, what a PNG says; its caption, so to speak."""
 
 SETTINGS = "samples.json"
 """Name of the file beside the images that says how they were drawn."""
@@ -84,6 +87,17 @@ def state_of(request: Request, module: DiffusionModule, known: Condition) -> dic
     return dict(json_value(plain(settings, "settings")))
 
 
+def made_by(settings: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what made a picture, for its PNG: checkpoint and step, sampler, guidance, seed, ….
+
+    Args:
+        settings: All that decides about the samples in it, as plain data.
+        origin: Where their model comes from: its checkpoint and step.
+    """
+    known = {name: settings[name] for name in MADE_BY if settings.get(name) is not None}
+    return {**{name: str(value) for name, value in origin.items()}, **known}
+
+
 def _short(labels: Tensor) -> list[int] | str:
     """State a short list of labels as it is, a long one by its digest."""
     if len(labels) <= 100:
@@ -97,6 +111,7 @@ def draw_into(
     samples: SampleSet,
     known: Condition = Condition(),
     stated: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Draw samples as PNG files into a folder, but for those that are there already.
 
@@ -108,6 +123,7 @@ def draw_into(
         samples: Which samples, and how; a stop loses at most ``batch_size`` of them.
         known: Labels and images at hand, repeated along the index.
         stated: Where these come from, as plain data.
+        origin: Checkpoint and step of the model, for the PNG files.
 
     Returns:
         All that decides about sample k, as plain data.
@@ -122,7 +138,7 @@ def draw_into(
         progress = Processes.current().first
         return module.generate(indices, samples, known, progress=progress).x
 
-    fill(folder, settings, samples.n, samples.batch_size, draw)
+    fill(folder, settings, samples.n, samples.batch_size, draw, origin)
     return settings
 
 
@@ -132,6 +148,7 @@ def fill(
     n: int,
     batch_size: int,
     draw: Callable[[Tensor], Tensor],
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write samples 0…n − 1 as PNG files into a folder, but for those that are there already.
 
@@ -143,6 +160,7 @@ def fill(
         n: Number of samples.
         batch_size: Samples at a time: the most that a stop loses.
         draw: Gives the samples of indices int64 [m]: [m, C, H, W] in [−1, 1].
+        origin: Checkpoint and step of the model, for the PNG files.
 
     Raises:
         InputError: The folder holds something else.
@@ -151,16 +169,17 @@ def fill(
     if processes.first:
         claim(folder, settings)
     files = [folder / f"{k:06d}.png" for k in range(n)]
+    about = made_by(settings, origin or {})
     batches = processes.batches(n, batch_size)
     todo = [batch for batch in batches if not all(files[k].is_file() for k in batch.tolist())]
     processes.wait()  # so that all see the same files as missing
     own, done = todo[processes.rank :: processes.count], n - sum(map(len, todo))
     total, shown = done + sum(map(len, own)), processes.first
     try:
-        with tqdm(total=total, initial=done, desc="samples", disable=not shown) as bar:
+        with show_progress(total=total, initial=done, desc="samples", disable=not shown) as bar:
             for batch in own:
                 for k, image in zip(batch.tolist(), to_uint8(draw(batch)), strict=True):
-                    write_png(files[k], image)
+                    write_png(files[k], image, {**about, "sample": k})
                 bar.update(len(batch))
     except BaseException:
         if processes.first:

@@ -25,8 +25,12 @@ from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun, Sampler, Spacing
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.sample_set import SampleSet
+from ddpm_lightning.evaluation.table import metric_title, readable
 from ddpm_lightning.plots.figure import new_figure
 from ddpm_lightning.sampling import levels_from_noise
+
+DODGE = 1.02
+"""Factor by which a curve stands to the right of the one before it, on a logarithmic axis."""
 
 
 class Sweep(Configurable):
@@ -190,16 +194,20 @@ def draw_sweep(rows: Sequence[dict[str, Any]], metric: str) -> Figure:
     """Plot quality against evaluations, a curve for each combination of curve and results."""
     scores = [next(r for r in row["results"] if r["metric"] == metric) for row in rows]
     figure = new_figure(8, 4.5, dpi=120)
-    axes = figure.add_subplot(xscale="log", xlabel="network evaluations an image", ylabel=metric)
+    axes = figure.add_subplot(xscale="log", xlabel="network evaluations an image (NFE)")
+    axes.set_ylabel(metric_title(metric))
+    curves = list(dict.fromkeys(row["curve"] for row in rows))
     styles = product(("-", "--", ":"), [f"C{i}" for i in range(10)])
-    for curve, (line, colour) in zip(
-        dict.fromkeys(row["curve"] for row in rows), styles, strict=False
-    ):
+    for i, (curve, (line, colour)) in enumerate(zip(curves, styles, strict=False)):
         own = [k for k, row in enumerate(rows) if row["curve"] == curve]
-        x = [rows[k]["evaluations"] for k in own]
+        # Side by side, or the bars of equal evaluations would cover each other.
+        aside = DODGE ** (i - (len(curves) - 1) / 2)
+        x = [rows[k]["evaluations"] * aside for k in own]
         y = [math.nan if (v := scores[k]["value"]) is None else v for k in own]
         errors = [scores[k]["standard_error"] or 0.0 for k in own]
-        axes.errorbar(x, y, errors, label=curve, fmt="o" + line, color=colour, capsize=2, ms=4)
+        axes.errorbar(
+            x, y, errors, label=readable(curve), fmt="o" + line, color=colour, capsize=2, ms=4
+        )
     if scores[0]["floor"] is not None and scores[0]["floor"]["value"] is not None:
         label = "{n} against {reference_n} real images".format(**scores[0]["floor"])
         axes.axhline(scores[0]["floor"]["value"], color="0.5", lw=1, label=label)

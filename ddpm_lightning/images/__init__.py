@@ -1,5 +1,11 @@
 """Reading and writing image files, and conversion between [−1, 1] and 8 bits."""
 
+from ddpm_lightning.images.animation import (
+    Animation,
+    check_animation,
+    write_animation,
+    write_mp4,
+)
 from ddpm_lightning.images.archive import ImageArchive, images_at, write_npz
 from ddpm_lightning.images.eight_bits import from_uint8, to_uint8
 from ddpm_lightning.images.image_file import MODES, ImageFile
@@ -12,9 +18,11 @@ __all__ = [
     "MODES",
     "OVERVIEW",
     "SUFFIXES",
+    "Animation",
     "ImageArchive",
     "ImageFile",
     "UniformFolder",
+    "check_animation",
     "check_fps",
     "from_uint8",
     "grid",
@@ -25,7 +33,9 @@ __all__ = [
     "read_transparent",
     "to_pil",
     "to_uint8",
+    "write_animation",
     "write_gif",
+    "write_mp4",
     "write_npz",
     "write_png",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -53,9 +57,18 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def write_png(path: Path, image: Tensor) -> None:
-    """Write a uint8 image [C, H, W] as PNG, atomically."""
-    _write(path, to_pil(image), "PNG")
+def write_png(path: Path, image: Tensor, about: Mapping[str, Any] | None = None) -> None:
+    """Write a uint8 image [C, H, W] as PNG, atomically.
+
+    Args:
+        path: The file.
+        image: The image.
+        about: What made it, plain data by keyword: a text chunk each, of JSON unless it is text.
+    """
+    chunks = PngInfo()
+    for keyword, value in {**(about or {}), "Software": "ddpm_lightning"}.items():
+        chunks.add_text(keyword, value if isinstance(value, str) else json.dumps(value))
+    _write(path, to_pil(image), "PNG", pnginfo=chunks)
 
 
 def write_gif(path: Path, frames: list[Tensor], fps: float) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.statistics import Statistics
+from ddpm_lightning.progress import show_progress
 
 
 class FeatureExtractor(Configurable, ABC):
@@ -145,7 +145,9 @@ class Features:
         features: list[Tensor] = []
         logits: list[Tensor] = []
         name = f"{extractor.name} features"
-        with tqdm(total=total, desc=name, unit="image", leave=False, disable=not progress) as bar:
+        with show_progress(
+            total=total, desc=name, unit="image", leave=False, disable=not progress
+        ) as bar:
             for batch in batches:
                 for part in batch.split(batch_size):
                     one = extractor.both(part.to(device))

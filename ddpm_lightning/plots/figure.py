@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lightning.files import atomic_write
+from ddpm_lightning.images import to_pil, write_png
 
 
 def new_figure(width: float, height: float, dpi: int = 100) -> Figure:
@@ -31,10 +34,34 @@ def pixels_of(figure: Figure) -> Tensor:
     return rearrange(rgba[..., :3], "h w c -> c h w").contiguous()
 
 
+FIGURES = (".png", ".pdf", ".svg")
+"""Endings of the files that a figure is written to."""
+
+EDITABLE: dict[Any, Any] = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ddpm_lightning",
+}
+"""Text stays text in a PDF and an SVG, and the same figure gives the same file."""
+
+
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG; a stopped write never leaves half a file."""
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png")
+    """Write a figure as PNG, PDF or SVG, by its ending; a stopped write leaves no half a file."""
+    kind = path.suffix[1:].lower()
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    with atomic_write(path) as partial, rc_context(EDITABLE):
+        figure.savefig(partial, format=kind, metadata=dated)
+
+
+def write_picture(path: Path, picture: Tensor, about: Mapping[str, Any] | None = None) -> None:
+    """Write a uint8 picture [C, H, W] as PNG, with what made it, or as a PDF or SVG of pixels."""
+    if path.suffix.lower() == ".png":
+        write_png(path, picture, about)
+        return
+    height, width = picture.shape[-2:]
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure.figimage(np.asarray(to_pil(picture).convert("RGBA")))
+    write_figure(path, figure)
 
 
 def terms_figure(terms: list[float], edges: list[int], unit: str) -> Figure:

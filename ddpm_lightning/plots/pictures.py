@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +44,8 @@ class Pictures(ABC):
         """Show frames [F, n, ...] of x_t, noise on the left: uint8 [C, H, W]."""
 
     @abstractmethod
-    def write(self, folder: Path, x: Tensor) -> None:
-        """Write the samples [n, ...] themselves into a folder."""
+    def write(self, folder: Path, x: Tensor, about: Mapping[str, Any]) -> None:
+        """Write the samples [n, ...] into a folder, and into PNG files what made them."""
 
 
 def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
@@ -65,6 +67,11 @@ def pictures_of(shape: tuple[int, ...], data: object = None) -> Pictures:
     )
 
 
+def strip_rows(n: int) -> Tensor:
+    """Of n samples the ones in a strip: ten at most, evenly spread, so that each class has one."""
+    return torch.linspace(0, n - 1, min(10, n)).long()
+
+
 class Images(Pictures):
     """Images in [−1, 1]: a grid, and a PNG each at its own size."""
 
@@ -79,17 +86,15 @@ class Images(Pictures):
 
     @override
     def strip(self, frames: Tensor) -> Tensor:
-        """A row a sample, at most eight, evenly spread over all."""
-        n = frames.shape[1]
-        rows = torch.linspace(0, n - 1, min(8, n)).long()
-        shown = rearrange(frames[:, rows], "frame n ... -> (n frame) ...")
-        return grid(shown, columns=len(frames), tile=32)
+        """A row a sample of :func:`strip_rows`."""
+        shown = rearrange(frames[:, strip_rows(frames.shape[1])], "frame n ... -> (n frame) ...")
+        return grid(shown, columns=len(frames), tile=48)
 
     @override
-    def write(self, folder: Path, x: Tensor) -> None:
+    def write(self, folder: Path, x: Tensor, about: Mapping[str, Any]) -> None:
         """Write 000000.png, 000001.png and so on."""
         for k, image in enumerate(to_uint8(x)):
-            write_png(folder / f"{k:06d}.png", image)
+            write_png(folder / f"{k:06d}.png", image, {**about, "sample": k})
 
 
 class Scatter(Pictures):
@@ -121,7 +126,7 @@ class Scatter(Pictures):
         return torch.cat([self._plot(x, pixels=160, ticks=False) for x in frames], dim=2)
 
     @override
-    def write(self, folder: Path, x: Tensor) -> None:
+    def write(self, folder: Path, x: Tensor, about: Mapping[str, Any]) -> None:
         """Write samples.npy, float32 [n, 2]."""
         with atomic_write(folder / "samples.npy") as partial, partial.open("wb") as file:
             np.save(file, x.numpy())

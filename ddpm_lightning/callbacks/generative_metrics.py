@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from tqdm.auto import tqdm
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition

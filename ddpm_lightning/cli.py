@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ from ddpm_lightning.terminal.choices import classes, hint_of
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 from ddpm_lightning.trackers import in_run_folder, trackers_of
-from ddpm_lightning.trust import check_trust, trusting
+from ddpm_lightning.trust import check_trust, foreign_packages, trusting
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
@@ -363,7 +364,10 @@ class DiffusionCLI(LightningCLI):
                 if where := tracker.where():
                     print(f"Look at it: {where}")
             if (last := last_checkpoint(root)).exists():
-                print(f"Draw from it: {PROGRAM} sample --ckpt {last} --out FOLDER")
+                packages = foreign_packages([self.model.class_path(), dict(self.model.hparams)])
+                trust = ["--trust", ",".join(packages)] if packages else []
+                words = shlex.join(["sample", "--ckpt", str(last), *trust])
+                print(f"Draw from it: {PROGRAM} {words} --out FOLDER")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the checkpoint's arguments override the command line's without a word.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -92,7 +93,7 @@ class Request(Configurable):
 
     def check(self, model: Model) -> None:
         """Raise InputError if the request does not fit a model, before anything is computed."""
-        levels_from_noise(self.sampler, model.denoiser(self.weights))
+        levels_from_noise(self.sampler.clipped((-1.0, 1.0)), model.denoiser(self.weights))
         self.check_variance(model)
         self.check_labels(model)
 
@@ -344,8 +345,14 @@ def _joined(batches: list[list[State]]) -> Frames:
 
 
 def levels_from_noise(sampler: Sampler, denoiser: Denoises) -> list[int]:
-    """The sampler's levels; raise InputError unless they start at T."""
+    """The sampler's levels; raise InputError unless they fall from T to 0."""
     levels = sampler.levels(denoiser.schedule)
+    falls = all(t > s for t, s in pairwise(levels)) and levels[-1] == 0
+    if not falls or not all(isinstance(t, int) for t in levels):
+        raise InputError(
+            f"{sampler.spacing.class_path()} gives the levels {levels!s:.60}…: they must be "
+            "whole numbers (int) that fall, and end with 0"
+        )
     if levels[0] != denoiser.schedule.T and not sampler.spacing.starts_below_T:
         raise InputError(
             f"the sampler starts at level {levels[0]}, but samples start from noise at level "

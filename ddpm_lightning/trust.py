@@ -97,6 +97,12 @@ def is_trusted(class_path: str, trust: Iterable[str] = ()) -> bool:
     return class_path.rpartition(".")[0] in sys.modules
 
 
+def foreign_packages(description: Any) -> list[str]:
+    """List the packages that --trust has to name before a description is built elsewhere."""
+    packages = {path.partition(".")[0] for path in class_paths(description)}
+    return sorted(packages - {OWN, "torch", "lightning"})
+
+
 def check_trust(
     where: Any, description: Any, others: Any = None, trust: Iterable[str] = ()
 ) -> None:

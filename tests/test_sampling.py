@@ -8,8 +8,8 @@ from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import guide
 from ddpm_lightning.diffusion.label_dropout import LabelDropout
 from ddpm_lightning.diffusion.parameterizations import X0, V
-from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Levels
-from ddpm_lightning.diffusion.schedules import Linear, Table
+from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Levels, SingleStep, UniformSpacing
+from ddpm_lightning.diffusion.schedules import Cosine, Linear, Table
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import Request, from_noise, run
@@ -84,3 +84,29 @@ def test_labels_of_a_request_and_of_a_condition_are_checked(label):
     for given in ({"labels": label}, {"condition": Condition(torch.tensor(label))}):
         with pytest.raises(InputError, match="one or more from 0…2"):
             module.sample(2, DDIM(1), **given)
+
+
+class Bare(SingleStep):
+    """A sampler that does not pass on what every sampler takes."""
+
+    def __init__(self, steps: int = 2) -> None:
+        super().__init__(steps=steps)
+
+    def step(self, prediction, s, noise):
+        return prediction.x0
+
+
+def test_a_sampler_that_cannot_clip_is_refused_before_anything_is_computed():
+    with pytest.raises(InputError, match=r"Bare does not take clip, spacing: let its __init__"):
+        Request(Bare()).check(tiny_module())
+
+
+@pytest.mark.parametrize("levels", [[8, 4], [8, 4, 4, 0], [8, 4.0, 0], [8, 0, 4]], ids=str)
+def test_levels_that_do_not_fall_to_0_are_refused(levels, monkeypatch):
+    class Stated(UniformSpacing):
+        def __call__(self, schedule, steps):
+            return levels
+
+    module = tiny_module(schedule=Cosine(8))
+    with pytest.raises(InputError, match=r"whole numbers \(int\) that fall, and end with 0"):
+        Request(DDIM(2, spacing=Stated())).check(module)

@@ -57,7 +57,8 @@ class Measures:
         for metric in self.metrics:
             for stem, score in metric(sets).items():
                 name, alias = metric.names(stem, self.extractor)
-                found[name] = replace(score, alias=alias)
+                settings = {**metric.changed(), **(score.settings or {})}
+                found[name] = replace(score, alias=alias, settings=settings)
         return found
 
     def describe(self) -> dict[str, Any] | None:

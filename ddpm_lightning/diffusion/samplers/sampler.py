@@ -108,6 +108,11 @@ class Sampler(Configurable, ABC):
         """This sampler, clipping to the data's range unless it has a range of its own."""
         if self.clip is not None or data_range is None:
             return self
+        if missing := {"steps", "spacing", "clip"} - self._arguments.keys():
+            raise InputError(
+                f"{self.class_path()} does not take {', '.join(sorted(missing))}: let its "
+                "__init__ take steps, spacing, clip and threshold and pass them on, as DDIM's does"
+            )
         return self.replace(clip=data_range)
 
     def from_level(self, level: int, schedule: Schedule) -> Self:

@@ -150,7 +150,7 @@ def test_a_limit_of_one_batch_is_one_batch(capsys, tmp_path):
         (["--trainer.barebones=true"], "trainer.barebones true runs without"),
         (["--trainer.enable_checkpointing=false"], "by --checkpoint.every_n_steps"),
         (["--trainer.callbacks+=LearningRateFinder"], "give --model.optimizer.lr"),
-        (["--trainer.callbacks+=BatchSizeFinder"], "give --data.global_batch_size"),
+        (["--trainer.callbacks+=BatchSizeFinder"], "divide the step by --trainer.accum"),
     ],
 )
 def test_what_cannot_work_here_is_refused_with_what_can(more, message, capsys, tmp_path):

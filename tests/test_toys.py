@@ -232,7 +232,7 @@ def test_sample_grid_draws_points_of_classes_in_turns_as_scatter_plots(tmp_path,
     assert shows_samples_and_data(tmp_path / "samples" / f"{name}.png")
     assert frames_in(tmp_path / "samples" / f"{name}.gif") == 3
     strip = Image.open(tmp_path / "samples" / "ddim4_ema_denoising_step_00000002.png")
-    assert strip.size == (3 * 160, 20 + 160)  # a caption above
+    assert strip.size == (3 * 160, 20 + 18 + 160)  # a caption, and t over the columns
     tags = events(tmp_path).Tags()["images"]
     assert set(tags) == {f"samples/ddim4_ema{what}" for what in ("", "_denoising", "_animated")}
 

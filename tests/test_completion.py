@@ -51,7 +51,7 @@ def offered(script, capsys, tmp_path):
         ("fit --trainer.max_s", {"--trainer.max_steps"}),
         ("find_lr --min", {"--min_lr"}),
         ("fit --config swiss", {"swiss_roll"}),
-        ("fit --model.net Smal", {"SmallUNet"}),
+        ("fit --model.net SmallU", {"SmallUNet"}),
         ("fit --data Dig", {"Digits"}),
         ("sample --sampler DD", {"DDIM", "DDPM"}),
         ("plot rev", {"reverse"}),

@@ -687,7 +687,7 @@ def test_few_steps_find_both_modes_of_a_mixture_whatever_the_schedules_last_leve
         (lambda: DDPM(clip=(1.0, -1.0)), "low < high"),
         (lambda: DDIM(eta=-0.1), "eta lies between 0"),
         (lambda: DDIM(eta=1.1), "eta lies between 0"),
-        (lambda: OwnStep().clipped((-1.0, 1.0)), "OwnStep takes no argument 'clip'"),
+        (lambda: OwnStep().clipped((-1.0, 1.0)), "OwnStep does not take clip"),
         (
             lambda: encode(Denoiser(Waves(), Straight(20), X0()), normal(2, 3), steps=1),
             "take more steps",

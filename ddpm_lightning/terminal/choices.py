@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
 import sys
 from abc import ABC
 from argparse import Action
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from itertools import accumulate
 from pydoc import locate
@@ -26,7 +25,7 @@ ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRSched
 
 def bases_of(hint: Any) -> list[type]:
     """List the classes in a type hint; for a factory, those that it returns."""
-    is_factory = get_origin(hint) is collections.abc.Callable
+    is_factory = get_origin(hint) is Callable
     arguments = get_args(hint)[-1 if is_factory else 0 :]
     if isinstance(hint, type) and not arguments:
         return [hint] if issubclass(hint, ROOTS) else []
@@ -91,9 +90,8 @@ def nearest(name: str, known: Iterable[str], dashes: str = "", otherwise: str = 
     """Suggest the nearest known name, up to the first unknown part of a dotted one."""
     names = sorted({part for one in known for part in _prefixes(one)})
     unknown = next((part for part in _prefixes(name) if part not in names), name)
-    close = get_close_matches(unknown, names, n=1)
-    close = close or [one for one in names if one.endswith(f".{unknown}")]
-    return f"; did you mean {dashes}{close[0]}?" if close else otherwise
+    near = get_close_matches(unknown, names, 1) or [n for n in names if n.endswith(f".{unknown}")]
+    return f"; did you mean {dashes}{near[0]}?" if near else otherwise
 
 
 def _prefixes(name: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import collections.abc
 from argparse import Action, ArgumentError
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser
@@ -35,9 +36,10 @@ class Parser(ArgumentParser):
         raise ParseError(self, message) from ex
 
 
+@cache
 def parser_of(cls: type, hint: Any = None, key: str | None = None) -> Parser:
     """Build the parser of a class's arguments, without those that a factory is called with."""
-    passed = len(get_args(hint)[0]) if get_origin(hint) is collections.abc.Callable else 0
+    passed = len(get_args(hint)[0]) if get_origin(hint) is Callable else 0
     parser = Parser(description=f"The arguments of --{key} {cls.__name__}")
     parser.add_class_arguments(cls, *[key] if key else [], skip={passed} - {0}, fail_untyped=False)
     return parser

@@ -197,6 +197,7 @@ class DiffusionCLI(LightningCLI):
 
     def __init__(self, module_class: type[DiffusionModule], args: list[str] | None) -> None:
         self._module_class = module_class
+        self._words = sys.argv[1:] if args is None else args
         exact = {"allow_abbrev": False}
         with ExitStack() as self._held:  # the lock of the run folder
             super().__init__(
@@ -212,8 +213,13 @@ class DiffusionCLI(LightningCLI):
                 parser_class=RunParser,
                 parser_kwargs=exact
                 | {"description": "Train diffusion models and use them; one run is one folder."}
-                | {name: exact | {"description": text} for name, text in DESCRIPTIONS.items()},
+                | {one: exact | {"description": DESCRIPTIONS[one]} for one in self.subcommands()},
             )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command that was asked for alone, because building a parser takes a while."""
+        every = super().subcommands()
+        return {name: every[name] for name in self._words[:1] if name in every} or every
 
     def setup_parser(self, *args: Any) -> None:
         """Let the help list the plain commands, too, which main runs without this class."""
@@ -554,6 +560,10 @@ class CompletionCLI(TrialCLI):
 
     name = "completion"
     description = COMPLETION
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """All of them, for their flags."""
+        return LightningCLI.subcommands()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Print the script in place of parsing."""

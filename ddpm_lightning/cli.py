@@ -546,12 +546,17 @@ class FindLRCLI(TrialCLI):
             update_attr=False,
         )
         lr = found.suggestion() if found is not None else None
-        if settings.out is not None and found is not None:
+        if found is None or lr is None:
+            more = max(100, 2 * settings.steps)
+            raise InputError(
+                f"{settings.steps} steps are too few for a suggestion: --steps {more}"
+            )
+        if not _is_first_process():
+            return
+        if settings.out is not None:
             figure = new_figure(6, 4)
             found.plot(suggest=True, ax=figure.add_subplot())
             write_figure(settings.out, figure)
-        if lr is None:
-            raise InputError(f"{settings.steps} steps are too few for a suggestion: --steps 100")
         print(f"the loss falls fastest at this rate: --model.optimizer.lr {lr:.2g}")
 
 

@@ -131,14 +131,17 @@ def make_lr_schedule(
         The schedule, to be stepped per optimizer step; None: the rate is constant.
 
     Raises:
-        InputError: The schedule needs a metric (ReduceLROnPlateau).
+        InputError: The schedule refuses the optimizer, or needs a metric (ReduceLROnPlateau).
     """
     parts: list[LRScheduler] = []
     if warmup_steps > 1:
         warm_up = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps - 1)
         parts.append(warm_up)
     if after is not None:
-        schedule = after(optimizer)
+        try:
+            schedule = after(optimizer)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"lr_schedule cannot be made: {error}") from error
         if isinstance(schedule, ReduceLROnPlateau):
             raise InputError("lr_schedule: ReduceLROnPlateau waits for a metric; use another")
         parts.append(schedule)

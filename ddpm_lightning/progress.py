@@ -75,10 +75,13 @@ class Lines:
     def update(self, n: int = 1, **values: Any) -> None:
         """Count n more, and print a line with these values if it is time."""
         self.n += n
-        now = time.monotonic()
-        if not self.disable and now - self.last >= self.seconds:
-            self.last = now
+        if self.is_due():
+            self.last = time.monotonic()
             self.tell(**values)
+
+    def is_due(self) -> bool:
+        """Whether the next update prints a line."""
+        return not self.disable and time.monotonic() - self.last >= self.seconds
 
     def tell(self, **values: Any) -> None:
         """Print a line: what is done, the rate, the time left, and these values."""

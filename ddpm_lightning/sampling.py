@@ -347,7 +347,7 @@ def _joined(batches: list[list[State]]) -> Frames:
 def levels_from_noise(sampler: Sampler, denoiser: Denoises) -> list[int]:
     """The sampler's levels; raise InputError unless they fall from T to 0."""
     levels = sampler.levels(denoiser.schedule)
-    falls = all(t > s for t, s in pairwise(levels)) and levels[-1] == 0
+    falls = levels[-1:] == [0] and all(t > s for t, s in pairwise(levels))
     if not falls or not all(isinstance(t, int) for t in levels):
         raise InputError(
             f"{sampler.spacing.class_path()} gives the levels {levels!s:.60}…: they must be "

@@ -25,8 +25,11 @@ OWN = "ddpm_lightning"
 CLASS_PATH = re.compile(r"([\w-]+\.)+[^\W\d]\w*")
 """A string that import would take for a class: the name of a module may be no identifier."""
 
-FILE_ARGUMENTS = ("root", "table", "weights", "folder")
-"""Arguments whose strings name files, which a dot does not make an import path."""
+FILE_ARGUMENTS = {
+    *("root", "table", "weights", "folder", "path", "cache", "font_folder", "init_from"),
+    *("default_root_dir", "save_dir", "dirpath", "name", "project", "tracking_uri"),
+}
+"""Arguments whose strings name files or runs, which a dot does not make an import path."""
 
 _command: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
 """The words of the command that runs; empty in a program that calls this library."""

@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return value if value is None or type(value) in (str, int, float, bool) else str(value)
 
 
 def measured(trainer: Trainer) -> list[str]:

@@ -32,7 +32,7 @@ METRICS = {
 }
 """Metrics as papers name them, by the first part of their name."""
 
-EXTRACTORS = {"lenet": "LeNet", "pixels": "pixels", "inf": "extrapolated"}
+EXTRACTORS = {"lenet": "LeNet", "colour": "ColourNet", "pixels": "pixels", "inf": "extrapolated"}
 """What the other parts of a metric's name mean."""
 
 

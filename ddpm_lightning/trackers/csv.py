@@ -24,15 +24,16 @@ class CSV(Tracker):
     def begin(self, step: int | None) -> None:
         """Keep the lines up to the step, for Lightning's logger removes the file it finds."""
         file = self._file()
-        rows: list[dict[str, Any]] = []
-        if file.is_file():
-            with file.open(newline="", encoding="utf-8") as lines:
-                rows = list(csv.DictReader(lines))
+        before = file.with_name(f"{file.name}.before")
+        if file.is_file() and not before.exists():
+            file.replace(before)
+        kept = [row for row in _rows(before) if step is None or _is_of(row, step)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Experiment logs directory")
             writer = self.logger.experiment
-        writer.metrics = [row for row in rows if step is None or int(row["step"]) <= step]
+        writer.metrics = kept
         writer.save()
+        before.unlink(missing_ok=True)
 
     @override
     def show(self, tag: str, file: Path, step: int) -> None:
@@ -44,3 +45,18 @@ class CSV(Tracker):
 
     def _file(self) -> Path:
         return Path(self.logger.log_dir) / "metrics.csv"
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """Read the whole lines of a file; a kill may have cut the last one."""
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+        return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
+
+
+def _is_of(row: dict[str, Any], step: int) -> bool:
+    """Whether a line was logged before the save of a step."""
+    tags = [tag for tag, value in row.items() if tag not in ("step", "epoch", None) and value]
+    of_next = all(tag.startswith("lr-") for tag in tags)  # LearningRateMonitor logs it ahead
+    return int(row["step"]) < step or (int(row["step"]) == step and not of_next)

@@ -24,6 +24,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from ddpm_lightning.cli import main
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.trackers import TRACKERS, Tracker, in_run_folder
+from ddpm_lightning.trackers.csv import CSV
 from ddpm_lightning.trackers.mlflow import MLflow
 from tests.outcome import WALL_CLOCK
 from tests.small import events, fail
@@ -405,3 +406,13 @@ def test_wandb_gets_checkpoints_where_log_model_asks(tmp_path):
     assert [[entry.path for entry in one.manifest.contents] for one in models] == [
         ["last.ckpt"]
     ] * 2
+
+
+def test_a_cut_csv_keeps_its_whole_lines(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("epoch,lr-Adam,step,train/loss\n0,,1,0.5\n0,,2,0.4\n0,0.1,2,\n0,,3,0.3\n0.00")
+    logger = CSVLogger(tmp_path, name="", version="")
+    CSV(logger, tmp_path).begin(2)
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [(row["step"], row["train/loss"]) for row in rows] == [("1", "0.5"), ("2", "0.4")]
+    assert not (tmp_path / "metrics.csv.before").exists()

@@ -81,6 +81,7 @@ def test_a_path_is_expanded_once(home, monkeypatch):
         ["--trainer.default_root_dir", ""],
         ["--out=", "--n=3"],
         ["--data.root="],
+        ["--init_from="],
         ["--edit.image="],
         ["--config="],
     ],

@@ -13,7 +13,7 @@ from ddpm_lightning.checkpoint import KEY
 from ddpm_lightning.cli import main
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.loaded import DataPlace, Loaded, with_download
-from ddpm_lightning.trust import class_paths, is_trusted
+from ddpm_lightning.trust import check_trust, class_paths, is_trusted
 from tests.test_whole_checkpoints import altered
 
 MNIST = {"class_path": "ddpm_lightning.data.MNIST", "init_args": {"root": "data"}}
@@ -153,3 +153,8 @@ def test_a_found_configuration_takes_nothing_from_another_file(
     assert f"takes settings from {other}" in error
     assert f"--config {tmp_path}/run/config.yaml" in error
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["init_from", "path", "default_root_dir", "project", "cache"])
+def test_the_name_of_a_file_or_run_may_have_a_dot(name):
+    check_trust("a.ckpt", {"init_args": {name: "base.ckpt"}})

@@ -18,7 +18,7 @@ from ddpm_lightning.errors import InputError
 
 NAMES = re.compile(
     r"(.*_)?(dir|dirpath|root|folder|path|file|cache|weights|ckpt|config|out|samples|condition|"
-    r"image|mask|first|second|table|init_from|from|source)"
+    r"image|mask|first|second|table|init_from|from)"
 )
 """The last part of the names of settings that are paths."""
 

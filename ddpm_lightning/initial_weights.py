@@ -29,7 +29,7 @@ def initialize(module: DiffusionModule, path: str | Path) -> str:
         path: The checkpoint.
 
     Returns:
-        A table of what was not taken.
+        A table of what was not taken, and what differs in how the weights are used.
 
     Raises:
         InputError: The checkpoint cannot be read, or less than half of the parameters fit.
@@ -110,7 +110,7 @@ def _shape(value: Any) -> str:
 
 
 def _told(module: DiffusionModule, source: DiffusionModule) -> list[str]:
-    """Say which parts give the network's input or output another meaning."""
+    """Say which parts give the network's input, computation or output another meaning."""
     lines = []
     for name in ("parameterization", "schedule"):
         here, there = (getattr(one, name).describe() for one in (module, source))
@@ -120,4 +120,19 @@ def _told(module: DiffusionModule, source: DiffusionModule) -> list[str]:
                 for one in (here, there)
             ]
             lines.append(f"  {name}: {said[0]} here, {said[1]} there")
+    return lines + _other_network(module, source)
+
+
+def _other_network(module: DiffusionModule, source: DiffusionModule) -> list[str]:
+    """Say how the networks differ, because weights of one shape can be used in many ways."""
+    skip = ("data", "out_channels", "dropout")  # dropout is of training alone
+    here, there = (one.net.describe(skip) for one in (module, source))
+    lines = []
+    if here["class_path"] != there["class_path"]:
+        lines.append(f"  net: {here['class_path']} here, {there['class_path']} there")
+    ours, theirs = here["init_args"], there["init_args"]
+    for name in ours | theirs:
+        said = [str(one.get(name, "–"))[:100] for one in (ours, theirs)]
+        if ours.get(name, "–") != theirs.get(name, "–"):
+            lines.append(f"  net.{name}: {said[0]} here, {said[1]} there")
     return lines

@@ -44,6 +44,7 @@ from ddpm_lightning.diffusion import (
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.interchange.convert import ToDiffusers, to_diffusers
+from ddpm_lightning.interchange.folder import read_weights
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.networks import MLP, DiffusersUNet, DiT
 from tests.make_data import write_cifar10
@@ -381,6 +382,14 @@ def test_the_published_layout_is_converted(tmp_path):
     torch.testing.assert_close(back.ema.net(x, c_noise), expected, atol=1e-5, rtol=1e-5)
     parts = (back.schedule, back.parameterization, back.variance)
     assert [type(part) for part in parts] == [Linear, Eps, FixedLarge]
+
+
+def test_weights_of_full_precision_come_before_those_of_half(tmp_path):
+    full = {"weight": torch.tensor([1 / 3])}
+    torch.save(full, tmp_path / "diffusion_pytorch_model.bin")
+    half = {"weight": full["weight"].half()}
+    save_file(half, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    assert torch.equal(read_weights(tmp_path)["weight"], full["weight"])
 
 
 DEFAULTS = {"sample_size": 8, "block_out_channels": (32, 32, 64)}

@@ -13,7 +13,7 @@ from ddpm_lightning.diffusion import LabelDropout, Linear, V
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.initial_weights import initialize
 from ddpm_lightning.loaded import Loaded
-from ddpm_lightning.networks import DiT
+from ddpm_lightning.networks import DiffusersUNet, DiT, UNet
 from tests.small import TinyUNet, fail, image_spec, inputs, labels, tiny_module
 from tests.test_diffusers import drawn_anew, save
 
@@ -98,6 +98,27 @@ def test_other_sizes_and_levels_take_all_and_name_the_levels(unlabelled):
     assert all(torch.equal(expected[k], v) for k, v in module.net.state_dict().items())
     assert "schedule: Linear {'T': 200" in told
     assert "parameterization: V here, Eps there" in told
+
+
+def told_of_networks(here, there, tmp_path):
+    path = save(drawn_anew(tiny_module(net=there)), tmp_path / "x.ckpt")
+    return initialize(tiny_module(net=here), path).splitlines()[1:]
+
+
+def test_a_network_that_uses_the_same_weights_otherwise_is_told(tmp_path):
+    here, there = partial(TinyUNet, heads=1, groups=8), partial(TinyUNet, heads=4, dropout=0.3)
+    told = told_of_networks(here, there, tmp_path)
+    assert told == ["  net.heads: 1 here, 4 there", "  net.groups: 8 here, 4 there"]
+
+
+def test_a_network_of_another_class_with_the_same_weights_is_told(tmp_path):
+    widths = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
+    here, there = (partial(kind, **widths, attention_levels=[1]) for kind in (UNet, DiffusersUNet))
+    told = told_of_networks(here, there, tmp_path)
+    assert told[0] == (
+        "  net: ddpm_lightning.networks.UNet here, ddpm_lightning.networks.DiffusersUNet there"
+    )
+    assert "  net.head_width: – here, 8 there" in told
 
 
 @pytest.mark.parametrize(

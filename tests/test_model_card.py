@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
 from ddpm_lightning.cli import main
+from ddpm_lightning.interchange.card import picture_of, results_of
 from ddpm_lightning.metrics import Score
 from ddpm_lightning.metrics.result import Result, write_results
 from tests.small import fail
@@ -63,18 +66,85 @@ def test_the_licence_is_left_to_the_person(tiny_checkpoint, tmp_path):
     assert "## Results" not in shown.text  # this run measured none
 
 
-def test_a_card_beside_safetensors_says_how_to_sample(tiny_checkpoint, tmp_path, capsys):
-    shown = card(tiny_checkpoint, tmp_path, "--format=safetensors", out="out/model.safetensors")
+SAFE = "--format=safetensors"
+
+
+def test_a_card_beside_safetensors_says_how_to_sample(tiny_checkpoint, tmp_path):
+    shown = card(tiny_checkpoint, tmp_path, SAFE, out="out/model.safetensors")
     assert "python -m ddpm_lightning sample --ckpt model.safetensors" in shown.text
-    assert f"hf upload OWNER/NAME {tmp_path / 'out'}\n" in capsys.readouterr().out
 
 
-def test_of_a_run_the_results_of_the_last_step_are_shown(tiny_checkpoint, tmp_path, evaluated):
+def test_only_the_files_of_an_export_are_published(tiny_checkpoint, tmp_path, evaluated, capsys):
+    words = [f"--results={evaluated}", SAFE]
+    card(tiny_checkpoint, tmp_path, *words, out="out/my model.safetensors")
+    _, _, *given = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    expected = ["OWNER/NAME", str(tmp_path / "out"), "."]
+    for name in ("my model.safetensors", "README.md", "samples.png"):
+        expected += ["--include", name]
+    assert given == expected
+
+
+def test_a_picture_that_is_there_is_not_overwritten(tiny_checkpoint, tmp_path, evaluated, capsys):
+    (tmp_path / "samples.png").write_text("mine")
+    out = tmp_path / "model.safetensors"
+    words = [f"--ckpt={tiny_checkpoint}", f"--out={out}", "--card=true", SAFE]
+    error = fail(capsys, "export", *words, f"--results={evaluated}")
+    assert f"{tmp_path / 'samples.png'} exists already" in error
+    assert (tmp_path / "samples.png").read_text() == "mine"
+    assert not out.exists()
+
+
+def at_steps(evaluated, *steps):
+    """The results of a run's steps, of value 10·step."""
     first = json.loads((evaluated / "results.json").read_text())[0]
-    records = [{**first, "step": 100 * k, "value": 10.0 * k} for k in (1, 3, 2)]
-    (evaluated / "metrics.json").write_text(json.dumps(records))
+    return json.dumps([{**first, "step": step, "value": 10.0 * step} for step in steps])
+
+
+def test_only_results_of_the_step_of_the_checkpoint_are_shown(
+    tiny_checkpoint, tmp_path, evaluated
+):
+    (evaluated / "metrics.json").write_text(at_steps(evaluated, 1, 3, 6))
     shown = card(tiny_checkpoint, tmp_path, f"--results={evaluated / 'metrics.json'}")
     assert [one.metric_value for one in shown.data.eval_results] == [30.0]
+
+
+def test_results_of_another_checkpoint_are_one_line(tiny_checkpoint, tmp_path, evaluated, capsys):
+    (evaluated / "results.json").write_text(at_steps(evaluated, 6))
+    words = [f"--ckpt={tiny_checkpoint}", f"--out={tmp_path / 'o'}", "--card=true"]
+    error = fail(capsys, "export", *words, f"--results={evaluated}")
+    assert "holds no result of step 3" in error
+
+
+@pytest.fixture
+def run(tmp_path, evaluated):
+    """A run that measured and drew at two steps; returns its folder of checkpoints."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "samples").mkdir()
+    (folder / "metrics.json").write_text(at_steps(evaluated, 3, 6))
+    for name in ("ddpm_ema", "ddpm_ema_denoising", "neighbours_ddpm_ema"):
+        for step in (3, 6):
+            (folder / "samples" / f"{name}_step_{step:08d}.png").touch()
+    return folder / "checkpoints"
+
+
+def test_results_and_picture_of_a_run_are_of_the_step(run, monkeypatch):
+    monkeypatch.chdir(run)
+    (result,) = results_of(Path("last.ckpt"), None, 3)
+    assert result["value"] == 30
+    picture = picture_of(Path("last.ckpt"), None, 3)
+    assert picture == run.parent / "samples" / "ddpm_ema_step_00000003.png"
+
+
+def test_a_run_that_measured_and_drew_at_other_steps_shows_nothing(run):
+    assert results_of(run / "last.ckpt", None, 4) == []
+    assert picture_of(run / "last.ckpt", None, 4) is None
+
+
+def test_a_checkpoint_outside_a_run_takes_nothing_of_what_lies_around(run):
+    ckpt = run.with_name("other") / "x.ckpt"
+    assert results_of(ckpt, None, 3) == []
+    assert picture_of(ckpt, None, 3) is None
 
 
 def test_results_without_a_card_are_one_line(tiny_checkpoint, tmp_path, evaluated, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -50,24 +51,32 @@ def export(
             network and its scheduler are written, for a loop of your own.
         variance: Variance of the reverse steps, in place of the model's own, e.g. FixedSmall.
         card: Also write a model card, README.md: recipe, data, results, and the grid of samples
-            of evaluate or of the run.
-        results: Results for the card, of evaluate, a file or its folder; default: the run's
-            metrics.json.
+            of evaluate or of the run, as samples.png.
+        results: Results of this checkpoint for the card, of evaluate, a file or its folder;
+            default: those of its step in the run's metrics.json.
 
     Raises:
         InputError: The checkpoint or the folder does not work, or diffusers cannot say it.
     """
     if results is not None and not card:
         raise InputError("--results is for the model card; add --card true")
-    records = results_of(ckpt, results) if card else []
-    folder = out if format == "diffusers" else out.parent
+    checkpoint, records, picture = {}, [], None
+    if card:
+        checkpoint = read_checkpoint(ckpt)
+        step = checkpoint["global_step"]
+        records, picture = results_of(ckpt, results, step), picture_of(ckpt, results, step)
+    folder, include = out, ""
     if format == "safetensors":
         for name, value in (("label", label), ("variance", variance)):
             if value is not None:
                 raise InputError(f"--{name} is for --format diffusers; a checkpoint has them all")
         check_new_file(out, (".safetensors",))
-        if card:
-            check_new_file(folder / "README.md", (".md",))
+        # The folder may hold much else, none of which is overwritten or published.
+        folder, beside = out.parent, ["README.md"] if card else []
+        beside += [PICTURE] if picture is not None else []
+        for name in beside:
+            check_new_file(folder / name, (".md", ".png"))
+        include = "".join(f" --include {shlex.quote(name)}" for name in (out.name, *beside))
         write_safetensors(read_checkpoint(ckpt, weights=True), out, weights)
         print(f"{out} holds the {weights or 'ema and raw'} weights with all that describes them")
         print(f"Draw from it: {PROGRAM} sample --ckpt {out} --out FOLDER")
@@ -79,7 +88,9 @@ def export(
         wanted = ToDiffusers(weights or "ema", label, variance)
         use = _export_to_diffusers(Loaded.read(ckpt), out, wanted)
     if card:
-        _write_card(read_checkpoint(ckpt), folder, use, records, picture_of(ckpt, results))
+        _write_card(checkpoint, folder, use, records, picture)
+        print(f"{folder / 'README.md'} is its card; state the licence in it, then publish by")
+        print(f"hf upload OWNER/NAME {shlex.quote(str(folder))} .{include}")
 
 
 def _export_to_diffusers(loaded: Loaded, out: Path, wanted: ToDiffusers) -> str:
@@ -113,5 +124,3 @@ def _write_card(
         shutil.copyfile(picture, folder / PICTURE)
     with atomic_write(folder / "README.md") as partial:
         partial.write_text(model_card(checkpoint, use, records, picture is not None), "utf-8")
-    print(f"{folder / 'README.md'} is its card; state the licence in it, then publish by")
-    print(f"hf upload OWNER/NAME {folder}")

@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from ddpm_lightning.checkpoint import KEY, NET
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.report import with_error
 from ddpm_lightning.metrics.result import NAMES, read_records
 from ddpm_lightning.resume import PLACES
@@ -93,27 +94,56 @@ def model_card(
     return f"---\n{licence}{shown}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def results_of(ckpt: Path, results: Path | None) -> list[dict[str, Any]]:
-    """Read results: those that are named, else the metrics.json of a checkpoint's run."""
-    path = results or ckpt.parent.parent / NAMES[1]
+def results_of(ckpt: Path, results: Path | None, step: int) -> list[dict[str, Any]]:
+    """Read results of a checkpoint: from those that are named, else from its run's metrics.json.
+
+    Args:
+        ckpt: The checkpoint.
+        results: A file with results or its folder. Those that state no step are taken, too,
+            because a person says that they are of this checkpoint.
+        step: The checkpoint's optimizer steps; results of other steps are left out.
+
+    Raises:
+        InputError: What is named holds no results of this step.
+    """
+    run = _run(ckpt)
+    path = results or (run and run / NAMES[1])
+    if path is None:
+        return []
     if path.is_dir():
         path = next(filter(Path.is_file, (path / name for name in NAMES)), path / NAMES[0])
-    if results is None and not path.is_file():
-        return []
+    if not path.is_file():
+        if results is None:
+            return []
+        raise InputError(f"no file {path}")
+    steps = (step,) if results is None else (step, None)
     found: dict[str, dict[str, Any]] = {}
     for record in read_records(path):
-        before = found.get(record["metric"])
-        if before is None or (record["step"] or 0) > (before["step"] or 0):
-            found[record["metric"]] = record
+        if record["step"] in steps:
+            found.setdefault(record["metric"], record)
+    if results is not None and not found:
+        raise InputError(f"{path} holds no result of step {step}, which {ckpt} is of")
     return list(found.values())
 
 
-def picture_of(ckpt: Path, results: Path | None) -> Path | None:
-    """Find a grid of samples: beside the results that are named, else a run's newest."""
+def picture_of(ckpt: Path, results: Path | None, step: int) -> Path | None:
+    """Find a grid of a checkpoint's samples: beside named results, else in its run."""
     if results is not None and (grid := _folder(results) / "grid.png").is_file():
         return grid
-    grids = (ckpt.parent.parent / "samples").glob("*.png")
-    return max(grids, key=lambda path: path.stat().st_mtime, default=None)
+    run = _run(ckpt)
+    if run is None:
+        return None
+    for file in sorted((run / "samples").glob(f"*_step_{step:08d}.png")):
+        # Neither a strip of x_t nor real images beside samples, which lie there, too.
+        if "_denoising_step_" not in file.name and not file.name.startswith("neighbours_"):
+            return file
+    return None
+
+
+def _run(ckpt: Path) -> Path | None:
+    """The folder of the run that saved a checkpoint; None: it lies elsewhere."""
+    folder = ckpt.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
 
 
 def _folder(path: Path) -> Path:

@@ -44,6 +44,7 @@ from ddpm_lightning.diffusion import (
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.interchange.convert import ToDiffusers, to_diffusers
+from ddpm_lightning.interchange.folder import read_weights
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.networks import MLP, DiffusersUNet, DiT
 from tests.make_data import write_cifar10
@@ -477,6 +478,19 @@ class Trap:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_weights_of_full_precision_come_before_those_of_half(tmp_path, ending):
+    for half in (".fp16.safetensors", ".fp16.bin"):
+        _save(tmp_path / f"diffusion_pytorch_model{half}", 16)
+    _save(tmp_path / f"diffusion_pytorch_model{ending}", 32)
+    assert read_weights(tmp_path)["x"].item() == 32
+
+
+def _save(path, value):
+    tensors = {"x": torch.tensor(float(value))}
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
 
 
 def test_a_pickle_of_more_than_tensors_is_refused_and_not_executed(tmp_path, capsys):

@@ -120,7 +120,8 @@ def read_weights(folder: Path) -> Weights:
 
     Raises InputError: There are none, or the file is damaged or holds pickled objects.
     """
-    names = [f"{WEIGHTS}{kind}{end}" for end in (".safetensors", ".bin") for kind in ("", ".fp16")]
+    # Those of full precision first, whatever form they have.
+    names = [f"{WEIGHTS}{kind}{end}" for kind in ("", ".fp16") for end in (".safetensors", ".bin")]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         if shards := sorted(folder.glob(f"{WEIGHTS}*.index.json")):

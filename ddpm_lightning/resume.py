@@ -25,10 +25,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ddpm_lightning.checkpoint import KEY
 from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.data.data_module import PLACES
 from ddpm_lightning.errors import InputError
-
-PLACES = ("root", "download", "predict_n", "workers")
-"""Arguments of data modules that do not change the training batches."""
 
 
 def is_resume(trainer: Trainer) -> bool:
@@ -60,7 +58,7 @@ def check_run(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     own, accumulate = checkpoint[KEY], trainer.accumulate_grad_batches
     if own.get("accumulate", accumulate) != accumulate:
         check_position(checkpoint, accumulate)
-    check_data(own["data"], _data(trainer))
+    check_data(own["data"], getattr(trainer, "datamodule", None))
     tell_change(trainer, "precision", own.get("precision"), str(trainer.precision))
 
 
@@ -88,18 +86,19 @@ def check_position(checkpoint: dict[str, Any], accumulate: int) -> None:
         )
 
 
-def check_data(stored: dict[str, Any] | None, data: dict[str, Any] | None) -> None:
+def check_data(stored: dict[str, Any] | None, data: object) -> None:
     """Raise InputError for another global batch size; warn of any other change of the data.
 
     Noise and data order are keyed by the sample's position in the run, and steps of another size
-    would repeat positions. ``stored`` and ``data`` are the descriptions before and now, if any.
+    would repeat positions. ``stored`` is the description before, if any, ``data`` the module now.
     """
-    if stored is None or data is None:
+    if stored is None or not isinstance(data, Configurable):
         return
-    before, now = _flat(stored), _flat(data)
+    before, now = _flat(stored), _flat(data.describe())
+    places = getattr(data, "places", PLACES)
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
-        if old == new or key.rpartition(".")[2] in PLACES:
+        if old == new or key.rpartition(".")[2] in places:
             continue
         if key.endswith("global_batch_size"):
             raise InputError(

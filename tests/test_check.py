@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import time
 from itertools import combinations
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ddpm_lightning.cli import main
+from ddpm_lightning.data.survey import look
 from ddpm_lightning.images.duplicates import (
     APART,
     BITS,
@@ -108,3 +111,35 @@ def test_near_duplicates_are_those_of_comparing_all_pairs():
     assert 10 < len(pairs) < 25
     assert (len(images) - 2, len(images) - 1) in pairs
     assert {tuple(group) for group in near(hashes, thumbnails)} == pairs  # none is in two
+
+
+def test_icons_are_compared_as_they_are_seen_and_not_by_what_transparency_hides():
+    seen = []
+    for k in range(12):
+        alpha = np.asarray(photograph(k).convert("L"))
+        icon = np.zeros((72, 72, 4), np.uint8)
+        icon[..., 3] = alpha
+        content = io.BytesIO()
+        Image.fromarray(icon).save(content, "PNG")
+        seen.append(look(k, content.getvalue()))
+    hashes, small = (np.stack([getattr(x, part) for x in seen]) for part in ("hash", "thumbnail"))
+    assert near(hashes, small) == []
+
+
+def test_thousands_of_alike_images_are_grouped_in_seconds():
+    hashes = np.zeros((3000, 64), bool)
+    thumbnails = np.random.default_rng(0).integers(100, 104, (3000, 16, 16, 3), dtype=np.uint8)
+    hashes[2000:, :32] = True  # another group
+    start = time.perf_counter()
+    assert near(hashes, thumbnails) == [[*range(2000)], [*range(2000, 3000)]]
+    assert time.perf_counter() - start < 10  # a minute and more, pair by pair
+
+
+def test_a_file_damaged_behind_its_first_frame_has_one():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:])
+    cut = content.getvalue()[:54]
+    with Image.open(io.BytesIO(cut)) as image, pytest.raises(IndexError):
+        _ = image.n_frames
+    assert (look(0, cut).frames, look(0, content.getvalue()).frames) == (1, 3)

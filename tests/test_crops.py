@@ -98,6 +98,12 @@ def test_crops_that_choose_nothing_are_refused(make):
         make()
 
 
+def test_a_random_crop_with_nothing_to_choose_at_its_size_is_refused():
+    with pytest.raises(InputError, match=r"stores 32×32 .* give e\.g\. 1\.25"):
+        RandomCrop(enlarge=1.01).stored((32, 32))
+    assert RandomCrop(enlarge=1.01).stored((64, 32)) == (65, 32)
+
+
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 3), (2, 3)])
 def test_the_numbers_of_a_row_do_not_depend_on_processes_and_accumulation(world, accumulate):
     def steps(layout: Layout) -> list[Places]:

@@ -488,6 +488,19 @@ class Trap:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_weights_of_full_precision_come_before_those_of_half(tmp_path, ending):
+    for half in (".fp16.safetensors", ".fp16.bin"):
+        _save(tmp_path / f"diffusion_pytorch_model{half}", 16)
+    _save(tmp_path / f"diffusion_pytorch_model{ending}", 32)
+    assert read_weights(tmp_path)["x"].item() == 32
+
+
+def _save(path, value):
+    tensors = {"x": torch.tensor(float(value))}
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+
+
 def test_a_pickle_of_more_than_tensors_is_refused_and_not_executed(tmp_path, capsys):
     published(tmp_path / "ddpm", weights={"conv_in.weight": Trap(tmp_path / "sprung")})
     error = fail(capsys, "convert", f"--from={tmp_path / 'ddpm'}", f"--out={tmp_path / 'x.ckpt'}")

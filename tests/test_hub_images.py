@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddpm_lightning.data import HubImages
 from ddpm_lightning.errors import InputError
@@ -25,8 +27,6 @@ def cache(tmp_path, monkeypatch):
 
 
 def rows(n: int, first: int = 0):
-    from PIL import Image
-
     features = datasets.Features(
         picture=datasets.Image(), kind=datasets.ClassLabel(names=["cat", "dog"]),
         name=datasets.Value("string"), caption=datasets.Value("string"),
@@ -115,3 +115,47 @@ def test_a_checkpoints_set_is_not_downloaded(saved, tmp_path):
     again = Loaded.read(last_checkpoint(tmp_path / "run")).data
     assert (again.download, again.label_column) == (False, "kind")
     assert len(again.source("val")) == 6
+
+
+def test_files_of_rows_are_read_beside_the_set_and_nowhere_else(tmp_path):
+    def parquet(path):
+        features = datasets.Features(picture=datasets.Image())
+        table = {"picture": [{"bytes": None, "path": str(path)}]}
+        rows_ = datasets.Dataset.from_dict(table, features=features)
+        file = tmp_path / "set" / "a.parquet"
+        rows_.with_format("arrow").to_pandas()[["picture"]].to_parquet(file)
+        return data(file).collection
+
+    (tmp_path / "set").mkdir()
+    for place in ("set", "."):
+        (tmp_path / place / "x.png").write_bytes(b"content")
+    assert parquet(tmp_path / "set" / "x.png").read(0) == b"content"
+    for outside in (tmp_path / "x.png", tmp_path / "set" / ".." / "x.png"):
+        with pytest.raises(InputError, match="lies outside the data set"):
+            parquet(outside).read(0)
+
+
+def test_a_folder_of_image_files_is_read_by_the_library(tmp_path, monkeypatch):
+    for k in range(3):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.fromarray(PIXELS[k]).save(tmp_path / "set" / f"{k}.png")
+    monkeypatch.chdir(tmp_path)
+    one = data("set", image_column="image", held_out=0)
+    assert np.array_equal(one.images("train")[0].permute(0, 2, 3, 1), PIXELS[:3])
+    elsewhere = replace(one.collection, folders=HubImages("some/name")._folders(datasets))
+    with pytest.raises(InputError, match="lies outside the data set"):
+        elsewhere.read(0)
+
+
+def test_labels_below_0_are_refused(tmp_path):
+    table = {"picture": [Image.fromarray(PIXELS[0])] * 2, "kind": [0, -1]}
+    datasets.Dataset.from_dict(table).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(InputError, match=r"1 labels are below 0 \(column kind\)"):
+        _ = data(tmp_path / "set", label_column="kind").num_classes
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "jsonl"])
+def test_files_that_hold_no_images_are_refused(tmp_path, ending):
+    (tmp_path / f"a.{ending}").write_text("picture\n1\n")
+    with pytest.raises(InputError, match=rf"\.{ending} is none of \.arrow, \.parquet"):
+        _ = data(tmp_path / f"a.{ending}").num_classes

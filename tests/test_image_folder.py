@@ -7,18 +7,23 @@ import multiprocessing
 import warnings
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from PIL import Image
 
 from ddpm_lightning.configurable import build
 from ddpm_lightning.data import Conditioned, ImageFolder, RandomCrop, RandomResizedCrop
 from ddpm_lightning.data.conditioned import SuperResolution
+from ddpm_lightning.data.data_module import identity
+from ddpm_lightning.data.folder_listing import list_folder
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.loaded import Loaded
+from ddpm_lightning.resume import check_data
 from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import assert_same_weights, fail, fit
 
@@ -86,6 +91,51 @@ def test_folders_train_val_and_test_are_splits(tmp_path):
     assert one.collection.classes == ("a", "b")
 
 
+@pytest.mark.parametrize("folders", [("Train", "TEST"), ("training", "testing")])
+def test_folders_of_splits_may_be_named_otherwise(tmp_path, folders):
+    for k, name in enumerate(folders):
+        write(tmp_path / name / "a" / f"{k}.png", k)
+    one = data(tmp_path, held_out=0)
+    assert one.collection.classes == ("a",)
+    assert [names(one, s) for s in ("train", "test")] == [
+        [f"{name}/a/{k}.png"] for k, name in enumerate(folders)
+    ]
+
+
+def test_the_overview_of_a_folder_of_samples_is_no_image_of_it(tmp_path):
+    for name in ("0.png", "1.png", "grid.png"):
+        write(tmp_path / name)
+    assert list(data(tmp_path).collection.names) == ["0.png", "1.png"]
+
+
+def test_classes_that_only_look_like_numbers_are_names(tmp_path):
+    for name in ("--5", "7"):
+        write(tmp_path / name / "a.png")
+    assert data(tmp_path).collection.classes == ("--5", "7")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
+def test_a_text_may_hold_any_separator_of_lines(tmp_path, separator):
+    text = f"one{separator}two"
+    row = json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
+    for name, written in {
+        "metadata.csv": f"file_name,text\na.png,{text}",
+        "metadata.jsonl": row,
+    }.items():
+        write(tmp_path / name / "a.png")
+        (tmp_path / name / name).write_text(written, encoding="utf-8")
+        assert list(list_folder(tmp_path / name).texts) == [text]
+
+
+@pytest.mark.parametrize("name", ["a\0.png", "\ud800.png"])
+def test_a_listed_name_that_no_file_can_have_is_a_bad_file(tmp_path, name):
+    write(tmp_path / "b.png")
+    lines = [json.dumps({"file_name": one}) for one in (name, "b.png")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"1 file cannot be used: .*no name of a file"):
+        data(tmp_path).source("train")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -118,6 +168,7 @@ def test_a_metadata_file_lists_images_labels_and_texts(tmp_path, name, text):
         (["a.png", "cat/b.png"], None, "1 images have no class .a.png. and 1 have one"),
         (["test/a.png"], None, "none is left for training"),
         (["a.png"], "name\na.png\n", "line 2: no file_name, but name"),
+        (["a.png"], "file_name\n", "metadata.csv lists no image"),
         (["a.png"], "file_name\n../a.png\n", "outside the folder"),
         (["a.png"], "file_name\na.png\na.png\n", "listed more than once: a.png"),
     ],
@@ -328,6 +379,35 @@ def test_images_of_a_folder_can_be_made_smaller_for_super_resolution(root):
     batch = next(iter(one.train_dataloader()))
     small = torch.nn.functional.avg_pool2d(batch.x0, 2).repeat_interleave(2, -1)
     assert torch.equal(batch.condition.image, small.repeat_interleave(2, -2))
+
+
+def test_predict_decodes_nothing_around_a_folder_either(root):
+    one = Conditioned(data(root, store="mapped"), SuperResolution(2))
+    one.trainer = SimpleNamespace(
+        state=SimpleNamespace(status=TrainerStatus.RUNNING), predicting=True
+    )
+    one.prepare_data()
+    assert not (root.parent / "cache").exists()
+    one.trainer.predicting = False
+    one.prepare_data()
+    assert [*(root.parent / "cache").glob("*.npy")]
+
+
+@pytest.mark.parametrize("task", [None, SuperResolution()])
+def test_a_folder_is_the_data_and_where_it_is_decoded_is_not(root, task):
+    def changes(folder=root, **settings):
+        both = [data(root), data(folder, **settings)]
+        before, now = both if task is None else [Conditioned(one, task) for one in both]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            check_data(before.describe(), now)
+        assert bool(told) == (identity(before) != identity(now))
+        return bool(told)
+
+    write(root.parent / "other" / "0.png")
+    assert changes(root.parent / "other")
+    assert changes(size=4)
+    assert not changes(store="mapped", cache="elsewhere", workers=3, predict_n=1)
 
 
 def test_a_set_of_known_size_is_held_in_memory(root):

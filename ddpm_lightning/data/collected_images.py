@@ -47,9 +47,10 @@ class CollectedImages(ImageSet):
     """Images from files of many kinds and sizes; x0 is float32 [B, C, H, W] in [−1, 1].
 
     A subclass defines ``collect``. Every file is decoded before training, and all that cannot be
-    used are named at once. A set that is not held in memory is decoded once, when training
-    prepares its data, and its file in ``cache`` is used again by whatever has the same files and
-    settings; where it is missing, evaluation reads the images themselves and writes nothing.
+    used are named at once. A set that is not held in memory is decoded once, when a trainer
+    prepares it to train, validate or test, and its file in ``cache`` is used again by whatever has
+    the same files and settings; where it is missing, commands that take a checkpoint read the
+    images themselves and write nothing.
 
     Args:
         size: Height and width of x0 in pixels: one number, or [H, W].

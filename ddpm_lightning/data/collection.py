@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,4 +52,4 @@ def numbered(values: Sequence[str | int | None]) -> tuple[NDArray[np.int64], tup
 
 
 def _is_number(value: str | int) -> bool:
-    return str(value).lstrip("-").isdecimal()
+    return re.fullmatch(r"-?\d+", str(value)) is not None

@@ -184,6 +184,7 @@ class Conditioned(DiffusionData):
         self.task = task
         self.num_classes = data.num_classes
         self.crop_draws = data.crop_draws
+        self.places = data.places
         self.image_channels = task.channels(data.shape)
 
     @property
@@ -208,7 +209,12 @@ class Conditioned(DiffusionData):
 
     @override
     def prepare_data(self) -> None:
-        self.data.prepare_data()
+        # For the time of the call alone, because what the data needs of a trainer is its stage.
+        self.data.trainer = self.trainer
+        try:
+            self.data.prepare_data()
+        finally:
+            self.data.trainer = None
 
 
 def _masked(x0: Tensor, mask: Tensor) -> Tensor:

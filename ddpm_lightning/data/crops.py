@@ -79,6 +79,17 @@ class RandomCrop(Crop):
         self.enlarge = enlarge
 
     @override
+    def stored(self, size: Size) -> Size:
+        stored = super().stored(size)
+        if stored == size:
+            raise InputError(
+                f"RandomCrop(enlarge={self.enlarge:g}) stores {size[0]}×{size[1]} pixels for as "
+                "many, which leaves nothing to choose from; give e.g. "
+                f"{max(1.25, 1 + 1 / max(size)):.3g}"
+            )
+        return stored
+
+    @override
     def __call__(self, images: Tensor, random: Tensor, size: Size) -> Tensor:
         room = torch.tensor([have - want for have, want in zip(images.shape[2:], size)])  # noqa: B905
         top, left = (random * (room + 1)).long().to(images.device).unbind(1)
@@ -160,9 +171,9 @@ class RandomResizedCrop(Crop):
 def resample(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """Resample boxes of images to one size, bilinear with antialiasing: uint8 [B, C, H, W].
 
-    out = R · image · Cᵀ, where a row of R and of C holds the weights of one output pixel. As in
-    Pillow, weights are whole multiples of 2^−14 and both products are rounded to 8 bits. So every
-    sum is exact, and the result is the same for any batch size, layout and device.
+    out = R · image · Cᵀ, where a row of R and of C holds the weights of one output pixel. Weights
+    are whole multiples of 2^−14 and both products are rounded to 8 bits. So every sum is exact,
+    and the result is the same for any batch size, layout and device, and within 1 of Pillow's.
 
     Args:
         images: uint8 [B, C, H', W'].
@@ -179,7 +190,7 @@ def resample(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
 
 
 def _weights(first: Tensor, length: Tensor, have: int, want: int) -> Tensor:
-    """Triangular weights float64 [B, want, have] from ``length`` pixels on, as Pillow has them."""
+    """Triangular weights float64 [B, want, have] of ``length`` pixels from ``first`` on."""
     pixel = torch.arange(have)
     step = (length.double() / want)[:, None, None]
     centre = (torch.arange(want)[:, None] + 0.5) * step

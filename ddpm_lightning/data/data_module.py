@@ -32,6 +32,10 @@ NO_BATCH_SIZE_FINDER = (
 )
 
 
+PLACES = ("root", "download", "predict_n", "workers", "store", "cache")
+"""Arguments that say where and how samples are read, not which."""
+
+
 class RawBatch(NamedTuple):
     """A batch as loaded, to be finished on the device, where it becomes a :class:`Batch`.
 
@@ -65,6 +69,10 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
     ``shape``, ``num_classes``, ``source`` and ``finish``; ImageData (images in memory) and
     MapStyleImages (images larger than memory) require less.
 
+    Attributes:
+        places: Arguments that change no sample; a class whose ``root`` is the data set itself
+            leaves it out.
+
     Args:
         global_batch_size: Samples per optimizer step = processes × accumulation × per device.
         predict_n: Number of samples that `predict` draws.
@@ -79,6 +87,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
     data_range: tuple[float, float] | None = None
     image_channels: int = 0
     crop_draws: int = 0
+    places: tuple[str, ...] = PLACES
 
     def __init__(
         self, global_batch_size: int, predict_n: int, seed: int | None, flip: bool = False
@@ -256,19 +265,13 @@ class InMemoryData(DiffusionData):
         return Tensors(*self.samples(split))
 
 
-PASSING = (
-    *("root", "download", "global_batch_size", "predict_n", "flip"),
-    *("workers", "store", "cache"),
-)
-"""Arguments that do not change the stored samples of a data set."""
-
-
 def identity(data: object) -> Any:
     """Describe a data set by the arguments that determine its samples; None: not Configurable."""
+    passing = {*getattr(data, "places", PLACES), "global_batch_size", "flip"}
 
     def stripped(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: stripped(part) for name, part in value.items() if name not in PASSING}
+            return {name: stripped(part) for name, part in value.items() if name not in passing}
         return value
 
     return stripped(data.describe()) if isinstance(data, Configurable) else None

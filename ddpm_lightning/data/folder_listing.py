@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -20,16 +21,18 @@ from ddpm_lightning.data.collection import Collection, numbered
 from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images.decoding import ENDINGS
-from ddpm_lightning.images.listing import regular_files
+from ddpm_lightning.images.listing import OVERVIEW, regular_files
 
 SPLITS: dict[str, Split] = {
     "train": "train",
+    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
-"""Names of folders that are splits."""
+"""Names of folders that are splits, in lower case."""
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Names of files that list images, as Hugging Face's imagefolder has them."""
@@ -46,7 +49,10 @@ class FolderCollection(Collection):
 
     @override
     def read(self, place: int) -> bytes:
-        return (self.root / self.names[place]).read_bytes()
+        try:
+            return (self.root / self.names[place]).read_bytes()
+        except ValueError as error:  # a zero byte, or what no file system can encode
+            raise InputError(f"no name of a file ({error})") from error
 
 
 class _Entry(NamedTuple):
@@ -60,10 +66,10 @@ def list_folder(root: Path, classes: bool = True) -> FolderCollection:
     """List the images of a folder.
 
     Files directly in the folder have no class; those in its folders, at any depth, are of the
-    class of the outermost one. Folders train, val (valid, validation) and test are splits, each
+    class of the outermost one. Folders of the names in SPLITS, of either case, are splits, each
     laid out so; without a folder train everything else is for training. Where there is a
     metadata.csv or metadata.jsonl, in the folder or in a split's, the images are those that it
-    lists: file_name, and where it has them label and text.
+    lists: file_name, and where it has them label and text. Otherwise a grid.png is skipped.
 
     Args:
         root: The folder.
@@ -76,9 +82,10 @@ def list_folder(root: Path, classes: bool = True) -> FolderCollection:
     if not root.is_dir():
         raise InputError(f"no folder {root.absolute()}; name one that is there (--data.root)")
     files = sorted(path.relative_to(root).as_posix() for path in regular_files(root))
+    files = [name for name in files if PurePosixPath(name).name != OVERVIEW]
     images = [name for name in files if name.lower().endswith(ENDINGS)]
     listed = [name for name in files if PurePosixPath(name).name in METADATA]
-    listed = [name for name in listed if str(PurePosixPath(name).parent) in (".", *SPLITS)]
+    listed = [name for name in listed if str(PurePosixPath(name).parent).lower() in (".", *SPLITS)]
     if listed:
         entries = [entry for name in listed for entry in _listed(root, name)]
     else:
@@ -116,23 +123,23 @@ def _collected(root: Path, entries: list[_Entry]) -> FolderCollection:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change; of a missing file (0, 0)."""
+    """Size and time of change; (0, 0) where there is no such file, or can be none."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return 0, 0
     return status.st_size, status.st_mtime_ns
 
 
 def _split(name: str) -> Split:
     first, _, rest = name.partition("/")
-    return SPLITS.get(first, "train") if rest else "train"
+    return SPLITS.get(first.lower(), "train") if rest else "train"
 
 
 def _class(name: str) -> str | None:
     """The outermost folder that is no split."""
     folders = PurePosixPath(name).parts[:-1]
-    inner = folders[1:] if folders and folders[0] in SPLITS else folders
+    inner = folders[1:] if folders and folders[0].lower() in SPLITS else folders
     return inner[0] if inner else None
 
 
@@ -157,12 +164,12 @@ def _listed(root: Path, name: str) -> Iterator[_Entry]:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a metadata file, with their lines."""
     try:
-        text = path.read_text("utf-8-sig")
+        text = path.read_text("utf-8-sig")  # not its splitlines(), which cut at U+2028, too
         if path.suffix == ".csv":
-            reader = csv.DictReader(text.splitlines(), strict=True)
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
             yield from ((reader.line_num, row) for row in reader)
             return
-        for line, content in enumerate(text.splitlines(), start=1):
+        for line, content in enumerate(text.split("\n"), start=1):
             if content.strip():
                 row = json.loads(content)
                 yield line, row if isinstance(row, dict) else {}
@@ -180,6 +187,10 @@ def _check(
         for ending, count in sorted(others.items())
         if ending not in ENDINGS
     )
+    if not entries and listed:
+        raise InputError(
+            f"{root}: {', '.join(listed)} lists no image; add rows with a file_name, or remove it"
+        )
     if not entries:
         held = f"; it holds {endings}" if endings else ""
         raise InputError(

@@ -18,31 +18,41 @@ from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.data.folder_listing import SPLITS
 from ddpm_lightning.errors import InputError
 
-BUILDERS = {
-    ".arrow": "arrow",
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-}
+BUILDERS = {".arrow": "arrow", ".parquet": "parquet"}
 """The library's readers of single files, by their endings."""
 
 
 @dataclass(frozen=True, eq=False)
 class HubCollection(Collection):
-    """The rows of a data set's splits, one after another; names are SPLIT/ROW."""
+    """The rows of a data set's splits, one after another; names are SPLIT/ROW.
+
+    Args:
+        rows: The images, as bytes or with the path of a file.
+        column: Their column.
+        folders: Where such files may lie.
+    """
 
     rows: Any = None
     column: str = "image"
+    folders: tuple[Path, ...] = ()
 
     @override
     def read(self, place: int) -> bytes:
         value = self.rows[place][self.column]
         if isinstance(value, dict):
-            value = value["bytes"] or Path(value["path"]).read_bytes()
+            value = value["bytes"] or self._file(value["path"])
         if not isinstance(value, bytes):
             raise InputError(f"no image, but {type(value).__name__} {value!r:.40}")
         return value
+
+    def _file(self, name: str | None) -> bytes | None:
+        """Read a file of the set, and no other, because a set may come from anyone."""
+        if name is None:
+            return None
+        path = Path(name).resolve()
+        if not any(path.is_relative_to(folder) for folder in self.folders):
+            raise InputError(f"{name:.100} lies outside the data set, and is not read")
+        return path.read_bytes()
 
 
 class HubImages(CollectedImages):
@@ -52,8 +62,8 @@ class HubImages(CollectedImages):
     is for training. Nothing of the set is executed.
 
     Args:
-        path: A folder that `save_to_disk` wrote, a .parquet, .arrow, .json, .jsonl or .csv file,
-            a folder of such, or a name on the hub, e.g. huggan/flowers-102-categories.
+        path: A folder that `save_to_disk` wrote, a .parquet or .arrow file, a folder of such, or
+            a name on the hub, e.g. huggan/flowers-102-categories.
         image_column: Column of the images.
         label_column: Column of the classes: numbers, names or a ClassLabel; null: no classes.
         text_column: Column of captions, which are read, but no network here takes text yet.
@@ -111,7 +121,18 @@ class HubImages(CollectedImages):
             texts=[str(one or "") for one in rows[self.text_column]] if self.text_column else (),
             rows=rows.select_columns([self.image_column]),
             column=self.image_column,
+            folders=self._folders(datasets),
         )
+
+    def _folders(self, datasets: Any) -> tuple[Path, ...]:
+        """Where files of the set may lie: with it, or where the library keeps downloads."""
+        from huggingface_hub import constants
+
+        path, config = Path(self.path).expanduser(), datasets.config
+        if path.is_file():
+            return (path.resolve().parent,)
+        kept = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+        return tuple(Path(one).resolve() for one in (*[path] * path.is_dir(), *kept))
 
     def _splits(self) -> dict[Split, Any]:
         """Load the splits, the training split first."""
@@ -119,7 +140,7 @@ class HubImages(CollectedImages):
             import datasets
         except ImportError as error:
             raise InputError(
-                "HubImages needs Hugging Face's datasets library: pip install 'datasets>=3'"
+                "HubImages needs Hugging Face's datasets library: pip install 'datasets>=4'"
             ) from error
         try:
             with _offline(not self.download):
@@ -159,6 +180,12 @@ class HubImages(CollectedImages):
         if any(not isinstance(value, str | int) for value in values):
             raise InputError(
                 f"{self.path}: the column {self.label_column} holds no numbers or names"
+            )
+        if without := sum(isinstance(value, int) and value < 0 for value in values):
+            raise InputError(
+                f"{self.path}: {without} labels are below 0 (column {self.label_column}), as rows "
+                "without a class have them; leave those rows out of the set, or the classes "
+                "(--data.label_column null)"
             )
         if names := getattr(rows.features[self.label_column], "names", None):
             return np.array(values, np.int64), tuple(names)

@@ -16,15 +16,18 @@ class ImageFolder(CollectedImages):
     """Images of a folder: PNG, JPEG, WebP, BMP, TIFF and GIF (first frame), of any size and mode.
 
     A flat folder has no classes; in class folders, at any depth, the outermost folder is the
-    class. Folders train, val and test at the top are splits. A metadata.csv or metadata.jsonl
-    there, with file_name and optionally label and text, lists the images. Texts are read, but
-    no network here takes text yet.
+    class. Folders train, val and test at the top (training, valid, validation, testing; of either
+    case) are splits. A metadata.csv or metadata.jsonl there, with file_name and optionally label
+    and text, lists the images. Texts are read, but no network here takes text yet. A grid.png,
+    the overview of a folder of samples, is skipped.
 
     Args:
         root: The folder.
         classes: Whether folders or labels are classes.
         **settings: Of CollectedImages.
     """
+
+    places = tuple(name for name in CollectedImages.places if name != "root")
 
     def __init__(self, root: str, classes: bool = True, **settings: Any) -> None:
         super().__init__(**settings)

@@ -36,7 +36,7 @@ class Letters(ImageData):
     10,400 are for training and 2,080 for testing, other drawings of the same fonts: each letter
     in every font in turn, at random sizes of 17 to 24 pixels, turned by up to 8° and moved by up
     to 2 pixels. The class is the letter, of either case. The drawings depend on the versions of
-    the fonts and of Pillow alone. ``root`` and ``download`` have no effect.
+    the fonts, of Pillow and of NumPy alone. ``root`` and ``download`` have no effect.
 
     Args:
         font_folder: Folder of .ttf and .otf files to draw from, with its subfolders, e.g.

@@ -18,7 +18,13 @@ from tqdm import tqdm
 from ddpm_lightning.data.collection import Collection
 from ddpm_lightning.data.decoded_files import CHUNK, FEW, Bad, reading
 from ddpm_lightning.images.decoding import FORMATS, decoded, is_transparent
-from ddpm_lightning.images.duplicates import difference_hash, near, same, thumbnail
+from ddpm_lightning.images.duplicates import (
+    difference_hash,
+    near,
+    on_white,
+    same,
+    thumbnail,
+)
 
 
 class Look(NamedTuple):
@@ -53,14 +59,23 @@ def look(place: int, content: bytes) -> Look:
     """Decode a file; raise InputError if it is no image, or damaged."""
     upright = decoded(content)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        kind, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
-        transparent = is_transparent(image)
+        kind, mode, transparent = image.format or "", image.mode, is_transparent(image)
+        frames = _frames(image)
     exact = upright.convert("RGBA")
+    shown = on_white(exact)
     digest = hashlib.sha1(repr(exact.size).encode() + exact.tobytes(), usedforsecurity=False)
     return Look(
         *(place, kind, mode, *upright.size, frames, transparent, len(content), digest.digest()),
-        *(difference_hash(exact), thumbnail(exact)),
+        *(difference_hash(shown), thumbnail(shown)),
     )
+
+
+def _frames(image: Image.Image) -> int:
+    """Count the frames; 1 where the file is damaged behind the first, which alone is used."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # Pillow meets damage with errors of any kind
+        return 1
 
 
 @dataclass(frozen=True, eq=False)

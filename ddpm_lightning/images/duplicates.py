@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,13 @@ METHOD = (
     f"difference hashes within {BITS} of 64 bits, and 16×16 thumbnails within {APART:g} of 255 "
     "(root mean square)"
 )
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Lay an image on white, because the colour of transparent pixels is not seen: RGB."""
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def difference_hash(image: Image.Image) -> NDArray[np.bool_]:
@@ -52,41 +59,39 @@ def near(hashes: NDArray[np.bool_], thumbnails: NDArray[np.uint8]) -> list[list[
     Returns:
         Groups of two or more places; each image is near another one of its group.
     """
-    small = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    pairs: set[tuple[int, int]] = set()
+    # Less 128, because sums of 768 products of such numbers are exact in float32.
+    small = thumbnails.reshape(len(thumbnails), -1).astype(np.float32) - 128
+    first = np.arange(len(hashes))  # the first image of each one's group
     for quarter in np.split(hashes, BITS + 1, axis=1):
         for group in same([row.tobytes() for row in np.packbits(quarter, axis=1)]):
-            pairs.update(_close(np.array(group), hashes, small))
-    return _connected(pairs)
+            _join(np.array(group), hashes, small, first)
+    return same(first.tolist())
 
 
-def _close(
-    group: NDArray[np.int64], hashes: NDArray[np.bool_], small: NDArray[np.float32]
-) -> Iterable[tuple[int, int]]:
-    """Find the close pairs of a group, a block of rows at a time."""
+def _join(
+    group: NDArray[np.int64],
+    hashes: NDArray[np.bool_],
+    small: NDArray[np.float32],
+    first: NDArray[np.int64],
+) -> None:
+    """Join the close images of some, a block of them at a time, by changing ``first``."""
     bits = hashes[group].astype(np.float32)
     ones = bits.sum(1)
-    for first in range(0, len(group), 1024):
-        rows = slice(first, first + 1024)
+    for start in range(0, len(group), 1024):
+        if (first[group] == first[group[0]]).all():
+            return
+        rows = slice(start, start + 1024)
         distance = ones[rows, None] + ones - 2 * bits[rows] @ bits.T
-        for row, column in np.argwhere(distance <= BITS):
-            a, b = int(group[first + row]), int(group[column])
-            if a < b and np.sqrt(np.square(small[a] - small[b]).mean()) <= APART:
-                yield a, b
+        open_ = (distance <= BITS) & (first[group[rows], None] != first[group])
+        block, others = group[rows][open_.any(1)], group[open_.any(0)]
+        close = open_[open_.any(1)][:, open_.any(0)] & _alike(small[block], small[others])
+        for one, row in zip(block, close, strict=True):
+            joined = np.unique(first[[one, *others[row]]])
+            if len(joined) > 1:
+                first[np.isin(first, joined)] = joined[0]
 
 
-def _connected(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Group what pairs connect."""
-    parent: dict[int, int] = {}
-
-    def top(one: int) -> int:
-        while parent.setdefault(one, one) != one:
-            one = parent[one]
-        return one
-
-    for a, b in sorted(pairs):
-        parent[top(b)] = top(a)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for one in sorted(parent):
-        groups[top(one)].append(one)
-    return list(groups.values())
+def _alike(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Compare all thumbnails [M, D] with all [N, D] by their mean square difference: [M, N]."""
+    squares = [np.square(x).sum(1, dtype=np.float64) for x in (a, b)]
+    return (squares[0][:, None] + squares[1] - 2.0 * (a @ b.T)) <= APART**2 * a.shape[1]

@@ -11,10 +11,10 @@ import yaml
 from torch import Tensor
 
 from ddpm_lightning.checkpoint import KEY, NET
+from ddpm_lightning.data.data_module import PLACES
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.report import with_error
 from ddpm_lightning.metrics.result import NAMES, read_records
-from ddpm_lightning.resume import PLACES
 
 PICTURE = "samples.png"
 

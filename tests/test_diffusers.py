@@ -384,14 +384,6 @@ def test_the_published_layout_is_converted(tmp_path):
     assert [type(part) for part in parts] == [Linear, Eps, FixedLarge]
 
 
-def test_weights_of_full_precision_come_before_those_of_half(tmp_path):
-    full = {"weight": torch.tensor([1 / 3])}
-    torch.save(full, tmp_path / "diffusion_pytorch_model.bin")
-    half = {"weight": full["weight"].half()}
-    save_file(half, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
-    assert torch.equal(read_weights(tmp_path)["weight"], full["weight"])
-
-
 DEFAULTS = {"sample_size": 8, "block_out_channels": (32, 32, 64)}
 BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
 DEFAULTS |= {

@@ -26,6 +26,10 @@ SMALL = [
     "--metrics.n=20",
     "--trainer.limit_val_batches=1",
 ]
+PROGRAMS = {
+    "python": [sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run"],
+}
 PROGRAM = "python -m ddpm_lightning "
 
 
@@ -62,7 +66,7 @@ def shortened(words: list[str]) -> list[str]:
         steps = 8 if "--ckpt_path" in words else 4
         return [*words, f"--trainer.max_steps={steps}", *SMALL]
     if words[0] in ("evaluate", "sweep"):
-        words[words.index("--n") + 1] = "40"
+        words[words.index("--n") + 1] = "120"
     return words
 
 
@@ -85,8 +89,7 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch):
             if line.startswith(PROGRAM):
                 main(shortened(words[3:]))
             else:
-                words[0] = {"python": sys.executable}.get(words[0], words[0])
-                subprocess.run(words, check=True)
+                subprocess.run([*PROGRAMS[words[0]], *words[1:]], check=True)
             pages[page] += 1
     print({page.name: number for page, number in pages.items()})
     assert sum(pages.values()) > 20

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.optim.lr_scheduler import StepLR
 
 from ddpm_lightning import EMA
@@ -76,7 +77,8 @@ class Uses:
     def _drawn(path: Path, out: Path) -> bytes:
         words = "sample --n 1 --sampler DDIM --sampler.steps 2 --device cpu"
         command(*words.split(), f"--ckpt={path}", f"--out={out}")
-        return (out / "000000.png").read_bytes()
+        with Image.open(out / "000000.png") as image:  # whose text names the checkpoint
+            return image.tobytes()
 
 
 @kind("checkpoints")

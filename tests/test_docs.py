@@ -70,6 +70,14 @@ def shortened(words: list[str]) -> list[str]:
     return words
 
 
+def run(words: list[str]) -> None:
+    """Run a command; doctor finds fault with a folder that holds a run."""
+    try:
+        main(words)
+    except SystemExit as ended:
+        assert ended.code in ((0, 1) if words[0] == "doctor" else (0, None)), words
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch):
@@ -87,7 +95,7 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch):
         for line in commands(page):
             words = shlex.split(line, comments=True)
             if line.startswith(PROGRAM):
-                main(shortened(words[3:]))
+                run(shortened(words[3:]))
             else:
                 subprocess.run([*PROGRAMS[words[0]], *words[1:]], check=True)
             pages[page] += 1

@@ -217,7 +217,7 @@ def test_no_held_out_image_and_no_folder_for_validation_is_refused(root):
 STORES = ({"store": "mapped"}, {"store": "streamed"}, {"store": "streamed", "workers": 2})
 
 
-@pytest.mark.parametrize("crop", [RandomCrop(), RandomResizedCrop()], ids=str)
+@pytest.mark.parametrize("crop", [RandomCrop(), RandomResizedCrop()], ids=["crop", "resized crop"])
 def test_batches_are_the_same_from_memory_a_mapped_file_and_workers(root, crop):
     settings = {"crop": crop, "flip": True, "seed": 3, "size": [8, 6]}
 

@@ -156,6 +156,27 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end what runs by SystemExit and a line, so that nothing half-written is left.
+
+    The exit code is 143. Only the main thread of a process can do so; elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        os.write(2, b"\nstopped by SIGTERM\n")  # not print, which may be interrupted in itself
+        sys.exit(128 + signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def choose_gpu(device: str, count: int) -> None:
     """Let every process of this machine compute on a GPU of its own, if on GPUs at all.
 
@@ -187,7 +208,6 @@ def start(count: int, target: Callable[[list[str]], Any], words: list[str]) -> N
         context.Process(target=_work, args=(rank, count, store.port, target, words))
         for rank in range(count)
     ]
-    previous = _raise_at_sigterm()
     try:
         for worker in workers:
             worker.start()
@@ -200,8 +220,6 @@ def start(count: int, target: Callable[[list[str]], Any], words: list[str]) -> N
             if worker.pid is not None:
                 worker.terminate()
                 worker.join()
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
     _report([worker.exitcode or 0 for worker in workers], store)
 
 
@@ -255,17 +273,6 @@ def _end_after_others() -> NoReturn:
     """Let the process that failed end first, because its exit code is that of all."""
     time.sleep(GRACE)  # within which torchrun or start() ends this one
     sys.exit(1)
-
-
-def _raise_at_sigterm() -> Any:
-    """Let SIGTERM end this process by an exception; return the handler before, to restore."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-
-    def end(*_: Any) -> None:
-        sys.exit(128 + signal.SIGTERM)
-
-    return signal.signal(signal.SIGTERM, end)
 
 
 @contextmanager

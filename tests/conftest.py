@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Of every process, because the threads of small networks wait for each other more than they
+# compute: by many times where other programs, or `pytest -n 2`, use the same cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from torch import nn
@@ -48,9 +52,6 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
     # The numbers are compared with the CPU's, which has no TF32.
     torch.backends.cudnn.allow_tf32 = False
-    # `pytest -n 2` is faster than one process only where the two share the cores.
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 def pytest_collection_modifyitems(config, items):

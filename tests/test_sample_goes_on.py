@@ -189,22 +189,31 @@ def test_an_archive_scores_like_the_folder_of_its_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param("out", marks=pytest.mark.slow), pytest.param("x.npz", marks=pytest.mark.long)],
+    ("name", "sent", "code"),
+    [
+        pytest.param("out", signal.SIGKILL, -9, marks=pytest.mark.slow),
+        pytest.param("out", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param("x.npz", signal.SIGKILL, -9, marks=pytest.mark.long),
+    ],
 )
-def test_a_killed_command_goes_on(name, tmp_path):
+def test_a_stopped_command_goes_on(name, sent, code, tmp_path):
     torch.manual_seed(0)
     fit(tmp_path / "run", 1)
     checkpoint = last_checkpoint(tmp_path / "run")
     long = ("--sampler.steps=100", "--n=40")
     command = words(checkpoint, tmp_path / name, *long)
-    process = subprocess.Popen([sys.executable, "-m", "ddpm_lightning", *command])
+    call = [sys.executable, "-m", "ddpm_lightning", *command]
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / (f"{name}.samples" if name.endswith("npz") else name)
     end = time.monotonic() + 120
     while len(list(folder.glob("*.png"))) < 6 and time.monotonic() < end:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.send_signal(sent)
+    errors = process.communicate()[1]
+    assert process.returncode == code
+    if sent == signal.SIGTERM:
+        assert errors.endswith("\nstopped by SIGTERM\n")
+        assert not list(folder.glob("*.part"))
     drawn = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
     assert 6 <= len(drawn) < 40
     main(command)

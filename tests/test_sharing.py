@@ -144,7 +144,7 @@ def test_one_batch_cut_for_two_processes_changes_the_last_bits_at_most(
     run(*words, f"--out={tmp_path / 'two'}", "--devices=2")
     differences = [
         np.abs(pixels(tmp_path / "one" / name) - pixels(tmp_path / "two" / name)).max()
-        for name in sorted(path.name for path in (tmp_path / "one").iterdir())
+        for name in sorted(path.name for path in (tmp_path / "one").glob("*.png"))
     ]
     with capsys.disabled():
         print(f"\nlargest difference of {len(differences)} files: {max(differences)} of 255")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ddpm_lightning.commands.words import check_command, complete
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write
 from ddpm_lightning.memory import check_integers
-from ddpm_lightning.processes import Processes, choose_gpu, joined, start
+from ddpm_lightning.processes import Processes, choose_gpu, ended_by_sigterm, joined, start
 from ddpm_lightning.terminal.parser import PROGRAM, Parser, flags_of
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
@@ -66,7 +67,9 @@ def run_command(name: str, words: list[str], main: Callable[[list[str]], None]) 
         words: The arguments after its name.
         main: What runs a command line; processes that the command starts run it, too.
     """
-    with joined() as processes:
+    with joined() as processes, ExitStack() as stack:
+        if processes.count == 1:  # several are ended by who has started them
+            stack.enter_context(ended_by_sigterm())
         function, settings, config = _parsed(name, words)
         devices = settings.pop("devices", 1)
         if devices < 1:

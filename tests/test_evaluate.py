@@ -705,7 +705,10 @@ def test_a_folder_that_cannot_hold_the_results_is_refused_first(tmp_path, capsys
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda file: file.write_bytes(b"\x89PNG"), "3.png is not a PNG or JPEG image"),
+        (
+            lambda file: file.write_bytes(b"\x89PNG"),
+            "3.png is not a PNG, JPEG, WebP, BMP, TIFF or GIF image",
+        ),
         (lambda file: Image.new("L", (9, 8)).save(file), "one size and kind"),
         (lambda file: Image.new("RGB", (8, 8)).save(file), "one size and kind"),
         (lambda file: Image.new("I;16", (8, 8)).save(file), "scale it to 8 bits"),

@@ -316,15 +316,37 @@ def test_only_regular_files_are_images(tmp_path):
 
 def test_images_of_other_endings_are_counted(tmp_path):
     folder = folder_of(images(2), tmp_path / "a")
-    for name in ("a.webp", "b.WEBP", "c.bmp", "notes.txt"):
+    for name in ("a.avif", "b.AVIF", "c.gif", "notes.txt"):
         (folder / name).write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"2 PNG and JPEG .* read, 1 \.bmp, 2 \.webp are left"):
+    with pytest.warns(UserWarning, match=r"2 images are read, 2 \.avif, 1 \.gif are left"):
         assert len(UniformFolder(folder)) == 2
 
 
+@pytest.mark.parametrize("ending", ["png", "webp", "bmp", "tif", "gif"])
+def test_pixels_of_every_lossless_format_are_those_saved(ending, tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(8, 8), dtype=np.uint8)
+    colour = np.stack([pixels, pixels, pixels], -1)
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(colour).convert("RGB").save(
+        path, **{"lossless": True} if ending == "webp" else {}
+    )
+    read = read_image(path, (3, 8, 8)).double().add(1).mul(127.5).round().numpy()
+    assert np.array_equal(read, colour.transpose(2, 0, 1))
+    if ending != "gif":  # an animation, as a rule
+        assert np.array_equal(
+            next(UniformFolder(tmp_path).batches(1))[0], colour.transpose(2, 0, 1)
+        )
+
+
+def test_sixteen_bits_of_a_tiff_are_not_cut_off(tmp_path):
+    Image.fromarray(np.full((8, 8), 300, dtype=np.uint16)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="more than 8 bits a channel"):
+        read_image(tmp_path / "a.tif", (1, 8, 8))
+
+
 def test_a_folder_of_other_endings_alone_says_what_it_holds(tmp_path):
-    (tmp_path / "a.webp").write_bytes(b"")
-    with pytest.raises(InputError, match=r"holds no PNG or JPEG image, but 1 \.webp"):
+    (tmp_path / "a.gif").write_bytes(b"")
+    with pytest.raises(InputError, match=r"holds no PNG, .* image, but 1 \.gif"):
         list_images(tmp_path)
 
 

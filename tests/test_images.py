@@ -68,7 +68,7 @@ def test_files_that_are_no_images_are_refused(tmp_path):
     for content, message in (
         (None, "no image at"),
         (whole[:45], "is damaged"),
-        (b"no image", "is not a PNG or JPEG"),
+        (b"no image", "is not a PNG, JPEG"),
     ):
         path = tmp_path / "b.png"
         if content is not None:

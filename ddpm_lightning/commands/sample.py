@@ -85,8 +85,8 @@ def sample(
         edit: Start from given images: RePaint, SDEdit or Interpolate, e.g. --edit RePaint
             --edit.image a.png --edit.mask m.png; --edit.help RePaint tells more. Without labels,
             a conditional model then takes no class. The grid shows the given images first.
-        condition: What a model that is given images makes the samples from, repeated up to n: a
-            PNG or JPEG, a folder of them, or a list "[a.png, b.png]"; default: the first images of
+        condition: What a model that is given images makes the samples from, repeated up to n: an
+            image file, a folder of them, or a list "[a.png, b.png]"; default: the first images of
             the test split, made by the checkpoint's own task. The grid shows them above the
             samples, and below the samples what they were made from.
         data: Where that data is now, if it has moved.

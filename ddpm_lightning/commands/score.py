@@ -29,7 +29,8 @@ def score(
     does.
 
     Args:
-        samples: Folder of PNG and JPEG images, or an .npz with arr_0, uint8 [N, H, W, C].
+        samples: Folder of PNG, JPEG, WebP, BMP or TIFF images, or an .npz with arr_0, uint8
+            [N, H, W, C].
         out: Folder for the results.
         metrics: As for evaluate, but for accuracy and bpd, which are of a checkpoint.
         n: Score the first n images; null: all. Distances at different n do not compare.

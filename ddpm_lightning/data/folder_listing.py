@@ -20,7 +20,7 @@ from typing_extensions import override
 from ddpm_lightning.data.collection import Collection, numbered
 from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images.decoding import ENDINGS
+from ddpm_lightning.images.image_file import ENDINGS, KINDS
 from ddpm_lightning.images.listing import OVERVIEW, regular_files
 
 SPLITS: dict[str, Split] = {
@@ -193,10 +193,7 @@ def _check(
         )
     if not entries:
         held = f"; it holds {endings}" if endings else ""
-        raise InputError(
-            f"{root.absolute()} holds no PNG, JPEG, WebP, BMP, TIFF or GIF image{held} "
-            "(--data.root)"
-        )
+        raise InputError(f"{root.absolute()} holds no {KINDS} image{held} (--data.root)")
     twice = [name for name, count in Counter(one.name for one in entries).items() if count > 1]
     if twice:
         raise InputError(f"{root}: listed more than once: {_some(twice)}")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ddpm_lightning.data.collection import Collection
 from ddpm_lightning.data.decoded_files import CHUNK, FEW, Bad, reading
-from ddpm_lightning.images.decoding import FORMATS, decoded, is_transparent
+from ddpm_lightning.images.decoding import decoded, is_transparent
 from ddpm_lightning.images.duplicates import (
     difference_hash,
     near,
@@ -25,6 +25,7 @@ from ddpm_lightning.images.duplicates import (
     same,
     thumbnail,
 )
+from ddpm_lightning.images.image_file import FORMATS
 
 
 class Look(NamedTuple):

@@ -25,7 +25,7 @@ class RealImages:
 
     Args:
         data: A data set, e.g. --reference.data MNIST --reference.data.root data.
-        folder: A folder of PNG and JPEG images, or an .npz with arr_0, uint8 [N, H, W, C], in
+        folder: A folder of images, or an .npz with arr_0, uint8 [N, H, W, C], in
             place of a data set.
         split: Split of the data set: train (as published numbers do), val or test.
 

@@ -71,7 +71,7 @@ class ImageArchive:
 
 
 def images_at(path: Path, n: int | None = None) -> UniformFolder | ImageArchive:
-    """Open a folder of PNG and JPEG files, or an .npz of images; n as theirs."""
+    """Open a folder of image files, or an .npz of images; n as theirs."""
     return ImageArchive(path, n) if path.suffix.lower() == ".npz" else UniformFolder(path, n)
 
 

@@ -11,18 +11,19 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.images.image_file import MODES, ORIENTATION, channels_first
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Pillow's names of the formats that are decoded."""
-
-ENDINGS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Endings of their files."""
+from ddpm_lightning.images.image_file import (
+    BITS_PER_SAMPLE,
+    FORMATS,
+    KINDS,
+    MODES,
+    ORIENTATION,
+    channels_first,
+)
 
 Resize = Literal["cover", "pad", "stretch", "none"]
 
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
-"""Tags of a TIFF; photometric 0 means that 0 is white."""
+PHOTOMETRIC = 262
+"""Tag of a TIFF; 0 means that 0 is white."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def decoded(content: bytes) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return ImageOps.exif_transpose(_eight_bits(image))
     except UnidentifiedImageError as error:
-        reason = "no PNG, JPEG, WebP, BMP, TIFF or GIF image" if content else "empty"
+        reason = f"no {KINDS} image" if content else "empty"
         raise InputError(reason) from error
     except InputError:
         raise

@@ -1,4 +1,4 @@
-"""One PNG or JPEG file: the reader that every other reader of this package uses."""
+"""One image file: what its header says, and its pixels as they are."""
 
 from __future__ import annotations
 
@@ -14,22 +14,34 @@ from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""Pillow's names of the formats that are read."""
+
+KINDS = "PNG, JPEG, WebP, BMP, TIFF or GIF"
+"""The same, for messages."""
+
+ENDINGS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of their files."""
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode by number of channels."""
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how an image is to be turned; 5 to 8 swap height and width."""
 
+BITS_PER_SAMPLE = 258
+"""The tag of a TIFF that lists the bits of each channel."""
+
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The header of a PNG or JPEG with at most 8 bits a channel; the pixels are read on demand.
+    """The header of an image of at most 8 bits a channel; the pixels are read on demand.
 
     Attributes:
         path: The file.
-        mode: Pillow's mode: 1, L, LA, P, RGB, RGBA or, of a JPEG, CMYK.
+        mode: Pillow's mode: 1, L, LA, P, RGB, RGBA or, of a JPEG or TIFF, CMYK.
         width: Pixels, of the image as it is to be shown (EXIF orientation).
         height: Pixels, likewise.
         transparent: Whether it has an alpha channel or a transparent colour.
@@ -47,18 +59,17 @@ class ImageFile:
     def open(cls, path: Path) -> ImageFile:
         """Read the header.
 
-        Raises InputError: The file is missing, damaged, too large, no PNG or JPEG, or has more
+        Raises InputError: The file is missing, damaged, too large, of another format, or has more
         than 8 bits a channel, which Pillow would cut off.
         """
         if not path.is_file():
             raise InputError(f"no image at {path}")
-        found = _guarded(path, lambda image: cls._of(path, image))
-        if _depth(path) > 8:
-            raise InputError(
-                f'{path} has more than 8 bits a channel; scale it to 8 bits: python -c "import '
-                f"torchvision.io as t; t.write_png((t.decode_image({str(path)!r}) / 257).round()"
-                ".byte(), 'new.png')\""
-            )
+        found, depth = _guarded(path, lambda image: (cls._of(path, image), _depth(path, image)))
+        if depth > 8:
+            scaled = f"(t.decode_image({str(path)!r}) / 257).round().byte()"
+            command = f"python -c \"import torchvision.io as t; t.write_png({scaled}, 'new.png')\""
+            how = f": {command}" if path.suffix.lower() == ".png" else " and save it as PNG"
+            raise InputError(f"{path} has more than 8 bits a channel; scale it to 8 bits{how}")
         return found
 
     @classmethod
@@ -99,10 +110,10 @@ def channels_first(image: Image.Image) -> Tensor:
 def _guarded(path: Path, read: Callable[[Image.Image], _Result]) -> _Result:
     """Apply Pillow to a file; whatever it makes of damaged bytes becomes an InputError."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return read(image)
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a PNG or JPEG image") from error
+        raise InputError(f"{path} is not a {KINDS} image") from error
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -112,8 +123,9 @@ def _guarded(path: Path, read: Callable[[Image.Image], _Result]) -> _Result:
         raise InputError(f"{path} is damaged ({reason}); save it again or remove it") from error
 
 
-def _depth(path: Path) -> int:
-    """Bits a channel: of a PNG byte 24, of a JPEG that Pillow opens always 8."""
-    with path.open("rb") as file:
-        head = file.read(25)
-    return head[24] if head.startswith(b"\x89PNG") else 8
+def _depth(path: Path, image: Image.Image) -> int:
+    """Bits a channel: of a PNG byte 24, of a TIFF a tag; of what else Pillow opens at most 8."""
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24]
+    return max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))

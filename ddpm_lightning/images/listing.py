@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images.image_file import ENDINGS
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-"""Endings of the images that are read."""
+SUFFIXES = tuple(ending for ending in ENDINGS if ending != ".gif")
+"""Endings of the images that are read; a GIF is an animation."""
 
-OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".npz", ".tif", ".tiff", ".webp")
+OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".npz")
 """Endings of images that are not read, which a listing counts."""
 
 OVERVIEW = "grid.png"
@@ -21,7 +22,7 @@ OVERVIEW = "grid.png"
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the PNG and JPEG files of a folder and its subfolders, by path, without grid.png.
+    """List the images of a folder and its subfolders, by path, without GIFs and grid.png.
 
     Hidden names (.ipynb_checkpoints, ._000000.png) are no images. Links are followed, except into
     a folder that they stand in. Images of other endings are counted in a warning.
@@ -35,10 +36,11 @@ def list_images(folder: Path) -> list[Path]:
     endings = Counter(file.suffix.lower() for file in files)
     others = ", ".join(f"{endings[one]} {one}" for one in OTHER_SUFFIXES if endings[one])
     if not found:
-        raise InputError(f"{folder} holds no PNG or JPEG image{f', but {others}' * bool(others)}")
+        but = f", but {others}" if others else ""
+        raise InputError(f"{folder} holds no PNG, JPEG, WebP, BMP or TIFF image{but}")
     if others:
         warnings.warn(
-            f"{folder}: {len(found)} PNG and JPEG images are read, {others} are left out",
+            f"{folder}: {len(found)} images are read, {others} are left out",
             stacklevel=3,
         )
     return found

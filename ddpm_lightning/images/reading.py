@@ -18,7 +18,7 @@ LOSSLESS = {"L": ("1", "L"), "RGB": ("1", "L", "P", "RGB"), "RGBA": ("1", "L", "
 
 
 def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read a PNG or JPEG as float32 [C, H, W] in [−1, 1], turned as its EXIF orientation says.
+    """Read an image file as float32 [C, H, W] in [−1, 1], turned as its EXIF orientation says.
 
     Args:
         path: The file.
@@ -44,7 +44,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read a PNG or JPEG as a mask bool [1, H, W]: True where it is white (brighter than half).
+    """Read an image file as a mask bool [1, H, W]: True where it is white (brighter than half).
 
     Args:
         path: The file.

@@ -13,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ddpm_lightning.configurable import build
 from ddpm_lightning.errors import InputError
@@ -23,7 +22,6 @@ from ddpm_lightning.metrics import (
     Pixels,
 )
 from ddpm_lightning.metrics.features import plain_float32
-from ddpm_lightning.metrics.lenet import WEIGHTS
 from ddpm_lightning.metrics.train_lenet import embedded_digits, train
 
 NAME = "weights-inception-2015-12-05-6726825d.pth"
@@ -45,12 +43,6 @@ def digits():
 # ---------------------------------------------------------------------- LeNet and Pixels
 
 
-def test_lenet_ships_less_than_a_megabyte_of_safetensors():
-    assert WEIGHTS.stat().st_size < 400_000
-    assert all(v.dtype == torch.float32 for v in safetensors.torch.load_file(WEIGHTS).values())
-    assert LeNet().digest == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
-
-
 def test_lenet_reads_digits_it_has_never_seen_enlarged_and_padded(digits):
     images, labels = digits
     assert (LeNet().both(images).logits.argmax(dim=1) == labels).double().mean() > 0.90
@@ -61,58 +53,12 @@ def test_lenet_reads_digits_it_has_never_seen_enlarged_and_padded(digits):
         assert agreement.double().mean() > least
 
 
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (9, 40)])
-def test_one_pass_gives_features_and_logits_of_any_size_from_eight_pixels_on(size):
-    lenet = LeNet()
-    images = torch.randint(256, (3, 1, *size), dtype=torch.uint8)
-    both = lenet.both(images)
-    assert torch.equal(both.features, lenet(images))
-    assert (both.features.shape, both.features.dtype) == ((3, lenet.dim), torch.float32)
-    assert both.logits.shape == (3, lenet.classes)
-
-
-def test_features_depend_on_nothing_but_the_image(digits):
-    images, lenet = digits[0][:64], LeNet()
-    features = lenet(images)
-    assert torch.equal(features, LeNet()(images))
-    torch.testing.assert_close(features[:1], lenet(images[:1]))
-    assert lenet(images[:0]).shape == (0, lenet.dim)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(features, lenet(images))
-
-
-def test_loading_draws_nothing_and_the_network_is_frozen_and_registered_nowhere():
-    class Holder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.extractor = LeNet()
-
-    state, holder = torch.get_rng_state(), Holder()
-    with torch.inference_mode():
-        holder.extractor.check()
-    assert torch.equal(state, torch.get_rng_state())
-    network = holder.extractor.network
-    assert not holder.state_dict()
-    assert not network.training
-    assert not any(p.requires_grad or p.is_inference() for p in network.parameters())
-    assert not holder.extractor(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).requires_grad
-
-
-def test_images_that_lenet_cannot_read_are_named():
-    with pytest.raises(InputError, match=r"8-bit.*to_uint8"):
-        LeNet()(torch.zeros(1, 1, 28, 28))
-    with pytest.raises(InputError, match=r"1 channel.*\[3, 28, 28\].*ColourNet"):
-        LeNet()(torch.zeros(1, 3, 28, 28, dtype=torch.uint8))
-    with pytest.raises(InputError, match="8×8"):
-        LeNet()(torch.zeros(1, 1, 7, 8, dtype=torch.uint8))
-
-
 def test_training_learns_and_writes_the_tensors_that_ship(digits):
     images, labels = digits
     torch.manual_seed(0)
     large = F.interpolate(images[:960].float(), size=(28, 28), mode="bilinear").to(torch.uint8)
     network = train(large, labels[:960], epochs=4)
-    shipped = {k: v.shape for k, v in safetensors.torch.load_file(WEIGHTS).items()}
+    shipped = {k: v.shape for k, v in safetensors.torch.load_file(LeNet.weights).items()}
     assert {k: v.shape for k, v in network.state_dict().items()} == shipped
     with torch.no_grad():
         recognised = network.classifier(network(images[960:])).argmax(dim=1) == labels[960:]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import override
 
-from ddpm_lightning.metrics.features import FeatureExtractor, Features
-
-WEIGHTS = Path(__file__).with_name("colour.safetensors")
+from ddpm_lightning.metrics.shipped_classifier import ShippedClassifier
 
 CLASSES = (
     "airplane",
@@ -28,45 +23,6 @@ CLASSES = (
     "truck",
 )
 """CIFAR-10's classes, in the order of its labels and of the logits."""
-
-
-class ColourNet(FeatureExtractor):
-    """Features of a small CIFAR-10 classifier, for colour images of any size from 8×8 on.
-
-    The 128 features are the averages over the last feature map, as Inception's are. Images of
-    other sizes than 32×32 are brought to it by a bilinear resize with anti-aliasing, which does
-    not keep the aspect ratio. The distance is no FID: it compares only with distances by the same
-    weights (``digest``), and on images that are no such photographs only with runs on the same
-    data. The weights that ship were trained on CIFAR-10 as JPEG files, whose pixels differ a
-    little from those of CIFAR-10's own files; test accuracy 85.88 %. Both stand in the metadata of
-    the file, too.
-    """
-
-    name = "fd_colour"
-    alias = "fd"
-    dim = 128
-    channels = (3,)
-    min_size = 8
-    classes = len(CLASSES)
-    knows = ("CIFAR10",)
-    resize = "antialiased-bilinear-32"
-
-    @override
-    def load(self) -> tuple[ColourNetwork, str]:
-        with torch.device("meta"):  # no memory, and no draw from the global generator
-            network = ColourNetwork()
-        weights = WEIGHTS.read_bytes()
-        network.load_state_dict(unpacked(safetensors.torch.load(weights)), assign=True)
-        return network.to(memory_format=torch.channels_last), hashlib.sha256(weights).hexdigest()
-
-    @override
-    def features(self, images: Tensor) -> Tensor:
-        return self.network(images)
-
-    @override
-    def features_and_logits(self, images: Tensor) -> Features:
-        features = self.network(images)
-        return Features(features, self.network.get_submodule("classifier")(features))
 
 
 class ColourNetwork(nn.Module):
@@ -112,16 +68,25 @@ def _group(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Round weights to float16, in which they take half the space, as they are stored."""
-    return {
-        name: (part.half() if part.is_floating_point() else part).contiguous()
-        for name, part in state.items()
-    }
+class ColourNet(ShippedClassifier):
+    """Features of a small CIFAR-10 classifier, for colour images of any size from 8×8 on.
 
+    The 128 features are the averages over the last feature map, as Inception's are. Images of
+    other sizes than 32×32 are brought to it by a bilinear resize with anti-aliasing, which does
+    not keep the aspect ratio. The distance is no FID: it compares only with distances by the same
+    weights (``digest``), and on images that are no such photographs only with runs on the same
+    data. The weights that ship were trained on CIFAR-10 as JPEG files, whose pixels differ a
+    little from those of CIFAR-10's own files; test accuracy 85.88 %. Both stand in the metadata of
+    the file, too.
+    """
 
-def unpacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo :func:`packed` but for the rounding."""
-    return {
-        name: part.float() if part.is_floating_point() else part for name, part in state.items()
-    }
+    name = "fd_colour"
+    alias = "fd"
+    dim = 128
+    channels = (3,)
+    min_size = 8
+    classes = len(CLASSES)
+    knows = ("CIFAR10",)
+    resize = "antialiased-bilinear-32"
+    architecture = ColourNetwork
+    weights = Path(__file__).with_name("colour.safetensors")

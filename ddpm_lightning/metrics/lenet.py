@@ -2,54 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import safetensors.torch
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import override
 
-from ddpm_lightning.metrics.features import FeatureExtractor, Features
-
-WEIGHTS = Path(__file__).with_name("lenet.safetensors")
-
-
-class LeNet(FeatureExtractor):
-    """Features of a small MNIST classifier, for grey images of any size from 8×8 on.
-
-    The 84 features are the input of the last hidden layer's ReLU, where a class looks more like
-    the Gaussian that the Fréchet distance takes it for than after it. The distance is no FID: it
-    compares only with distances by the same weights (``digest``), and on images that are not
-    digits only with runs on the same data.
-    """
-
-    name = "fd_lenet"
-    alias = "fd"
-    dim = 84
-    channels = (1,)
-    min_size = 8
-    classes = 10
-    knows = ("MNIST", "Digits")
-    resize = "bilinear-28"
-
-    @override
-    def load(self) -> tuple[LeNetNetwork, str]:
-        with torch.device("meta"):  # no memory, and no draw from the global generator
-            network = LeNetNetwork()
-        weights = WEIGHTS.read_bytes()
-        network.load_state_dict(safetensors.torch.load(weights), assign=True)
-        return network, hashlib.sha256(weights).hexdigest()
-
-    @override
-    def features(self, images: Tensor) -> Tensor:
-        return self.network(images)
-
-    @override
-    def features_and_logits(self, images: Tensor) -> Features:
-        features = self.network(images)
-        return Features(features, self.network.get_submodule("classifier")(features))
+from ddpm_lightning.metrics.shipped_classifier import ShippedClassifier
 
 
 class LeNetNetwork(nn.Module):
@@ -76,3 +34,24 @@ class LeNetNetwork(nn.Module):
         """Map images [B, 1, H, W] with values 0…255, 8-bit or float, to features [B, 84]."""
         x = F.interpolate(images.float() / 255, size=(28, 28), mode="bilinear")
         return self.penultimate(self.convolutions(x))
+
+
+class LeNet(ShippedClassifier):
+    """Features of a small MNIST classifier, for grey images of any size from 8×8 on.
+
+    The 84 features are the input of the last hidden layer's ReLU, where a class looks more like
+    the Gaussian that the Fréchet distance takes it for than after it. The distance is no FID: it
+    compares only with distances by the same weights (``digest``), and on images that are not
+    digits only with runs on the same data.
+    """
+
+    name = "fd_lenet"
+    alias = "fd"
+    dim = 84
+    channels = (1,)
+    min_size = 8
+    classes = 10
+    knows = ("MNIST", "Digits")
+    resize = "bilinear-28"
+    architecture = LeNetNetwork
+    weights = Path(__file__).with_name("lenet.safetensors")

@@ -32,7 +32,7 @@ from ddpm_lightning.data import CIFAR10
 from ddpm_lightning.data.image_data import OfficialSplit
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write
-from ddpm_lightning.metrics.colour import CLASSES, WEIGHTS, ColourNetwork, packed, unpacked
+from ddpm_lightning.metrics.colour import CLASSES, ColourNet, ColourNetwork
 
 
 def train(
@@ -124,6 +124,14 @@ def cifar10(root: Path, split: OfficialSplit) -> tuple[Tensor, Tensor]:
     return pixels.contiguous(), torch.tensor(labels)
 
 
+def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Round weights to float16, in which they take half the space."""
+    return {
+        name: (part.half() if part.is_floating_point() else part).contiguous()
+        for name, part in state.items()
+    }
+
+
 def save(network: ColourNetwork, path: Path, **facts: str) -> None:
     """Write the weights in float16, with facts in the file's metadata."""
     with atomic_write(path) as partial:
@@ -137,7 +145,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action="store_true", help="faster on CPUs that have it")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write")
+    parser.add_argument("--out", type=Path, default=ColourNet.weights, help="file to write")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -150,7 +158,7 @@ def main() -> None:
     for network in train(images, labels, args.epochs, bfloat16=args.bfloat16):
         save(network, epochs)
 
-    network.eval().load_state_dict(unpacked(packed(network.state_dict())))  # as it is stored
+    network.eval().load_state_dict(packed(network.state_dict()))  # as it is stored
     percent = f"{accuracy(network, test_images, test_labels):.2f}"
     folders = (args.root / "train").is_dir()
     save(

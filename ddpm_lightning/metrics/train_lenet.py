@@ -32,7 +32,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from ddpm_lightning.metrics.lenet import WEIGHTS, LeNetNetwork
+from ddpm_lightning.metrics.lenet import LeNet, LeNetNetwork
 
 SIZES = (28, 16, 8)  # pixels; each third of a batch is shown at one of them
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="MNIST's folder; filled if empty")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write")
+    parser.add_argument("--out", type=Path, default=LeNet.weights, help="file to write")
     args = parser.parse_args()
 
     args.out.parent.mkdir(parents=True, exist_ok=True)  # or fail before the training

@@ -17,7 +17,7 @@ from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.callbacks.results import report
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.data.data_module import Split
-from ddpm_lightning.errors import at_least
+from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.sample_set import SampleSet, made_by
 from ddpm_lightning.images import to_uint8, write_png
@@ -29,6 +29,7 @@ from ddpm_lightning.metrics import (
     Result,
     as_metrics,
     choice_in_words,
+    chosen_before,
     chosen_extractor,
 )
 from ddpm_lightning.metrics.cache import cache_path, lookup, store
@@ -56,7 +57,8 @@ class GenerativeMetrics(Periodic):
     Args:
         extractor: Whose features are compared. LeNet (grey images) and ColourNet (colour) ship
             with the package; Inception gives the FID. auto is LeNet for grey; for colour it is
-            Inception if its weights are in torch hub's cache, else ColourNet. It is printed.
+            Inception if its weights are in torch hub's cache, else ColourNet. It is printed, and a
+            resumed run keeps it.
         every_n_steps: Optimizer steps from one measurement to the next; the end of training has
             one, too.
         n: Number of samples. Distances at different n do not compare; published FIDs use 50000.
@@ -95,6 +97,7 @@ class GenerativeMetrics(Periodic):
         if weights == "both":
             self.requests.append(first.replace(weights="raw"))
         self.extractor = extractor
+        self._choice: str | None = None  # by auto: the name of the class
         self.metrics = as_metrics(metrics)
         self.n = n
         self.reference = reference
@@ -104,21 +107,55 @@ class GenerativeMetrics(Periodic):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            self._choice = None
             assert isinstance(pl_module, DiffusionModule)
             for request in self.requests:
                 request.check(pl_module)
             RealImages().of(getattr(trainer, "datamodule", None))
-            self._chosen = chosen_extractor(self.extractor, pl_module.data.shape)
-            self._chosen.check_shape(pl_module.data.shape)
-            self.measures = Measures(self.metrics, self._chosen, self.requests[0].seed)
-            self.measures.check(self.n)
-            self._chosen.check()
-            if self.extractor == "auto" and trainer.is_global_zero:
-                tqdm.write(choice_in_words(self._chosen))
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # No state_dict: all callbacks of this class share the choice, and with it their key.
+        if self._choice is not None:
+            checkpoint["callbacks"][self.state_key] = {"extractor": self._choice}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        choice = state_dict.get("extractor")
+        if not isinstance(choice, str):
+            raise InputError(f"the checkpoint's extractor of {self.state_key} is no name")
+        if self.extractor == "auto":
+            self._choice = choice
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._choice not in (None, type(self._chosen).__name__):
+            self.on_fit_start(trainer, pl_module)  # because FSDP restores callbacks only after it
+
+    def _choose(self, trainer: Trainer, shape: Sequence[int]) -> None:
+        """Choose the extractor: the same on all processes, and for all of a run."""
+        agreed, kept = trainer.strategy.reduce_boolean_decision, self._choice
+        self._chosen = (
+            chosen_extractor(self.extractor, shape, agreed)
+            if kept is None
+            else chosen_before(kept, agreed)
+        )
+        self._chosen.check_shape(shape)
+        self.measures = Measures(self.metrics, self._chosen, self.requests[0].seed)
+        self.measures.check(self.n)
+        self._chosen.check()
+        if self.extractor == "auto":
+            self._choice = type(self._chosen).__name__
+            if trainer.is_global_zero:
+                tqdm.write(choice_in_words(self._chosen, kept is not None))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
+        self._choose(trainer, pl_module.data.shape)
         data: Any = getattr(trainer, "datamodule", None)
         self._real = RealImages(split=self.reference).of(data)
         self.measures.check(self.n, self._real.count)

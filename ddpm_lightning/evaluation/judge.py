@@ -63,9 +63,10 @@ class Judge:
         at_least(1, self, batch_size=batch_size)
         self.device = device_named(device)
         self.real = reference
-        self.extractor = chosen_extractor(extractor, reference.shape)
+        processes = Processes.current()
+        self.extractor = chosen_extractor(extractor, reference.shape, processes.agreed)
         self.extractor.check()
-        if extractor == "auto" and Processes.current().first:
+        if extractor == "auto" and processes.first:
             print(choice_in_words(self.extractor))
         self.measures = Measures(metrics, self.extractor, seed)
         self.batch_size = batch_size

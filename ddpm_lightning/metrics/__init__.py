@@ -3,7 +3,7 @@
 # ruff: noqa: F401 (exports)
 
 from ddpm_lightning.metrics.accuracy import Accuracy
-from ddpm_lightning.metrics.choice import choice_in_words, chosen_extractor
+from ddpm_lightning.metrics.choice import choice_in_words, chosen_before, chosen_extractor
 from ddpm_lightning.metrics.colour import ColourNet
 from ddpm_lightning.metrics.extrapolation import (
     ExtrapolatedFrechetDistance,

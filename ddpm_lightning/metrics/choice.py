@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ddpm_lightning.errors import InputError
@@ -19,14 +19,22 @@ REASONS: dict[type[FeatureExtractor], str] = {
 
 
 def chosen_extractor(
-    asked: FeatureExtractor | Literal["auto"], shape: Sequence[int]
+    asked: FeatureExtractor | Literal["auto"],
+    shape: Sequence[int],
+    agreed: Callable[[bool], bool] = bool,
 ) -> FeatureExtractor:
     """Choose by the shape [C, H, W] of the images; an extractor that is named stays.
 
     ``auto`` is LeNet for grey images; for colour it is Inception if its published weights lie in
     torch hub's cache already, else ColourNet. Nothing is downloaded.
 
-    Raises InputError: Images that are neither grey nor RGB.
+    Args:
+        asked: An extractor, or auto.
+        shape: Of an image.
+        agreed: Turns this process's answer to whether the weights are here into that of all.
+
+    Raises:
+        InputError: Images that are neither grey nor RGB.
     """
     if isinstance(asked, FeatureExtractor):
         return asked
@@ -38,9 +46,28 @@ def chosen_extractor(
             "(--extractor Pixels, in training --metrics.extractor Pixels) or one of your own"
         )
     inception = Inception()
-    return inception if inception.is_here else ColourNet()
+    return inception if agreed(inception.is_here) else ColourNet()
 
 
-def choice_in_words(chosen: FeatureExtractor) -> str:
-    """Say what ``auto`` chose, and why, in a line."""
-    return f"extractor auto: {type(chosen).__name__} ({chosen.name}) {REASONS[type(chosen)]}"
+def chosen_before(name: str, agreed: Callable[[bool], bool] = bool) -> FeatureExtractor:
+    """Return the extractor that ``auto`` chose when a run began, by the name of its class.
+
+    Raises InputError: It never chooses such a one, or the weights are not here any more.
+    """
+    chosen = next((cls() for cls in REASONS if cls.__name__ == name), None)
+    if chosen is None:
+        raise InputError(f"the checkpoint's extractor {name!r:.40} is none that auto chooses")
+    if isinstance(chosen, Inception) and not agreed(chosen.is_here):
+        raise InputError(
+            f"the run began with {name} ({chosen.name}) as extractor auto, whose weights are not "
+            f"at {chosen.path} any more; --metrics.extractor {name} downloads them (95 MB), with "
+            "--metrics.extractor.weights PATH it takes them from another place, and "
+            "--metrics.extractor ColourNet goes on with other numbers (fd_colour)"
+        )
+    return chosen
+
+
+def choice_in_words(chosen: FeatureExtractor, kept: bool = False) -> str:
+    """Say what ``auto`` chose, or a resumed run has kept, and why, in a line."""
+    why = "as when the run began" if kept else REASONS[type(chosen)]
+    return f"extractor auto: {type(chosen).__name__} ({chosen.name}) {why}"

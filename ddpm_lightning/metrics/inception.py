@@ -47,17 +47,18 @@ class Inception(FeatureExtractor):
     @property
     def is_here(self) -> bool:
         """Whether the file of the weights is on this machine."""
-        return self._path.is_file()
+        return self.path.is_file()
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """Where the file of the weights is, or is expected."""
         if self.weights is not None:
             return Path(self.weights).expanduser()
         return Path(torch.hub.get_dir(), "checkpoints", Path(URL).name)
 
     @override
     def load(self) -> tuple[nn.Module, str]:
-        path = self._path
+        path = self.path
         if self.weights is None and not self.is_here:
             _download(path)
         try:

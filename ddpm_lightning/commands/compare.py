@@ -11,6 +11,8 @@ from ddpm_lightning.evaluation.table import Layout
 def compare(first: Path, second: Path, step: int | None = None, table: Layout = "text") -> None:
     """Say which differences between two results are within the noise.
 
+    The error of a difference is a paired one where both were drawn from the same noise.
+
     Args:
         first: A results.json, a run's metrics.json, or the folder of either.
         second: Another.

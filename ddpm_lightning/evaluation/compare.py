@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import correlation
 from typing import Any
 
 from ddpm_lightning.errors import InputError
@@ -21,9 +22,10 @@ def compare_results(
     """Say metric by metric whether two results differ by more than the noise: a table.
 
     The noise is that of drawing the samples: both were compared with the same real images. A
-    difference counts from two standard errors of itself on, where both results state one. Results
-    that were measured in different ways (numbers of samples, pixels of the reference, extractor,
-    settings of a metric) are refused.
+    difference counts from two standard errors of itself on, where both results state one; it is a
+    paired one where sample k of both was drawn from the same noise, see
+    :func:`difference_error`. Results that were measured in different ways (numbers of samples,
+    pixels of the reference, extractor, settings of a metric) are refused.
 
     Args:
         first: A results.json of a command or metrics.json of a run, or the folder of either.
@@ -57,7 +59,52 @@ def compare_results(
     width = max(map(len, shared))
     lines = [f"{'':{width}}  {'A':>22}  {'B':>22}  B − A"]
     lines += [_line(name, a[name], b[name], width) for name in shared]
-    return "\n".join([f"A: {first}", f"B: {second}", *lines])
+    pairs = {name: (a[name], b[name]) for name in shared}
+    return "\n".join([f"A: {first}", f"B: {second}", _noise_in_words(pairs), *lines])
+
+
+def difference_error(a: Record, b: Record) -> float | None:
+    """Standard error of the difference of two numbers; None: that of one of them is not known.
+
+    √(e_a² + e_b² − 2·ρ·e_a·e_b), where ρ correlates the numbers without each block of samples in
+    turn, if the samples share their noise: a paired delete-d jackknife, where e_a and e_b are of a
+    jackknife themselves. Else, and where a result does not hold these numbers, ρ = 0.
+    """
+    e_a, e_b = a["standard_error"], b["standard_error"]
+    if e_a is None or e_b is None or not math.isfinite(e_a + e_b):
+        return None
+    rho = 0.0
+    if is_paired(a, b) and len(set(a["left_out"])) > 1 and len(set(b["left_out"])) > 1:
+        rho = correlation(a["left_out"], b["left_out"])
+    return math.sqrt(max(e_a**2 + e_b**2 - 2 * rho * e_a * e_b, 0.0))
+
+
+def is_paired(a: Record, b: Record) -> bool:
+    """Whether samples share their noise, and both results hold what a paired error is made of."""
+    blocks = [len(record.get("left_out") or ()) for record in (a, b)]
+    return _share_noise(a, b) and blocks[0] == blocks[1] > 0
+
+
+def _share_noise(a: Record, b: Record) -> bool:
+    """Whether sample k of both was drawn from the same noise, by whatever model and sampler."""
+    one, other = a["samples"], b["samples"]
+    drawn = "sampler" in one and "sampler" in other
+    return drawn and one.get("seed") is not None and one["seed"] == other.get("seed")
+
+
+def _noise_in_words(pairs: dict[str, tuple[Record, Record]]) -> str:
+    """Say whether the samples share their noise, and of which metrics the errors are paired."""
+    known = {k: pair for k, pair in pairs.items() if difference_error(*pair) is not None}
+    alone = [name for name, pair in known.items() if not is_paired(*pair)]
+    seed = next((a["samples"]["seed"] for a, b in pairs.values() if _share_noise(a, b)), None)
+    if seed is None:
+        return "A and B do not share their noise as far as known: their errors are independent"
+    words = f"A and B share their noise (seed {seed})"
+    if len(alone) < len(known):
+        words += ": errors of their difference are paired"
+    if alone:
+        words += f"; of {', '.join(alone)} taken as independent, for want of blocks of samples"
+    return words
 
 
 def _row(name: str, a: Record, b: Record) -> list[Cell]:
@@ -66,9 +113,7 @@ def _row(name: str, a: Record, b: Record) -> list[Cell]:
     difference = None
     if None not in (a["value"], b["value"]):
         difference = b["value"] - a["value"]
-    errors = [number.error for number in both]
-    noise = None if None in errors else math.hypot(*[error or 0.0 for error in errors])
-    return [name, *both, Number(difference, noise)]
+    return [name, *both, Number(difference, difference_error(a, b))]
 
 
 def _measured(record: Record) -> dict[str, Any]:
@@ -87,14 +132,14 @@ def _line(name: str, a: Record, b: Record, width: int) -> str:
     cells = "  ".join(f"{with_error(r['value'], r['standard_error']):>22}" for r in (a, b))
     if None in (a["value"], b["value"]):
         return f"{name:{width}}  {cells}"
-    difference, errors = b["value"] - a["value"], (a["standard_error"], b["standard_error"])
+    difference, noise = b["value"] - a["value"], difference_error(a, b)
     verdict = "its noise is not known"
-    if all(error is not None and math.isfinite(error) for error in errors):
-        noise = math.hypot(*errors)
+    if noise is not None:
         better = "A" if (difference > 0) == a["smaller_is_better"] else "B"
         within = abs(difference) <= 2 * noise
         verdict = "within the noise" if within else f"{better} is better"
-        verdict += f" ({abs(difference) / noise:.1f} standard errors)" if noise else ""
+        kind = "paired standard errors" if is_paired(a, b) else "standard errors"
+        verdict += f" ({abs(difference) / noise:.1f} {kind})" if noise else ""
     return f"{name:{width}}  {cells}  {difference:+.4g}  {verdict}"
 
 

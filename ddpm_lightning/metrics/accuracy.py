@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.features import FeatureExtractor
-from ddpm_lightning.metrics.jackknife import binomial_error
+from ddpm_lightning.metrics.jackknife import binomial_error, means_left_out
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 
 
@@ -47,9 +47,11 @@ class Accuracy(Metric):
     def __call__(self, sets: Comparison) -> dict[str, Score]:
         assert sets.samples.logits is not None
         assert sets.labels is not None
-        share = float((sets.samples.logits.argmax(1) == sets.labels).double().mean())
-        error = binomial_error(share, len(sets.labels))
-        return {self.name: Score(share, error, smaller_is_better=False)}
+        right = sets.samples.logits.argmax(1) == sets.labels
+        share = float(right.double().mean())
+        error = binomial_error(share, len(right))
+        left_out = means_left_out(right, sets.seed) if sets.errors and len(right) > 1 else None
+        return {self.name: Score(share, error, smaller_is_better=False, left_out=left_out)}
 
     @override
     def names(self, score: str, extractor: FeatureExtractor | None) -> tuple[str, str]:

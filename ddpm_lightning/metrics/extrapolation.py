@@ -88,11 +88,13 @@ def extrapolated_frechet(
         return [fmean(distance(parts, part, without) for part in range(parts)) for parts in PARTS]
 
     values = distances()
-    standard_error = None
+    standard_error = left_out = None
     if error:
-        standard_error = jackknife([_limit(distances(group)) for group in range(GROUPS)])
+        left_out = [_limit(distances(group)) for group in range(GROUPS)]
+        standard_error = jackknife(left_out)
     settings = {"sizes": [len(features) // parts for parts in PARTS]}
-    return Score(_limit(values), standard_error, settings=settings, parts={"values": values})
+    parts = {"values": values}
+    return Score(_limit(values), standard_error, settings=settings, parts=parts, left_out=left_out)
 
 
 class _Cut:

@@ -34,6 +34,13 @@ def jackknife(left_out: Sequence[float]) -> float:
     return math.sqrt((blocks - 1) / blocks * sum((value - mean) ** 2 for value in left_out))
 
 
+def means_left_out(values: Tensor, seed: int) -> list[float]:
+    """Means of values [n] of one sample each, without each block in turn."""
+    values = values.double()
+    blocks = [values[rows] for rows in shuffled(len(values), seed).tensor_split(BLOCKS)]
+    return [float((values.sum() - b.sum()) / (len(values) - len(b))) for b in blocks]
+
+
 def binomial_error(share: float, n: int) -> float:
     """Standard error of a share of n independent samples."""
     return math.sqrt(share * (1 - share) / n)

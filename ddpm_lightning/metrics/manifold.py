@@ -9,7 +9,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.errors import at_least
-from ddpm_lightning.metrics.jackknife import BLOCKS, binomial_error, jackknife, shuffled
+from ddpm_lightning.metrics.jackknife import (
+    BLOCKS,
+    binomial_error,
+    jackknife,
+    means_left_out,
+    shuffled,
+)
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 from ddpm_lightning.metrics.statistics import check_features
 
@@ -108,21 +114,27 @@ def manifold(
                     reached = distance <= without[other, rows, None]
                     recalled_without[other] |= reached.any(dim=0)
     recall, coverage = _share(recalled), _share(nearest.amin(dim=0) < real_radius)
-    recall_error = coverage_error = None
-    if blocks > 1:
-        recall_error = jackknife([_share(one) for one in recalled_without])
-        others = (nearest[torch.arange(blocks) != block].amin(dim=0) for block in range(blocks))
-        coverage_error = jackknife([_share(distance < real_radius) for distance in others])
     precision, density = _share(precise), float(dense.mean())
-    values = {
-        "precision": (precision, binomial_error(precision, n)),
-        "recall": (recall, recall_error),
-        "density": (density, float(dense.std()) / n**0.5),
-        "coverage": (coverage, coverage_error),
-    }
+    left_out: dict[str, list[float]] = {}
+    error = {"precision": binomial_error(precision, n), "density": float(dense.std()) / n**0.5}
+    if blocks > 1:
+        others = (nearest[torch.arange(blocks) != block].amin(dim=0) for block in range(blocks))
+        left_out = {
+            "precision": means_left_out(precise, seed),
+            "recall": [_share(one) for one in recalled_without],
+            "density": means_left_out(dense, seed),
+            "coverage": [_share(distance < real_radius) for distance in others],
+        }
+        error |= {name: jackknife(left_out[name]) for name in ("recall", "coverage")}
+    values = {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
     return {
-        name: Score(value, error if errors else None, smaller_is_better=False)
-        for name, (value, error) in values.items()
+        name: Score(
+            value,
+            error.get(name) if errors else None,
+            smaller_is_better=False,
+            left_out=left_out.get(name),
+        )
+        for name, value in values.items()
     }
 
 

@@ -43,6 +43,8 @@ class Score:
         smaller_is_better: Whether a smaller number is the better one.
         floor: What real data reach; None: not known.
         alias: Its stable name for ``monitor:``, filled in by Measures.
+        left_out: The number without each of the blocks of samples in turn that ``shuffled`` gives
+            for the seed, for the error of a difference of two numbers; None: not known.
     """
 
     value: float
@@ -53,10 +55,13 @@ class Score:
     smaller_is_better: bool = True
     floor: Floor | None = None
     alias: str = ""
+    left_out: list[float] | None = None
 
     def __post_init__(self) -> None:
         if self.standard_error is not None and not math.isfinite(self.standard_error):
             object.__setattr__(self, "standard_error", None)
+        if self.left_out is not None and not all(map(math.isfinite, self.left_out)):
+            object.__setattr__(self, "left_out", None)
 
 
 @dataclass(frozen=True, eq=False)

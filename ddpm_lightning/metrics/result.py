@@ -23,7 +23,7 @@ NAMES = ("results.json", "metrics.json")
 NEEDED = {"step", "metric", "value", "standard_error", "smaller_is_better", "samples"}
 """What every record has."""
 
-FOUND = ("step", "value", "standard_error", "spread", "parts", "floor", "versions")
+FOUND = ("step", "value", "standard_error", "spread", "left_out", "parts", "floor", "versions")
 """What a measurement found; all else in a record says what was measured."""
 
 

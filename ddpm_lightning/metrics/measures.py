@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,14 @@ from torch import Tensor
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics.features import FeatureExtractor, Features
 from ddpm_lightning.metrics.jackknife import shuffled
-from ddpm_lightning.metrics.metric import Comparison, Floor, Metric, Score
+from ddpm_lightning.metrics.metric import (
+    Comparison,
+    Floor,
+    Metric,
+    NoScoresError,
+    Score,
+    check_scores,
+)
 from ddpm_lightning.metrics.result import Result
 
 
@@ -55,7 +61,9 @@ class Measures:
         sets = Comparison(samples, real, labels, self.seed, errors)
         found: dict[str, Score] = {}
         for metric in self.metrics:
-            for stem, score in metric(sets).items():
+            scores = metric(sets)
+            check_scores(metric, scores)
+            for stem, score in scores.items():
                 name, alias = metric.names(stem, self.extractor)
                 settings = {**metric.changed(), **(score.settings or {})}
                 found[name] = replace(score, alias=alias, settings=settings)
@@ -107,11 +115,15 @@ class Reference:
         labels = None if self.labels is None else self.labels[order[:n]]
         for metric in self.measures.metrics:
             if labels is not None or not metric.needs_labels:
-                with suppress(InputError):
-                    one = replace(self.measures, metrics=[metric.fitted(min(n, others))])
+                one = replace(self.measures, metrics=[metric.fitted(min(n, others))])
+                try:
                     one.check(n, others)
                     found = one(samples, real, labels, errors=False)
-                    yield from ((k, Floor(score.value, n, others)) for k, score in found.items())
+                except NoScoresError:  # known before training, not at its first measurement
+                    raise
+                except InputError:
+                    continue
+                yield from ((k, Floor(score.value, n, others)) for k, score in found.items())
 
     def __call__(
         self, samples: Features, labels: Tensor | None = None, errors: bool = True

@@ -151,6 +151,25 @@ class Metric(Configurable, ABC):
         return f"{score}_{extractor.name.removeprefix('fd').strip('_')}", score
 
 
+class NoScoresError(InputError):
+    """A metric returned something other than scores by name."""
+
+
+def check_scores(metric: Metric, found: object) -> None:
+    """Raise NoScoresError unless a metric has returned scores by name, each of a number."""
+    wrong = [found]
+    if isinstance(found, dict):
+        wrong = [one for one in found.values() if not isinstance(one, Score)] or [
+            one.value for one in found.values() if not isinstance(one.value, float | int)
+        ]
+    if wrong or not found:
+        kinds = ", ".join(sorted({type(one).__name__ for one in wrong})) or "nothing"
+        raise NoScoresError(
+            f"{type(metric).class_path()} returned {kinds}; a metric's __call__ returns "
+            "{self.name: Score(float(value))}, with Score of ddpm_lightning.metrics"
+        )
+
+
 def as_metrics(metrics: str | Sequence[Metric | str]) -> list[Metric]:
     """Find metrics by short names, class names or class paths; metrics themselves pass through.
 

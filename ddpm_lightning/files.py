@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import fsspec
 
 from ddpm_lightning.errors import InputError
 
@@ -75,6 +78,40 @@ def write_json(path: Path, value: Any) -> None:
     """Write plain data, with finite numbers only, as JSON."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def is_address(path: str) -> bool:
+    """Whether a path names another file system, as s3://bucket/folder does; C:/ is a drive."""
+    return re.match(r"[A-Za-z0-9]{2,}:/", path) is not None
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file at a path, or at an address that fsspec knows."""
+    if is_address(path):
+        with fsspec.open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return
+    with atomic_write(Path(path)) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def check_address(folder: str) -> None:
+    """Raise InputError unless a file can be written into a folder at an address of fsspec.
+
+    It writes a file and removes it. A path of this machine passes.
+    """
+    if not is_address(folder):
+        return
+    try:
+        files, place = fsspec.url_to_fs(folder)
+        files.makedirs(place, exist_ok=True)
+        files.pipe_file(f"{place}/probe", b"")
+        files.rm_file(f"{place}/probe")
+    except Exception as error:  # of any library of any file system
+        raise InputError(
+            f"nothing can be written into {folder}: {error or type(error).__name__}; choose a "
+            "folder of this machine, or make that one writable"
+        ) from error
 
 
 def check_folder(folder: Path) -> None:

@@ -155,11 +155,8 @@ def test_a_resumed_run_keeps_the_lines_up_to_its_save(run, tmp_path):
 def test_the_saved_config_serves_every_command(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     more = ("--ckpt_path=last", "--trainer.limit_test_batches=1", "--likelihood.evaluations=0")
-    before = table(run)
     main(["test", f"--config={run / 'config.yaml'}", *more])
-    after = table(run)
-    assert after[: len(before)] == before
-    assert "test/loss_ema" in after[-1]
+    assert "test/loss_ema" in table(run / "test")[-1]
     assert not list(tmp_path.iterdir())
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import is_address
 
 NAMES = re.compile(
     r"(.*_)?(dir|dirpath|root|folder|path|file|cache|weights|ckpt|config|out|samples|condition|"
@@ -54,7 +55,7 @@ def expanded(path: str, name: str) -> str:
     Raises:
         InputError: A variable is not set or empty, or there is no such home folder.
     """
-    if re.match(r"[A-Za-z0-9]{2,}:/", path) and ".logger" not in name:
+    if is_address(path) and ".logger" not in name:
         raise InputError(
             f"{name} {path} is an address, and files are read and written on this machine's own "
             "file systems; mount it, or copy the files"

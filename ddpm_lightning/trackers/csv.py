@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+from fsspec import AbstractFileSystem
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from typing_extensions import override
 
+from ddpm_lightning.files import check_address
 from ddpm_lightning.trackers.tracker import Tracker
 
 
@@ -21,19 +25,28 @@ class CSV(Tracker):
         return {} if "save_dir" in given else {"save_dir": root, "name": "", "version": ""}
 
     @override
-    def begin(self, step: int | None) -> None:
+    def check(self) -> None:
+        check_address(str(self.logger.save_dir))
+
+    @override
+    def begin(self, step: int | None, command: str = "fit") -> None:
         """Keep the lines up to the step, for Lightning's logger removes the file it finds."""
-        file = self._file()
-        before = file.with_name(f"{file.name}.before")
-        if file.is_file() and not before.exists():
-            file.replace(before)
-        kept = [row for row in _rows(before) if step is None or _is_of(row, step)]
+        if command != "fit":  # which may be writing metrics.csv and hparams.yaml at this moment
+            version = self.logger.version
+            folder = version if isinstance(version, str) else f"version_{version}"
+            self.logger._version = os.path.join(folder, command)
+        file, files = self.where(), get_filesystem(self.logger.log_dir)
+        before = f"{file}.before"
+        if files.isfile(file) and not files.exists(before):
+            files.mv(file, before)
+        kept = [row for row in _rows(files, before) if step is None or _is_of(row, step)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Experiment logs directory")
             writer = self.logger.experiment
         writer.metrics = kept
         writer.save()
-        before.unlink(missing_ok=True)
+        if files.exists(before):
+            files.rm_file(before)
 
     @override
     def show(self, tag: str, file: Path, step: int) -> None:
@@ -41,17 +54,14 @@ class CSV(Tracker):
 
     @override
     def where(self) -> str:
-        return str(self._file())
-
-    def _file(self) -> Path:
-        return Path(self.logger.log_dir) / "metrics.csv"
+        return os.path.join(self.logger.log_dir, "metrics.csv")
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _rows(files: AbstractFileSystem, file: str) -> list[dict[str, Any]]:
     """Read the whole lines of a file; a kill may have cut the last one."""
-    if not file.is_file():
+    if not files.isfile(file):
         return []
-    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+    with files.open(file, "r", newline="", encoding="utf-8", errors="replace") as lines:
         return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
 
 

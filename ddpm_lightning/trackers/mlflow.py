@@ -25,6 +25,7 @@ class MLflow(Tracker):
     """Pictures by step, animations and checkpoints as artifacts, in the run of the same id."""
 
     package = "mlflow"
+    local = ("save_dir",)
 
     @classmethod
     @override

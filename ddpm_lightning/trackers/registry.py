@@ -50,7 +50,7 @@ def in_run_folder(settings: list[dict[str, Any]], root: str) -> list[dict[str, A
         root: The run folder, whose trackers.json has the ids of a resumed run.
 
     Raises:
-        InputError: The package of a logger is not installed.
+        InputError: The package of a logger is not installed, or it cannot write where it should.
     """
     file = Path(root) / RUNS
     ids = json.loads(file.read_text("utf-8")) if file.is_file() else {}
@@ -66,6 +66,7 @@ def in_run_folder(settings: list[dict[str, Any]], root: str) -> list[dict[str, A
             for key, value in (setting.get("init_args") or {}).items()
             if value is not None and (key not in parameters or value != parameters[key].default)
         }
+        tracker.check_local(cls.__name__, given)
         own = tracker.arguments(root, given, ids.get(name))
         init_args = {**(setting.get("init_args") or {}), **own, **given}
         placed.append({**setting, "init_args": init_args})

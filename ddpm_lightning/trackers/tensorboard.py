@@ -12,6 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
+from ddpm_lightning.files import check_address
 from ddpm_lightning.trackers.tracker import Tracker
 
 COLORSPACE = {"L": 1, "LA": 2, "RGB": 3, "P": 3, "RGBA": 4}
@@ -27,6 +28,10 @@ class TensorBoard(Tracker):
         if "save_dir" in given:
             return {}
         return {"save_dir": root, "name": "", "version": "", "default_hp_metric": False}
+
+    @override
+    def check(self) -> None:
+        check_address(str(self.logger.save_dir))
 
     @override
     def hyperparameters(self, values: dict[str, Any], metrics: Sequence[str]) -> None:
@@ -59,7 +64,7 @@ class TensorBoard(Tracker):
 
     @override
     def where(self) -> str:
-        return f"tensorboard --logdir {Path(self.logger.log_dir)}"
+        return f"tensorboard --logdir {self.logger.log_dir}"
 
     def _write(self, summary: Summary, step: int) -> None:
         self.logger.experiment._get_file_writer().add_summary(summary, step)

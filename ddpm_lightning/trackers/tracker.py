@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import atomic_write
+from ddpm_lightning.files import is_address, write_text
 
 
 class Tracker:
@@ -30,6 +30,9 @@ class Tracker:
 
     package: ClassVar[str] = ""
     """The package that the logger imports, where it is an optional one."""
+
+    local: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the logger that must name folders of this machine, not s3:// and its like."""
 
     def __init__(self, logger: Logger, root: Path) -> None:
         self.logger: Any = logger
@@ -55,14 +58,25 @@ class Tracker:
                 f"pip install {cls.package}"
             )
 
-    def check(self) -> None:
-        """Raise InputError if the logger could not log: no key, no server."""
+    @classmethod
+    def check_local(cls, name: str, given: dict[str, Any]) -> None:
+        """Raise InputError if a logger class of this name would write into a folder s3:."""
+        for argument in cls.local:
+            if is_address(str(given.get(argument))):
+                raise InputError(
+                    f"{name}: {argument} {given[argument]} is an address, and it writes files of "
+                    f"this machine; leave {argument} out, and they are in the run folder"
+                )
 
-    def begin(self, step: int | None) -> None:
+    def check(self) -> None:
+        """Raise InputError if the logger could not log: no key, no server, no permission."""
+
+    def begin(self, step: int | None, command: str = "fit") -> None:
         """Prepare a logger before it opens its files.
 
         Args:
             step: The step that a resumed training goes on from; None: nothing goes on.
+            command: fit, or one that measures a checkpoint while a fit may train in the folder.
         """
 
     def run_id(self) -> str | None:
@@ -79,8 +93,7 @@ class Tracker:
         self.logger.log_hyperparams(values)
         if (folder := self.logger.log_dir) is not None:  # a logger that keeps them in a file
             # Lightning's own file has them in the order of the alphabet.
-            with atomic_write(Path(folder) / "hparams.yaml") as partial:
-                partial.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+            write_text(f"{folder}/hparams.yaml", yaml.safe_dump(values, sort_keys=False))
 
     def show(self, tag: str, file: Path, step: int) -> None:
         """Show a picture or an animation: a PNG, GIF or MP4 file in the run folder."""

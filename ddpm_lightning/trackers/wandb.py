@@ -26,6 +26,7 @@ class WandB(Tracker):
     """
 
     package = "wandb"
+    local = ("save_dir", "dir")
 
     @classmethod
     @override
@@ -50,7 +51,7 @@ class WandB(Tracker):
             )
 
     @override
-    def begin(self, step: int | None) -> None:
+    def begin(self, step: int | None, command: str = "fit") -> None:
         """Have W&B write often, so that a kill takes nothing that was logged before a save."""
         settings = self.logger._wandb_init.get("settings") or {}
         if isinstance(settings, dict):

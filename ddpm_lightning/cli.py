@@ -149,15 +149,19 @@ def main(
     given = sys.argv if args is None else [PROGRAM, *args]
     if given[1:2] == ["--"]:  # where the flags of torchrun end
         del given[1]
+    if given[1:] and not given[1].startswith("-"):
+        given[1] = given[1].replace("-", "_")  # list-configs is list_configs
     words = given[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a locale may lack −, ± or ×
             stream.reconfigure(errors="replace")
     try:
-        check_command(words, [*DESCRIPTIONS, *TRIALS, *COMMANDS])
+        check_command(words, [*DESCRIPTIONS, *TRIALS, "completion", *COMMANDS])
         with trusting(words):
             if words[0] in TRIALS:
                 sys.exit(TRIALS[words[0]](module_class, words[1:]).exit_code)
+            elif words[0] == "completion":
+                CompletionCLI(module_class, words[1:])
             elif words[0] in COMMANDS:
                 run_command(words[0], words[1:], main)
             else:
@@ -231,8 +235,8 @@ class DiffusionCLI(LightningCLI):
             parser.prog = f"{PROGRAM} {name}"
             for option in parser._actions:
                 option.help = HELP.get(option.dest, option.help)
-        trials = {"doctor": DOCTOR, "find_lr": FIND_LR, "completion": COMPLETION}
-        for name, text in {**trials, **{name: about(name) for name in COMMANDS}}.items():
+        others = {"doctor": DOCTOR, "find_lr": FIND_LR, "completion": COMPLETION}
+        for name, text in {**others, **{name: about(name) for name in COMMANDS}}.items():
             listed.add_subcommand(name, Parser(), help=text)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -560,18 +564,24 @@ class FindLRCLI(TrialCLI):
         print(f"the loss falls fastest at this rate: --model.optimizer.lr {lr:.2g}")
 
 
-class CompletionCLI(TrialCLI):
-    """completion: prints a script for the shell, with the flags of every command."""
+TRIALS: dict[str, type[TrialCLI]] = {"doctor": DoctorCLI, "find_lr": FindLRCLI}
+"""Commands with fit's flags that leave no run."""
 
-    name = "completion"
-    description = COMPLETION
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """All of them, for their flags."""
-        return LightningCLI.subcommands()
+class CompletionCLI(DiffusionCLI):
+    """completion: prints a script for the shell from the parsers of all commands.
+
+    Args:
+        module_class: The module whose arguments are flags.
+        args: The words after the command.
+    """
+
+    def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
+        Parser(prog=f"{PROGRAM} completion", description=COMPLETION).parse_args(args)
+        super().__init__(module_class, [])
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Print the script in place of parsing."""
+        """Print the script and end, because nothing is to be built."""
         parsers: dict[str, Any] = {**self._subcommand_parsers}
         parsers |= {name: parser_of_command(name) for name in COMMANDS}
         known = {name: flags_of(one) for name, one in parsers.items()}
@@ -587,14 +597,6 @@ class CompletionCLI(TrialCLI):
         words |= {name: [*one] for name, one in COMMANDS.items() if isinstance(one, dict)}
         print(completion_script(words, values, [*shipped_configs()]))
         sys.exit(0)
-
-
-TRIALS: dict[str, type[TrialCLI]] = {
-    "doctor": DoctorCLI,
-    "find_lr": FindLRCLI,
-    "completion": CompletionCLI,
-}
-"""Commands with fit's flags that leave no run."""
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -47,7 +47,7 @@ def test_a_folder_of_a_config_s_name_does_not_hide_it(elsewhere):
     [
         ("configs/digits.yaml", "--config digits takes"),
         ("digit", "did you mean digits?"),
-        ("zzz", "list-configs"),
+        ("zzz", "list_configs"),
     ],
 )
 def test_a_config_that_is_missing_is_answered_by_the_way_on(name, way_on, elsewhere):

@@ -11,7 +11,7 @@ _ddpm_lightning() {
     if [ "$$COMP_CWORD" = 1 ]; then
         words="$commands"
     else
-        case "$${COMP_WORDS[1]}" in
+        case "$${COMP_WORDS[1]//-/_}" in
 $flags
         esac
         case "$$before" in

@@ -118,5 +118,5 @@ def _nearest(path: Path) -> str:
     except OSError:
         beside = []
     return nearest(
-        path.stem, [*shipped, *beside], otherwise="; list-configs lists those there are"
+        path.stem, [*shipped, *beside], otherwise="; list_configs lists those there are"
     )

@@ -45,7 +45,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "plot": PLOTS,
     "export": export,
     "convert": convert,
-    "list-configs": list_configs,
+    "list_configs": list_configs,
     "init": init,
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from typing_extensions import Self, get_type_hints
 
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, near_attribute
 from ddpm_lightning.typed import check_typed
 
 
@@ -192,7 +192,7 @@ def configurable_class(class_path: str) -> type[Configurable]:
         raise InputError(
             f"cannot import {class_path}: {error}. If the class is your own, run from the folder "
             "of its module or install its package; a class defined in a notebook or a script "
-            "must move to a module of its own."
+            f"must move to a module of its own{near_attribute(error)}"
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Configurable)):
         raise InputError(

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim.lr_scheduler import LRScheduler, Optimizer
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, near_path
 from ddpm_lightning.terminal.parser import flags_of, parser_of
 
 ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRScheduler)
@@ -80,7 +80,7 @@ def no_class(name: str, hint: Any) -> str:
     known, other = classes(hint), find_class(name)
     listed = f"; choose one of {', '.join(known)}" if len(known) <= 20 else "; .help lists them"
     if other is None:
-        return f"no class '{name}'{nearest(name, known, otherwise=listed)}"
+        return f"no class '{name}'{near_path(name) or nearest(name, known, otherwise=listed)}"
     kinds = [one.__name__ for one in other.__mro__ if issubclass(one, ROOTS) and one not in ROOTS]
     wanted = " or a ".join(one.__name__ for one in bases_of(hint))
     return f"{name} is {f'a {kinds[-1]}, ' if kinds else ''}not a {wanted}{listed}"

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, near_attribute
 from ddpm_lightning.terminal.choices import bases_of, hint_of, nearest, no_class
 from ddpm_lightning.terminal.parser import ParseError, flags_of
 
@@ -78,7 +78,7 @@ def _explain(causes: list[BaseException]) -> str:
     hint = hint_of(keys[-1], flags) if keys else None
     value = VALUE.search(text.partition(" Subclass types ")[0])
     if hint is None or value is None:
-        return f"{where}: {text}" if keys else text
+        return (f"{where}: {text}" if keys else text) + near_attribute(cause)
     if bases_of(hint) and float not in get_args(hint):
         return f"{where}: {no_class(value[1], hint)}"
     listed = f"; {LIST}" if "list" in _spelled(hint) else ""

@@ -70,5 +70,5 @@ def measured(trainer: Trainer) -> list[str]:
     aliases = {"val/loss_ema"}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if (measures := getattr(callback, "measures", None)) is not None:
-            aliases.add(getattr(measures.extractor, "alias", "swd"))
+            aliases |= {one.names(one.name, measures.extractor)[1] for one in measures.metrics}
     return [name for name in FINAL if name in aliases]

@@ -65,7 +65,7 @@ def export(
         checkpoint = read_checkpoint(ckpt)
         step = checkpoint["global_step"]
         records, picture = results_of(ckpt, results, step), picture_of(ckpt, results, step)
-    folder, include = out, ""
+    folder, published = out, [(out, ".")]
     if format == "safetensors":
         for name, value in (("label", label), ("variance", variance)):
             if value is not None:
@@ -76,7 +76,7 @@ def export(
         beside += [PICTURE] if picture is not None else []
         for name in beside:
             check_new_file(folder / name, (".md", ".png"))
-        include = "".join(f" --include {shlex.quote(name)}" for name in (out.name, *beside))
+        published = [(folder / name, name) for name in (out.name, *beside)]
         write_safetensors(read_checkpoint(ckpt, weights=True), out, weights)
         print(f"{out} holds the {weights or 'ema and raw'} weights with all that describes them")
         print(f"Draw from it: {PROGRAM} sample --ckpt {out} --out FOLDER")
@@ -90,7 +90,8 @@ def export(
     if card:
         _write_card(checkpoint, folder, use, records, picture)
         print(f"{folder / 'README.md'} is its card; state the licence in it, then publish by")
-        print(f"hf upload OWNER/NAME {shlex.quote(str(folder))} .{include}")
+        for path, name in published:  # --include takes a list before huggingface_hub 1, one after
+            print(shlex.join(["hf", "upload", "OWNER/NAME", str(path), name]))
 
 
 def _export_to_diffusers(loaded: Loaded, out: Path, wanted: ToDiffusers) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.logger import _flatten_dict, _sanitize_params
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
@@ -18,6 +19,9 @@ from ddpm_lightning.trackers.tracker import Tracker
 COLORSPACE = {"L": 1, "LA": 2, "RGB": 3, "P": 3, "RGBA": 4}
 """TensorBoard's numbers for Pillow's modes."""
 
+COLUMNS = 5
+"""Hyper-parameters that the HPARAMS page shows before more are asked for."""
+
 
 class TensorBoard(Tracker):
     """Pictures and animations as they are in their files, and the HPARAMS page from the start."""
@@ -25,9 +29,8 @@ class TensorBoard(Tracker):
     @classmethod
     @override
     def arguments(cls, root: str, given: dict[str, Any], run_id: str | None) -> dict[str, Any]:
-        if "save_dir" in given:
-            return {}
-        return {"save_dir": root, "name": "", "version": "", "default_hp_metric": False}
+        place = {} if "save_dir" in given else {"save_dir": root, "name": "", "version": ""}
+        return place | {"default_hp_metric": False}  # whose HPARAMS page would hide ours
 
     @override
     def check(self) -> None:
@@ -38,7 +41,10 @@ class TensorBoard(Tracker):
         super().hyperparameters(values, metrics)
         # Lightning writes them to the events with metrics only, which there are none of yet.
         flat = _sanitize_params(_flatten_dict(values))
+        # torch writes false as the number 0.
+        flat = {name: str(one) if isinstance(one, bool) else one for name, one in flat.items()}
         experiment, start, _ = hparams(flat, dict.fromkeys(metrics, 0.0))
+        _show_first(experiment, list(flat)[:COLUMNS])
         for summary in (experiment, start):
             self._write(summary, 0)
 
@@ -64,7 +70,16 @@ class TensorBoard(Tracker):
 
     @override
     def where(self) -> str:
-        return f"tensorboard --logdir {self.logger.log_dir}"
+        return f"tensorboard --logdir {self.logger.log_dir.rstrip('/')}"
 
     def _write(self, summary: Summary, step: int) -> None:
         self.logger.experiment._get_file_writer().add_summary(summary, step)
+
+
+def _show_first(experiment: Summary, names: Sequence[str]) -> None:
+    """Mark hyper-parameters as different between runs: those come first, then the alphabet."""
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin.content = content.SerializeToString()

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
+from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from ddpm_lightning.errors import InputError
 
@@ -88,7 +88,7 @@ def is_address(path: str) -> bool:
 def write_text(path: str, text: str) -> None:
     """Write a file at a path, or at an address that fsspec knows."""
     if is_address(path):
-        with fsspec.open(path, "w", encoding="utf-8") as file:
+        with get_filesystem(path).open(path, "w", encoding="utf-8") as file:
             file.write(text)
         return
     with atomic_write(Path(path)) as partial:
@@ -103,10 +103,10 @@ def check_address(folder: str) -> None:
     if not is_address(folder):
         return
     try:
-        files, place = fsspec.url_to_fs(folder)
-        files.makedirs(place, exist_ok=True)
-        files.pipe_file(f"{place}/probe", b"")
-        files.rm_file(f"{place}/probe")
+        files = get_filesystem(folder)
+        files.makedirs(folder, exist_ok=True)
+        files.pipe_file(f"{folder}/probe", b"")
+        files.rm_file(f"{folder}/probe")
     except Exception as error:  # of any library of any file system
         raise InputError(
             f"nothing can be written into {folder}: {error or type(error).__name__}; choose a "

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fsspec import AbstractFileSystem
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from typing_extensions import override
 
@@ -57,7 +56,7 @@ class CSV(Tracker):
         return os.path.join(self.logger.log_dir, "metrics.csv")
 
 
-def _rows(files: AbstractFileSystem, file: str) -> list[dict[str, Any]]:
+def _rows(files: Any, file: str) -> list[dict[str, Any]]:
     """Read the whole lines of a file; a kill may have cut the last one."""
     if not files.isfile(file):
         return []

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ddpm_lightning.callbacks import SampleGrid
-from ddpm_lightning.cli import DiffusionCLI, SaveRunConfig, main
+from ddpm_lightning.cli import main
+from ddpm_lightning.cli.training import DiffusionCLI, SaveRunConfig
 from ddpm_lightning.commands.words import complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion import Guidance, Schedule, SohlDickstein, samplers

@@ -111,7 +111,7 @@ def test_doctor_does_not_import_what_a_checkpoint_names_as_its_data(
 
 
 def test_doctor_does_not_let_a_checkpoint_download(tmp_path, tiny_checkpoint):
-    from ddpm_lightning.cli import _run_of_checkpoint
+    from ddpm_lightning.cli.doctor import _run_of_checkpoint
 
     def edit(checkpoint):
         checkpoint[KEY]["data"] = MNIST | {"init_args": {"root": "data", "download": True}}

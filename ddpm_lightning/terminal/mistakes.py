@@ -14,7 +14,7 @@ from ddpm_lightning.errors import InputError, near_attribute
 from ddpm_lightning.terminal.choices import bases_of, hint_of, nearest, no_class
 from ddpm_lightning.terminal.parser import ParseError, flags_of
 
-CALLERS = {"ddpm_lightning.cli", "ddpm_lightning.commands.run"}
+CALLERS = ("ddpm_lightning.cli.", "ddpm_lightning.commands.run")
 LIBRARIES = {"jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect"}
 LIST = 'a list is one word in brackets, e.g. "[1,2]"'
 KEY = re.compile(r'Parser key "([^"]+)"')
@@ -43,7 +43,7 @@ def users_mistake(error: Exception) -> str | None:
         return _explain(causes)
     # An error with nothing but libraries on the stack is a refused setting, too.
     modules = [frame.f_globals["__name__"] for frame, _ in walk_tb(cause.__traceback__)]
-    settings = all(name in CALLERS or name.split(".")[0] in LIBRARIES for name in modules)
+    settings = all(name.startswith(CALLERS) or name.split(".")[0] in LIBRARIES for name in modules)
     settings |= modules[-1].startswith("jsonargparse.")  # which passes them to a class
     refused = isinstance(cause, ImportError | RuntimeError | TypeError | ValueError)
     return str(cause) if refused and settings else None

@@ -1,34 +1,22 @@
-"""The command line: LightningCLI for training, plain commands for what works on a checkpoint."""
+"""fit, validate, test and predict: LightningCLI, with the parts of every run."""
 
 from __future__ import annotations
 
 import inspect
-import json
-import logging
 import os
-import re
 import shlex
 import sys
-import warnings
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-# LightningCLI calls jsonargparse by the names of earlier versions; that is not for our users.
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ddpm_lightning.data
@@ -44,8 +32,7 @@ from ddpm_lightning.callbacks import (
     StepProgressBar,
     TrainingMonitor,
 )
-from ddpm_lightning.checkpoint import KEY, check_description, read_checkpoint
-from ddpm_lightning.commands.completion import completion_script
+from ddpm_lightning.checkpoint import check_description, read_checkpoint
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
     add_trust,
@@ -58,24 +45,19 @@ from ddpm_lightning.commands.given_checkpoint import (
     is_finished,
 )
 from ddpm_lightning.commands.group_help import group_help
-from ddpm_lightning.commands.list_configs import shipped_configs
-from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.commands.nulls import check_nulls
 from ddpm_lightning.commands.paths import expand_paths
-from ddpm_lightning.commands.run import COMMANDS, about, parser_of_command, run_command
-from ddpm_lightning.commands.words import check_command, complete, read_words
+from ddpm_lightning.commands.run import COMMANDS, about
+from ddpm_lightning.commands.words import complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.data_module import NO_BATCH_SIZE_FINDER
-from ddpm_lightning.doctor import Run, examine
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import atomic_write, check_folder, check_new_file
+from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.initial_weights import initialize
-from ddpm_lightning.loaded import Loaded, with_download
 from ddpm_lightning.memory import check_integers
 from ddpm_lightning.metrics.result import read_records
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.optimization import NO_LR_FINDER
-from ddpm_lightning.plots.figure import new_figure, write_figure
 from ddpm_lightning.progress import shows_bars
 from ddpm_lightning.run_folder import (
     UNSAVED,
@@ -84,18 +66,10 @@ from ddpm_lightning.run_folder import (
     newest_checkpoint,
     set_aside,
 )
-from ddpm_lightning.terminal.choices import classes, hint_of
-from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
+from ddpm_lightning.terminal.mistakes import users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 from ddpm_lightning.trackers import in_run_folder, trackers_of
-from ddpm_lightning.trust import check_trust, foreign_packages, trusting
-
-# The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
-warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
-warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*")
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-    lambda record: "litlogger" not in record.msg and "litmodels" not in record.msg
-)
+from ddpm_lightning.trust import foreign_packages
 
 COMPLETION = 'Print completion for bash: eval "$(ddpm_lightning completion)"'
 
@@ -131,52 +105,6 @@ LOGGING = (LearningRateMonitor, DeviceStatsMonitor)
 
 UNSUITED = {"LearningRateFinder": NO_LR_FINDER, "BatchSizeFinder": NO_BATCH_SIZE_FINDER}
 """Callbacks of Lightning that cannot work here, and why."""
-
-
-def main(
-    args: Sequence[str] | None = None, module_class: type[DiffusionModule] = DiffusionModule
-) -> None:
-    """Run the command line.
-
-    Args:
-        args: The words after the program's name; None takes the process's own.
-        module_class: The module to train, for a program of your own around a subclass.
-
-    Raises:
-        SystemExit: Code 2 and one line on standard error for bad input, code 130 after Ctrl-C, 143
-            after SIGTERM.
-    """
-    given = sys.argv if args is None else [PROGRAM, *args]
-    if given[1:2] == ["--"]:  # where the flags of torchrun end
-        del given[1]
-    if given[1:] and not given[1].startswith("-"):
-        given[1] = given[1].replace("-", "_")  # list-configs is list_configs
-    words = given[1:]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a locale may lack −, ± or ×
-            stream.reconfigure(errors="replace")
-    try:
-        check_command(words, [*DESCRIPTIONS, *TRIALS, "completion", *COMMANDS])
-        with trusting(words):
-            if words[0] in TRIALS:
-                sys.exit(TRIALS[words[0]](module_class, words[1:]).exit_code)
-            elif words[0] == "completion":
-                CompletionCLI(module_class, words[1:])
-            elif words[0] in COMMANDS:
-                run_command(words[0], words[1:], main)
-            else:
-                DiffusionCLI(module_class, None if args is None else words)
-    except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        mistake = users_mistake(error) or refusal_of(error)
-        if mistake is not None:
-            print(f"error: {' '.join(mistake.split())}", file=sys.stderr)
-            sys.exit(2)
-        if (cause := causes_of(error)[-1]) is not error:
-            raise cause from None  # without what the parser makes of it
-        raise
 
 
 class RunParser(Parser, LightningArgumentParser):
@@ -275,7 +203,7 @@ class DiffusionCLI(LightningCLI):
         check_integers(plain)
         settings = self.config[command].trainer
         _check_trainer(settings)
-        if command == "fit" and _is_first_process() and not settings.fast_dev_run:
+        if command == "fit" and is_first_process() and not settings.fast_dev_run:
             self.hold(settings.default_root_dir)
 
     def hold(self, run_folder: str) -> None:
@@ -304,7 +232,7 @@ class DiffusionCLI(LightningCLI):
                 f"{root} holds a run already: go on with it by --ckpt_path {named}, or choose "
                 "another folder by --trainer.default_root_dir"
             )
-        if saved is None and _is_first_process() and not config.trainer.fast_dev_run:
+        if saved is None and is_first_process() and not config.trainer.fast_dev_run:
             for path in set_aside(root):
                 print(f"{path} is of a start that saved nothing; renamed to {UNSAVED}…")
 
@@ -318,7 +246,7 @@ class DiffusionCLI(LightningCLI):
 
     def begin_logs(self, step: int | None) -> None:
         """Prepare the loggers for a resume after this step, or for a start."""
-        for tracker in trackers_of(self.trainer) if _is_first_process() else ():
+        for tracker in trackers_of(self.trainer) if is_first_process() else ():
             tracker.begin(step, self.subcommand)
 
     def after_instantiate_classes(self) -> None:
@@ -329,7 +257,7 @@ class DiffusionCLI(LightningCLI):
             self.begin_logs(None)
             if config.init_from and self.subcommand == "fit":
                 said = initialize(self.model, config.init_from)
-                if _is_first_process():
+                if is_first_process():
                     print(said)
             return
         checkpoint = read_checkpoint(path)
@@ -358,7 +286,7 @@ class DiffusionCLI(LightningCLI):
         kwargs["callbacks"] = [*callbacks, HyperParameters(), *blocks]
         instance = super().instantiate_trainer(**kwargs)
         _check_launcher(instance)
-        for tracker in trackers_of(instance) if _is_first_process() else ():
+        for tracker in trackers_of(instance) if is_first_process() else ():
             tracker.check()
         # The final metrics are logged when all are measured, and a save is the last act of a step.
         last = (TrainingMonitor, RunCheckpoint)
@@ -394,7 +322,7 @@ class DiffusionCLI(LightningCLI):
             config.ckpt_path = None
             return
         path = newest if auto and newest else checkpoint_named(config.ckpt_path, root)
-        if auto and path.name != "last.ckpt" and _is_first_process():
+        if auto and path.name != "last.ckpt" and is_first_process():
             print(f"{last_checkpoint(root)} is gone; the run goes on from {path}")
         checkpoint = read_checkpoint(path)
         check_description(checkpoint, path, DiffusionModule)
@@ -429,176 +357,6 @@ class DiffusionCLI(LightningCLI):
             ) from error
 
 
-class TrialCLI(DiffusionCLI):
-    """A command with fit's flags that trains for a trial, and leaves the run folder alone.
-
-    Args:
-        module_class: The module to train.
-        args: The words after the command.
-
-    Attributes:
-        exit_code: Of the process.
-    """
-
-    name: str
-    description: str
-
-    def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
-        self.exit_code = 0
-        super().__init__(module_class, ["fit", *args])
-
-    def setup_parser(self, *args: Any) -> None:
-        """Name the parser of fit's flags after this command."""
-        super().setup_parser(*args)
-        self._subcommand_parsers["fit"].prog = f"{PROGRAM} {self.name}"
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Describe the command, and add its own flags."""
-        super().add_arguments_to_parser(parser)
-        parser.description = self.description
-        self.add_flags(parser)
-
-    @staticmethod
-    def add_flags(parser: Any) -> None:
-        """Add the flags of the command itself."""
-
-    def hold(self, run_folder: str) -> None:
-        """Leave the folder to whoever trains in it."""
-
-    def begin_logs(self, step: int | None) -> None:
-        """Leave what is logged as it is."""
-
-    def before_instantiate_classes(self) -> None:
-        """Accept a folder that holds a run."""
-
-    def after_fit(self) -> None:
-        """Say nothing of a run, for there was none."""
-
-
-class DoctorCLI(TrialCLI):
-    """doctor: examines the run that fit would begin, with fit's flags, or that of a checkpoint.
-
-    The exit code is 0: every check passed; 1: one failed; 3: none failed, but one is unknown.
-    """
-
-    name = "doctor"
-    description = (
-        f"{DOCTOR} Exit code 0: all is well; 1: a check failed; 3: none failed, but one could not "
-        "tell."
-    )
-
-    def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
-        super().__init__(module_class, [*_run_of_checkpoint(args), *args])
-
-    @staticmethod
-    def add_flags(parser: Any) -> None:
-        """Add the flags of doctor itself."""
-        parser.add_argument("--ckpt", type=str | None, help="a checkpoint, whose run is examined")
-        parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-
-    def fit(self, **_: Any) -> None:
-        """Examine in place of training."""
-        model, config = self.model, self.config.fit
-        if config.ckpt:
-            model = Loaded.read(config.ckpt).module
-            model.optimizer = self.model.optimizer  # which a checkpoint does not describe
-        run = Run(model, self.datamodule, self.trainer, bool(config.ckpt or config.ckpt_path))
-        findings = []
-        for finding in examine(run):
-            findings.append(finding)
-            if not config.json:
-                print(finding, flush=True)
-        if config.json:
-            print(json.dumps([finding.plain() for finding in findings], indent=2))
-        states = {finding.state for finding in findings}
-        self.exit_code = 1 if "failed" in states else 3 if "unknown" in states else 0
-
-
-class FindLRCLI(TrialCLI):
-    """find_lr: Lightning's learning rate finder, with fit's flags, in a folder of its own."""
-
-    name = "find_lr"
-    description = FIND_LR
-
-    @staticmethod
-    def add_flags(parser: Any) -> None:
-        """Add the flags of the search."""
-        parser.add_argument("--min_lr", type=PositiveFloat, default=1e-6, help="at step 1")
-        parser.add_argument("--max_lr", type=PositiveFloat, default=1.0, help="at the last step")
-        parser.add_argument("--steps", type=PositiveInt, default=100, help="of the search")
-        parser.add_argument("--out", type=Path | None, help="picture of loss over rate, .png")
-
-    def before_instantiate_classes(self) -> None:
-        """Search in a folder that is removed afterwards."""
-        settings = self.config.fit
-        if settings.out is not None:
-            check_new_file(settings.out, (".png",))
-        if settings.ckpt_path or settings.trainer.fast_dev_run:
-            raise InputError("find_lr searches before a run: leave out ckpt_path and fast_dev_run")
-        settings.trainer.default_root_dir = self._held.enter_context(TemporaryDirectory())
-        settings.trainer.logger = False
-
-    def fit(self, **_: Any) -> None:
-        """Search in place of training."""
-        settings = self.config.fit
-        found = Tuner(self.trainer).lr_find(
-            self.model,
-            datamodule=self.datamodule,
-            min_lr=settings.min_lr,
-            max_lr=settings.max_lr,
-            num_training=settings.steps,
-            update_attr=False,
-        )
-        lr = found.suggestion() if found is not None else None
-        if found is None or lr is None:
-            more = max(100, 2 * settings.steps)
-            raise InputError(
-                f"{settings.steps} steps are too few for a suggestion: --steps {more}"
-            )
-        if not _is_first_process():
-            return
-        if settings.out is not None:
-            figure = new_figure(6, 4)
-            found.plot(suggest=True, ax=figure.add_subplot())
-            write_figure(settings.out, figure)
-        print(f"the loss falls fastest at this rate: --model.optimizer.lr {lr:.2g}")
-
-
-TRIALS: dict[str, type[TrialCLI]] = {"doctor": DoctorCLI, "find_lr": FindLRCLI}
-"""Commands with fit's flags that leave no run."""
-
-
-class CompletionCLI(DiffusionCLI):
-    """completion: prints a script for the shell from the parsers of all commands.
-
-    Args:
-        module_class: The module whose arguments are flags.
-        args: The words after the command.
-    """
-
-    def __init__(self, module_class: type[DiffusionModule], args: list[str]) -> None:
-        Parser(prog=f"{PROGRAM} completion", description=COMPLETION).parse_args(args)
-        super().__init__(module_class, [])
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Print the script and end, because nothing is to be built."""
-        parsers: dict[str, Any] = {**self._subcommand_parsers}
-        parsers |= {name: parser_of_command(name) for name in COMMANDS}
-        known = {name: flags_of(one) for name, one in parsers.items()}
-        for name, trial in TRIALS.items():
-            trial.add_flags(own := Parser())
-            known[name] = known["fit"] | flags_of(own)
-        words, values = dict[str, list[str]](), dict[str, list[str]]()
-        for command, flags in known.items():
-            names = [flag for flag in sorted(flags) if re.fullmatch(r"[\w.]{2,}", flag)]
-            words[command] = [f"--{flag}" for flag in names]
-            for flag in names:
-                values.setdefault(f"--{flag}", []).extend(classes(hint_of(flag, flags)))
-        words |= {name: [*one] for name, one in COMMANDS.items() if isinstance(one, dict)}
-        print(completion_script(words, values, [*shipped_configs()]))
-        sys.exit(0)
-
-
 class SaveRunConfig(SaveConfigCallback):
     """Writes the complete configuration of a training run to config.yaml in its folder."""
 
@@ -614,18 +372,6 @@ class SaveRunConfig(SaveConfigCallback):
         file = Path(trainer.default_root_dir) / self.config_filename
         with atomic_write(file) as partial:
             partial.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
-
-
-def _run_of_checkpoint(words: list[str]) -> list[str]:
-    """Name the configuration of the run of --ckpt, else the data that the checkpoint states."""
-    given = dict(read_words(words))
-    if "ckpt" not in given or {"c", "config", "data"} & given.keys():
-        return []
-    data = read_checkpoint(given["ckpt"])[KEY]["data"]
-    if found := config_of_checkpoint([f"--ckpt_path={given['ckpt']}", *words]):
-        return found
-    check_trust(given["ckpt"], data)
-    return [f"--data={json.dumps(with_download(data, False))}"]
 
 
 def _check_trainer(settings: Any) -> None:
@@ -650,7 +396,7 @@ def _check_trainer(settings: Any) -> None:
             raise InputError(f"trainer.callbacks: {UNSUITED[name]}")
     if settings.default_root_dir is None:
         raise InputError("trainer.default_root_dir null: a run is one folder; name it")
-    if _is_first_process():  # because two that try would remove each other's folder
+    if is_first_process():  # because two that try would remove each other's folder
         check_folder(Path(settings.default_root_dir))
 
 
@@ -666,7 +412,8 @@ def _loggers(stated: Any, root: str) -> Any:
     return loggers if isinstance(stated, list) else loggers[0]
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Whether this is the process that prints and writes, before a trainer can tell."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback
 from torch.optim.lr_scheduler import OneCycleLR
 
+from ddpm_lightning.busy import busy_machine
 from ddpm_lightning.cli import main
 from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.data import MNIST
@@ -253,3 +254,19 @@ def test_mnist_is_read_gzipped_as_it_is_plain(tmp_path):
             for name in ("plain", "gzipped")
         )
         assert all(torch.equal(*pair) for pair in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("device", "load", "threads", "told"),
+    [
+        ("cpu", 6.0, 2, True),
+        ("cpu", 2.0, 2, False),
+        ("cpu", 6.0, 1, False),
+        ("meta", 6.0, 2, False),
+    ],
+)
+def test_threads_on_a_busy_machine_are_told_of(device, load, threads, told, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert ("OMP_NUM_THREADS=1" in busy_machine(torch.device(device))) is told

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ddpm_lightning.callbacks import SampleGrid
 from ddpm_lightning.cli import main
-from ddpm_lightning.cli.training import DiffusionCLI, SaveRunConfig
+from ddpm_lightning.cli.training import DiffusionCLI, SaveRunConfig, sampling_flags
+from ddpm_lightning.commands.run import parser_of_command
 from ddpm_lightning.commands.words import complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion import Guidance, Schedule, SohlDickstein, samplers
@@ -296,3 +297,21 @@ def test_blocks_take_flags_another_class_or_null(run_parser):
     metrics = configured(run_parser, "digits", "--metrics=PointMetrics")["metrics"]
     assert metrics["init_args"]["metrics"] == ["swd", "mmd"]  # not the other class's
     assert metrics["init_args"]["every_n_steps"] == 300  # which both inherit
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(samplers.DDPM()),
+        Request(samplers.DDIM(steps=7, eta=0.5), guidance=1.5),
+        Request(samplers.Euler(steps=4, spacing=samplers.KarrasSpacing(rho=3))),
+    ],
+    ids=["DDPM", "DDIM", "Euler"],
+)
+def test_the_line_after_a_run_samples_as_its_grid_did(request_):
+    flags = sampling_flags(request_)
+    parser = parser_of_command("sample")
+    settings = parser.parse_args(complete(["--ckpt=a", "--out=b", *flags], flags_of(parser)))
+    built = parser.instantiate_classes(settings)
+    assert built.sampler.describe() == request_.sampler.describe()
+    assert float(built.guidance or 1) == request_.guidance.scale

@@ -21,6 +21,8 @@ from ddpm_lightning.trust import trusting
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
 warnings.filterwarnings("ignore", r".*treespec, LeafSpec.*")
+# The progress line shows the loss of every step, and what is logged is the user's choice.
+warnings.filterwarnings("ignore", r"The number of training batches .* is smaller than the logging")
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     lambda record: "litlogger" not in record.msg and "litmodels" not in record.msg
 )

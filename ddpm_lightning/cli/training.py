@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import shlex
 import sys
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ddpm_lightning.data
 import ddpm_lightning.muon  # noqa: F401 (both known by short name on the command line)
+from ddpm_lightning.busy import busy_machine
 from ddpm_lightning.callbacks import (
     GenerativeMetrics,
     HyperParameters,
@@ -66,6 +68,7 @@ from ddpm_lightning.run_folder import (
     newest_checkpoint,
     set_aside,
 )
+from ddpm_lightning.sampling import Request
 from ddpm_lightning.terminal.mistakes import users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 from ddpm_lightning.trackers import in_run_folder, trackers_of
@@ -286,6 +289,8 @@ class DiffusionCLI(LightningCLI):
         kwargs["callbacks"] = [*callbacks, HyperParameters(), *blocks]
         instance = super().instantiate_trainer(**kwargs)
         _check_launcher(instance)
+        if is_first_process() and (busy := busy_machine(instance.strategy.root_device)):
+            print(busy, file=sys.stderr)
         for tracker in trackers_of(instance) if is_first_process() else ():
             tracker.check()
         # The final metrics are logged when all are measured, and a save is the last act of a step.
@@ -304,7 +309,9 @@ class DiffusionCLI(LightningCLI):
             if (last := last_checkpoint(root)).exists():
                 packages = foreign_packages([self.model.class_path(), dict(self.model.hparams)])
                 trust = ["--trust", ",".join(packages)] if packages else []
-                words = shlex.join(["sample", "--ckpt", str(last), *trust])
+                grids = (one for one in self.trainer.callbacks if isinstance(one, SampleGrid))  # type: ignore[attr-defined]
+                drawn = next((sampling_flags(grid.request) for grid in grids), [])
+                words = shlex.join(["sample", "--ckpt", str(last), *trust, *drawn])
                 print(f"Draw from it: {PROGRAM} {words} --out FOLDER")
 
     def _parse_ckpt_path(self) -> None:
@@ -426,6 +433,23 @@ def _check_launcher(trainer: Trainer) -> None:
             f"{counts[0]} × {counts[1]}: give --trainer.devices and --trainer.num_nodes as "
             "torchrun has --nproc_per_node and --nnodes"
         )
+
+
+def sampling_flags(request: Request) -> list[str]:
+    """The flags with which sample draws as a grid of the run does; of its guidance, the scale."""
+    flags, scale = _flags_of_part("--sampler", request.sampler), request.guidance.scale
+    return flags if scale == 1 else [*flags, "--guidance", f"{scale:g}"]
+
+
+def _flags_of_part(flag: str, part: Configurable) -> list[str]:
+    path = part.class_path()
+    flags = [flag, type(part).__name__ if path.startswith("ddpm_lightning.") else path]
+    for name, value in part.changed().items():
+        if isinstance(value, Configurable):
+            flags += _flags_of_part(f"{flag}.{name}", value)
+        else:
+            flags += [f"{flag}.{name}", value if isinstance(value, str) else json.dumps(value)]
+    return flags
 
 
 def _seed(seed: bool | int) -> int:

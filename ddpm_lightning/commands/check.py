@@ -149,7 +149,7 @@ def _sheet(survey: Survey, channels: int, size: int) -> torch.Tensor:
 
 def _command(survey: Survey, folder: Path, channels: int, size: int, settings: list[str]) -> str:
     name = folder.resolve().name or "folder"
-    words = ["fit", "--config", "configs/folder.yaml", "--data.root", str(folder)]
+    words = ["fit", "--config", "folder", "--data.root", str(folder)]
     words += ["--data.size", str(size), *settings]
     if channels == 1:
         words += ["--data.channels", "1"]

@@ -79,7 +79,10 @@ def export(
         published = [(folder / name, name) for name in (out.name, *beside)]
         write_safetensors(read_checkpoint(ckpt, weights=True), out, weights)
         print(f"{out} holds the {weights or 'ema and raw'} weights with all that describes them")
-        print(f"Draw from it: {PROGRAM} sample --ckpt {out} --out FOLDER")
+        print(
+            f"Draw from it: {PROGRAM} sample --ckpt {out} --sampler DDIM --sampler.steps 50 "
+            "--out FOLDER"
+        )
         use = USES["safetensors"].replace("FILE", out.name)
     else:
         if out.is_dir() and contents(out):

@@ -35,8 +35,9 @@ def init(folder: Path) -> None:
         f"--trainer.default_root_dir runs/trial\n  {run}"
     )
     print(
-        f"Test it: python -m pytest\nDraw: {PROGRAM} sample --ckpt "
-        "runs/my_project/checkpoints/last.ckpt --trust my_project --out runs/samples"
+        f"Test it: pip install pytest && python -m pytest\nDraw: {PROGRAM} sample --ckpt "
+        "runs/my_project/checkpoints/last.ckpt --trust my_project --sampler DDIM "
+        "--sampler.steps 50 --out runs/samples"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from ddpm_lightning.busy import busy_machine
 from ddpm_lightning.callbacks import RunCheckpoint
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.doctor.finding import Finding, Run, failed, ok, unknown
@@ -95,7 +96,10 @@ def forecast(run: Run) -> Finding:
         words += [f"{_time(steps * per_step)} of training and {_time(drawing)} of samples"]
         words += [f"{(run_size(run) or 0) / GB:.2f} GB on the disk"]
     found = ", ".join(words) + measured
-    room = _memory(run.trainer.strategy.root_device)
+    device = run.trainer.strategy.root_device
+    if busy := busy_machine(device):
+        found += f"; {busy}"
+    room = _memory(device)
     if memory > room:
         return failed(f"{found}; the device has {room / GB:.1f} GB")
     return ok(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,9 @@ TILE = 48
 
 LINE = 18
 """Pixels of a line of captions."""
+
+LETTER = 7
+"""Pixels of a letter of a caption above a column, and more than it takes."""
 
 NAMES = (r"$x_t$", r"$\hat{x}_0$")
 """Captions of noisy data and of the prediction."""
@@ -72,7 +76,8 @@ def captioned(
     """Put captions above the columns and left of the rows of a picture, pixels unchanged.
 
     The picture is uint8 [1, 3 or 4, H, W], its columns and rows of equal size; the title is a line
-    above all, broken where the picture is narrow.
+    above all, broken where the picture is narrow. Columns that are narrower than their captions
+    show one in every few.
     """
     channels, height, width = picture.shape
     left = max([34, *(11 * len(name) for name in rows if "$" not in name)]) if rows else 0
@@ -89,8 +94,11 @@ def captioned(
 
     for i, caption in enumerate(lines):
         write((left + width) / 2, (i + 0.5) * LINE + 1, caption, 8)
-    for i, caption in enumerate(columns):
-        write(left + (i + 0.5) * width / len(columns), top - LINE / 2 - 1, caption, 8)
+    longest = LETTER * max(map(len, columns), default=0)
+    every = math.ceil(longest * len(columns) / width) if columns else 1
+    for i, caption in list(enumerate(columns))[::every]:
+        middle = max(left + (i + 0.5) * width / len(columns), longest / 2)
+        write(min(middle, left + width - longest / 2), top - LINE / 2 - 1, caption, 8)
     for i, caption in enumerate(rows):
         write(left / 2, top + (i + 0.5) * height / len(rows), caption, 10)
     canvas = pixels_of(figure)

@@ -31,7 +31,15 @@ from tests.small import ended, fail, shown
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 ALIKE = (
     *("cifar10", "cifar10_edm", "cifar10_flow", "cifar10_iddpm", "cifar10_pretrained"),
-    *("cifar10_cfg", "cifar10_jpg", "fashion_mnist", "mnist", "mnist_convnext", "mnist_dit"),
+    *(
+        "cifar10_cfg",
+        "cifar10_jpg",
+        "fashion_mnist",
+        "folder_small",
+        "mnist",
+        "mnist_convnext",
+        "mnist_dit",
+    ),
     "toy2d",
 )
 """Configs that take the same ways as others through the command line."""

@@ -262,6 +262,7 @@ def stop_once(run: Run, stop: str, moment: str, chance: random.Random) -> list[i
     step = 0 if moment == "last" else chance.randrange(1, STEPS - 4)
     if stop == "exception":
         steps = {"validation": 12, "grid": 6 * chance.randint(1, 3), "last": STEPS}
+        steps["anywhere"] = chance.choice((5, 7, 11, 13, 17))  # neither saved nor drawn then
         step = steps.get(moment, 4 * chance.randint(1, 5))
         return _join(run.start(f"{moment} {step}"))
     processes = run.start()

@@ -83,6 +83,15 @@ def test_a_network_that_fails_is_not_the_loggers():
     )
 
 
+def test_of_a_whole_page_that_a_server_answers_the_beginning_is_shown():
+    Answer = type("MlflowException", (Exception,), {"__module__": "mlflow.exceptions"})
+    error = Answer("API request failed with error code 404: '<!DOCTYPE HTML>\n" + 99 * "<p>\n" + "'")
+    line = refusal_of(error) or ""
+    assert line.startswith("mlflow: API request failed with error code 404")
+    assert line.endswith("…; leave out --trainer.logger to go without")
+    assert len(line) < 400
+
+
 def test_a_failed_write_leaves_the_file_before_it_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("before")

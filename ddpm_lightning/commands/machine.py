@@ -32,6 +32,9 @@ SERVICES = {
 }
 """What can be done about errors of an account, a server or the network, by their package."""
 
+MOST = 300
+"""Characters of a service's message that are shown."""
+
 
 def refusal_of(error: BaseException) -> str | None:
     """Return what the machine refused, with what can be done; None: it is another error.
@@ -50,7 +53,9 @@ def refusal_of(error: BaseException) -> str | None:
             return f"{one}" + (f"; install it: pip install {one.name}" if one.name else "")
         package = type(one).__module__.split(".")[0]
         if meant and package in SERVICES:
-            return f"{package}: {_last_line(one)}; {SERVICES[package]}"
+            told = " ".join(str(one).split())
+            told = told if len(told) <= MOST else f"{told[:MOST]}…"  # of a whole page, perhaps
+            return f"{package}: {told}; {SERVICES[package]}"
         if isinstance(one, ProcessRaisedException):  # whose text holds the child's traceback
             kind, _, message = _last_line(one).partition(": ")
             if kind.endswith("InputError"):

@@ -1,10 +1,15 @@
-"""Where loggers write: apart from a run that may be training, and at addresses of fsspec."""
+"""Where loggers write: apart from a run that trains, at addresses of fsspec, to a server."""
 
 from __future__ import annotations
 
 import csv
 import json
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -16,6 +21,8 @@ from ddpm_lightning.cli import main
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.trackers import in_run_folder
 from ddpm_lightning.trackers.csv import CSV
+from ddpm_lightning.trackers.server import why_silent
+from ddpm_lightning.trackers.wandb import WandB
 from tests.small import fail
 from tests.test_cli import tiny_run
 
@@ -118,3 +125,28 @@ def test_a_logger_of_local_files_refuses_an_address(logger, package, tmp_path):
     setting = {"class_path": f"{LOGGERS}.{logger}", "init_args": {"save_dir": "s3://bucket/logs"}}
     with pytest.raises(InputError, match=f"{logger}: save_dir s3://bucket/logs is an address"):
         in_run_folder([setting], str(tmp_path))
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address of this machine at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_silent_wandb_server_is_named_with_the_way_on(nobody, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    settings = SimpleNamespace(base_url=nobody, api_key="a" * 40)
+    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+    logger = SimpleNamespace(_offline=False, _wandb_init={})
+    with pytest.raises(InputError, match=f"no W&B server answers at {nobody}") as caught:
+        WandB(logger, Path()).check()
+    assert "--trainer.logger.offline true" in str(caught.value)
+
+
+def test_a_server_that_refuses_an_address_answers(nobody):
+    assert why_silent(nobody) is not None
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # knows no method: 501
+        Thread(target=server.handle_request, daemon=True).start()
+        assert why_silent(f"http://127.0.0.1:{server.server_port}") is None

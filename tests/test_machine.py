@@ -85,7 +85,9 @@ def test_a_network_that_fails_is_not_the_loggers():
 
 def test_of_a_whole_page_that_a_server_answers_the_beginning_is_shown():
     Answer = type("MlflowException", (Exception,), {"__module__": "mlflow.exceptions"})
-    error = Answer("API request failed with error code 404: '<!DOCTYPE HTML>\n" + 99 * "<p>\n" + "'")
+    error = Answer(
+        "API request failed with error code 404: '<!DOCTYPE HTML>\n" + 99 * "<p>\n" + "'"
+    )
     line = refusal_of(error) or ""
     assert line.startswith("mlflow: API request failed with error code 404")
     assert line.endswith("…; leave out --trainer.logger to go without")

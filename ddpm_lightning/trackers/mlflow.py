@@ -7,18 +7,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 from lightning.fabric.utilities.logger import _flatten_dict
 from PIL import Image
 from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.trackers.server import why_silent
 from ddpm_lightning.trackers.tracker import Tracker
-
-PATIENCE = 5.0
-"""Seconds for which a server may stay silent; MLflow itself would try for minutes."""
 
 
 class MLflow(Tracker):
@@ -41,17 +37,13 @@ class MLflow(Tracker):
     @override
     def check(self) -> None:
         uri = self.logger._tracking_uri
-        if not uri.startswith(("http:", "https:")):
-            return
-        try:
-            urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE).close()
-        except HTTPError:  # somebody answers
-            pass
-        except (URLError, OSError, ValueError) as error:
+        if uri.startswith(("http:", "https:")) and (
+            reason := why_silent(f"{uri.rstrip('/')}/health")
+        ):
             raise InputError(
-                f"no MLflow server answers at {uri} ({getattr(error, 'reason', error)}); start "
-                "it, or log into a database with --trainer.logger.tracking_uri sqlite:///FILE.db"
-            ) from error
+                f"no MLflow server answers at {uri} ({reason}); start it, or log into a database "
+                "with --trainer.logger.tracking_uri sqlite:///FILE.db"
+            )
 
     @override
     def run_id(self) -> str | None:

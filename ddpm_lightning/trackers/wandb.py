@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import to_pil
+from ddpm_lightning.trackers.server import why_silent
 from ddpm_lightning.trackers.tracker import Tracker
 
 FLUSH = 0.2
@@ -48,6 +49,12 @@ class WandB(Tracker):
             raise InputError(
                 "WandbLogger has no API key: run `wandb login`, or log into the run folder with "
                 "--trainer.logger.offline true"
+            )
+        address = wandb.setup().settings.base_url
+        if reason := why_silent(address):
+            raise InputError(
+                f"no W&B server answers at {address} ({reason}); set WANDB_BASE_URL, or log into "
+                "the run folder with --trainer.logger.offline true"
             )
 
     @override

@@ -1,0 +1,23 @@
+"""Whether a tracking server answers, before W&B or MLflow try for minutes."""
+
+from __future__ import annotations
+
+import ssl
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+PATIENCE = 5.0
+"""Seconds for which a server may stay silent."""
+
+
+def why_silent(address: str) -> object | None:
+    """Return why nobody answers at an address of HTTP; None: somebody does, whatever it says."""
+    try:
+        urlopen(address, timeout=PATIENCE).close()
+    except HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        # The package itself may know the certificate.
+        return None if isinstance(reason, ssl.SSLError) else reason
+    return None

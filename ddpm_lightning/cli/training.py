@@ -250,7 +250,7 @@ class DiffusionCLI(LightningCLI):
     def begin_logs(self, step: int | None) -> None:
         """Prepare the loggers for a resume after this step, or for a start."""
         for tracker in trackers_of(self.trainer) if is_first_process() else ():
-            tracker.begin(step, self.subcommand)
+            tracker.begin(step, self.config.subcommand)
 
     def after_instantiate_classes(self) -> None:
         """Refuse data that a checkpoint was not made for; prepare the loggers and the weights."""

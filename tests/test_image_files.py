@@ -338,6 +338,12 @@ def test_pixels_of_every_lossless_format_are_those_saved(ending, tmp_path):
         )
 
 
+def test_a_colour_space_that_pillow_does_not_convert_is_named(tmp_path):
+    Image.new("LAB", (8, 8)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif: .*LAB.*; save it as RGB"):
+        read_mask(tmp_path / "a.tif", (3, 8, 8))
+
+
 def test_sixteen_bits_of_a_tiff_are_not_cut_off(tmp_path):
     Image.fromarray(np.full((8, 8), 300, dtype=np.uint16)).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match="more than 8 bits a channel"):

@@ -101,6 +101,16 @@ class ImageFile:
         return upright
 
 
+def converted(file: ImageFile, mode: str) -> Image.Image:
+    """Read the pixels in another mode; raise InputError for the few that Pillow cannot convert."""
+    try:
+        return file.load().convert(mode)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file.path}: {error}; save it as RGB") from error
+
+
 def channels_first(image: Image.Image) -> Tensor:
     """The pixels of an image of C channels: uint8 [C, H, W]; of mode "1" bool."""
     array = np.array(image)  # [H, W] or [H, W, C]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images.eight_bits import from_uint8
-from ddpm_lightning.images.image_file import MODES, ImageFile, channels_first
+from ddpm_lightning.images.image_file import MODES, ImageFile, channels_first, converted
 
 LOSSLESS = {"L": ("1", "L"), "RGB": ("1", "L", "P", "RGB"), "RGBA": ("1", "L", "P", "RGB", "RGBA")}
 """The modes that convert to each mode without loss."""
@@ -40,7 +40,7 @@ def read_image(path: Path, shape: tuple[int, ...]) -> Tensor:
             f"{path} is {kind}, but images of {shape[0]} channel(s), {mode}, are needed here; "
             f"convert it in Python: {fix}"
         )
-    return from_uint8(channels_first(file.load().convert(mode)))
+    return from_uint8(channels_first(converted(file, mode)))
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -55,15 +55,14 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> Tensor:
             transparent pixels, which could mean either.
     """
     file = _file_of_size(path, shape)
-    image = file.load()
-    if file.transparent and np.array(image.convert("RGBA"))[..., 3].min() < 255:
+    if file.transparent and np.array(converted(file, "RGBA"))[..., 3].min() < 255:
         raise InputError(
             f"{path} has transparent pixels, and in a mask white is painted anew and black is "
             'kept; save it without, e.g. with black for them: python -c "from PIL import Image; '
             f"i = Image.open({str(path)!r}).convert('RGBA'); Image.alpha_composite(Image.new("
             "'RGBA', i.size, 'black'), i).convert('L').save('mask.png')\""
         )
-    mask = torch.from_numpy(np.array(image.convert("L")))[None] > 127
+    mask = torch.from_numpy(np.array(converted(file, "L")))[None] > 127
     if not bool(mask.any()):
         raise InputError(
             f"{path} has no white pixel, so nothing would be painted; in a mask, white is painted "
@@ -85,7 +84,7 @@ def read_transparent(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor
     Raises:
         InputError: The file is missing, damaged, of another size or mode, or opaque.
     """
-    array = channels_first(_file_of_size(path, shape).load().convert("RGBA"))
+    array = channels_first(converted(_file_of_size(path, shape), "RGBA"))
     transparent = array[3:] < 128
     if not bool(transparent.any()):
         raise InputError(f"{path} has no transparent pixel, so nothing would be painted")

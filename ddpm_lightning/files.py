@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.cloud_io import get_filesystem
-
 from ddpm_lightning.errors import InputError
 
 try:
@@ -83,35 +81,6 @@ def write_json(path: Path, value: Any) -> None:
 def is_address(path: str) -> bool:
     """Whether a path names another file system, as s3://bucket/folder does; C:/ is a drive."""
     return re.match(r"[A-Za-z0-9]{2,}:/", path) is not None
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a file at a path, or at an address that fsspec knows."""
-    if is_address(path):
-        with get_filesystem(path).open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-        return
-    with atomic_write(Path(path)) as partial:
-        partial.write_text(text, "utf-8")
-
-
-def check_address(folder: str) -> None:
-    """Raise InputError unless a file can be written into a folder at an address of fsspec.
-
-    It writes a file and removes it. A path of this machine passes.
-    """
-    if not is_address(folder):
-        return
-    try:
-        files = get_filesystem(folder)
-        files.makedirs(folder, exist_ok=True)
-        files.pipe_file(f"{folder}/probe", b"")
-        files.rm_file(f"{folder}/probe")
-    except Exception as error:  # of any library of any file system
-        raise InputError(
-            f"nothing can be written into {folder}: {error or type(error).__name__}; choose a "
-            "folder of this machine, or make that one writable"
-        ) from error
 
 
 def check_folder(folder: Path) -> None:

@@ -166,7 +166,12 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+
     def end(*_: Any) -> None:
+        if os.getpid() != owner:  # a child that was forked meanwhile ends as children do
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
         os.write(2, b"\nstopped by SIGTERM\n")  # not print, which may be interrupted in itself
         sys.exit(128 + signal.SIGTERM)
 
@@ -174,7 +179,8 @@ def ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        # Python knows no handler that was set in C; that of the system is the nearest.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 def choose_gpu(device: str, count: int) -> None:

@@ -48,6 +48,7 @@ def offered(script, capsys, tmp_path):
     ("words", "wanted"),
     [
         ("sa", {"sample"}),
+        ("compl", {"completion"}),
         ("fit --trainer.max_s", {"--trainer.max_steps"}),
         ("find_lr --min", {"--min_lr"}),
         ("fit --config swiss", {"swiss_roll"}),

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from ddpm_lightning.cli import main
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.trackers import in_run_folder
+from ddpm_lightning.trackers.address import check_address
 from ddpm_lightning.trackers.csv import CSV
 from ddpm_lightning.trackers.server import why_silent
 from ddpm_lightning.trackers.wandb import WandB
@@ -117,6 +118,12 @@ def test_an_address_that_cannot_be_written_to_is_one_line_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_at_an_address_stays_when_the_address_is_tried(memory):
+    fsspec.filesystem("memory").pipe_file("/logs/probe", b"mine")
+    check_address("memory://logs")
+    assert {name: file.getvalue() for name, file in memory.items()} == {"/logs/probe": b"mine"}
+
+
 @pytest.mark.parametrize(
     ("logger", "package"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")]
 )
@@ -150,3 +157,23 @@ def test_a_server_that_refuses_an_address_answers(nobody):
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # knows no method: 501
         Thread(target=server.handle_request, daemon=True).start()
         assert why_silent(f"http://127.0.0.1:{server.server_port}") is None
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_that_its_settings_keep_offline_needs_no_server(mode, nobody, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    settings = SimpleNamespace(base_url=nobody, api_key="a" * 40)
+    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+    logger = SimpleNamespace(_offline=False, _wandb_init={"settings": {"mode": mode}})
+    WandB(logger, Path()).check()
+
+
+def test_what_speaks_another_language_than_http_is_no_server():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as client:
+                client.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        Thread(target=answer, daemon=True).start()
+        assert why_silent(f"http://127.0.0.1:{server.getsockname()[1]}") is not None

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ddpm_lightning.cli import main
 from ddpm_lightning.images import to_uint8, write_png
-from ddpm_lightning.processes import Processes
+from ddpm_lightning.processes import Processes, ended_by_sigterm
 from tests.small import tiny_data
 from tests.test_cli import fail, shown
 
@@ -45,6 +45,22 @@ def test_every_process_gets_samples_where_one_batch_would_hold_them():
 
 def test_the_two_dashes_that_end_torchruns_flags_may_stand_first(capsys):
     assert "--devices" in shown(capsys, "--", "sample", "--help")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_ends_at_sigterm_as_children_do(capfd):
+    ready, tell = os.pipe()
+    with ended_by_sigterm():
+        child = os.fork()
+        if not child:
+            os.write(tell, b"!")
+            time.sleep(60)
+            os._exit(0)
+        os.read(ready, 1)  # because a child that begins forgets the signals it has
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    assert capfd.readouterr().err == ""
 
 
 def test_fewer_than_one_process_is_refused(capsys, tmp_path):

@@ -17,7 +17,7 @@ from ddpm_lightning.cli.training import DiffusionCLI, SaveRunConfig, sampling_fl
 from ddpm_lightning.commands.run import parser_of_command
 from ddpm_lightning.commands.words import complete
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.diffusion import Guidance, Schedule, SohlDickstein, samplers
+from ddpm_lightning.diffusion import FixedLarge, Guidance, Schedule, SohlDickstein, samplers
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.sampling import Request
 from ddpm_lightning.terminal.choices import classes, nearest
@@ -304,14 +304,20 @@ def test_blocks_take_flags_another_class_or_null(run_parser):
     [
         Request(samplers.DDPM()),
         Request(samplers.DDIM(steps=7, eta=0.5), guidance=1.5),
-        Request(samplers.Euler(steps=4, spacing=samplers.KarrasSpacing(rho=3))),
+        Request(samplers.Euler(steps=4, spacing=samplers.KarrasSpacing(rho=3)), weights="raw"),
+        Request(samplers.DDPM(9), Guidance(1 / 3, (0.2, 0.8), 0.7), labels=[3], seed=5),
+        Request(samplers.DDPM(9), variance=FixedLarge()),
     ],
-    ids=["DDPM", "DDIM", "Euler"],
+    ids=["DDPM", "DDIM", "Euler", "guidance", "variance"],
 )
 def test_the_line_after_a_run_samples_as_its_grid_did(request_):
     flags = sampling_flags(request_)
     parser = parser_of_command("sample")
     settings = parser.parse_args(complete(["--ckpt=a", "--out=b", *flags], flags_of(parser)))
     built = parser.instantiate_classes(settings)
-    assert built.sampler.describe() == request_.sampler.describe()
-    assert float(built.guidance or 1) == request_.guidance.scale
+    names = ("guidance", "labels", "weights", "seed")
+    drawn = Request(**{name: built[name] for name in (*names, "sampler", "variance")})
+    assert all(getattr(drawn, name) == getattr(request_, name) for name in names)
+    for part in ("sampler", "variance"):
+        ours, theirs = getattr(drawn, part), getattr(request_, part)
+        assert ours is theirs is None or ours.describe() == theirs.describe()

@@ -43,6 +43,7 @@ class CompletionCLI(DiffusionCLI):
         for name, trial in TRIALS.items():
             trial.add_flags(own := Parser())
             known[name] = known["fit"] | flags_of(own)
+        known["completion"] = {}
         words, values = dict[str, list[str]](), dict[str, list[str]]()
         for command, flags in known.items():
             names = [flag for flag in sorted(flags) if re.fullmatch(r"[\w.]{2,}", flag)]

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from ddpm_lightning.commands.run import COMMANDS, about
 from ddpm_lightning.commands.words import complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.data_module import NO_BATCH_SIZE_FINDER
+from ddpm_lightning.diffusion import Guidance
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder
 from ddpm_lightning.initial_weights import initialize
@@ -289,14 +291,18 @@ class DiffusionCLI(LightningCLI):
         kwargs["callbacks"] = [*callbacks, HyperParameters(), *blocks]
         instance = super().instantiate_trainer(**kwargs)
         _check_launcher(instance)
-        if is_first_process() and (busy := busy_machine(instance.strategy.root_device)):
-            print(busy, file=sys.stderr)
         for tracker in trackers_of(instance) if is_first_process() else ():
             tracker.check()
         # The final metrics are logged when all are measured, and a save is the last act of a step.
         last = (TrainingMonitor, RunCheckpoint)
         instance.callbacks.sort(key=lambda one: [isinstance(one, kind) for kind in reversed(last)])  # type: ignore[attr-defined]
         return instance
+
+    def before_fit(self) -> None:
+        """Say what slows the training down."""
+        busy = busy_machine(self.trainer.strategy.root_device)
+        if busy and self.trainer.is_global_zero:  # type: ignore[attr-defined]
+            print(busy, file=sys.stderr)
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -436,9 +442,21 @@ def _check_launcher(trainer: Trainer) -> None:
 
 
 def sampling_flags(request: Request) -> list[str]:
-    """The flags with which sample draws as a grid of the run does; of its guidance, the scale."""
-    flags, scale = _flags_of_part("--sampler", request.sampler), request.guidance.scale
-    return flags if scale == 1 else [*flags, "--guidance", f"{scale:g}"]
+    """The flags with which sample draws as a grid of the run does."""
+    flags = _flags_of_part("--sampler", request.sampler)
+    if request.variance is not None:
+        flags += _flags_of_part("--variance", request.variance)
+    if request.guidance != Guidance():
+        stated = asdict(request.guidance)
+        rest = {name: stated[name] for name in ("interval", "rescale") if stated[name]}
+        scale = "--guidance.scale" if rest else "--guidance"
+        flags += [scale, json.dumps(stated["scale"])]
+        for name, value in rest.items():
+            flags += [f"--guidance.{name}", json.dumps(value)]
+    for name, value in request.changed().items():
+        if name in ("labels", "weights", "seed"):
+            flags += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return flags
 
 
 def _flags_of_part(flag: str, part: Configurable) -> list[str]:

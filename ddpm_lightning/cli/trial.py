@@ -53,5 +53,8 @@ class TrialCLI(DiffusionCLI):
     def before_instantiate_classes(self) -> None:
         """Accept a folder that holds a run."""
 
+    def before_fit(self) -> None:
+        """Say nothing of the time that a run would take."""
+
     def after_fit(self) -> None:
         """Say nothing of a run, for there was none."""

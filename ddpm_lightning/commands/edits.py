@@ -79,7 +79,7 @@ class RePaint(Edit):
     """Paint a part of an image anew, to suit the rest, which is kept exactly (RePaint, 2022).
 
     Args:
-        image: PNG, JPEG, WebP, BMP, TIFF or GIF of the model's size.
+        image: PNG, JPEG, WebP, BMP, TIFF or (in colour) GIF of the model's size.
         mask: The like of the same size: white is painted anew, black is kept.
         resamplings: How often each step is taken; 1 is fastest and suits the rest least.
         jump: Steps that one return goes back. The paper's are 10 and 10, by DDPM with 250 steps,
@@ -129,7 +129,7 @@ class SDEdit(Edit):
     """Vary an image: noise it up to a level and sample from there (SDEdit, 2022).
 
     Args:
-        image: PNG, JPEG, WebP, BMP, TIFF or GIF of the model's size.
+        image: PNG, JPEG, WebP, BMP, TIFF or (in colour) GIF of the model's size.
         strength: How far up, as a share of the levels: 0 gives the image itself, 1 a new one. Of
             the sampler's steps, those below that level are taken.
     """
@@ -156,7 +156,7 @@ class Interpolate(Edit):
     """Go from one image to another in n images, both ends included, by DDIM there and back.
 
     Args:
-        first: PNG, JPEG, WebP, BMP, TIFF or GIF of the model's size.
+        first: PNG, JPEG, WebP, BMP, TIFF or (in colour) GIF of the model's size.
         second: The other.
         iterations: Network evaluations a step of the encoding; with more, the ends are closer to
             the files.

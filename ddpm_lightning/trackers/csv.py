@@ -11,7 +11,7 @@ from typing import Any
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from typing_extensions import override
 
-from ddpm_lightning.files import check_address
+from ddpm_lightning.trackers.address import check_address
 from ddpm_lightning.trackers.tracker import Tracker
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -11,12 +12,12 @@ PATIENCE = 5.0
 
 
 def why_silent(address: str) -> object | None:
-    """Return why nobody answers at an address of HTTP; None: somebody does, whatever it says."""
+    """Return why no server of HTTP answers at an address; None: one does, whatever it says."""
     try:
         urlopen(address, timeout=PATIENCE).close()
     except HTTPError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
         # The package itself may know the certificate.
         return None if isinstance(reason, ssl.SSLError) else reason

@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
-from ddpm_lightning.files import check_address
+from ddpm_lightning.trackers.address import check_address
 from ddpm_lightning.trackers.tracker import Tracker
 
 COLORSPACE = {"L": 1, "LA": 2, "RGB": 3, "P": 3, "RGBA": 4}

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.files import is_address, write_text
+from ddpm_lightning.files import is_address
+from ddpm_lightning.trackers.address import write_text
 
 
 class Tracker:
@@ -60,12 +61,12 @@ class Tracker:
 
     @classmethod
     def check_local(cls, name: str, given: dict[str, Any]) -> None:
-        """Raise InputError if a logger class of this name would write into a folder s3:."""
+        """Raise InputError if an argument that must be a folder of this machine is an address."""
         for argument in cls.local:
             if is_address(str(given.get(argument))):
                 raise InputError(
-                    f"{name}: {argument} {given[argument]} is an address, and it writes files of "
-                    f"this machine; leave {argument} out, and they are in the run folder"
+                    f"{name}: {argument} {given[argument]} is an address, and this logger writes "
+                    f"on this machine only; leave {argument} out for the run folder"
                 )
 
     def check(self) -> None:

@@ -50,7 +50,7 @@ class WandB(Tracker):
                 "WandbLogger has no API key: run `wandb login`, or log into the run folder with "
                 "--trainer.logger.offline true"
             )
-        address = wandb.setup().settings.base_url
+        address = self._own_setting("base_url") or wandb.setup().settings.base_url
         if reason := why_silent(address):
             raise InputError(
                 f"no W&B server answers at {address} ({reason}); set WANDB_BASE_URL, or log into "
@@ -110,5 +110,11 @@ class WandB(Tracker):
         return f"wandb sync {Path(run.dir).parents[1] / f'offline-run-*-{run.id}'}"
 
     def _is_offline(self) -> bool:
-        mode = os.environ.get("WANDB_MODE", self.logger._wandb_init.get("mode"))
-        return self.logger._offline or mode in ("offline", "dryrun", "disabled")
+        modes = {os.environ.get("WANDB_MODE", self.logger._wandb_init.get("mode"))}
+        modes.add(self._own_setting("mode"))
+        return self.logger._offline or not modes.isdisjoint(("offline", "dryrun", "disabled"))
+
+    def _own_setting(self, name: str) -> Any:
+        """A setting of W&B that the logger was given, as a dictionary or as W&B's Settings."""
+        settings = self.logger._wandb_init.get("settings") or {}
+        return settings.get(name) if isinstance(settings, dict) else getattr(settings, name, None)

@@ -15,7 +15,8 @@ from typing import Any
 
 from typing_extensions import Self, get_type_hints
 
-from ddpm_lightning.errors import InputError, near_attribute
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.imports import failed_import, near_path
 from ddpm_lightning.typed import check_typed
 
 
@@ -189,11 +190,12 @@ def configurable_class(class_path: str) -> type[Configurable]:
     try:
         cls = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # also what the module does when it is imported
-        raise InputError(
-            f"cannot import {class_path}: {error}. If the class is your own, run from the folder "
+        reason = failed_import(error) or (
+            f"{error}. If the class is your own, run from the folder "
             "of its module or install its package; a class defined in a notebook or a script "
-            f"must move to a module of its own{near_attribute(error)}"
-        ) from error
+            f"must move to a module of its own{near_path(str(class_path))}"
+        )
+        raise InputError(f"cannot import {class_path}: {reason}") from error
     if not (isinstance(cls, type) and issubclass(cls, Configurable)):
         raise InputError(
             f"{class_path} is not a class of this library's kinds; refusing to run it"

@@ -57,8 +57,8 @@ class Request(Configurable):
         guidance: Scale of classifier-free guidance (CFG) of a conditional model; 1 is none, 0
             ignores the labels. --guidance.interval limits it to a range of levels,
             --guidance.rescale rescales its result to the conditional standard deviation.
-        labels: Class labels for a conditional model: one for all samples, or a list that is
-            repeated; default: those of the data, or one class after the other.
+        labels: Class labels, numbers from 0, for a conditional model: one for all samples, or a
+            list that is repeated; default: those of the data, or one class after the other.
         variance: Variance of the reverse steps of DDPM, in place of the model's own, e.g.
             --variance FixedLarge.
         weights: ema (averaged) or raw (as trained).
@@ -347,7 +347,9 @@ def _joined(batches: list[list[State]]) -> Frames:
 def levels_from_noise(sampler: Sampler, denoiser: Denoises) -> list[int]:
     """The sampler's levels; raise InputError unless they fall from T to 0."""
     levels = sampler.levels(denoiser.schedule)
-    falls = levels[-1:] == [0] and all(t > s for t, s in pairwise(levels))
+    falls = (
+        isinstance(levels, list) and levels[-1:] == [0] and all(t > s for t, s in pairwise(levels))
+    )
     if not falls or not all(isinstance(t, int) for t in levels):
         raise InputError(
             f"{sampler.spacing.class_path()} gives the levels {levels!s:.60}…: they must be "

@@ -1,4 +1,4 @@
-"""Plain data checked against type hints, TypedDicts included, before anything is built from it."""
+"""Type hints: plain data checked against them, before anything is built, and their spelling."""
 
 from __future__ import annotations
 
@@ -55,6 +55,26 @@ def check_typed(value: Any, hint: Any, where: str, check_object: Find | None = N
             check_typed(item, arguments[1], f"{where}[{key!r}]", check_object)
     elif isinstance(hint, type) and hint is not object:
         _check_type(value, hint, where, check_object)
+
+
+def spelled(hint: Any) -> str:
+    """Spell a type hint for a message."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin in (Union, UnionType):
+        null = " or null" if NoneType in arguments else ""
+        return ", ".join(spelled(one) for one in arguments if one is not NoneType) + null
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Sequence):
+        return f"list of {spelled(arguments[0])}"
+    return getattr(hint, "__name__", str(hint))
+
+
+def kind_of(value: object) -> str:
+    """Describe a value by its kind, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return "nothing (None)" if value is None else f"a {type(value).__name__}"
 
 
 def _check_type(value: Any, hint: type, where: str, check_object: Find | None) -> None:

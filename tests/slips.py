@@ -38,7 +38,9 @@ SLIPS = [
     Slip("fit … --model.schdule Cosine", ("did you mean --model.schedule?",)),
     Slip("fit … --foo 3", ("no flag --foo; --help lists them",)),
     Slip("fit … --trainer.max_steps", ("argument --trainer.max_steps: expected one",)),
-    Slip("fit … --trainer.max_steps 3 foo", ("unexpected 'foo'",)),
+    Slip("fit … --trainer.max_steps 3 foo", ("'foo'; --trainer.max_steps takes one word",)),
+    Slip("sample … --n 2 --seed 1 2", ("unexpected '2'; --seed takes one word",)),
+    Slip("sample x.ckpt --out o", ("unexpected 'x.ckpt'; --FLAG takes one word",)),
     Slip("fit … --model.seed 3", ("model.seed", "seed_everything")),
     Slip("sample … --samplr DDIM", ("no flag --samplr; did you mean --sampler?",)),
     Slip("sample … --ck x", ("no flag --ck; did you mean --ckpt?",)),
@@ -57,7 +59,23 @@ SLIPS = [
     Slip("fit … --grid.sampler DIM", ("grid.sampler", "no class 'DIM'; did you mean DDIM?")),
     Slip("fit … --metrics PointMetric", ("no class 'PointMetric'; did you mean PointMetrics?",)),
     Slip("fit … --trainer.callbacks LossByTime", ("no class", "did you mean LossByTimestep?")),
-    Slip("fit … --model.net my.module.Net", ("No module named 'my'",)),
+    Slip(
+        "fit … --model.net my.module.Net",
+        ("model.net: No module named 'my'; if the class is your own, run from the folder of its",),
+    ),
+    Slip("sample … --sampler my.Own", ("sampler: No module named 'my'; ", "run from the folder")),
+    Slip("sample … --sampler my/own.py", ("my/own.py is a file; name the class: my.own.CLASS",)),
+    Slip("fit … --model.net ./net.py", ("model.net: ./net.py is a file", "class: net.CLASS")),
+    Slip("fit … --model.net ../net.py", ("name the class: net.CLASS, from the folder ",)),
+    Slip(
+        "fit -c DIGITS -c FILE",
+        ("grid.sampler: my/__init__.py is a file; name the class: my.CLASS",),
+        b"grid: {sampler: {class_path: my/__init__.py}}",
+    ),
+    Slip(
+        "fit … --data ImageFolder --data.root x --data.image_size 30",
+        ("ImageFolder has no argument 'image_size'; did you mean size?",),
+    ),
     Slip("fit … --model.schedule torch.nn.Linear", ("torch.nn.Linear", "not a Schedule")),
     Slip("fit … --model.schedule.help Cosin", ("no class 'Cosin'; did you mean Cosine?",)),
     Slip(
@@ -70,6 +88,7 @@ SLIPS = [
     Slip("sample … --weights emma", ("weights: expected one of 'ema', 'raw', got emma",)),
     Slip("sample … --sampler DDIM --sampler.steps few", ("DDIM: expected int or null, got few",)),
     Slip("sample … --labels 1,2", ("labels: expected ", 'e.g. "[1,2]"')),
+    Slip("sample … --labels three", ("got three; Class labels, numbers from 0",)),
     Slip("sample … --labels 1 2", ("unexpected '2'", 'e.g. "[1,2]"')),
     Slip(
         "fit … --model.net.multipliers 1,2",

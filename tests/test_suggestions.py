@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ddpm_lightning.errors import near_path
+from ddpm_lightning.imports import near_path
 from tests.small import fail
 
 SCHEDULE = """\

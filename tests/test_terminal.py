@@ -18,9 +18,10 @@ from ddpm_lightning.commands.run import parser_of_command
 from ddpm_lightning.commands.words import complete
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion import FixedLarge, Guidance, Schedule, SohlDickstein, samplers
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, nearest
+from ddpm_lightning.networks.checks import check_image
 from ddpm_lightning.sampling import Request
-from ddpm_lightning.terminal.choices import classes, nearest
+from ddpm_lightning.terminal.choices import classes
 from ddpm_lightning.terminal.mistakes import users_mistake
 from ddpm_lightning.terminal.parser import Parser, flags_of
 from tests.slips import SLIPS, Slip, command_line
@@ -88,6 +89,57 @@ def test_no_slip_is_answered_by_what_was_typed_alone():
         assert [part for part in slip.contains if part not in slip.words], slip.words
 
 
+def test_a_checkpoint_without_its_flag_is_recognized(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("last.ckpt").touch()
+    line = fail(capsys, "sample", "last.ckpt", "--out", "o")
+    assert line.endswith("unexpected 'last.ckpt'; did you mean --ckpt last.ckpt?")
+    line = fail(capsys, "fit", "--config", DIGITS, "last.ckpt")
+    assert line.endswith("did you mean --ckpt_path last.ckpt?")
+
+
+def test_the_hint_at_brackets_is_for_lists_alone(tmp_path, capsys):
+    for words in ("--n 1 2", "--labels 1 --n 2 3", "--labels three"):
+        assert "brackets" not in fail(
+            capsys, "sample", "--ckpt", "x", "--out", "o", *words.split()
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("fit", "fit --config digits "),
+        ("fit --model.net UNet", "fit --config digits --model.net UNet "),
+        ("fit --config idea.yaml", "fit --config digits --config idea.yaml "),
+        ("doctor -c idea.yaml", "doctor --config digits -c idea.yaml "),
+    ],
+)
+def test_a_run_without_data_is_shown_the_config_that_has_them(
+    words, command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("idea.yaml").write_text("model: {net: UNet}")
+    line = fail(capsys, *words.split())
+    assert line.startswith("error: missing: --data; ")
+    assert f" python -m ddpm_lightning {command}(list_configs lists them)" in line
+    assert ("idea.yaml states only parts of a run" in line) == ("idea.yaml" in words)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_folder_is_named_by_the_flag_of_the_command_if_it_has_one(name, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "--" not in fail(capsys, "check", str(tmp_path / name)).replace(str(tmp_path), "")
+    run = ("--data=ImageFolder", f"--trainer.default_root_dir={tmp_path / 'run'}")
+    line = fail(capsys, "fit", *run, f"--data.root={tmp_path / name}")
+    assert line.endswith("(--data.root)")
+
+
+def test_sizes_that_do_not_fit_are_told_without_an_argument_that_other_data_lack():
+    with pytest.raises(InputError, match="choose images of 24×24 or 32×32") as caught:
+        check_image("UNet", (1, 30, 30), 8)
+    assert "image_size" not in str(caught.value)
+
+
 # --------------------------------------------------------------------- mistakes and bugs
 
 
@@ -141,6 +193,12 @@ def test_the_nearest_name_is_that_of_the_first_unknown_part():
     known = ["trainer.max_steps", "model.net"]
     assert nearest("modle.net.channels", known) == "; did you mean model?"
     assert nearest("xyz", known) == ""
+
+
+def test_a_name_within_the_other_is_nearer_than_one_spelt_alike():
+    known = ["global_batch_size", "resize", "size"]
+    assert nearest("image_size", known) == "; did you mean size?"
+    assert nearest("batch_size", known) == "; did you mean global_batch_size?"
 
 
 @pytest.mark.parametrize(

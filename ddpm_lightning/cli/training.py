@@ -36,6 +36,7 @@ from ddpm_lightning.callbacks import (
     TrainingMonitor,
 )
 from ddpm_lightning.checkpoint import check_description, read_checkpoint
+from ddpm_lightning.commands.base_config import NO_DATA, with_base
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
     add_trust,
@@ -201,7 +202,13 @@ class DiffusionCLI(LightningCLI):
         if not (found := config_of_checkpoint(words)):
             check_config_given(command, words)
         words = [*found, *words]
-        self.config = parser.parse_args([command, *complete(words, flags_of(parser, command))])
+        completed = complete(words, flags_of(parser, command))
+        try:
+            self.config = parser.parse_args([command, *completed])
+        except ParseError as error:
+            if users_mistake(error) != NO_DATA:
+                raise
+            raise InputError(with_base(self._subcommand_parsers[command].prog, words)) from error
         expand_paths(self.config[command])
         plain = self.config[command].as_dict()
         check_nulls(plain, flags_of(parser, command))

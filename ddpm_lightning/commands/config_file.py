@@ -9,8 +9,7 @@ import yaml
 
 from ddpm_lightning.commands.list_configs import find_config, shipped_configs
 from ddpm_lightning.commands.paths import expanded
-from ddpm_lightning.errors import InputError
-from ddpm_lightning.terminal.choices import nearest
+from ddpm_lightning.errors import InputError, nearest
 
 MERGE = "tag:yaml.org,2002:merge"
 """YAML's ``<<``, which may stand beside the keys that it brings."""

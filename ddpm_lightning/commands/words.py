@@ -21,19 +21,23 @@ from lightning.pytorch import Callback
 from ddpm_lightning.commands.config_file import check_keys, read_config
 from ddpm_lightning.commands.paths import check_no_empty_paths
 from ddpm_lightning.configurable import Configurable, plain
-from ddpm_lightning.errors import InputError
+from ddpm_lightning.errors import InputError, nearest
+from ddpm_lightning.imports import path_in_file
 from ddpm_lightning.terminal.choices import (
     bases_of,
     classes,
     find_class,
     help_for,
     hint_of,
-    nearest,
+    no_class,
 )
 from ddpm_lightning.terminal.parser import PROGRAM
 
 CLASS = re.compile(r"[\w.]*\b[A-Z]\w*")
 """What looks like the name of a class, or its path."""
+
+FILE = re.compile(r"[^\[{,]*(\.py|[/\\][^\[{,]*)")
+"""What looks like a file of Python code, or another path."""
 
 
 def check_command(words: list[str], commands: list[str]) -> None:
@@ -70,15 +74,16 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     for name, (place, value) in _classes_in(configs).items():
         replaced = any(name == one or name.startswith(f"{one}.") for one in given)
         if not replaced and bases_of(hint := hint_of(name, flags)):
-            own = _own_defaults(name, find_class(value, hint), flags, configs[:place])
+            own = _own_defaults(name, _class_named(name, value, hint), flags, configs[:place])
             added |= {k: v for k, v in own.items() if not _is_stated(k, configs[place:])}
     for name, value in pairs:
         parent, _, last = name.rpartition(".")
         if last == "help" and classes(hint := hint_of(parent, flags)):
+            _class_named(parent, value, hint)
             print(help_for(parent, value, hint))
             sys.exit(0)
-        if bases_of(hint := hint_of(name, flags)) and CLASS.fullmatch(value):
-            added |= _own_defaults(name, find_class(value, hint), flags, configs)
+        if bases_of(hint := hint_of(name, flags)) and (cls := _class_named(name, value, hint)):
+            added |= _own_defaults(name, cls, flags, configs)
         needs_class = parent in flags and _is_abstract(hint_of(parent, flags))
         if needs_class and parent not in given and not any(_configured(parent, flags, configs)):
             raise InputError(f"{parent}: which one? Give --{parent} CLASS before --{name}")
@@ -159,7 +164,11 @@ def _classes_in(configs: list[Any]) -> dict[str, tuple[int, str]]:
 
     def walk(place: int, settings: Any, name: str) -> None:
         stated = settings.get("class_path") if isinstance(settings, dict) else settings
-        if name and isinstance(stated, str) and CLASS.fullmatch(stated):
+        if (
+            name
+            and isinstance(stated, str)
+            and (CLASS.fullmatch(stated) or FILE.fullmatch(stated))
+        ):
             for key in [key for key in found if f"{key}.".startswith(f"{name}.")]:
                 del found[key]
             found[name] = place, stated
@@ -171,13 +180,29 @@ def _classes_in(configs: list[Any]) -> dict[str, tuple[int, str]]:
     return found
 
 
+def _class_named(name: str, value: str, hint: Any = Configurable | Callback) -> type | None:
+    """Find the class that a setting names; raise InputError if a file stands there instead."""
+    if CLASS.fullmatch(value):
+        try:
+            found = find_class(value, hint)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        if inspect.isabstract(found):
+            raise InputError(f"{name}: {no_class(value, hint)}")
+        return found
+    if FILE.fullmatch(value) and (path := path_in_file(value)):
+        raise InputError(f"{name}: {value} is a file; name the class: {path}")
+    return None
+
+
 def _own_defaults(
     name: str, new: type | None, flags: Mapping[str, Action], configs: list[Any]
 ) -> dict[str, Any]:
     """The defaults of a class that replaces another, without stated settings that both inherit."""
     values = _configured(name, flags, configs)
     paths = [getattr(one, "get", {"class_path": one}.get)("class_path") for one in values]
-    old = next((find_class(path) for path in paths if isinstance(path, str)), None)
+    stated = (_class_named(name, path) for path in paths if isinstance(path, str))
+    old = next(stated, None)
     if new is None or old in (new, None) or not issubclass(new, Configurable | Callback):
         return {}
     bases = [base for base in new.__mro__ if base in old.__mro__ and "__init__" in vars(base)]

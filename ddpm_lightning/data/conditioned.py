@@ -65,7 +65,7 @@ class SuperResolution(Task):
         if shape[1] % self.factor or shape[2] % self.factor:
             raise InputError(
                 f"SuperResolution(factor={self.factor}) needs a height and width that it divides, "
-                f"not {shape[1]}×{shape[2]}; give another factor or the data an image_size"
+                f"not {shape[1]}×{shape[2]}; give another factor, or choose images of another size"
             )
         return shape[0]
 

@@ -62,7 +62,7 @@ class _Entry(NamedTuple):
     text: str
 
 
-def list_folder(root: Path, classes: bool = True) -> FolderCollection:
+def list_folder(root: Path, classes: bool = True, flag: str = "") -> FolderCollection:
     """List the images of a folder.
 
     Files directly in the folder have no class; those in its folders, at any depth, are of the
@@ -74,13 +74,15 @@ def list_folder(root: Path, classes: bool = True) -> FolderCollection:
     Args:
         root: The folder.
         classes: False: read no classes, whatever the folders are called.
+        flag: The flag that names the folder, for messages; empty where it is named without one.
 
     Raises:
         InputError: The folder is missing or holds no image, images lie beside class folders, or a
             metadata file is damaged.
     """
+    flag = f" ({flag})" if flag else ""
     if not root.is_dir():
-        raise InputError(f"no folder {root.absolute()}; name one that is there (--data.root)")
+        raise InputError(f"no folder {root.absolute()}; name one that is there{flag}")
     files = sorted(path.relative_to(root).as_posix() for path in regular_files(root))
     files = [name for name in files if PurePosixPath(name).name != OVERVIEW]
     images = [name for name in files if name.lower().endswith(ENDINGS)]
@@ -90,6 +92,10 @@ def list_folder(root: Path, classes: bool = True) -> FolderCollection:
         entries = [entry for name in listed for entry in _listed(root, name)]
     else:
         entries = [_Entry(name, _split(name), _class(name), "") for name in images]
+    if not entries and not listed:
+        held = _endings(files)
+        held = f"; it holds {held}" if held else ""
+        raise InputError(f"{root.absolute()} holds no {KINDS} image{held}{flag}")
     _check(root, entries, images, files, listed)
     if not classes:
         entries = [entry._replace(label=None) for entry in entries]
@@ -177,23 +183,25 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
+def _endings(files: list[str]) -> str:
+    """Count the files that are no images, by ending."""
+    others = Counter(PurePosixPath(name).suffix.lower() for name in files)
+    return ", ".join(
+        f"{count} {ending or 'without ending'}"
+        for ending, count in sorted(others.items())
+        if ending not in ENDINGS
+    )
+
+
 def _check(
     root: Path, entries: list[_Entry], images: list[str], files: list[str], listed: list[str]
 ) -> None:
     """Refuse an empty folder and names that stand twice; warn of what is left out."""
     others = Counter(PurePosixPath(name).suffix.lower() for name in files)
-    endings = ", ".join(
-        f"{count} {ending or 'without ending'}"
-        for ending, count in sorted(others.items())
-        if ending not in ENDINGS
-    )
-    if not entries and listed:
+    if not entries:
         raise InputError(
             f"{root}: {', '.join(listed)} lists no image; add rows with a file_name, or remove it"
         )
-    if not entries:
-        held = f"; it holds {endings}" if endings else ""
-        raise InputError(f"{root.absolute()} holds no {KINDS} image{held} (--data.root)")
     twice = [name for name, count in Counter(one.name for one in entries).items() if count > 1]
     if twice:
         raise InputError(f"{root}: listed more than once: {_some(twice)}")

@@ -36,7 +36,7 @@ class ImageFolder(CollectedImages):
 
     @override
     def collect(self) -> FolderCollection:
-        found = list_folder(self.root, self.classes)
+        found = list_folder(self.root, self.classes, "--data.root")
         if found.texts:
             rank_zero_warn(f"{self.root}: its texts are not used, because no network takes text")
         return found

@@ -16,6 +16,7 @@ from ddpm_lightning.diffusion.parameterizations import Parameterization
 from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.network import Network
+from ddpm_lightning.typed import kind_of
 
 
 class Denoises(Protocol):
@@ -71,7 +72,10 @@ class Denoiser:
         if not isinstance(c_noise, Tensor):
             c_noise = x_t.new_full((len(x_t),), c_noise)
         net_dtype = next(self.net.parameters(), x_t).dtype
-        output = self.net((c.c_in * x_t).to(net_dtype), c_noise, condition).to(x_t.dtype)
+        output = self.net((c.c_in * x_t).to(net_dtype), c_noise, condition)
+        if not isinstance(output, Tensor):
+            raise InputError(f"{type(self.net).__name__} returns {kind_of(output)}, not a tensor")
+        output = output.to(x_t.dtype)
         channels = x_t.shape[1]
         expected = channels + self.variance.extra_channels(channels)
         if output.shape[1] != expected:

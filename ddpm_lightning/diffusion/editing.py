@@ -63,7 +63,7 @@ def repaint(
             yield State(t, x, guess)
             # One draw serves both: each of its numbers ends in a pixel that is known or is not.
             z = draw(i)
-            unknown = sampler.step(prediction, s, lambda z=z: z)  # type: ignore[misc]
+            unknown = sampler.checked_step(prediction, s, lambda z=z: z)  # type: ignore[misc]
             x = torch.where(painted, unknown, schedule.add_noise(x0, s, z))
     yield State(0, x, x)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_lightning.configurable import Configurable, configurable_class
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.imports import is_abstract
 from ddpm_lightning.metrics.features import FeatureExtractor, Features
 
 
@@ -202,8 +203,10 @@ def _named(name: str) -> Metric:
             f"no metric '{name}'{meant}; there are {', '.join(sorted(known))}, "
             "and classes of your own by their path (my_metric.Sharpness)"
         )
-    if not issubclass(cls, Metric) or isabstract(cls):
+    if not issubclass(cls, Metric):
         raise InputError(f"{name} is no metric")
+    if isabstract(cls):
+        raise InputError(is_abstract(name, cls))
     try:
         return cls()
     except TypeError as error:

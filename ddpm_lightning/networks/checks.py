@@ -80,7 +80,7 @@ def check_image(
         other = f", or {fix(math.gcd(height, width))}" if fix else ""
         raise InputError(
             f"{network}: height and width must be multiples of {factor}, not {height}×{width}; "
-            f"set the data's image_size to {sizes_that_fit(height, width, factor)}{other}"
+            f"choose images of {sizes_that_fit(height, width, factor)}{other}"
         )
 
 

@@ -91,7 +91,9 @@ class DiT(Network):
     @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
         patch = self.patch
-        check_image("DiT", shape, patch, lambda side: f"patch to {largest_divisor(side, patch)}")
+        check_image(
+            "DiT", shape, patch, lambda side: f"set patch to {largest_divisor(side, patch)}"
+        )
 
 
 class DiTBlock(nn.Module):

@@ -168,7 +168,7 @@ class UNet(Network):
             raise InputError(
                 f"UNet(multipliers={self.multipliers}) shrinks {height}×{width} images to 1×1, "
                 "where every group of GroupNorm is a single number and vanishes; give fewer "
-                "multipliers, fewer groups or a larger image_size"
+                "multipliers, fewer groups or larger images"
             )
 
 

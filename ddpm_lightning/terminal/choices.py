@@ -6,10 +6,7 @@ import inspect
 import sys
 from abc import ABC
 from argparse import Action
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
-from itertools import accumulate
-from pydoc import locate
+from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin
 
 from lightning.pytorch import Callback, LightningDataModule
@@ -17,7 +14,8 @@ from lightning.pytorch.loggers import Logger
 from torch.optim.lr_scheduler import LRScheduler, Optimizer
 
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.errors import InputError, near_path
+from ddpm_lightning.errors import InputError, nearest, prefixes
+from ddpm_lightning.imports import is_abstract, located, near_path
 from ddpm_lightning.terminal.parser import flags_of, parser_of
 
 ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRScheduler)
@@ -38,7 +36,7 @@ def classes(hint: Any) -> dict[str, type]:
     while remaining:
         cls = remaining.pop()
         remaining.extend(cls.__subclasses__())
-        shown = [getattr(sys.modules.get(n), cls.__name__, 0) for n in _prefixes(cls.__module__)]
+        shown = [getattr(sys.modules.get(n), cls.__name__, 0) for n in prefixes(cls.__module__)]
         private = cls.__module__.startswith("ddpm_lightning.") and cls not in shown[:-1]
         abstract = inspect.isabstract(cls) or ABC in cls.__bases__ or cls in ROOTS
         if not (private or abstract or cls.__name__.startswith("_")):
@@ -48,7 +46,7 @@ def classes(hint: Any) -> dict[str, type]:
 
 def find_class(name: str, hint: Any = Union[ROOTS]) -> type | None:  # noqa: UP007
     """Find a class by its name among those for a type hint, or by its import path."""
-    found = classes(hint).get(name) or locate(name)
+    found = classes(hint).get(name) or located(name)
     return found if isinstance(found, type) else None
 
 
@@ -77,22 +75,16 @@ def help_for(flag: str, name: str, hint: Any) -> str:
 
 def no_class(name: str, hint: Any) -> str:
     """Return the message that a name is no class for a type hint, with the nearest one."""
-    known, other = classes(hint), find_class(name)
+    known = classes(hint)
+    try:
+        other = find_class(name)
+    except InputError as error:  # its module fails when it is imported
+        return str(error)
     listed = f"; choose one of {', '.join(known)}" if len(known) <= 20 else "; .help lists them"
     if other is None:
         return f"no class '{name}'{near_path(name) or nearest(name, known, otherwise=listed)}"
+    if inspect.isabstract(other) and issubclass(other, tuple(bases_of(hint))):
+        return is_abstract(name, other)
     kinds = [one.__name__ for one in other.__mro__ if issubclass(one, ROOTS) and one not in ROOTS]
     wanted = " or a ".join(one.__name__ for one in bases_of(hint))
     return f"{name} is {f'a {kinds[-1]}, ' if kinds else ''}not a {wanted}{listed}"
-
-
-def nearest(name: str, known: Iterable[str], dashes: str = "", otherwise: str = "") -> str:
-    """Suggest the nearest known name, up to the first unknown part of a dotted one."""
-    names = sorted({part for one in known for part in _prefixes(one)})
-    unknown = next((part for part in _prefixes(name) if part not in names), name)
-    near = get_close_matches(unknown, names, 1) or [n for n in names if n.endswith(f".{unknown}")]
-    return f"; did you mean {dashes}{near[0]}?" if near else otherwise
-
-
-def _prefixes(name: str) -> list[str]:
-    return list(accumulate(name.split("."), "{}.{}".format))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from argparse import Action
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from traceback import walk_tb
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ddpm_lightning.errors import InputError, near_attribute
-from ddpm_lightning.terminal.choices import bases_of, hint_of, nearest, no_class
+from ddpm_lightning.errors import InputError, nearest
+from ddpm_lightning.imports import failed_import, import_advice
+from ddpm_lightning.terminal.choices import bases_of, hint_of, no_class
 from ddpm_lightning.terminal.parser import ParseError, flags_of
+from ddpm_lightning.typed import spelled
 
 CALLERS = ("ddpm_lightning.cli.", "ddpm_lightning.commands.run")
 LIBRARIES = {"jsonargparse", "lightning", "torch", "contextlib", "functools", "inspect"}
 LIST = 'a list is one word in brackets, e.g. "[1,2]"'
+FLAG = re.compile("--[^=]*$")
 KEY = re.compile(r'Parser key "([^"]+)"')
 VALUE = re.compile(r"(?:value:|string:|Import path) (?:NestedArg.*val=)?'?(.+?)'?\)?(?: does.*)?$")
 
@@ -72,27 +75,27 @@ def _explain(causes: list[BaseException]) -> str:
     if word := text.partition("recognized arguments: ")[2].partition(" ")[0].partition("=")[0]:
         if word.startswith("-"):
             return f"no flag {word}{nearest(word.lstrip('-'), flags, '--', '; --help lists them')}"
-        config = f"did you mean --config {word}?" if word.endswith(".yaml") else ""
-        return f"unexpected '{word}'; {config or LIST}"
+        return f"unexpected '{word}'; {_meant(word, parser.words, flags)}"
     where += f" of {owner}" if len(keys) > 1 else ""
     hint = hint_of(keys[-1], flags) if keys else None
     value = VALUE.search(text.partition(" Subclass types ")[0])
     if hint is None or value is None:
-        return (f"{where}: {text}" if keys else text) + near_attribute(cause)
-    if bases_of(hint) and float not in get_args(hint):
+        reason = failed_import(cause) or f"{text}{import_advice(cause)}"
+        return f"{where}: {reason}" if keys else reason
+    if bases_of(hint) and "float" not in spelled(hint):
         return f"{where}: {no_class(value[1], hint)}"
-    listed = f"; {LIST}" if "list" in _spelled(hint) else ""
-    return f"{where}: expected {_spelled(hint)}, got {value[1]:.60}{listed}"
+    listed = "list" in spelled(hint) and re.search("[, ]", value[1])
+    about = "" if listed else getattr(flags.get(keys[-1]), "help", "") or ""
+    more = LIST if listed else re.split("[.;]( |$)", about)[0]
+    return f"{where}: expected {spelled(hint)}, got {value[1]:.60}{more and f'; {more}'}"
 
 
-def _spelled(hint: Any) -> str:
-    """Spell a type hint for a message."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, arguments))}"
-    if origin in (Union, UnionType):
-        null = " or null" if NoneType in arguments else ""
-        return ", ".join(_spelled(one) for one in arguments if one is not NoneType) + null
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"list of {_spelled(arguments[0])}"
-    return getattr(hint, "__name__", str(hint))
+def _meant(word: str, words: Sequence[str], flags: Mapping[str, Action]) -> str:
+    """Suggest the flag of a word that stands alone, or say what the flag before it takes."""
+    flag = "config" if word.endswith(".yaml") else "ckpt" if "ckpt" in flags else "ckpt_path"
+    if flag == "config" or (flag in flags and word.endswith(".ckpt") and Path(word).is_file()):
+        return f"did you mean --{flag} {word}?"
+    alone = [k for k, one in enumerate(words) if one == word and not FLAG.match(words[k - 1])]
+    before = [one for one in words[: [*alone, 0][0]] if one.startswith("--")]
+    flag = before[-1].partition("=")[0] if before else "--FLAG"
+    return LIST if "list" in spelled(hint_of(flag[2:], flags)) else f"{flag} takes one word"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Action, ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NoReturn, get_args, get_origin
 
@@ -24,6 +24,7 @@ class Parser(ArgumentParser):
     """Parser of the arguments of a command, or of a component: a class which a setting names."""
 
     component: type | None = None
+    words: Sequence[str] = ()
 
     def __init__(self, *args: Any, prog: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, prog=prog or PROGRAM, **kwargs)
@@ -31,6 +32,10 @@ class Parser(ArgumentParser):
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         self.component = self.component if args else theclass  # no key: a component's own parser
         return super().add_class_arguments(theclass, *args, **kwargs)
+
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:  # noqa: D102
+        self.words = args or ()
+        return super().parse_args(args, *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
         raise ParseError(self, message) from ex

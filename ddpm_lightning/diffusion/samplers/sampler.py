@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +22,7 @@ from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.spacings import Levels, Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.typed import kind_of
 
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """noise(draw, shape) → standard normal [B, *shape]; x_T is draw 0, step i takes draw i."""
@@ -153,11 +157,14 @@ class Sampler(Configurable, ABC):
         """
 
         def predict(x_t: Tensor, t: int) -> Prediction:
+            _check_tensor(x_t, x_T, f"{self.class_path()}.path asks for a prediction from")
             return denoiser(x_t, t, condition).clip(self.clip, self.threshold)
 
         draw = bind_noise(noise, like=x_T)
         with evaluation_mode(getattr(denoiser, "net", None)):
-            x = yield from self.path(predict, denoiser.schedule, x_T, draw)
+            path = _called(self, Sampler, "path", predict, denoiser.schedule, x_T, draw)
+            x = yield from _checked(self, path)
+        _check_tensor(x, x_T, f"{self.class_path()}.path returns")
         yield State(0, x, x)
 
 
@@ -168,6 +175,12 @@ class SingleStep(Sampler):
     def step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
         """Step from x_t to x_s, s < t; noise() gives standard normal noise of x_t's shape."""
 
+    def checked_step(self, prediction: Prediction, s: int, noise: Callable[[], Tensor]) -> Tensor:
+        """Take a step; raise InputError, naming the class, unless it gives a tensor like x_t."""
+        x: Tensor = _called(self, SingleStep, "step", prediction, s, noise)
+        _check_tensor(x, prediction.x_t, f"{self.class_path()}.step returns")
+        return x
+
     @override
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw
@@ -175,8 +188,50 @@ class SingleStep(Sampler):
         for i, (t, s) in enumerate(pairwise(self.levels(schedule)), start=1):
             prediction = predict(x, t)
             yield State(t, x, prediction.x0)
-            x = self.step(prediction, s, partial(draw, i))
+            x = self.checked_step(prediction, s, partial(draw, i))
         return x
+
+
+def _called(owner: Sampler, base: Any, method: str, *arguments: Any) -> Any:
+    """Call what a sampler overrides; raise InputError if it does not take these arguments."""
+    function = getattr(owner, method)
+    try:
+        return function(*arguments)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # from within the function
+        names = [*inspect.signature(getattr(base, method)).parameters][1:]
+        takes = [*inspect.signature(function).parameters]
+        raise InputError(
+            f"{owner.class_path()}.{method} takes ({', '.join(takes)}); it must take "
+            f"({', '.join(names)}), as {base.__name__}'s does"
+        ) from error
+
+
+def _checked(owner: Sampler, path: Any) -> Generator[State, None, Any]:
+    """Pass on the States of a path and its result; raise InputError for anything else."""
+    if not isinstance(path, Generator):
+        raise InputError(
+            f"{owner.class_path()}.path returns {kind_of(path)}; it must yield State(t, x_t, x0) "
+            "at every level but 0, and return x_0"
+        )
+    with closing(path):
+        while True:
+            try:
+                state = next(path)
+            except StopIteration as end:
+                return end.value
+            if not isinstance(state, State):
+                raise InputError(
+                    f"{owner.class_path()}.path yields {kind_of(state)}, not State(t, x_t, x0)"
+                )
+            yield state
+
+
+def _check_tensor(x: object, like: Tensor, what: str) -> None:
+    """Raise InputError unless x is a tensor of the shape of another one."""
+    if not isinstance(x, Tensor) or x.shape != like.shape:
+        raise InputError(f"{what} {kind_of(x)}, not a tensor of shape {list(like.shape)}")
 
 
 def bind_noise(noise: Noise | None, like: Tensor) -> Draw:

@@ -14,6 +14,9 @@ from typing import Any
 
 from ddpm_lightning.errors import InputError
 
+NEAR = 0.75
+"""How alike two names are at least, of 1, for the one to be suggested for the other."""
+
 
 def located(path: str) -> Any:
     """Import what a dotted path names; None if there is no such thing.
@@ -57,20 +60,23 @@ def near_path(path: str) -> str:
         "; did you mean …?", or what there is; empty if no part of the path was imported, or
         nothing is wrong with it.
     """
-    parents = [name for name in sys.modules if path.startswith(f"{name}.")]
+    modules = {name: one for name, one in sys.modules.items() if isinstance(one, ModuleType)}
+    parents = [name for name in modules if path.startswith(f"{name}.")]
     if not parents:
         return ""
-    parent = sys.modules[max(parents, key=len)]
-    unknown = path.removeprefix(f"{parent.__name__}.").partition(".")[0]
-    if hasattr(parent, unknown):
+    parent = modules[max(parents, key=len)]
+    parts = path.removeprefix(f"{parent.__name__}.").split(".")
+    unknown, last = parts[0], parts[-1]
+    if unknown in vars(parent):
         return ""
     known = {one: one for one in _submodules(parent)}
-    for name in sorted(sys.modules):  # a class's shortest path first
+    for name in sorted(modules):  # a class's shortest path first
         if f"{name}.".startswith(f"{parent.__name__}."):
             below = name.removeprefix(parent.__name__).lstrip(".")
-            found = _public_classes(sys.modules[name])
+            found = _public_classes(modules[name])
             known = {cls: f"{below}.{cls}".lstrip(".") for cls in found} | known
-    if near := get_close_matches(unknown, known, 1):
+    near = [last] if last in known else get_close_matches(unknown, known, 1, NEAR)
+    if near:
         return f"; did you mean {parent.__name__}.{known[near[0]]}?"
     return f"; it has {', '.join(sorted(known.values()))}" if 0 < len(known) <= 20 else ""
 

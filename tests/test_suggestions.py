@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -43,7 +44,7 @@ def package(tmp_path_factory):
     ("path", "near"),
     [
         ("own_idea.schedule.Helx", "own_idea.schedule.Helix"),
-        ("own_idea.schedul.Helix", "own_idea.schedule"),
+        ("own_idea.schedul.Spiral", "own_idea.schedule"),
     ],
 )
 @pytest.mark.parametrize("flag", ["--model.schedule", "--model.schedule.help"])
@@ -77,3 +78,23 @@ def test_a_class_of_a_module_below_is_suggested_by_its_whole_path(package):
 @pytest.mark.parametrize("path", ["nobody_has_this.Name", "json.JSONDecoder", "json"])
 def test_a_path_of_which_nothing_is_known_to_be_wrong_has_no_suggestion(path):
     assert near_path(path) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("ddpm_lightning.schedules.Cosine", "; did you mean ddpm_lightning.diffusion.Cosine?"),
+        ("ddpm_lightning.diffusion.Cosin", "; did you mean ddpm_lightning.diffusion.Cosine?"),
+        ("ddpm_lightning.Adam", ""),  # MuonAdamW is another
+    ],
+)
+def test_the_class_itself_is_looked_for_before_a_name_like_its_module_s(path, answer):
+    assert near_path(path) == answer
+
+
+def test_a_suggestion_imports_nothing(monkeypatch):
+    lazy = ModuleType("lazy_idea")
+    lazy.__getattr__ = pytest.fail
+    monkeypatch.setitem(sys.modules, "lazy_idea", lazy)
+    monkeypatch.setitem(sys.modules, "lazy_idea.blocked", None)  # as Python blocks an import
+    assert near_path("lazy_idea.Foo") == ""

@@ -113,7 +113,7 @@ def failed_import(error: BaseException) -> str:
 
 
 def _submodules(module: ModuleType) -> list[str]:
-    found = pkgutil.iter_modules(getattr(module, "__path__", ()))
+    found = pkgutil.iter_modules(vars(module).get("__path__", ()))
     return [one.name for one in found if not one.name.startswith("_")]
 
 

@@ -308,7 +308,7 @@ class DiffusionCLI(LightningCLI):
     def before_fit(self) -> None:
         """Say what slows the training down."""
         busy = busy_machine(self.trainer.strategy.root_device)
-        if busy and self.trainer.is_global_zero:  # type: ignore[attr-defined]
+        if busy and self.trainer.is_global_zero:
             print(busy, file=sys.stderr)
 
     def after_fit(self) -> None:

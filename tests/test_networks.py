@@ -12,7 +12,7 @@ from torch import nn
 
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks import DiffusersUNet, DiT, Network, SmallUNet, UNet
+from ddpm_lightning.networks import DiffusersUNet, DiT, DoubleConvUNet, Network, SmallUNet, UNet
 from ddpm_lightning.networks.blocks import (
     ConvNeXtBlock,
     WeightStandardizedBlock,
@@ -26,6 +26,7 @@ LEVELS = {"channels": 16, "multipliers": [1, 2], "blocks": 1, "groups": 4, "drop
 
 NETWORKS: dict[str, tuple[type[Network], dict]] = {
     "dit": (DiT, {"patch": 2, "width": 32, "depth": 2, "heads": 2}),
+    "double_conv_unet": (DoubleConvUNet, {"channels": 8, "multipliers": [1, 2], "heads": 2}),
     "small_unet": (SmallUNet, {"channels": 16}),
     "unet": (UNet, LEVELS),
     "diffusers unet": (DiffusersUNet, {**LEVELS, "attention_levels": [1], "head_width": 4}),
@@ -163,6 +164,7 @@ def test_half_precision_stays_near_float32_and_double_computes_in_double(make):
     [
         (DiT, {"width": 16, "depth": 1, "heads": 2}),
         (SmallUNet, {"channels": 8}),
+        (DoubleConvUNet, {"channels": 8, "multipliers": [1, 2], "heads": 2}),
         (UNet, {**LEVELS, "multipliers": [1], "attention_levels": [0]}),
         (UNet, {**LEVELS, "attention_levels": [0], "block": "convnext"}),
         (UNet, {**LEVELS, "attention_levels": [0], "block": "weight_standardized"}),
@@ -195,6 +197,12 @@ def test_a_network_is_rebuilt_from_its_own_settings(make):
         ("dit", (3, 30, 32), "images of 28×32 or 32×32, or set patch to 2"),
         ("dit", (3, 27, 32), "not 27×32; .* 24×32 or 28×32, or set patch to 1"),
         ("dit", (2,), r"DiT takes images .*not data of shape \[2\]"),
+        (
+            "double_conv_unet",
+            (3, 27, 32),
+            "multiples of 2, not 27×32; .* 26×32 or 28×32, or choose",
+        ),
+        ("double_conv_unet", (2,), r"DoubleConvUNet takes images .*not data of shape \[2\]"),
         ("small_unet", (3, 30, 32), "multiples of 4, not 30×32; .* of 28×32 or 32×32$"),
         ("small_unet", (2,), r"SmallUNet takes images .*not data of shape \[2\]"),
     ],
@@ -220,6 +228,12 @@ def test_other_channels_than_the_datas_are_refused(make):
     ("network", "settings", "message"),
     [
         (DiT, {"width": 100, "heads": 6}, "width=100, heads=6.* set width=108"),
+        (DoubleConvUNet, {"channels": 6}, "heads=4.* on 6 features .* set heads=1 or channels to"),
+        (
+            DoubleConvUNet,
+            {"multipliers": [1]},
+            "one multiplier leaves no stage.* --model.net.multipliers",
+        ),
         (UNet, {"channels": 28}, "channels=28, groups=32.* set groups=28 or channels=32$"),
         (UNet, {"channels": 100}, "set groups=25 or channels=128$"),
         (UNet, {"channels": 27, "groups": 9}, "channels=27.* even.* set channels=36$"),

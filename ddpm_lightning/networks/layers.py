@@ -110,11 +110,26 @@ def sinusoidal(c_noise: Tensor, dim: int, with_last: bool = True) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+class LabelEmbedding(nn.Embedding):
+    """The label table: a row for every class, started as N(0, 1).
+
+    A last row, ``num_classes``, is the null label's, learned like the others (classifier-free
+    guidance, Ho & Salimans 2022, section 3.2).
+    """
+
+    def __init__(self, num_classes: int, dim: int):
+        super().__init__(num_classes + 1, dim)
+
+    @override
+    def forward(self, label: Tensor | None, like: Tensor) -> Tensor:
+        """Map labels [B] (−1 or None: the null label) to [B, dim]; ``like`` is any [B] beside."""
+        if label is None:
+            label = torch.full_like(like, NULL_LABEL, dtype=torch.int64)
+        return super().forward(torch.where(label == NULL_LABEL, self.num_embeddings - 1, label))
+
+
 class ConditionEmbedding(nn.Module):
     """Embedding of noise level and label: MLP(sinusoidal(c_noise)) + a row of the label table.
-
-    The last row, ``num_classes``, is the null label's, learned like the others (classifier-free
-    guidance, Ho & Salimans 2022, section 3.2). Rows start as N(0, 1).
 
     Args:
         channels: Length of the sinusoidal embedding.
@@ -130,7 +145,7 @@ class ConditionEmbedding(nn.Module):
         self.linear1 = Linear(channels, dim)
         self.linear2 = Linear(dim, dim)
         if num_classes is not None:
-            self.label = nn.Embedding(num_classes + 1, dim)
+            self.label = LabelEmbedding(num_classes, dim)
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Map c_noise [B] and labels [B] (−1 or None: the null label) to [B, dim]."""
@@ -139,11 +154,7 @@ class ConditionEmbedding(nn.Module):
         c_noise = c_noise.to(torch.promote_types(dtype, torch.float32))
         time = sinusoidal(c_noise, self.channels, self.with_last).to(dtype)  # [B, channels]
         embedding = self.linear2(F.silu(self.linear1(time)))  # [B, dim]
-        if self.num_classes is None:
-            return embedding
-        if label is None:
-            label = torch.full_like(c_noise, NULL_LABEL, dtype=torch.int64)
-        return embedding + self.label(torch.where(label == NULL_LABEL, self.num_classes, label))
+        return embedding if self.num_classes is None else embedding + self.label(label, c_noise)
 
 
 class ResidualBlock(nn.Module):

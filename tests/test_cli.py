@@ -28,7 +28,8 @@ from ddpm_lightning.networks import Network
 from tests.make_data import write_cifar10, write_class_folders, write_mnist
 from tests.small import ended, fail, shown
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("tutorials/*.yaml")])
 ALIKE = (
     *("cifar10", "cifar10_edm", "cifar10_flow", "cifar10_iddpm", "cifar10_pretrained"),
     *(
@@ -41,6 +42,7 @@ ALIKE = (
         "mnist_dit",
     ),
     "toy2d",
+    *(path.stem for path in FOLDER.glob("tutorials/*.yaml")),
 )
 """Configs that take the same ways as others through the command line."""
 DIGITS = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
@@ -78,6 +80,8 @@ SHRUNK = {
     "UNet": {"channels": 8, "groups": 4, "blocks": 1},
     "MLP": {"width": 8},
     "DiT": {"patch": 4, "width": 16, "depth": 1, "heads": 2},
+    "DoubleConvUNet": {"channels": 8, "multipliers": [1, 2]},
+    "SimpleUNet": {"channels": 8},
 }
 
 
@@ -103,7 +107,7 @@ def shrunk(config: Path, root: Path) -> dict:
         write_cifar10(root / "data")
     elif kind == "ImageFolder":
         write_class_folders(root / "data")
-        data["init_args"] |= {"cache": str(root / "cache"), "workers": 0}
+        data["init_args"] |= {"cache": str(root / "cache"), "workers": 0, "size": 16}
     settings["trainer"] |= {
         "default_root_dir": str(root / "run"),
         "accelerator": "cpu",
@@ -116,7 +120,8 @@ def shrunk(config: Path, root: Path) -> dict:
         "enable_progress_bar": False,
     }
     metrics = settings.get("metrics", {"init_args": {"sampler": {}}})["init_args"]
-    for block in (settings["grid"], metrics):
+    grids = [one for one in settings["trainer"]["callbacks"] if one["class_path"] == "SampleGrid"]
+    for block in (settings["grid"], metrics, *(grid["init_args"] for grid in grids)):
         steps = block["sampler"].get("init_args", {}) | {"steps": 2}
         block |= {"n": 4, "batch_size": 8, "sampler": block["sampler"] | {"init_args": steps}}
     settings["grid"]["frames"] = 2
@@ -160,7 +165,8 @@ def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_config_says_where_it_comes_from(config):
     header = "".join(line for line in config.read_text().splitlines() if line.startswith("#"))
-    wanted = f"fit --config configs/{config.name}", "Source:", "Expected:", "Measured:", "Cost:"
+    name = config.relative_to(FOLDER).as_posix()
+    wanted = f"fit --config configs/{name}", "Source:", "Expected:", "Measured:", "Cost:"
     assert not [entry for entry in wanted if entry not in header]
 
 

@@ -25,7 +25,9 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["digits", "digits.yaml", "trainer/fsdp", "trainer/fsdp.yaml"])
+@pytest.mark.parametrize(
+    "name", ["digits", "digits.yaml", "trainer/fsdp", "tutorials/notebook.yaml"]
+)
 def test_a_shipped_config_is_named_without_its_path(name, elsewhere):
     file = ROOT / "configs" / f"{name.removesuffix('.yaml')}.yaml"
     assert read_config(name)[1] == yaml.safe_load(file.read_text("utf-8"))
@@ -95,3 +97,4 @@ def test_a_wheel_holds_configs_templates_and_weights(tmp_path):
         timeout=600,
     ).stdout
     assert str(target / "ddpm_lightning" / "configs") in listed
+    assert "tutorials/class_conditional" in listed

@@ -46,7 +46,8 @@ from tests.small import events, trainer, weights
 # What must not round to 8 bits, in the forward and the backward pass.
 SENSITIVE = ("norm", "softmax", "var_mean", "sin", "cos", "pow", "exp", "rsqrt", "arange")
 HUGE = partial(torch.optim.SGD, lr=3e38)
-IMAGES = [name for name in small_networks() if name != "MLP"]
+NORMED = [name for name in small_networks() if name not in ("MLP", "SimpleUNet")]
+WITHOUT_SINES = ("SimpleUNet",)  # the level is a number of its own
 
 
 def low(found: dict[str, set[torch.dtype]], *words: str) -> list[str]:
@@ -61,11 +62,11 @@ def low(found: dict[str, set[torch.dtype]], *words: str) -> list[str]:
 @pytest.mark.parametrize("name", small_networks())
 def test_norms_softmax_and_tables_of_a_network_compute_in_float32_under_autocast(name):
     inside = record_training(lively_module(name)).inside
-    assert "sin" in inside
+    assert ("sin" in inside) is (name not in WITHOUT_SINES)
     assert low(inside, *SENSITIVE) == []
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", NORMED)
 def test_the_record_holds_the_norm_of_every_network_with_one(name):
     assert any("norm" in op for op in record_training(lively_module(name)).inside)
 

@@ -5,7 +5,17 @@ from ddpm_lightning.networks.dit import DiT
 from ddpm_lightning.networks.double_conv_unet import DoubleConvUNet
 from ddpm_lightning.networks.mlp import MLP
 from ddpm_lightning.networks.network import Network
+from ddpm_lightning.networks.simple_unet import SimpleUNet
 from ddpm_lightning.networks.small_unet import SmallUNet
 from ddpm_lightning.networks.unet import UNet
 
-__all__ = ["MLP", "DiT", "DiffusersUNet", "DoubleConvUNet", "Network", "SmallUNet", "UNet"]
+__all__ = [
+    "MLP",
+    "DiT",
+    "DiffusersUNet",
+    "DoubleConvUNet",
+    "Network",
+    "SimpleUNet",
+    "SmallUNet",
+    "UNet",
+]

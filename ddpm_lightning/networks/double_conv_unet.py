@@ -116,7 +116,7 @@ class CodeEmbedding(nn.Module):
         # Because sines of large angles need float32 even where the weights are half precision.
         c_noise = c_noise.to(torch.promote_types(dtype, torch.float32))
         code = sinusoidal(c_noise, self.dim, with_last=False).to(dtype)
-        return code if self.label is None else code + self.label(label, c_noise)
+        return code if self.label is None else code + self.label.rows(label, c_noise)
 
 
 class DoubleConv(nn.Module):
@@ -225,5 +225,5 @@ def _check_widths(widths: list[int], heads: int) -> None:
 def _fewer_multipliers(side: int) -> str:
     levels = (side & -side).bit_length()  # 1 + how often the side can be halved
     if levels < 2:
-        return "choose another network (--model.net DiT --model.net.patch 1)"
+        return "take another network (--model.net DiT --model.net.patch 1)"
     return f"give at most {levels} multipliers"

@@ -120,12 +120,11 @@ class LabelEmbedding(nn.Embedding):
     def __init__(self, num_classes: int, dim: int):
         super().__init__(num_classes + 1, dim)
 
-    @override
-    def forward(self, label: Tensor | None, like: Tensor) -> Tensor:
+    def rows(self, label: Tensor | None, like: Tensor) -> Tensor:
         """Map labels [B] (−1 or None: the null label) to [B, dim]; ``like`` is any [B] beside."""
         if label is None:
             label = torch.full_like(like, NULL_LABEL, dtype=torch.int64)
-        return super().forward(torch.where(label == NULL_LABEL, self.num_embeddings - 1, label))
+        return self(torch.where(label == NULL_LABEL, self.num_embeddings - 1, label))
 
 
 class ConditionEmbedding(nn.Module):
@@ -152,9 +151,15 @@ class ConditionEmbedding(nn.Module):
         dtype = self.linear1.weight.dtype
         # Because sines of large angles need float32 even where the weights are half precision.
         c_noise = c_noise.to(torch.promote_types(dtype, torch.float32))
-        time = sinusoidal(c_noise, self.channels, self.with_last).to(dtype)  # [B, channels]
-        embedding = self.linear2(F.silu(self.linear1(time)))  # [B, dim]
-        return embedding if self.num_classes is None else embedding + self.label(label, c_noise)
+        code = self.code(c_noise).to(dtype)  # [B, channels]
+        embedding = self.linear2(F.silu(self.linear1(code)))  # [B, dim]
+        if self.num_classes is not None:
+            embedding = embedding + self.label.rows(label, c_noise)
+        return embedding
+
+    def code(self, c_noise: Tensor) -> Tensor:
+        """Map c_noise [B] to what the MLP is given, [B, channels]."""
+        return sinusoidal(c_noise, self.channels, self.with_last)
 
 
 class ResidualBlock(nn.Module):

@@ -20,7 +20,8 @@ class HyperParameters(Callback):
     """Logs learning rate, optimizer, batch size, and the parts of model and data at the start.
 
     TensorBoard's HPARAMS page shows them with val/loss_ema and fid, fd or swd while the run goes
-    on. The command line adds this callback to every run.
+    on. The command line adds this callback to every run. It stands behind the metrics in the list
+    of callbacks, because they choose their extractor at the start, too.
     """
 
     @override

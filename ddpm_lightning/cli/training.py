@@ -295,7 +295,8 @@ class DiffusionCLI(LightningCLI):
             callbacks.append(StepProgressBar() if shows_bars() else StepLines())
         blocks = [self._get(self.config_init, name) for name in BLOCKS]
         blocks = [block for block in blocks if block is not None]
-        kwargs["callbacks"] = [*callbacks, HyperParameters(), *blocks]
+        # HyperParameters lists what metrics measure, whose extractor is chosen in the same hook.
+        kwargs["callbacks"] = [*callbacks, *blocks, HyperParameters()]
         instance = super().instantiate_trainer(**kwargs)
         _check_launcher(instance)
         for tracker in trackers_of(instance) if is_first_process() else ():

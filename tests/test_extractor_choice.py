@@ -91,7 +91,7 @@ def test_a_choice_that_is_restored_late_is_kept(photos, hub, tmp_path, inception
     [
         ("Inception", r"not at .*6726825d\.pth any more; --metrics.extractor Inception downloads"),
         ("Pixels", "'Pixels' is none that auto chooses"),
-        (7, "is no name"),
+        (7, "is no name; .* --metrics.extractor NAME"),
     ],
 )
 def test_a_choice_that_cannot_be_kept_is_refused_before_training(
@@ -104,8 +104,9 @@ def test_a_choice_that_cannot_be_kept_is_refused_before_training(
     assert not hub.exists()
 
 
-def test_an_extractor_that_is_named_on_resuming_is_taken(photos, hub, tmp_path):
-    measured(tmp_path, photos, 3, SavedElsewhere("Inception"))
+@pytest.mark.parametrize("before", ["Inception", 7])
+def test_an_extractor_that_is_named_on_resuming_is_taken(photos, hub, tmp_path, before):
+    measured(tmp_path, photos, 3, SavedElsewhere(before))
     named = GenerativeMetrics(ColourNet(), every_n_steps=3, n=8, sampler=DDIM(2))
     found = measured(tmp_path, photos, 6, metric=named, resume=True)
     assert [name for _, name, _ in found] == ["fd_colour", "fd_colour"]

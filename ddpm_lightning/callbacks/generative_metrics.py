@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -112,6 +113,17 @@ class GenerativeMetrics(Periodic):
             for request in self.requests:
                 request.check(pl_module)
             RealImages().of(getattr(trainer, "datamodule", None))
+            self._check(pl_module.data.shape)
+
+    def _check(self, shape: Sequence[int]) -> None:
+        """Refuse what can be known before a run has files."""
+        extractor = chosen_extractor(self.extractor, shape)  # auto may come to another of its own
+        extractor.check_shape(shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # because they are of the extractor that is chosen
+            Measures(self.metrics, extractor).check(self.n)
+        if self.extractor != "auto":
+            extractor.check()
 
     @override
     def on_save_checkpoint(
@@ -123,11 +135,15 @@ class GenerativeMetrics(Periodic):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.extractor != "auto":
+            return
         choice = state_dict.get("extractor")
         if not isinstance(choice, str):
-            raise InputError(f"the checkpoint's extractor of {self.state_key} is no name")
-        if self.extractor == "auto":
-            self._choice = choice
+            raise InputError(
+                f"the checkpoint's extractor of {self.state_key} is no name; name the one to "
+                "measure with by --metrics.extractor NAME"
+            )
+        self._choice = choice
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -118,6 +118,15 @@ class Processes:
             dist.broadcast(message, 0)
         return bool(message)
 
+    def all_agree(self, answer: bool) -> bool:
+        """Whether the answers of all processes are yes, on every process."""
+        if self.count == 1:
+            return answer
+        message = torch.tensor(int(answer))
+        with _peers():
+            dist.all_reduce(message, dist.ReduceOp.MIN)
+        return bool(message)
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:

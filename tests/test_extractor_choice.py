@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ddpm_lightning.callbacks import GenerativeMetrics
+from ddpm_lightning.cli import main
 from ddpm_lightning.data import CIFAR10
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import write_png
 from ddpm_lightning.metrics import ColourNet, chosen_before, chosen_extractor
 from tests.make_data import write_cifar10
 from tests.small import fit
@@ -131,7 +134,34 @@ def test_two_processes_of_which_one_has_inceptions_weights_measure_with_colourne
     assert two == [(3, "fd_colour")]
 
 
-if __name__ == "__main__":
+@pytest.mark.slow
+@pytest.mark.parametrize("lacks", ["0", "1"])
+def test_two_processes_of_which_one_has_inceptions_weights_score_with_colournet(
+    hub, tmp_path, lacks
+):
+    hub.write_bytes(b"no weights: to read them would fail")
+    for k in range(40):
+        write_png(tmp_path / "images" / f"{k}.png", torch.full((3, 8, 8), k, dtype=torch.uint8))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m"]
+    words = ["tests.test_extractor_choice", "score", lacks, str(tmp_path)]
+    done = subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "extractor auto: ColourNet" in done.stdout
+    (result,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert result["metric"] == "fd_colour"
+
+
+def score_without_weights(lacks: str, folder: Path) -> None:
+    """Score as one of several processes; that of this rank lacks Inception's weights."""
+    if os.environ["LOCAL_RANK"] == lacks:
+        os.environ["TORCH_HOME"] = str(folder / "nothing")
+    flags = [f"--samples={folder / 'images'}", f"--reference.folder={folder / 'images'}"]
+    main(["score", *flags, f"--out={folder / 'out'}", "--device=cpu", "--batch_size=10"])
+
+
+if __name__ == "__main__" and sys.argv[1] == "score":
+    score_without_weights(sys.argv[2], Path(sys.argv[3]))
+elif __name__ == "__main__":
     out, data = map(Path, sys.argv[1:])
     if os.environ.get("LOCAL_RANK") == "1":
         os.environ["TORCH_HOME"] = str(out / "nothing")

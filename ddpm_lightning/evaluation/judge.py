@@ -64,7 +64,7 @@ class Judge:
         self.device = device_named(device)
         self.real = reference
         processes = Processes.current()
-        self.extractor = chosen_extractor(extractor, reference.shape, processes.agreed)
+        self.extractor = chosen_extractor(extractor, reference.shape, processes.all_agree)
         self.extractor.check()
         if extractor == "auto" and processes.first:
             print(choice_in_words(self.extractor))

@@ -31,7 +31,8 @@ def chosen_extractor(
     Args:
         asked: An extractor, or auto.
         shape: Of an image.
-        agreed: Turns this process's answer to whether the weights are here into that of all.
+        agreed: Turns this process's answer to whether the weights are here into one of all
+            processes: yes if all have them.
 
     Raises:
         InputError: Images that are neither grey nor RGB.

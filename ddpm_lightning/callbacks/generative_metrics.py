@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,17 +113,32 @@ class GenerativeMetrics(Periodic):
             for request in self.requests:
                 request.check(pl_module)
             RealImages().of(getattr(trainer, "datamodule", None))
-            self._check(pl_module.data.shape)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # because auto may come to another, and warns then
+                extractor = self.chosen(pl_module.data.shape)
+            if self.extractor != "auto":
+                extractor.check()
 
-    def _check(self, shape: Sequence[int]) -> None:
-        """Refuse what can be known before a run has files."""
-        extractor = chosen_extractor(self.extractor, shape)  # auto may come to another of its own
+    def chosen(
+        self, shape: Sequence[int], agreed: Callable[[bool], bool] = bool
+    ) -> FeatureExtractor:
+        """Return the extractor for images [C, H, W]: the named one, the kept one, or auto's.
+
+        Args:
+            shape: Of an image.
+            agreed: Turns this process's answer to whether weights are here into one of all.
+
+        Raises:
+            InputError: It does not suit the images or the metrics, or a kept one has no weights.
+        """
+        extractor = (
+            chosen_extractor(self.extractor, shape, agreed)
+            if self._choice is None
+            else chosen_before(self._choice, agreed)
+        )
         extractor.check_shape(shape)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # because they are of the extractor that is chosen
-            Measures(self.metrics, extractor).check(self.n)
-        if self.extractor != "auto":
-            extractor.check()
+        Measures(self.metrics, extractor).check(self.n)
+        return extractor
 
     @override
     def on_save_checkpoint(
@@ -153,16 +168,10 @@ class GenerativeMetrics(Periodic):
 
     def _choose(self, trainer: Trainer, shape: Sequence[int]) -> None:
         """Choose the extractor: the same on all processes, and for all of a run."""
-        agreed, kept = trainer.strategy.reduce_boolean_decision, self._choice
-        self._chosen = (
-            chosen_extractor(self.extractor, shape, agreed)
-            if kept is None
-            else chosen_before(kept, agreed)
-        )
-        self._chosen.check_shape(shape)
-        self.measures = Measures(self.metrics, self._chosen, self.requests[0].seed)
-        self.measures.check(self.n)
+        kept = self._choice
+        self._chosen = self.chosen(shape, trainer.strategy.reduce_boolean_decision)
         self._chosen.check()
+        self.measures = Measures(self.metrics, self._chosen, self.requests[0].seed)
         if self.extractor == "auto":
             self._choice = type(self._chosen).__name__
             if trainer.is_global_zero:

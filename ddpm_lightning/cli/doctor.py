@@ -43,7 +43,9 @@ class DoctorCLI(TrialCLI):
         if config.ckpt:
             model = Loaded.read(config.ckpt).module
             model.optimizer = self.model.optimizer  # which a checkpoint does not describe
-        run = Run(model, self.datamodule, self.trainer, bool(config.ckpt or config.ckpt_path))
+        path = config.ckpt or config.ckpt_path
+        kept = read_checkpoint(path).get("callbacks", {}) if path else {}
+        run = Run(model, self.datamodule, self.trainer, bool(path), kept)
         findings = []
         for finding in examine(run):
             findings.append(finding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -61,12 +61,14 @@ class Run:
         data: The data module.
         trainer: The trainer; it is not run.
         resumes: Whether a run in its folder would be gone on with.
+        kept: What the checkpoint that it goes on from keeps for callbacks, by their state_key.
     """
 
     module: DiffusionModule
     data: LightningDataModule
     trainer: Trainer
     resumes: bool = False
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def batch(self) -> Batch:

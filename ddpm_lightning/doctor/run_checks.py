@@ -13,14 +13,13 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from ddpm_lightning.busy import busy_machine
-from ddpm_lightning.callbacks import RunCheckpoint
+from ddpm_lightning.callbacks import GenerativeMetrics, RunCheckpoint
 from ddpm_lightning.callbacks.periodic import Periodic
 from ddpm_lightning.doctor.finding import Finding, Run, failed, ok, unknown
 from ddpm_lightning.doctor.trial import Trial, most_rows
 from ddpm_lightning.evaluation.sweep import evaluations
 from ddpm_lightning.files import check_folder
 from ddpm_lightning.memory import machine_memory
-from ddpm_lightning.metrics import chosen_extractor
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.trackers import Tracker, trackers_of
 
@@ -66,14 +65,15 @@ def disk_room(run: Run) -> Finding:
 
 
 def metric_weights(run: Run) -> Finding:
-    """Whether the extractors of the metrics have their weights."""
-    asked: Any = [getattr(callback, "extractor", None) for callback in _callbacks(run)]
+    """Whether the extractors of the metrics suit the data, and have their weights."""
     names = []
-    for one in filter(None, asked):
-        extractor = chosen_extractor(one, run.module.data.shape)
-        extractor.check_shape(run.module.data.shape)
-        extractor.check()
-        names.append(type(extractor).__name__)
+    for callback in _callbacks(run):
+        if isinstance(callback, GenerativeMetrics):
+            if (state := run.kept.get(callback.state_key)) is not None:
+                callback.load_state_dict(state)
+            extractor = callback.chosen(run.module.data.shape)
+            extractor.check()
+            names.append(type(extractor).__name__)
     return ok(f"{', '.join(names)} found" if names else "no metric needs any")
 
 

@@ -125,7 +125,7 @@ def test_compare_says_of_which_metrics_the_errors_are_paired(tmp_path):
     ("other", "words"),
     [
         ({"old": True}, "share their noise (seed 1); of m0 taken as independent, for want of"),
-        ({"seed": 2}, "do not share their noise as far as known: their errors are independent"),
+        ({"seed": 2}, "do not share their noise as far as known: errors taken as independent"),
         ({"seed": None}, "do not share their noise as far as known"),
     ],
 )

@@ -21,11 +21,12 @@ def compare_results(
 ) -> str:
     """Say metric by metric whether two results differ by more than the noise: a table.
 
-    The noise is that of drawing the samples: both were compared with the same real images. A
-    difference counts from two standard errors of itself on, where both results state one; it is a
-    paired one where sample k of both was drawn from the same noise, see
-    :func:`difference_error`. Results that were measured in different ways (numbers of samples,
-    pixels of the reference, extractor, settings of a metric) are refused.
+    The noise is that of drawing the samples, which were compared with the same real images; of
+    bpd, that of choosing the test images and of the noise added to them. A difference counts from
+    two standard errors of itself on, where both results state one; it is a paired one where the
+    same noise was drawn for sample k, or test image k, of both, see :func:`difference_error`.
+    Results that were measured in different ways (numbers of samples, pixels of the reference,
+    extractor, settings of a metric) are refused.
 
     Args:
         first: A results.json of a command or metrics.json of a run, or the folder of either.
@@ -64,7 +65,9 @@ def compare_results(
 
 
 def difference_error(a: Record, b: Record) -> float | None:
-    """Standard error of the difference of two numbers; None: that of one of them is not known.
+    """Standard error of the difference of two numbers; None: it is not known.
+
+    Nor is one of 0 beside a difference, as of two shares of 0 and 1, which scatter all the same.
 
     √(e_a² + e_b² − 2·ρ·e_a·e_b), where ρ correlates the numbers without each block of samples in
     turn, if the samples share their noise: a paired delete-d jackknife, where e_a and e_b are of a
@@ -76,7 +79,8 @@ def difference_error(a: Record, b: Record) -> float | None:
     rho = 0.0
     if is_paired(a, b) and len(set(a["left_out"])) > 1 and len(set(b["left_out"])) > 1:
         rho = correlation(a["left_out"], b["left_out"])
-    return math.sqrt(max(e_a**2 + e_b**2 - 2 * rho * e_a * e_b, 0.0))
+    error = math.sqrt(max(e_a**2 + e_b**2 - 2 * rho * e_a * e_b, 0.0))
+    return error if error or a["value"] == b["value"] else None
 
 
 def is_paired(a: Record, b: Record) -> bool:
@@ -86,9 +90,10 @@ def is_paired(a: Record, b: Record) -> bool:
 
 
 def _share_noise(a: Record, b: Record) -> bool:
-    """Whether sample k of both was drawn from the same noise, by whatever model and sampler."""
+    """Whether the same noise was drawn for sample k, or test image k, of both."""
     one, other = a["samples"], b["samples"]
-    drawn = "sampler" in one and "sampler" in other
+    # A folder of images that were drawn elsewhere names the seed of the metrics alone.
+    drawn = all("sampler" in samples or "weights" in samples for samples in (one, other))
     return drawn and one.get("seed") is not None and one["seed"] == other.get("seed")
 
 
@@ -98,7 +103,7 @@ def _noise_in_words(pairs: dict[str, tuple[Record, Record]]) -> str:
     alone = [name for name, pair in known.items() if not is_paired(*pair)]
     seed = next((a["samples"]["seed"] for a, b in pairs.values() if _share_noise(a, b)), None)
     if seed is None:
-        return "A and B do not share their noise as far as known: their errors are independent"
+        return "A and B do not share their noise as far as known: errors taken as independent"
     words = f"A and B share their noise (seed {seed})"
     if len(alone) < len(known):
         words += ": errors of their difference are paired"

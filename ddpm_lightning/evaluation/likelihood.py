@@ -13,6 +13,7 @@ from ddpm_lightning.diffusion.decoders import Decoder
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import Result, Score
+from ddpm_lightning.metrics.jackknife import BLOCKS, means_left_out
 from ddpm_lightning.plots.figure import terms_figure, write_figure
 from ddpm_lightning.processes import Processes
 from ddpm_lightning.progress import show_progress
@@ -58,7 +59,8 @@ def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> list[Resu
     decoder, parts = decoder_of(data_range), {"edges": edges, "terms": means}
     settings = bound_settings(data, len(total), edges, QuadraticSpacing(), decoder)
     error = float(total.std()) / len(total) ** 0.5
-    score = Score(float(total.mean()), error, settings=settings, parts=parts)
+    left_out = means_left_out(total, request.seed) if len(total) >= 2 * BLOCKS else None
+    score = Score(float(total.mean()), error, None, settings, parts, left_out=left_out)
     model = {
         "checkpoint": str(loaded.path),
         "variance": denoiser.variance.describe(),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ddpm_lightning.errors import InputError
@@ -20,8 +21,15 @@ FORMAT = 1
 NAMES = ("results.json", "metrics.json")
 """Files with results: of a command, of a run."""
 
-NEEDED = {"step", "metric", "value", "standard_error", "smaller_is_better", "samples"}
-"""What every record has."""
+NEEDED: dict[str, tuple[type, ...]] = {
+    "step": (int, NoneType),
+    "metric": (str,),
+    "value": (float, int, NoneType),
+    "standard_error": (float, int, NoneType),
+    "smaller_is_better": (bool,),
+    "samples": (dict,),
+}
+"""What every record has, and its types."""
 
 FOUND = ("step", "value", "standard_error", "spread", "left_out", "parts", "floor", "versions")
 """What a measurement found; all else in a record says what was measured."""
@@ -97,7 +105,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """
     try:
         records = json.loads(path.read_text("utf-8"))
-        known = all(record["format"] == FORMAT and record.keys() >= NEEDED for record in records)
+        known = all(map(_is_record, records))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         known = False
     if not known or not isinstance(records, list):
@@ -106,6 +114,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             "a results.json (a sweep has one in each of its folders) or a run's metrics.json"
         )
     return records
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether a record is of this form; what it lacks may raise KeyError."""
+    left_out = record.get("left_out")
+    return (
+        record["format"] == FORMAT
+        and all(isinstance(record[name], types) for name, types in NEEDED.items())
+        and isinstance(left_out, list | NoneType)
+        and all(isinstance(one, float | int) and math.isfinite(one) for one in left_out or ())
+    )
 
 
 def read_results(path: Path, step: int | None = None) -> dict[str, dict[str, Any]]:

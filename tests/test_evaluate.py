@@ -49,14 +49,15 @@ from ddpm_lightning.evaluation.sweep import Sweep, evaluations
 from ddpm_lightning.images import UniformFolder, to_uint8
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import (
+    KID,
     Accuracy,
+    Comparison,
+    Features,
     Inception,
     LeNet,
     Result,
     Score,
     inception_score,
-    kid,
-    kid_error,
     manifold,
 )
 from ddpm_lightning.metrics.jackknife import shuffled
@@ -219,8 +220,8 @@ def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_
     def number(name: str) -> tuple[float, float]:
         return found[name]["value"], found[name]["standard_error"]
 
-    mean, std = kid(x, y, 100, 100, 1)
-    assert number("kd_lenet") == pytest.approx((mean, kid_error(x, y, std, 100, 1)), rel=1e-4)
+    score = KID()(Comparison(Features(x), Features(y), seed=1))["kid"]
+    assert number("kd_lenet") == pytest.approx((score.value, score.standard_error), rel=1e-4)
     assert found["kd_lenet"]["spread"] is None  # each subset is the whole set
     mean, std = inception_score(LeNet().both(drawn(out)).logits, seed=1)
     assert number("is_lenet") == pytest.approx((mean, std / 3))

@@ -32,10 +32,10 @@ from ddpm_lightning.metrics import (
     Statistics,
     cache,
     frechet_distance,
-    frechet_error,
     sliced_wasserstein,
 )
-from ddpm_lightning.metrics.jackknife import shuffled
+from ddpm_lightning.metrics.frechet import distances_left_out
+from ddpm_lightning.metrics.jackknife import jackknife, shuffled
 from ddpm_lightning.metrics.metric import Floor
 from ddpm_lightning.metrics.result import append_result
 from ddpm_lightning.networks import MLP
@@ -197,7 +197,7 @@ def test_a_result_states_all_that_was_measured(tmp_path, capsys):
     floor = frechet_distance(Statistics.of(y[order[:40]]), Statistics.of(y[order[40:]]))
     distance = frechet_distance(Statistics.of(x), statistics)
     assert found["value"] == pytest.approx(distance, rel=1e-3)
-    error = frechet_error(x, statistics, seed=9)
+    error = jackknife(distances_left_out(x, statistics, seed=9))
     assert found["standard_error"] == pytest.approx(error, rel=1e-2)
     assert found["floor"].pop("value") == pytest.approx(floor, rel=1e-4)
     assert found["floor"] == {"n": 40, "reference_n": 40}

@@ -12,8 +12,10 @@ import torch
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.metrics import (
     KID,
+    Comparison,
     Features,
     Floor,
+    FrechetDistance,
     Inception,
     LeNet,
     Measures,
@@ -25,12 +27,11 @@ from ddpm_lightning.metrics import (
     as_metrics,
     extrapolated_frechet,
     frechet_distance,
-    frechet_error,
     inception_score,
     kid,
-    kid_error,
     manifold,
 )
+from ddpm_lightning.metrics.frechet import distances_left_out
 from ddpm_lightning.metrics.jackknife import shuffled
 from ddpm_lightning.metrics.train_lenet import embedded_digits
 from tests.small import frechet
@@ -47,6 +48,13 @@ def fd(x, y):
 def plain_jackknife(left_out):
     left_out = np.array(left_out)
     return np.sqrt(19 / 20 * np.square(left_out - left_out.mean()).sum())
+
+
+def frechet_error(x, reference):
+    """As FrechetDistance has it."""
+    real = Features(torch.empty(0, x.shape[1]))
+    vars(real)["statistics"] = reference
+    return FrechetDistance()(Comparison(Features(x), real))["fd"].standard_error
 
 
 def without_blocks(x, seed):
@@ -74,7 +82,10 @@ def test_statistics_are_numpys_mean_and_covariance_also_of_the_rest():
 
 def test_frechet_distances_of_features_of_other_lengths_are_refused():
     a, b = torch.randn(40, 3), Statistics.of(torch.randn(40, 4))
-    for compare in (lambda: frechet_distance(Statistics.of(a), b), lambda: frechet_error(a, b)):
+    for compare in (
+        lambda: frechet_distance(Statistics.of(a), b),
+        lambda: distances_left_out(a, b),
+    ):
         with pytest.raises(InputError, match=r"length 3 cannot be compared with .* length 4"):
             compare()
 
@@ -251,11 +262,15 @@ def test_kid_of_everything_is_the_formula_and_zero_on_average_for_equals():
     assert abs(np.mean(equals)) < 3 * np.std(equals) / 40**0.5
 
 
-def test_kids_error_is_the_plain_jackknife_and_the_choice_of_subsets():
+def test_kid_without_each_block_is_kid_of_the_rest_and_errs_by_their_jackknife_and_the_subsets():
     x, y = gaussian(60, 5, seed=0) + 0.3, gaussian(60, 5, seed=1)
-    expected = plain_jackknife([plain_kid(rest, y) for rest in without_blocks(x, 2)])
-    assert kid_error(x, y, 0.0, 100, 2) == pytest.approx(expected)
-    assert kid_error(x, y, 3.0, 25, 2) == pytest.approx(np.hypot(expected, 3.0 / 5))
+    rests = [plain_kid(rest, y) for rest in without_blocks(x, 2)]
+    for subset_size in (60, 20):
+        score = KID(subset_size, 25)(Comparison(Features(x), Features(y), seed=2))["kid"]
+        assert score.left_out == pytest.approx(rests)
+        _, std = kid(x, y, 25, subset_size, 2)
+        expected = np.hypot(plain_jackknife(rests), std / 5)
+        assert score.standard_error == pytest.approx(expected)
 
 
 def test_inception_score_is_the_formula():
@@ -352,9 +367,13 @@ def test_errors_are_the_scatter_over_repeated_draws_whatever_the_subsets():
     real = gaussian(400, 5, seed=10**6)
     for subset_size in (50, 200):
         draws = [gaussian(200, 5, seed=i, scale=1.1) + 0.4 for i in range(40)]
-        found = [(x, *kid(x, real, 30, subset_size, i)) for i, x in enumerate(draws)]
-        scatter = np.std([mean for _, mean, _ in found], ddof=1)
-        stated = [kid_error(x, real, std, 30, 0) for x, _, std in found[:12]]
+        metric, y = KID(subset_size, 30), Features(real)
+        found = [
+            metric(Comparison(Features(x), y, seed=i, errors=i < 12))["kid"]
+            for i, x in enumerate(draws)
+        ]
+        scatter = np.std([score.value for score in found], ddof=1)
+        stated = [score.standard_error for score in found[:12]]
         assert np.mean(stated) == pytest.approx(scatter, rel=0.35)
     scores = [inception_score(gaussian(500, 6, seed=i, scale=3.0)) for i in range(60)]
     scatter = np.std([mean for mean, _ in scores], ddof=1)
@@ -477,7 +496,7 @@ def check(metric, extractor, *sizes):
         (lambda: extrapolated_frechet(FEW, REFERENCE), "needs 120 or more"),
         (lambda: extrapolated_frechet(BROKEN, REFERENCE), "not finite"),
         (lambda: extrapolated_frechet(gaussian(500, 4, 0), FEW), "needs 120 or more"),
-        (lambda: frechet_error(FEW, REFERENCE), "needs 40 or more"),
+        (lambda: distances_left_out(FEW, REFERENCE), "needs 40 or more"),
         (lambda: kid(FEW, torch.zeros(3, 5), 1, 2, 0), "same extractor"),
         (lambda: kid(FEW, BROKEN, 1, 50, 0), "needs 50 or more"),
         (lambda: inception_score(FEW), "10 splits needs 10 or more"),

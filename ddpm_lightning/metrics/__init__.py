@@ -10,10 +10,10 @@ from ddpm_lightning.metrics.extrapolation import (
     extrapolated_frechet,
 )
 from ddpm_lightning.metrics.features import FeatureExtractor, Features
-from ddpm_lightning.metrics.frechet import FrechetDistance, frechet_distance, frechet_error
+from ddpm_lightning.metrics.frechet import FrechetDistance, frechet_distance
 from ddpm_lightning.metrics.inception import Inception
 from ddpm_lightning.metrics.inception_score import InceptionScore, inception_score
-from ddpm_lightning.metrics.kernel import KID, kid, kid_error
+from ddpm_lightning.metrics.kernel import KID, kid
 from ddpm_lightning.metrics.lenet import LeNet
 from ddpm_lightning.metrics.manifold import PrecisionRecall, manifold
 from ddpm_lightning.metrics.measures import Measures, Reference

@@ -67,19 +67,6 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return max(distance.item(), 0.0)  # rounding may leave −1e-12 between equals
 
 
-def frechet_error(
-    features: Tensor, reference: Statistics, blocks: int = BLOCKS, seed: int = 0
-) -> float:
-    """Standard error of the Fréchet distance of features [n, d], n ≥ 2·blocks.
-
-    A delete-d jackknife over disjoint random blocks of the samples; the reference is not taken to
-    be random.
-
-    Raises InputError: Too few features, of another length than the reference's, or not finite.
-    """
-    return jackknife(distances_left_out(features, reference, blocks, seed))
-
-
 def distances_left_out(
     features: Tensor, reference: Statistics, blocks: int = BLOCKS, seed: int = 0
 ) -> list[float]:

@@ -56,6 +56,9 @@ def near_path(path: str) -> str:
 
     Imports nothing: it looks into the part of the path that was imported.
 
+    Args:
+        path: Dotted, e.g. my_idea.schedule.Circl.
+
     Returns:
         "; did you mean …?", or what there is; empty if no part of the path was imported, or
         nothing is wrong with it.
@@ -94,6 +97,9 @@ def import_advice(error: BaseException) -> str:
 
 def failed_import(error: BaseException) -> str:
     """Describe the failure of a module while it is imported, with the module's file and line.
+
+    Args:
+        error: What the import raised.
 
     Returns:
         One line; empty for an error of another kind, and for a module of this library.

@@ -45,7 +45,7 @@ def path_in_file(value: str) -> str:
     return ".".join([*folders, *[last] * (last != "__init__"), name])
 
 
-def is_abstract(name: str, cls: Any) -> str:
+def missing_methods(name: str, cls: Any) -> str:
     """Say which methods an abstract class lacks."""
     lacks = ", ".join(f"{one}()" for one in sorted(cls.__abstractmethods__))
     return f"{name} is abstract: it lacks {lacks}"

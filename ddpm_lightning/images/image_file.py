@@ -103,11 +103,10 @@ class ImageFile:
 
 def converted(file: ImageFile, mode: str) -> Image.Image:
     """Read the pixels in another mode; raise InputError for the few that Pillow cannot convert."""
+    image = file.load()
     try:
-        return file.load().convert(mode)
+        return image.convert(mode)
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{file.path}: {error}; save it as RGB") from error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm_lightning.configurable import Configurable, configurable_class
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.imports import is_abstract
+from ddpm_lightning.imports import missing_methods
 from ddpm_lightning.metrics.features import FeatureExtractor, Features
 
 
@@ -206,7 +206,7 @@ def _named(name: str) -> Metric:
     if not issubclass(cls, Metric):
         raise InputError(f"{name} is no metric")
     if isabstract(cls):
-        raise InputError(is_abstract(name, cls))
+        raise InputError(missing_methods(name, cls))
     try:
         return cls()
     except TypeError as error:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, Optimizer
 
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError, nearest, prefixes
-from ddpm_lightning.imports import is_abstract, located, near_path
+from ddpm_lightning.imports import located, missing_methods, near_path
 from ddpm_lightning.terminal.parser import flags_of, parser_of
 
 ROOTS = (Configurable, LightningDataModule, Callback, Logger, Optimizer, LRScheduler)
@@ -84,7 +84,7 @@ def no_class(name: str, hint: Any) -> str:
     if other is None:
         return f"no class '{name}'{near_path(name) or nearest(name, known, otherwise=listed)}"
     if inspect.isabstract(other) and issubclass(other, tuple(bases_of(hint))):
-        return is_abstract(name, other)
+        return missing_methods(name, other)
     kinds = [one.__name__ for one in other.__mro__ if issubclass(one, ROOTS) and one not in ROOTS]
     wanted = " or a ".join(one.__name__ for one in bases_of(hint))
     return f"{name} is {f'a {kinds[-1]}, ' if kinds else ''}not a {wanted}{listed}"

@@ -44,6 +44,7 @@ from ddpm_lightning.optimization import (
     refuse_settings,
     refuse_short_schedule,
 )
+from ddpm_lightning.processes import leave_at_exit
 from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise, Stream, step_seed
 from ddpm_lightning.resume import (
     apply_settings,
@@ -249,6 +250,7 @@ class DiffusionModule(Configurable, LightningModule):
         self._resumed = self._optimization = None
         refuse_callbacks(self.trainer)
         install(self.trainer)
+        leave_at_exit()
         if self.trainer.precision == "64-true":
             self.double()  # before Lightning does, who loads the weights of a checkpoint first
         if stage == "fit" and self.compile_net:

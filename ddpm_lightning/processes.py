@@ -6,6 +6,8 @@ collects (samples, features, terms) is on the CPU already.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -162,6 +164,24 @@ def joined() -> Iterator[Processes]:
             _end_after_others()
         raise
     finally:
+        dist.destroy_process_group()
+
+
+def leave_at_exit() -> None:
+    """Leave the processes of a training run before Python ends.
+
+    Lightning does so for NCCL alone. A thread of gloo that still holds a tensor when Python ends
+    aborts the process ("terminate called without an active exception", exit code 134) after all
+    has been done and saved (pytorch issue 190489).
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        atexit.unregister(_leave)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        gc.collect()  # because the threads end with the last reference, one of which is DDP's
         dist.destroy_process_group()
 
 

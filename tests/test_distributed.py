@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from PIL import Image, ImageChops
 
 STEPS = 6
@@ -53,6 +55,7 @@ def start(folder: Path, cache: Path, devices: int) -> None:
     command = [sys.executable, "-m", "tests.test_distributed", str(folder), str(cache)]
     done = subprocess.run([*command, str(devices)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "joined: False" in done.stdout  # else gloo's threads may abort the process as it ends
 
 
 @pytest.fixture(scope="module")
@@ -118,4 +121,5 @@ def test_two_processes_find_the_features_that_one_has_kept(one_and_two, tmp_path
 
 
 if __name__ == "__main__":
+    atexit.register(lambda: print("joined:", dist.is_initialized()))  # called after all others
     run(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -197,6 +197,6 @@ def test_interpolation_which_needs_steps_that_forget_is_refused(tmp_path):
         Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
     edit = Interpolate(tmp_path / "a.png", tmp_path / "b.png")
     few = Request(DDIM(3))
-    with pytest.raises(InputError, match="inexact with self-conditioning.*--edit SDEdit"):
+    with pytest.raises(InputError, match=r"inexact with self-conditioning.*--edit SDEdit"):
         edit_images(module(), edit, 3, few)
     assert len(edit_images(module(Blind), edit, 3, few).x) == 3

@@ -13,19 +13,22 @@ NULL_LABEL = -1
 
 
 class Condition(NamedTuple):
-    """The condition of p(x0 | condition): labels, images, tokens; each may be None.
+    """The condition of p(x0 | condition): labels, images, tokens, an estimate; each may be None.
 
     Attributes:
         label: int64 [B] classes, −1 (NULL_LABEL) for none.
         image: float [B, K, H, W] images, stacked onto x_t by the network.
         tokens: float [B, L, D] a sequence, e.g. an embedded text.
         mask: bool [B, L], True where ``tokens`` has a token; None: everywhere.
+        estimate: float [B, ...] an earlier estimate of x0, which a self-conditioned network is
+            shown. Training and samplers fill it in; data have none.
     """
 
     label: Tensor | None = None
     image: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
+    estimate: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> Condition:
         """Select rows by index int64 [n], mask bool [B] or slice."""
@@ -59,7 +62,8 @@ class Condition(NamedTuple):
 
         label = None if self.label is None else self.label.masked_fill(rows, NULL_LABEL)
         kept = zeroed(self.image) if image else self.image
-        return Condition(label, kept, zeroed(self.tokens), zeroed(self.with_mask().mask))
+        tokens, mask = zeroed(self.tokens), zeroed(self.with_mask().mask)
+        return self._replace(label=label, image=kept, tokens=tokens, mask=mask)
 
     def followed_by(self, other: Condition) -> Condition:
         """Concatenate the rows of this and another condition with the same parts."""

@@ -29,6 +29,7 @@ from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.prediction import FixedSmall, Variance
 from ddpm_lightning.diffusion.samplers import Sampler
 from ddpm_lightning.diffusion.schedules import Linear, Schedule
+from ddpm_lightning.diffusion.self_conditioning import self_conditioned
 from ddpm_lightning.diffusion.timesteps import Timesteps, Uniform, level_of
 from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
@@ -167,7 +168,9 @@ class DiffusionModule(Configurable, LightningModule):
         condition = self.known(batch)
         if condition.label is not None or condition.tokens is not None:
             condition = self.label_dropout(condition, noise)
-        terms = self.objective(self.denoiser("raw"), self._noised(batch, t, noise, condition))
+        denoiser, noised = self.denoiser("raw"), self._noised(batch, t, noise, condition)
+        known = self_conditioned(denoiser, noised.x_t, t, condition, noise)
+        terms = self.objective(denoiser, replace(noised, condition=known))
         return (weight * terms["loss"]).mean(), t, terms
 
     def _training_noise(self, batch: Batch, batch_idx: int) -> BatchNoise:

@@ -40,6 +40,8 @@ class Draw(IntEnum):
     """The noise added to the data."""
     LABEL_DROPOUT = 2**32
     """The choice of labels to drop."""
+    SELF_CONDITIONING = 2**32 + 1
+    """The choice of steps whose network is shown its own estimate."""
 
 
 NORMAL, UNIFORM = 0, 1

@@ -19,7 +19,16 @@ from ddpm_lightning import DiffusionModule
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.diffusion import Linear
 from ddpm_lightning.diffusion.samplers import DDIM, Sampler
-from ddpm_lightning.networks import MLP, DiT, DoubleConvUNet, SimpleUNet, SmallUNet, UNet
+from ddpm_lightning.networks import (
+    MLP,
+    AnnotatedUNet,
+    AnnotatedUNet2022,
+    DiT,
+    DoubleConvUNet,
+    SimpleUNet,
+    SmallUNet,
+    UNet,
+)
 from ddpm_lightning.randomness import IndexedNoise, Stream
 from tests.small import randomized
 
@@ -83,6 +92,8 @@ def small_networks() -> dict[str, Any]:
         "UNet, scale_shift": partial(unet, scale_shift=True),
         "UNet, convnext": partial(unet, block="convnext"),
         "UNet, weight_standardized": partial(unet, block="weight_standardized"),
+        "AnnotatedUNet": partial(AnnotatedUNet, channels=8, multipliers=[1, 2], heads=1),
+        "AnnotatedUNet2022": partial(AnnotatedUNet2022, channels=8, multipliers=[1, 2], heads=1),
         "DiT": partial(DiT, patch=4, width=16, depth=1, heads=2),
         "SimpleUNet": partial(SimpleUNet, channels=8),
         "SmallUNet": partial(SmallUNet, channels=8),

@@ -9,6 +9,7 @@ FULL = Condition(
     image=torch.arange(3.0).view(3, 1, 1, 1) + 1,
     tokens=torch.arange(3.0).view(3, 1, 1).expand(3, 2, 5) + 1,
     mask=torch.tensor([[True, False]] * 3),
+    estimate=torch.arange(3.0).view(3, 1, 1, 1) + 5,
 )
 LABELS = Condition(torch.tensor([3, 1, 4]))
 
@@ -34,12 +35,13 @@ def test_rows_repeat_along_the_index_of_the_samples():
     assert Condition().repeated(torch.arange(9)) == Condition()
 
 
-def test_null_rows_forget_label_and_tokens_but_not_the_image():
+def test_null_rows_forget_label_and_tokens_but_neither_image_nor_estimate():
     null = FULL.null(torch.tensor([False, True, False]))
     assert null.label.tolist() == [3, -1, 4]
     assert null.tokens[:, 0, 0].tolist() == [1, 0, 3]
     assert null.mask.tolist() == [[True, False], [False, False], [True, False]]
     assert torch.equal(null.image, FULL.image)
+    assert torch.equal(null.estimate, FULL.estimate)
     everywhere = FULL.null(image=True)
     assert everywhere.label.tolist() == [-1, -1, -1]
     assert not everywhere.image.any()

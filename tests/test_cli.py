@@ -82,6 +82,8 @@ SHRUNK = {
     "DiT": {"patch": 4, "width": 16, "depth": 1, "heads": 2},
     "DoubleConvUNet": {"channels": 8, "multipliers": [1, 2]},
     "SimpleUNet": {"channels": 8},
+    "AnnotatedUNet": {"channels": 8, "multipliers": [1, 2], "heads": 1},
+    "AnnotatedUNet2022": {"channels": 8, "multipliers": [1, 2], "heads": 1, "stem_channels": None},
 }
 
 

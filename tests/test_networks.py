@@ -13,6 +13,8 @@ from torch import nn
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import (
+    AnnotatedUNet,
+    AnnotatedUNet2022,
     DiffusersUNet,
     DiT,
     DoubleConvUNet,
@@ -32,7 +34,12 @@ from tests.small import image_spec, inputs, labels, randomized
 
 LEVELS = {"channels": 16, "multipliers": [1, 2], "blocks": 1, "groups": 4, "dropout": 0.0}
 
+ANNOTATED = {"channels": 8, "multipliers": [1, 2], "heads": 1}
+
 NETWORKS: dict[str, tuple[type[Network], dict]] = {
+    "annotated_unet": (AnnotatedUNet, ANNOTATED),
+    "annotated_unet_2022": (AnnotatedUNet2022, ANNOTATED),
+    "annotated_unet_2022 residual": (AnnotatedUNet2022, {**ANNOTATED, "block": "residual"}),
     "dit": (DiT, {"patch": 2, "width": 32, "depth": 2, "heads": 2}),
     "double_conv_unet": (DoubleConvUNet, {"channels": 8, "multipliers": [1, 2], "heads": 2}),
     "simple_unet": (SimpleUNet, {"channels": 8}),
@@ -172,6 +179,8 @@ def test_half_precision_stays_near_float32_and_double_computes_in_double(make):
     ("network", "settings"),
     [
         (DiT, {"width": 16, "depth": 1, "heads": 2}),
+        (AnnotatedUNet, {**ANNOTATED, "self_conditioning": True}),
+        (AnnotatedUNet2022, ANNOTATED),
         (SimpleUNet, {"channels": 8}),
         (SmallUNet, {"channels": 8}),
         (DoubleConvUNet, {"channels": 8, "multipliers": [1, 2], "heads": 2}),
@@ -200,6 +209,8 @@ def test_a_network_is_rebuilt_from_its_own_settings(make):
 @pytest.mark.parametrize(
     ("network", "shape", "message"),
     [
+        ("annotated_unet", (3, 32, 27), "multiples of 2, not 32×27.*at most 1 multiplier$"),
+        ("annotated_unet_2022", (2,), r"AnnotatedUNet2022 takes images .*not data of shape \[2\]"),
         ("unet", (3, 32, 28), "multiples of 8, not 32×28.*of 32×24 or 32×32.*most 3 multipliers$"),
         ("unet", (3, 27, 32), "not 27×32.*at most 1 multiplier$"),
         ("unet", (3, 4, 4), "not 4×4; choose images of 8×8, or"),
@@ -238,6 +249,11 @@ def test_other_channels_than_the_datas_are_refused(make):
 @pytest.mark.parametrize(
     ("network", "settings", "message"),
     [
+        (AnnotatedUNet, {"channels": 27}, "channels=27.*even.* set channels=28$"),
+        (AnnotatedUNet, {"stem_kernel": 4}, "stem_kernel=4.* odd size, e.g. 7"),
+        (AnnotatedUNet, {"groups": 8}, "groups=8.* 28 features .* set groups=7, or channels"),
+        (AnnotatedUNet2022, {"groups": 4}, "18 features .* set groups=2, or channels and stem"),
+        (AnnotatedUNet2022, {"multipliers": []}, "multipliers=0"),
         (DiT, {"width": 100, "heads": 6}, "width=100, heads=6.* set width=108"),
         (DoubleConvUNet, {"channels": 6}, "heads=4.* on 6 features .* set heads=1 or channels to"),
         (

@@ -184,6 +184,11 @@ class Interpolate(Edit):
             )
         if not isinstance(job.denoiser, Denoiser):
             raise InputError("Interpolate is inexact under guidance; leave out --guidance")
+        if job.denoiser.net.self_conditioning:
+            raise InputError(
+                "Interpolate is inexact with self-conditioning, where a step depends on those "
+                "before it; use --edit SDEdit or RePaint"
+            )
         if job.n < 2:
             raise InputError(f"n={job.n}: an interpolation has at least its two ends")
         labels = job.condition.label

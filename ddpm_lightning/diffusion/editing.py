@@ -16,6 +16,7 @@ from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
 from ddpm_lightning.diffusion.posterior import transition_variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Sampler, SingleStep, State, encode
 from ddpm_lightning.diffusion.samplers.sampler import Noise, bind_noise
+from ddpm_lightning.diffusion.self_conditioning import followed
 from ddpm_lightning.errors import InputError, at_least
 
 
@@ -59,6 +60,7 @@ def repaint(
                 x = high.alpha / low.alpha * x + transition_variance(low, high) ** 0.5 * draw(i)
                 continue
             prediction = denoiser(x, t, condition).clip(sampler.clip, sampler.threshold)
+            condition = followed(denoiser, condition, prediction)
             guess = prediction.x0
             yield State(t, x, guess)
             # One draw serves both: each of its numbers ends in a pixel that is known or is not.

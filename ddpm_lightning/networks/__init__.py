@@ -1,5 +1,6 @@
 """Networks F(x, c_noise, condition), which a denoiser wraps."""
 
+from ddpm_lightning.networks.annotated_unet import AnnotatedUNet, AnnotatedUNet2022
 from ddpm_lightning.networks.diffusers_unet import DiffusersUNet
 from ddpm_lightning.networks.dit import DiT
 from ddpm_lightning.networks.double_conv_unet import DoubleConvUNet
@@ -11,6 +12,8 @@ from ddpm_lightning.networks.unet import UNet
 
 __all__ = [
     "MLP",
+    "AnnotatedUNet",
+    "AnnotatedUNet2022",
     "DiT",
     "DiffusersUNet",
     "DoubleConvUNet",

@@ -84,6 +84,12 @@ def check_image(
         )
 
 
+def fewer_multipliers(side: int) -> str:
+    """Name how many levels a side can be halved for, as the other remedy of check_image."""
+    levels = (side & -side).bit_length()  # 1 + how often the side can be halved
+    return f"give at most {levels} multiplier{'s' if levels > 1 else ''}"
+
+
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of ``number`` that is not above ``at_most``."""
     low = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]

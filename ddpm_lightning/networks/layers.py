@@ -6,6 +6,8 @@ biases; the layer that ends a residual branch starts at zero, so every branch st
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -136,6 +138,8 @@ class ConditionEmbedding(nn.Module):
         num_classes: Number of classes; None builds no table and ignores labels.
     """
 
+    activation: Callable[[Tensor], Tensor] = staticmethod(F.silu)
+
     def __init__(self, channels: int, dim: int, num_classes: int | None = None):
         super().__init__()
         self.channels = channels
@@ -152,7 +156,7 @@ class ConditionEmbedding(nn.Module):
         # Because sines of large angles need float32 even where the weights are half precision.
         c_noise = c_noise.to(torch.promote_types(dtype, torch.float32))
         code = self.code(c_noise).to(dtype)  # [B, channels]
-        embedding = self.linear2(F.silu(self.linear1(code)))  # [B, dim]
+        embedding = self.linear2(self.activation(self.linear1(code)))  # [B, dim]
         if self.num_classes is not None:
             embedding = embedding + self.label.rows(label, c_noise)
         return embedding
@@ -246,10 +250,18 @@ class LinearAttention(Attention):
 
     @override
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        dtype = torch.promote_types(v.dtype, torch.float32)
-        keys = k.softmax(dim=-2, dtype=dtype).to(v.dtype)
-        queries = q.softmax(dim=-1, dtype=dtype).to(v.dtype)
-        return queries @ (keys.transpose(-2, -1) @ v)  # context [B, heads, d, d] in brackets
+        return linear_attention(q, k, v)
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q)·(softmax(k)ᵀ·v), all [B, heads, N, d], in the order that takes N·d² products.
+
+    The softmax of q is over features, that of k over pixels; both in float32 at least.
+    """
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    keys = k.softmax(dim=-2, dtype=dtype).to(v.dtype)
+    queries = q.softmax(dim=-1, dtype=dtype).to(v.dtype)
+    return queries @ (keys.transpose(-2, -1) @ v)  # context [B, heads, d, d] in brackets
 
 
 class Downsample(nn.Module):
@@ -265,14 +277,19 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width: repeat every pixel, then a 3×3 convolution."""
+    """Double height and width: repeat every pixel, then a 3×3 convolution.
 
-    def __init__(self, channels: int):
+    Args:
+        channels: Channels of x.
+        out_channels: Channels of the result; None: the same.
+    """
+
+    def __init__(self, channels: int, out_channels: int | None = None):
         super().__init__()
-        self.conv = Conv(channels, channels)
+        self.conv = Conv(channels, out_channels or channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, channels, H, W] to [B, channels, 2H, 2W]."""
+        """Map [B, channels, H, W] to [B, out_channels, 2H, 2W]."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 

@@ -21,10 +21,14 @@ class Network(Configurable, nn.Module, ABC):
 
     data: DataSpec
 
+    self_conditioning: bool = False
+    """Whether it is shown an earlier estimate of x0, see diffusion/self_conditioning.py."""
+
     @property
     def in_channels(self) -> int:
-        """Channels of x and of the image stacked onto it."""
-        return self.data.shape[0] + self.data.image_channels
+        """Channels of x, and of the image and the estimate of x0 stacked onto it."""
+        channels = self.data.shape[0] * (2 if self.self_conditioning else 1)
+        return channels + self.data.image_channels
 
     @abstractmethod
     def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
@@ -35,14 +39,18 @@ class Network(Configurable, nn.Module, ABC):
             c_noise: [B] float noise coordinate; t − 1 for the discrete-time parameterizations.
             condition: ``condition.label`` is int64 [B] in 0…num_classes − 1, or −1 for the null
                 label (a learned row of its own), which is also what a missing label means;
-                without classes it is ignored. ``condition.image`` is stacked onto x unscaled.
+                without classes it is ignored. ``condition.image`` is stacked onto x unscaled, and
+                so is ``condition.estimate`` where the network has self_conditioning.
         """
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise InputError, with the fix, if samples of this shape [C, ...] do not fit."""
 
     def stack_image(self, x: Tensor, condition: Condition) -> Tensor:
-        """Concatenate x [B, C, ...] and the condition's image to [B, in_channels, ...]."""
+        """Concatenate x [B, C, ...] and the condition's image to [B, in_channels, ...].
+
+        With self-conditioning the estimate of x0 comes last, 0 where there is none.
+        """
         self.check_shape(tuple(x.shape[1:]))
         network, image, channels = type(self).__name__, condition.image, self.data.image_channels
         if x.shape[1] != self.data.shape[0]:
@@ -56,4 +64,8 @@ class Network(Configurable, nn.Module, ABC):
                 f"the shape of condition.image is {shape}; {network}, built for image_channels="
                 f"{channels}, needs {expected} beside x of shape {tuple(x.shape)}"
             )
-        return x if image is None else torch.cat([x, image.to(x.dtype)], dim=1)
+        parts = [x] if image is None else [x, image.to(x.dtype)]
+        if self.self_conditioning:
+            estimate = condition.estimate
+            parts.append(torch.zeros_like(x) if estimate is None else estimate.to(x.dtype))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else x

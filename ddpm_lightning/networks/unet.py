@@ -23,6 +23,7 @@ from ddpm_lightning.networks.checks import (
     check_counts,
     check_dropout,
     check_image,
+    fewer_multipliers,
     largest_divisor,
 )
 from ddpm_lightning.networks.layers import (
@@ -162,7 +163,7 @@ class UNet(Network):
     @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
         factor = 2 ** (len(self.multipliers) - 1)
-        check_image("UNet", shape, factor, _fewer_multipliers)
+        check_image("UNet", shape, factor, fewer_multipliers)
         height, width = shape[1:]
         if height * width * self.features_per_group == factor**2:
             raise InputError(
@@ -252,8 +253,3 @@ def _check_heads(widths: list[int], heads: int) -> None:
             f"equal heads; set heads={largest_divisor(common, heads)} or channels to a multiple "
             f"of {heads}"
         )
-
-
-def _fewer_multipliers(side: int) -> str:
-    levels = (side & -side).bit_length()  # 1 + how often the side can be halved
-    return f"give at most {levels} multiplier{'s' if levels > 1 else ''}"

@@ -28,6 +28,7 @@ def encode(
     for x_t. It holds x_t on both sides: starting from the eps of the level below, each iteration
     is one evaluation at the current x_t. One iteration follows the ODE as closely as DDIM itself
     does; more approach the x_t from which the way back is exact, sooner where the steps are short.
+    A self-conditioned network is shown no estimate, so DDIM's way back is another one.
     Where eps(x_t) is steep, between modes of the data, a few rows of a few steps end elsewhere.
 
     Args:

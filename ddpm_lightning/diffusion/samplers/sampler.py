@@ -21,6 +21,7 @@ from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
 from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.spacings import Levels, Spacing, UniformSpacing
+from ddpm_lightning.diffusion.self_conditioning import followed
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.typed import kind_of
 
@@ -155,10 +156,14 @@ class Sampler(Configurable, ABC):
 
         The network is in evaluation mode until the iterator ends or is closed.
         """
+        known = condition
 
         def predict(x_t: Tensor, t: int) -> Prediction:
+            nonlocal known
             _check_tensor(x_t, x_T, f"{self.class_path()}.path asks for a prediction from")
-            return denoiser(x_t, t, condition).clip(self.clip, self.threshold)
+            prediction = denoiser(x_t, t, known).clip(self.clip, self.threshold)
+            known = followed(denoiser, known, prediction)
+            return prediction
 
         draw = bind_noise(noise, like=x_T)
         with evaluation_mode(getattr(denoiser, "net", None)):

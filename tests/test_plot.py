@@ -223,7 +223,7 @@ def test_the_data_of_a_checkpoint_may_have_moved(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "which command? One of schedule, forward, reverse, scaling, variance"),
+        ([], "which command? One of loss, schedule, forward, reverse, scaling, variance"),
         (["schedule", "--out=a.jpg"], "a.jpg: name a file that ends in .png"),
         (["scaling", f"--seed={2**64}", "--out=a.png"], "below 2**64"),
         (["forward", "--data.root=x", "--out=a.png"], "which data?"),

@@ -22,10 +22,12 @@ from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.didactic import scaling_figure, schedule_figure, variance_figure
 from ddpm_lightning.plots.figure import FIGURES, write_figure, write_picture
+from ddpm_lightning.plots.loss import loss_figure
 from ddpm_lightning.plots.pictures import pictures_of
 from ddpm_lightning.plots.strips import forward_strip, reverse_frames, reverse_strip
 from ddpm_lightning.randomness import check_seed
 from ddpm_lightning.sampling import Request
+from ddpm_lightning.trackers.scalars import logged
 
 
 def plot_schedule(
@@ -201,7 +203,27 @@ def plot_variance(
     print(f"{out} shows samples with the variance times {', '.join(f'{f:g}' for f in factors)}")
 
 
+def plot_loss(run: Path, out: Path, tag: str = "train/loss", last: int = 1000) -> None:
+    """Draw the training loss of a run: the whole curve, and its last steps from near.
+
+    Args:
+        run: The run folder; its metrics.csv is read, else TensorBoard's events.
+        out: The PNG, PDF or SVG to write; must be new.
+        tag: Another logged number, e.g. val/loss.
+        last: Steps in the second picture.
+
+    Raises:
+        InputError: The file, the run or a setting does not work.
+    """
+    check_new_file(out, FIGURES)
+    at_least(1, last=last)
+    values = logged(run, tag)
+    write_figure(out, loss_figure(values, tag, last))
+    print(f"{out} shows {tag} of {run} at {len(values)} steps up to {max(values)}")
+
+
 PLOTS: dict[str, Callable[..., None]] = {
+    "loss": plot_loss,
     "schedule": plot_schedule,
     "forward": plot_forward,
     "reverse": plot_reverse,

@@ -24,7 +24,12 @@ from ddpm_lightning.plots.didactic import scaling_figure, schedule_figure, varia
 from ddpm_lightning.plots.figure import FIGURES, write_figure, write_picture
 from ddpm_lightning.plots.loss import loss_figure
 from ddpm_lightning.plots.pictures import pictures_of
-from ddpm_lightning.plots.strips import forward_strip, reverse_frames, reverse_strip
+from ddpm_lightning.plots.strips import (
+    forward_strip,
+    marginals_picture,
+    reverse_frames,
+    reverse_strip,
+)
 from ddpm_lightning.randomness import check_seed
 from ddpm_lightning.sampling import Request
 from ddpm_lightning.trackers.scalars import logged
@@ -156,6 +161,52 @@ def plot_reverse(
     print(f"{out} shows {n} samples at {len(shown.levels)} levels, x0_hat below x_t")
 
 
+def plot_marginals(
+    ckpt: Path,
+    out: Path,
+    n: int | None = None,
+    columns: int = 3,
+    data: DataPlace = DataPlace(),
+    device: str = "auto",
+    **sampling: Any,
+) -> None:
+    """Draw data noised to some levels above samples on their way at the same levels.
+
+    Args:
+        ckpt: The checkpoint; it describes its model itself.
+        out: The PNG, PDF or SVG to write; must be new.
+        n: Training samples and samples; default: 4 images, or 3000 points.
+        columns: Levels shown, evenly spread from 0 to T.
+        data: Where the data is now, if it has moved.
+        device: cpu, cuda, cuda:1, mps, or auto.
+        **sampling: How to sample, see Request.
+
+    Raises:
+        InputError: The file, the checkpoint, the data or a setting does not work.
+    """
+    check_new_file(out, FIGURES)
+    at_least(1, n=n)
+    at_least(2, columns=columns)
+    request = Request(**sampling)
+    loaded = Loaded.read(ckpt, data, device)
+    spec = loaded.module.data
+    if spec.image_channels:
+        raise InputError(
+            f"{ckpt} models data given an image beside x_t, which plot marginals does not draw; "
+            "use sample --grid.frames 10"
+        )
+    n = n or (3000 if len(spec.shape) == 1 else 4)
+    request.check(loaded.module)
+    x0 = loaded.data.finished("train", n).x0
+    frames = loaded.module.generate(torch.arange(n), request, frames=columns).frames
+    assert frames is not None
+    pictures = pictures_of(spec.shape)
+    picture = marginals_picture(pictures, x0, loaded.module.schedule, frames, request.seed)
+    about = made_by(state_of(request, loaded.module, Condition()), loaded.origin)
+    write_picture(out, picture, about)
+    print(f"{out} shows data above samples, at the levels {sorted(frames.levels)}")
+
+
 def plot_scaling(
     out: Path, schedule: Schedule | None = None, n: int = 4000, seed: int = 0
 ) -> None:
@@ -227,6 +278,7 @@ PLOTS: dict[str, Callable[..., None]] = {
     "schedule": plot_schedule,
     "forward": plot_forward,
     "reverse": plot_reverse,
+    "marginals": plot_marginals,
     "scaling": plot_scaling,
     "variance": plot_variance,
 }

@@ -70,6 +70,34 @@ def reverse_frames(pictures: Pictures, frames: Frames) -> list[Tensor]:
     return drawn
 
 
+def marginals_picture(
+    pictures: Pictures, x0: Tensor, schedule: Schedule, frames: Frames, seed: int = 0
+) -> Tensor:
+    """Show data noised to some levels, q(x_t), above samples on their way at the same, p(x_t).
+
+    The rows of a model that has learned its data look alike. Clean data stand on the left. Points
+    are plotted in one plot a level, images in a row a sample.
+
+    Args:
+        pictures: How they are drawn; the axes of points should hold noise, too.
+        x0: float32 [m, ...] data.
+        schedule: The forward process.
+        frames: The samples' trajectories, whose levels are shown.
+        seed: Seed of the noise of the data.
+    """
+    levels, shape = frames.levels[::-1], tuple(x0.shape[1:])
+    eps = IndexedNoise(seed, torch.arange(len(x0)))(0, shape)
+    rows = torch.stack([schedule.add_noise(x0, t, eps) for t in levels]), frames.x_t.flip(0)
+    if isinstance(pictures, Scatter):
+        drawn = [torch.cat([pictures.together(x) for x in row], dim=2) for row in rows]
+        names = ["$q(x_t)$", "$p(x_t)$"]
+    else:
+        drawn = [_rows(pictures, row) for row in rows]
+        names = ["$q(x_t)$"] * rows[0].shape[1] + ["$p(x_t)$"] * rows[1].shape[1]
+        drawn[0] = drawn[0][:, :-2]  # the border that the lower rows begin with
+    return captioned(torch.cat(drawn, dim=1), [f"t={t}" for t in levels], names)
+
+
 def captioned(
     picture: Tensor, columns: Sequence[str] = (), rows: Sequence[str] = (), title: str = ""
 ) -> Tensor:

@@ -62,7 +62,9 @@ class Marginals(Periodic):
         assert isinstance(pl_module, DiffusionModule)
         spec = pl_module.data
         if spec.image_channels:
-            raise InputError("Marginals: no figure of models that are given an image; leave it out")
+            raise InputError(
+                "Marginals: no figure of models that are given an image; leave it out"
+            )
         if not isinstance(getattr(trainer, "datamodule", None), DiffusionData):
             raise InputError("Marginals needs data of a DiffusionData; leave it out")
         self._pictures = pictures_of(spec.shape)
@@ -82,9 +84,7 @@ class Marginals(Periodic):
         data: DiffusionData = getattr(trainer, "datamodule")  # noqa: B009 (Lightning's is untyped)
         x0 = data.finished("train", self.n).x0
         frames = Frames(x_t, x_t, samples.frames.levels)
-        picture = marginals_picture(
-            self._pictures, x0, module.schedule, frames, self.request.seed
-        )
+        picture = marginals_picture(self._pictures, x0, module.schedule, frames, self.request.seed)
         file = Path(trainer.default_root_dir) / self.name / f"step_{step:08d}.png"
         about = made_by(state_of(self.request, module, Condition()), {"step": step})
         write_png(file, picture, about)

@@ -33,13 +33,12 @@ NAMES = (r"$x_t$", r"$\hat{x}_0$")
 
 
 def forward_strip(
-    pictures: Pictures, x0: Tensor, schedule: Schedule, steps: int = 10, seed: int = 0
+    pictures: Pictures, x0: Tensor, schedule: Schedule, levels: Sequence[int], seed: int = 0
 ) -> Tensor:
     """Show data x0 [n, ...] becoming noise, x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4).
 
-    A row a sample, which keeps its noise along the row; columns are evenly spread over 0…T.
+    A row a sample, which keeps its noise along the row; a column a level.
     """
-    levels = [round(i * schedule.T / steps) for i in range(steps + 1)]
     eps = IndexedNoise(seed, torch.arange(len(x0)))(0, tuple(x0.shape[1:]))
     frames = torch.stack([schedule.add_noise(x0, t, eps) for t in levels])
     return captioned(_rows(pictures, frames), [f"t={t}" for t in levels])

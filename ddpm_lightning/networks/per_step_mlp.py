@@ -1,4 +1,4 @@
-"""A multilayer perceptron with layers of its own for every noise level, for data that are points."""
+"""A multilayer perceptron with layers of its own for every noise level, for points."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ddpm_lightning.networks.network import Network
 class PerStepMLP(Network):
     """Multilayer perceptron with a shared head and a tail for each noise level 1…T.
 
-    Head: twice linear and ReLU; tail: linear, ReLU, linear (tutorials of the first diffusion paper,
-    Sohl-Dickstein et al. 2015, whose own code mixes a few outputs by weights that depend on t).
-    The noise level is told by the choice of the tail alone, so it has to be a whole number.
+    Head: twice linear and ReLU; tail: linear, ReLU, linear, as tutorials of the first diffusion
+    paper (Sohl-Dickstein et al. 2015) have it. The choice of the tail alone tells the noise level,
+    so levels have to be whole numbers.
 
     Args:
         data: Points [C], without classes.

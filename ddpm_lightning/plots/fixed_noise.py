@@ -1,4 +1,4 @@
-"""Strips of the same noise at every step: why the signal is scaled, and why beta has a schedule."""
+"""Strips of the same noise at every step: why signals are scaled, and betas have a schedule."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fixed_strips(
 
 
 def fixed_noise_figure(strips: Sequence[Strip], levels: Sequence[int]) -> Figure:
-    """Draw strips, a row each; above every picture the variance, exact and measured, and its range."""
+    """Draw strips, a row each; above a picture the variance, exact (measured), and its range."""
     rows, columns = len(strips), len(levels)
     figure = new_figure(1.25 * columns, 1.75 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -79,6 +79,7 @@ def run(tmp_path_factory) -> Path:
 SHRUNK = {
     "UNet": {"channels": 8, "groups": 4, "blocks": 1},
     "MLP": {"width": 8},
+    "PerStepMLP": {"width": 8, "tails": 50},
     "DiT": {"patch": 4, "width": 16, "depth": 1, "heads": 2},
     "DoubleConvUNet": {"channels": 8, "multipliers": [1, 2]},
     "SimpleUNet": {"channels": 8},

@@ -100,7 +100,7 @@ def test_a_plot_is_written_by_its_ending_and_alike_twice(ending, tmp_path):
 
 
 def test_a_strip_as_svg_has_the_pixels_of_the_png(tmp_path):
-    words = ("plot", "forward", "--data=Digits", "--n=1", "--steps=2")
+    words = ("plot", "forward", "--data=Digits", "--n=1", "--levels=2")
     for ending in ("png", "svg"):
         main([*words, f"--out={tmp_path / 'a'}.{ending}"])
     width, height = Image.open(tmp_path / "a.png").size

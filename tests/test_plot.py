@@ -108,7 +108,7 @@ def test_samples_with_a_wrong_variance_have_the_variance_of_the_recursion(factor
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_forward_strip_begins_with_the_data_and_keeps_its_pixels(channels):
     x0 = Digits().finished("train", 2 * channels).x0.view(2, channels, 8, 8)
-    strip = forward_strip(Images(), x0, Cosine(), steps=4)
+    strip = forward_strip(Images(), x0, Cosine(), range(0, 1001, 250))
     colours = max(3, channels)
     assert strip.shape == (colours, 20 + 2 * 50 + 2, 5 * 50 + 2)
     first = strip[:, 22:70, 2:50]  # below the caption and the border, 48 pixels each way
@@ -129,8 +129,8 @@ def plot(*args: str, out) -> Image.Image:
     ("args", "size"),
     [
         (["schedule", "--schedule=[Linear, Cosine]", "--weighting=MinSNR"], (1000, 560)),
-        (["forward", "--data=Digits", "--n=3", "--steps=4"], (5 * 50 + 2, 20 + 3 * 50 + 2)),
-        (["forward", "--data=Toy2D", "--n=200", "--steps=3"], (4 * 160, 20 + 160)),
+        (["forward", "--data=Digits", "--n=3", "--levels=4"], (5 * 50 + 2, 20 + 3 * 50 + 2)),
+        (["forward", "--data=Toy2D", "--n=200", "--levels=3"], (4 * 160, 20 + 160)),
         (["scaling", "--n=50"], (1000, 340)),
         (["variance", "--n=50", "--factors=[1, 9]"], (660, 520)),
         (["reverse", "CKPT", *FEW, "--n=2", "--frames=5"], (34 + 5 * 50 + 2, 20 + 4 * 50 + 2)),
@@ -148,7 +148,7 @@ def test_plot_commands_write_pictures(args, size, lively_checkpoint, tmp_path):
     ("command", "stated"),
     [
         (["schedule"], ["--weighting=MinSNR", "--parameterization=V"]),
-        (["forward", "--n=2", "--steps=3"], ["--data=Digits", "--data.subset=64"]),
+        (["forward", "--n=2", "--levels=3"], ["--data=Digits", "--data.subset=64"]),
     ],
 )
 def test_a_checkpoint_gives_the_parts_that_are_not_stated(
@@ -223,7 +223,7 @@ def test_the_data_of_a_checkpoint_may_have_moved(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "which command? One of schedule, forward, reverse, scaling, variance"),
+        ([], "which command? One of loss, schedule, forward, reverse, marginals, scaling,"),
         (["schedule", "--out=a.jpg"], "a.jpg: name a file that ends in .png"),
         (["scaling", f"--seed={2**64}", "--out=a.png"], "below 2**64"),
         (["forward", "--data.root=x", "--out=a.png"], "which data?"),

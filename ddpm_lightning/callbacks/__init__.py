@@ -4,6 +4,7 @@ from ddpm_lightning.callbacks.generative_metrics import GenerativeMetrics
 from ddpm_lightning.callbacks.hyper_parameters import HyperParameters
 from ddpm_lightning.callbacks.likelihood import Likelihood
 from ddpm_lightning.callbacks.loss_by_timestep import LossByTimestep
+from ddpm_lightning.callbacks.marginals import Marginals
 from ddpm_lightning.callbacks.point_metrics import PointMetrics
 from ddpm_lightning.callbacks.run_checkpoint import RunCheckpoint
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
@@ -15,6 +16,7 @@ __all__ = [
     "HyperParameters",
     "Likelihood",
     "LossByTimestep",
+    "Marginals",
     "PointMetrics",
     "RunCheckpoint",
     "SampleGrid",

@@ -9,6 +9,14 @@ from typing import Any
 import torch
 
 from ddpm_lightning.batch import Condition
+from ddpm_lightning.commands.didactic import (
+    plot_fixed_noise,
+    plot_gaussian,
+    plot_mapping,
+    plot_scaling,
+    plot_variance,
+)
+from ddpm_lightning.commands.shown_data import levels_of, shown_data
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.diffusion.losses import Hybrid, Regression
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
@@ -20,12 +28,19 @@ from ddpm_lightning.files import check_new_file
 from ddpm_lightning.images import check_animation, check_fps, write_gif, write_mp4
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plots.didactic import scaling_figure, schedule_figure, variance_figure
+from ddpm_lightning.plots.didactic import schedule_figure
 from ddpm_lightning.plots.figure import FIGURES, write_figure, write_picture
+from ddpm_lightning.plots.loss import loss_figure
 from ddpm_lightning.plots.pictures import pictures_of
-from ddpm_lightning.plots.strips import forward_strip, reverse_frames, reverse_strip
+from ddpm_lightning.plots.strips import (
+    forward_strip,
+    marginals_picture,
+    reverse_frames,
+    reverse_strip,
+)
 from ddpm_lightning.randomness import check_seed
 from ddpm_lightning.sampling import Request
+from ddpm_lightning.trackers.scalars import logged
 
 
 def plot_schedule(
@@ -64,22 +79,24 @@ def plot_schedule(
 def plot_forward(
     out: Path,
     data: DiffusionData | DataPlace | None = None,
+    image: Path | None = None,
     schedule: Schedule | None = None,
     ckpt: Path | None = None,
     n: int = 6,
-    steps: int = 10,
+    levels: int | list[int] = 10,
     seed: int = 0,
 ) -> None:
-    """Draw real data becoming noise, x_t at evenly spread levels.
+    """Draw real data, or a picture, becoming noise: x_t at some levels.
 
     Args:
         out: The PNG, PDF or SVG to write; must be new.
         data: The data, e.g. --data Digits or --data MNIST --data.root FOLDER. Default: the
             checkpoint's, for which --data.root alone says where it is now, if it has moved.
+        image: A picture file in place of data, scaled to cover 128×128 pixels and cut.
         schedule: The forward process. Default: the checkpoint's, or Linear.
         ckpt: A checkpoint whose data and schedule are taken where none is given.
         n: Training samples, a row each; of points in the plane, all in one plot.
-        steps: Columns after the first.
+        levels: Columns after the first, evenly spread; or the levels: --levels "[0, 50, 100]".
         seed: Seed of the noise.
 
     Raises:
@@ -87,19 +104,14 @@ def plot_forward(
     """
     check_new_file(out, FIGURES)
     check_seed(seed)
-    at_least(1, n=n, steps=steps)
-    if not isinstance(data, DiffusionData):
-        if ckpt is None:
-            raise InputError("which data? Give --data NAME, e.g. --data Digits, or --ckpt PATH")
-        loaded = Loaded.read(ckpt, data or DataPlace())
-        schedule = schedule or loaded.module.schedule
-        data = loaded.data
-    elif ckpt is not None:
-        schedule = schedule or Loaded.read(ckpt).module.schedule
-    x0 = data.finished("train", n).x0
-    pictures = pictures_of(data.shape, data)
-    write_picture(out, forward_strip(pictures, x0, schedule or Linear(), steps, seed))
-    print(f"{out} shows {len(x0)} samples of {type(data).__name__}, noise growing to the right")
+    at_least(1, n=n)
+    shown = shown_data(data, image, ckpt)
+    schedule = schedule or (shown.loaded.module.schedule if shown.loaded else Linear())
+    chosen = levels_of(levels, schedule.T)
+    x0 = shown.first(n)
+    pictures = pictures_of(shown.shape, shown.data)
+    write_picture(out, forward_strip(pictures, x0, schedule, chosen, seed))
+    print(f"{out} shows {len(x0)} samples of {shown.name}, noise growing to the right")
 
 
 def plot_reverse(
@@ -154,58 +166,81 @@ def plot_reverse(
     print(f"{out} shows {n} samples at {len(shown.levels)} levels, x0_hat below x_t")
 
 
-def plot_scaling(
-    out: Path, schedule: Schedule | None = None, n: int = 4000, seed: int = 0
-) -> None:
-    """Draw why the signal is scaled down: otherwise the variance of x_t explodes.
-
-    Args:
-        out: The PNG, PDF or SVG to write; must be new.
-        schedule: The forward process; default: Linear.
-        n: Numbers that are noised step by step.
-        seed: Seed of the noise.
-
-    Raises:
-        InputError: The file or a setting does not work.
-    """
-    check_new_file(out, FIGURES)
-    check_seed(seed)
-    at_least(1, n=n)
-    write_figure(out, scaling_figure(schedule, n, seed))
-    print(f"{out} shows the variance of x_t with the signal scaled down and without")
-
-
-def plot_variance(
+def plot_marginals(
+    ckpt: Path,
     out: Path,
-    factors: list[float] | None = None,
-    n: int = 4000,
-    seed: int = 0,
+    n: int | None = None,
+    columns: int = 3,
+    data: DataPlace = DataPlace(),
+    device: str = "auto",
+    **sampling: Any,
 ) -> None:
-    """Draw what a reverse variance does that is too small or too large.
+    """Draw data noised to some levels above samples on their way at the same levels.
 
     Args:
+        ckpt: The checkpoint; it describes its model itself.
         out: The PNG, PDF or SVG to write; must be new.
-        factors: What the right variance is multiplied by, a column each; default: [0.25, 1, 4].
-        n: Number of samples, drawn with an exact denoiser.
-        seed: Seed of the noise.
+        n: Training samples and samples; default: 4 images, or 3000 points.
+        columns: Levels shown, evenly spread from 0 to T.
+        data: Where the data is now, if it has moved.
+        device: cpu, cuda, cuda:1, mps, or auto.
+        **sampling: How to sample, see Request.
 
     Raises:
-        InputError: The file or a setting does not work.
+        InputError: The file, the checkpoint, the data or a setting does not work.
     """
     check_new_file(out, FIGURES)
-    check_seed(seed)
     at_least(1, n=n)
-    factors = [0.25, 1.0, 4.0] if factors is None else factors
-    at_least(0, factors=min(factors, default=-1))
-    write_figure(out, variance_figure(tuple(factors), n, seed))
-    print(f"{out} shows samples with the variance times {', '.join(f'{f:g}' for f in factors)}")
+    at_least(2, columns=columns)
+    request = Request(**sampling)
+    loaded = Loaded.read(ckpt, data, device)
+    spec = loaded.module.data
+    if spec.image_channels:
+        raise InputError(
+            f"{ckpt} models data given an image beside x_t, which plot marginals does not draw; "
+            "use sample --grid.frames 10"
+        )
+    n = n or (3000 if len(spec.shape) == 1 else 4)
+    request.check(loaded.module)
+    x0 = loaded.data.finished("train", n).x0
+    frames = loaded.module.generate(torch.arange(n), request, frames=columns).frames
+    assert frames is not None
+    pictures = pictures_of(spec.shape)
+    picture = marginals_picture(pictures, x0, loaded.module.schedule, frames, request.seed)
+    about = made_by(state_of(request, loaded.module, Condition()), loaded.origin)
+    write_picture(out, picture, about)
+    print(f"{out} shows data above samples, at the levels {sorted(frames.levels)}")
+
+
+def plot_loss(run: Path, out: Path, tag: str = "train/loss", last: int = 1000) -> None:
+    """Draw the training loss of a run: the whole curve, and its last steps from near.
+
+    Args:
+        run: The run folder; its metrics.csv is read, else TensorBoard's events.
+        out: The PNG, PDF or SVG to write; must be new.
+        tag: Another logged number, e.g. val/loss.
+        last: Steps in the second picture.
+
+    Raises:
+        InputError: The file, the run or a setting does not work.
+    """
+    check_new_file(out, FIGURES)
+    at_least(1, last=last)
+    values = logged(run, tag)
+    write_figure(out, loss_figure(values, tag, last))
+    print(f"{out} shows {tag} of {run} at {len(values)} steps up to {max(values)}")
 
 
 PLOTS: dict[str, Callable[..., None]] = {
+    "loss": plot_loss,
     "schedule": plot_schedule,
     "forward": plot_forward,
     "reverse": plot_reverse,
+    "marginals": plot_marginals,
     "scaling": plot_scaling,
+    "fixed_noise": plot_fixed_noise,
+    "mapping": plot_mapping,
+    "gaussian": plot_gaussian,
     "variance": plot_variance,
 }
 """The subcommands of plot."""

@@ -49,5 +49,10 @@ from ddpm_lightning.diffusion.timesteps import (
     Timesteps,
     Uniform,
 )
-from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
+from ddpm_lightning.diffusion.variances import (
+    AnalyticVariance,
+    LearnedDiagonal,
+    LearnedLogVariance,
+    LearnedRange,
+)
 from ddpm_lightning.diffusion.weightings import EDM, P2, VLB, EpsMSE, MinSNR, Plain, Weighting

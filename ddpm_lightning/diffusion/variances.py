@@ -72,12 +72,29 @@ class LearnedDiagonal(_Learned):
     @override
     def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
         before = t.at(t.t - 1)
-        learned = transition_variance(before, t) * extra.exp()
+        learned = self.unit(before, t) * extra.exp()
         one, any_ = posterior(before, t), posterior(s, t)
         excess = (learned - one.variance).clamp(min=0)
         implied = any_.variance + (any_.x0 / one.x0) ** 2 * excess
         is_before = torch.as_tensor(s.t == before.t, device=extra.device)
         return torch.where(is_before.view(-1, *[1] * (extra.ndim - 1)), learned, implied)
+
+    def unit(self, before: Level, t: Level) -> Scalar:
+        """Variance of the step t → t − 1 where the network says 0."""
+        return transition_variance(before, t)
+
+
+class LearnedLogVariance(LearnedDiagonal):
+    """Learned log-variance: the step t → t − 1 has the variance exp(extra), whatever beta_t is.
+
+    As tutorials of Sohl-Dickstein et al. (2015) have it. Otherwise as LearnedDiagonal: a network
+    with layers of its own for each level can say the same by either, but starts from 1 here, so
+    that errors of the mean weigh little at first.
+    """
+
+    @override
+    def unit(self, before: Level, t: Level) -> Scalar:
+        return 1.0
 
 
 class AnalyticVariance(Variance):

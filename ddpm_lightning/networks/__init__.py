@@ -6,6 +6,7 @@ from ddpm_lightning.networks.dit import DiT
 from ddpm_lightning.networks.double_conv_unet import DoubleConvUNet
 from ddpm_lightning.networks.mlp import MLP
 from ddpm_lightning.networks.network import Network
+from ddpm_lightning.networks.per_step_mlp import PerStepMLP
 from ddpm_lightning.networks.simple_unet import SimpleUNet
 from ddpm_lightning.networks.small_unet import SmallUNet
 from ddpm_lightning.networks.unet import UNet
@@ -18,6 +19,7 @@ __all__ = [
     "DiffusersUNet",
     "DoubleConvUNet",
     "Network",
+    "PerStepMLP",
     "SimpleUNet",
     "SmallUNet",
     "UNet",

@@ -33,13 +33,12 @@ NAMES = (r"$x_t$", r"$\hat{x}_0$")
 
 
 def forward_strip(
-    pictures: Pictures, x0: Tensor, schedule: Schedule, steps: int = 10, seed: int = 0
+    pictures: Pictures, x0: Tensor, schedule: Schedule, levels: Sequence[int], seed: int = 0
 ) -> Tensor:
     """Show data x0 [n, ...] becoming noise, x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4).
 
-    A row a sample, which keeps its noise along the row; columns are evenly spread over 0…T.
+    A row a sample, which keeps its noise along the row; a column a level.
     """
-    levels = [round(i * schedule.T / steps) for i in range(steps + 1)]
     eps = IndexedNoise(seed, torch.arange(len(x0)))(0, tuple(x0.shape[1:]))
     frames = torch.stack([schedule.add_noise(x0, t, eps) for t in levels])
     return captioned(_rows(pictures, frames), [f"t={t}" for t in levels])
@@ -68,6 +67,34 @@ def reverse_frames(pictures: Pictures, frames: Frames) -> list[Tensor]:
             picture = grid(torch.cat([noisy, predicted]), columns=n, tile=TILE)
             drawn.append(captioned(picture, [f"t={t}"] + [""] * (n - 1), NAMES))
     return drawn
+
+
+def marginals_picture(
+    pictures: Pictures, x0: Tensor, schedule: Schedule, frames: Frames, seed: int = 0
+) -> Tensor:
+    """Show data noised to some levels, q(x_t), above samples on their way at the same, p(x_t).
+
+    The rows of a model that has learned its data look alike. Clean data stand on the left. Points
+    are plotted in one plot a level, images in a row a sample.
+
+    Args:
+        pictures: How they are drawn; the axes of points should hold noise, too.
+        x0: float32 [m, ...] data.
+        schedule: The forward process.
+        frames: The samples' trajectories, whose levels are shown.
+        seed: Seed of the noise of the data.
+    """
+    levels, shape = frames.levels[::-1], tuple(x0.shape[1:])
+    eps = IndexedNoise(seed, torch.arange(len(x0)))(0, shape)
+    rows = torch.stack([schedule.add_noise(x0, t, eps) for t in levels]), frames.x_t.flip(0)
+    if isinstance(pictures, Scatter):
+        drawn = [torch.cat([pictures.together(x) for x in row], dim=2) for row in rows]
+        names = ["$q(x_t)$", "$p(x_t)$"]
+    else:
+        drawn = [_rows(pictures, row) for row in rows]
+        names = ["$q(x_t)$"] * rows[0].shape[1] + ["$p(x_t)$"] * rows[1].shape[1]
+        drawn[0] = drawn[0][:, :-2]  # the border that the lower rows begin with
+    return captioned(torch.cat(drawn, dim=1), [f"t={t}" for t in levels], names)
 
 
 def captioned(

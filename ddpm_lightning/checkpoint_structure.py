@@ -48,6 +48,7 @@ class HyperParameters(Model, total=False):
     """The arguments of the module, but for the optimizer; those of a subclass are its own."""
 
     schedule: Part
+    codec: Part
     seed: Annotated[int, range(2**64)]
 
 
@@ -124,7 +125,8 @@ def check_structure(checkpoint: dict[str, Any]) -> None:
     if math.prod(stated["data"]["shape"]) > LARGEST_SAMPLE or not stated["data"]["shape"]:
         raise InputError(f"its samples have the shape {stated['data']['shape']}")
     size = sum(tensor.numel() for tensor in weights.values())
-    for where, number in _whole_numbers(stated["net"]["init_args"], "net."):
+    sizes = _whole_numbers(stated["net"]["init_args"], "net.")
+    for where, number in sizes + _whole_numbers(stated.get("codec"), "codec."):
         if abs(number) > max(size, LARGEST_SIZE):
             raise InputError(f"{where} is {number}, but it has {size} weights")
     sides = [_whole_numbers(stated.get(part), f"{part}.") for part in ("schedule", "timesteps")]

@@ -19,6 +19,8 @@ from typing_extensions import override
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.checkpoint import DIGESTS, FORMAT, KEY, read_checkpoint, rebuild, upgraded
 from ddpm_lightning.checkpoint_io import install
+from ddpm_lightning.codecs import Codec, Identity
+from ddpm_lightning.codecs.measuring import measure_scale
 from ddpm_lightning.compilation import compile_training
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoiser
@@ -89,6 +91,7 @@ class DiffusionModule(Configurable, LightningModule):
             seed_everything.
         skip_nonfinite: Steps in a row that may be skipped because their gradients are not finite,
             without a trace in weights and average; one more ends the run.
+        codec: The latents that are noised, learned and sampled; by default the data itself.
 
     Raises:
         InputError: The parts do not fit each other or the data.
@@ -112,6 +115,7 @@ class DiffusionModule(Configurable, LightningModule):
         compile: bool = False,
         seed: int = 0,
         skip_nonfinite: int = 0,
+        codec: Codec = Identity(),
     ) -> None:
         super().__init__()
         if conditional and data.num_classes is None:
@@ -119,10 +123,12 @@ class DiffusionModule(Configurable, LightningModule):
         if warmup_steps < 0:
             raise InputError(f"warmup_steps={warmup_steps}: give 0 or more optimizer steps")
         self.data = data if conditional else replace(data, num_classes=None)
-        channels = data.shape[0]
+        self.codec = copy.deepcopy(codec)
+        self.latent = self.codec.attach(self.data)
+        channels = self.latent.shape[0]
         out_channels = channels + variance.extra_channels(channels)
-        check_size(partial(net, self.data, out_channels))
-        self.net = net(self.data, out_channels)
+        check_size(partial(net, self.latent, out_channels))
+        self.net = net(self.latent, out_channels)
         # Parts with tensors are copied, because two modules must not share one default argument.
         self.schedule = copy.deepcopy(schedule)
         self.ema = copy.deepcopy(ema)
@@ -188,9 +194,9 @@ class DiffusionModule(Configurable, LightningModule):
     def _noised(
         self, batch: Batch, t: Tensor, noise: IndexedNoise, condition: Condition
     ) -> NoisedBatch:
-        eps = noise(Draw.EPS, tuple(batch.x0.shape[1:]))
-        x_t = self.schedule.add_noise(batch.x0, t, eps)
-        return NoisedBatch(batch.x0, eps, t, x_t, condition)
+        x0 = self.latents(batch, noise)
+        eps = noise(Draw.EPS, tuple(x0.shape[1:]))
+        return NoisedBatch(x0, eps, t, self.schedule.add_noise(x0, t, eps), condition)
 
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -260,6 +266,10 @@ class DiffusionModule(Configurable, LightningModule):
             compile_training(self.net)
 
     @override
+    def on_fit_start(self) -> None:
+        measure_scale(self.codec, self.trainer)
+
+    @override
     def on_train_start(self) -> None:
         self._losses.clear()
         self.gradients.forget()
@@ -322,6 +332,13 @@ class DiffusionModule(Configurable, LightningModule):
         if batch.condition.label is None:
             raise InputError("the model is conditional, but the batch has no labels")
         return batch.condition
+
+    def latents(self, batch: Batch, noise: IndexedNoise | None = None) -> Tensor:
+        """The latents [B, ...] of a batch, which the denoiser predicts; its x0 without a codec.
+
+        ``noise`` gives the draw of a codec that draws from its posterior; None takes the mean.
+        """
+        return self.codec.encode(batch.x0, noise)
 
     def denoiser(self, weights: Weights = "ema") -> Denoiser:
         """The denoiser of the ema (averaged) or raw (as trained) weights."""

@@ -23,6 +23,7 @@ LAYERS = (
     ("metrics",),
     ("integrity", "checkpoint_structure", "run_folder"),
     ("checkpoint", "checkpoint_io", "training_state"),
+    ("codecs",),
     ("compilation", "sharding", "ema", "muon", "optimization", "sampling", "resume"),
     ("diagnosis", "finite", "step_means", "module"),
     ("loaded",),

@@ -59,10 +59,10 @@ def analytic_variance(
     batch = loaded.data.finished("train")
     table = x0_errors(
         denoiser,
-        batch.x0,
+        module.codec.encode_all(batch.x0, batch_size, module.device),
         module.known(batch),
         n=n,
-        data_range=module.data.data_range,
+        data_range=module.latent.data_range,
         seed=seed,
         batch_size=batch_size,
         device=module.device,

@@ -79,7 +79,7 @@ def noise_of_ranks(run: Run) -> Finding:
         module.trainer = run.trainer
         noise = module._training_noise(batch, 0)
         t, _ = module.timesteps(module.schedule, noise)
-        both.append((noise(Draw.EPS, module.data.shape), t))
+        both.append((noise(Draw.EPS, module.latent.shape), t))
     (eps, t), (other, other_t) = both
     equal = int((eps == other).flatten(1).all(1).sum())
     if equal:

@@ -40,8 +40,9 @@ class Codec(Configurable, nn.Module, ABC):
 
     The diffusion model noises, learns and samples z (Rombach et al. 2022); data, pictures and
     metrics stay in x. A codec is part of the module that uses it: its weights, shift and scale are
-    in every checkpoint, but neither in the optimizer nor in the average. It is always in evaluation
-    mode and computes in float32. A subclass defines ``latent_shape``, ``moments`` and ``decoded``.
+    in every checkpoint, but neither in the optimizer nor in the average. It is always in
+    evaluation mode and computes in float32. A subclass defines ``latent_shape``, ``moments`` and
+    ``decoded``.
 
     Attributes:
         draws: Whether training draws e from q(e | x) in place of taking its mean.

@@ -27,8 +27,8 @@ def measure_scale(codec: Codec, trainer: Trainer) -> None:
     data: Any = getattr(trainer, "datamodule", None)
     if not isinstance(data, DiffusionData):
         raise InputError(
-            f"{type(codec).__name__} measures its latents on a data module of ddpm_lightning.data; "
-            "give fit one, or call module.codec.measure before"
+            f"{type(codec).__name__} measures its latents on a data module of "
+            "ddpm_lightning.data; give fit one, or call module.codec.measure before"
         )
     codec.measure(_latents_of(codec, data, trainer.strategy.root_device))
     for buffer in (codec.shift, codec.scale):

@@ -77,7 +77,7 @@ def noise_of_ranks(run: Run) -> Finding:
             row=None if row is None else row[part],
         )
         module.trainer = run.trainer
-        noise = module._training_noise(batch, 0)
+        noise = module.training_noise(batch, 0)
         t, _ = module.timesteps(module.schedule, noise)
         both.append((noise(Draw.EPS, module.latent.shape), t))
     (eps, t), (other, other_t) = both

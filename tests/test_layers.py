@@ -25,7 +25,7 @@ LAYERS = (
     ("checkpoint", "checkpoint_io", "training_state"),
     ("codecs",),
     ("compilation", "sharding", "ema", "muon", "optimization", "sampling", "resume"),
-    ("diagnosis", "finite", "step_means", "trained", "module"),
+    ("diagnosis", "finite", "step_means", "trained", "module", "autoencoder"),
     ("loaded",),
     ("plots",),
     ("evaluation",),

@@ -2,5 +2,7 @@
 
 # ruff: noqa: F401 (exports)
 
-from ddpm_lightning.codecs.codec import Codec, Identity, Moments
+from ddpm_lightning.codecs.autoencoder import AutoencoderCodec
+from ddpm_lightning.codecs.codec import Codec, Identity
 from ddpm_lightning.codecs.haar import Haar
+from ddpm_lightning.networks.bottlenecks import Moments

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +15,11 @@ from typing_extensions import override
 from ddpm_lightning.batch import DataSpec
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.bottlenecks import Moments
 from ddpm_lightning.randomness import Draw, IndexedNoise
 
 SMALLEST_STD = 1e-6
 """Standard deviation up to which a channel counts as constant, and is not divided by it."""
-
-
-class Moments(NamedTuple):
-    """The posterior q(e | x) of unscaled latents e, a diagonal Gaussian.
-
-    Attributes:
-        mean: float [B, *latent shape].
-        std: The same shape; None: e is a function of x.
-    """
-
-    mean: Tensor
-    std: Tensor | None = None
 
 
 class Codec(Configurable, nn.Module, ABC):

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
-from ddpm_lightning.codecs.codec import Codec, Identity, Moments
+from ddpm_lightning.codecs.codec import Codec, Identity
 from ddpm_lightning.data.data_module import DiffusionData, RawBatch
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.networks.bottlenecks import Moments
 
 MOST, AT_A_TIME = 4096, 64
 """Training samples that are measured, spread evenly over the split, and how many at a time."""

@@ -216,6 +216,8 @@ class DiffusionModule(TrainedModule):
 
         ``noise`` gives the draw of a codec that draws from its posterior; None takes the mean.
         """
+        if batch.latents is not None:
+            return self.codec.scaled(batch.latents, noise)
         return self.codec.encode(batch.x0, noise)
 
     def denoiser(self, weights: Weights = "ema") -> Denoiser:

@@ -180,10 +180,11 @@ def test_a_latent_run_needs_the_autoencoders_file_no_more(trained, tmp_path):
     quiet = ["enable_progress_bar=false", "enable_model_summary=false", "logger=false"]
     flags = [f"--trainer.{one}" for one in (*quiet, "accelerator=cpu", "limit_val_batches=1")]
     where = f"--trainer.default_root_dir={tmp_path / 'run'}"
-    start = ["fit", f"--config={tmp_path / 'latent.yaml'}", *flags, where]
-    main([*start, "--model.net.multipliers=[1]", "--model.net.attention_levels=[]", "--trainer.max_steps=2"])
+    net = ["--model.net.multipliers=[1]", "--model.net.attention_levels=[]"]
+    start = ["fit", f"--config={tmp_path / 'latent.yaml'}", *flags, where, *net]
+    main([*start, "--trainer.max_steps=2"])
     own.unlink()
-    main([*start, "--model.net.multipliers=[1]", "--model.net.attention_levels=[]", "--trainer.max_steps=4", "--ckpt_path=last"])
+    main([*start, "--trainer.max_steps=4", "--ckpt_path=last"])
     loaded = Loaded.read(last_checkpoint(tmp_path / "run"))
     assert loaded.step == 4
     assert loaded.module.sample(2, DDIM(2)).shape == (2, 1, 8, 8)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_lightning.batch import Condition, DataSpec
+from ddpm_lightning.batch import Condition, DataSpec, Moments
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.cli import main
-from ddpm_lightning.codecs import Codec, Haar, Moments
+from ddpm_lightning.codecs import Codec, Haar
 from ddpm_lightning.commands.edits import Interpolate, RePaint, SDEdit, edit_images
 from ddpm_lightning.diffusion import Cosine
 from ddpm_lightning.diffusion.flow import flow_likelihood

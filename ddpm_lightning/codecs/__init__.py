@@ -5,4 +5,3 @@
 from ddpm_lightning.codecs.autoencoder import AutoencoderCodec
 from ddpm_lightning.codecs.codec import Codec, Identity
 from ddpm_lightning.codecs.haar import Haar
-from ddpm_lightning.networks.bottlenecks import Moments

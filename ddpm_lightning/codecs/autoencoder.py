@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_lightning.batch import DataSpec
+from ddpm_lightning.batch import DataSpec, Moments
 from ddpm_lightning.checkpoint import AVERAGE, KEY, read_checkpoint
 from ddpm_lightning.codecs.codec import Codec
 from ddpm_lightning.configurable import build, configurable_class
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.autoencoder import Autoencoder2d
-from ddpm_lightning.networks.bottlenecks import Moments
 from ddpm_lightning.trust import check_trust
 
 
@@ -65,6 +64,10 @@ class AutoencoderCodec(Codec):
                 "data"
             )
         return self.net.latent_shape
+
+    @override
+    def latent_arguments(self) -> dict[str, Any]:
+        return {"network": self._arguments["network"]}  # wherever it was read
 
     @override
     def moments(self, x: Tensor) -> Moments:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -12,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ddpm_lightning.batch import DataSpec
+from ddpm_lightning.batch import DataSpec, Moments
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks.bottlenecks import Moments
+from ddpm_lightning.integrity import bytes_of
 from ddpm_lightning.randomness import Draw, IndexedNoise
 
 SMALLEST_STD = 1e-6
@@ -102,6 +104,19 @@ class Codec(Configurable, nn.Module, ABC):
         if self.draws and noise is not None and std is not None:
             e = e + std * noise(Draw.POSTERIOR, tuple(e.shape[1:])).to(e)
         return (e - _by_channel(self.shift, e)) / _by_channel(self.scale, e)
+
+    def digest(self) -> str:
+        """The sha256 of what determines unscaled latents: class, arguments and weights."""
+        described = [self.class_path(), self.latent_arguments()]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+        for name, value in self.state_dict().items():
+            if name not in ("shift", "scale", "measured"):
+                digest.update(name.encode() + bytes_of(value))
+        return digest.hexdigest()
+
+    def latent_arguments(self) -> dict[str, Any]:
+        """The arguments that determine unscaled latents, as plain data."""
+        return self.plain_arguments()
 
     def encode_all(self, x: Tensor, batch_size: int = 256, device: Any = "cpu") -> Tensor:
         """Encode data [N, *shape] on the CPU in batches, by the posterior's mean."""

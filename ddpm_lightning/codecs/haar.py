@@ -7,9 +7,9 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import override
 
+from ddpm_lightning.batch import Moments
 from ddpm_lightning.codecs.codec import Codec
 from ddpm_lightning.errors import at_least
-from ddpm_lightning.networks.bottlenecks import Moments
 from ddpm_lightning.networks.checks import check_image
 
 

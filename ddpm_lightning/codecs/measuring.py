@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
+from ddpm_lightning.batch import Moments
 from ddpm_lightning.codecs.codec import Codec, Identity
+from ddpm_lightning.data.cached_latents import CachedLatents
 from ddpm_lightning.data.data_module import DiffusionData, RawBatch
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks.bottlenecks import Moments
 
 MOST, AT_A_TIME = 4096, 64
 """Training samples that are measured, spread evenly over the split, and how many at a time."""
@@ -23,9 +24,14 @@ def measure_scale(codec: Codec, trainer: Trainer) -> None:
 
     Raises InputError: The data is of no module that can give samples outside training.
     """
+    data: Any = getattr(trainer, "datamodule", None)
+    if isinstance(data, CachedLatents) and not data.encoded_by(codec.digest()):
+        raise InputError(
+            f"{data.folder} was encoded by another codec than this run's {type(codec).__name__}; "
+            "encode by the checkpoint that --model.codec.ckpt names"
+        )
     if isinstance(codec, Identity) or bool(codec.measured) or trainer.ckpt_path is not None:
         return
-    data: Any = getattr(trainer, "datamodule", None)
     if not isinstance(data, DiffusionData):
         raise InputError(
             f"{type(codec).__name__} measures its latents on a data module of "
@@ -43,4 +49,5 @@ def _latents_of(codec: Codec, data: DiffusionData, device: torch.device) -> Iter
     for chunk, (samples, labels) in zip(chunks, source.batches(chunks), strict=True):
         raw = RawBatch(samples.to(device), labels.to(device), torch.from_numpy(chunk))
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield codec.moments(data.finish(raw).x0.float())
+            batch = data.finish(raw)
+            yield batch.latents or codec.moments(batch.x0.float())

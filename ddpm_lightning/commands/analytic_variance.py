@@ -57,9 +57,13 @@ def analytic_variance(
     module = loaded.module
     denoiser = module.denoiser(weights)
     batch = loaded.data.finished("train")
+    if batch.latents is None:
+        encoded = module.codec.encode_all(batch.x0, batch_size, module.device)
+    else:
+        encoded = module.codec.scaled(batch.latents.to(module.device)).cpu()
     table = x0_errors(
         denoiser,
-        module.codec.encode_all(batch.x0, batch_size, module.device),
+        encoded,
         module.known(batch),
         n=n,
         data_range=module.latent.data_range,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from ddpm_lightning.batch import Moments
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError, at_least
 
@@ -21,18 +21,6 @@ Noise = Callable[[tuple[int, ...]], Tensor]
 
 LOG_VARIANCES = -30.0, 20.0
 """Range of the logarithm of the posterior's variance, beyond which its exponential overflows."""
-
-
-class Moments(NamedTuple):
-    """The posterior q(e | x) of unscaled latents e, a diagonal Gaussian.
-
-    Attributes:
-        mean: float [B, *latent shape].
-        std: The same shape; None: e is a function of x.
-    """
-
-    mean: Tensor
-    std: Tensor | None = None
 
 
 class Bottleneck(Configurable, nn.Module, ABC):

@@ -119,6 +119,10 @@ def check_structure(checkpoint: dict[str, Any]) -> None:
             raise InputError(f"a tensor, {where[3:]}, stands in its description")
         if type(node) is int and abs(node) >= 2**64:
             raise InputError(f"{where[3:]} is a number of {node.bit_length()} bits")
+    codec = stated.get("codec", {}).get("init_args", {})
+    if {"ckpt", "source"} & codec.keys() and not codec.get("network"):
+        # Because building it would read, or fetch, what the file names.
+        raise InputError("its codec is described by a file, not by its network")
     bounds = stated["data"]["data_range"] or (-1, 1)
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"its data_range {bounds} is none")

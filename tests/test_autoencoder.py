@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,21 @@ import torch
 import yaml
 from torch.distributions import Normal, kl_divergence
 
-from ddpm_lightning import Autoencoder
+from ddpm_lightning import Autoencoder, DiffusionModule
 from ddpm_lightning.autoencoder import psnr
 from ddpm_lightning.batch import DataSpec
-from ddpm_lightning.checkpoint import read_checkpoint
+from ddpm_lightning.checkpoint import read_checkpoint, rebuild
 from ddpm_lightning.cli import main
 from ddpm_lightning.codecs import AutoencoderCodec
 from ddpm_lightning.diffusion.samplers import DDIM
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.networks import Autoencoder2d, KLBottleneck, VQBottleneck
 from ddpm_lightning.run_folder import last_checkpoint
 from tests.core import normal
-from tests.small import fail, image_spec, tiny_data, tiny_module
+from tests.small import TinyUNet, fail, fit, image_spec, tiny_data, tiny_module
 
+LatentUNet = partial(TinyUNet, multipliers=[1], attention_levels=[])
 CONFIG = {
     "module": "Autoencoder",
     "model": {"net": {"class_path": "Autoencoder2d"}},
@@ -190,11 +193,19 @@ def test_a_latent_run_needs_the_autoencoders_file_no_more(trained, tmp_path):
     assert loaded.module.sample(2, DDIM(2)).shape == (2, 1, 8, 8)
 
 
+def test_the_class_of_a_received_codec_is_imported_only_if_it_is_trusted(trained, tmp_path):
+    fit(tmp_path, 3, codec=AutoencoderCodec(trained), net=LatentUNet)
+    content = read_checkpoint(last_checkpoint(tmp_path))
+    content["hyper_parameters"]["codec"]["init_args"]["network"]["class"] = "antigravity.Network"
+    with pytest.raises(InputError, match="importing runs code of antigravity"):
+        rebuild(content, "received.ckpt", DiffusionModule)
+
+
 def test_a_checkpoint_of_a_diffusion_model_is_no_codec(tiny_checkpoint, tmp_path):
-    with pytest.raises(Exception, match="holds a DiffusionModule, not an Autoencoder"):
+    with pytest.raises(InputError, match="holds a DiffusionModule, not an Autoencoder"):
         tiny_module(codec=AutoencoderCodec(tiny_checkpoint))
 
 
 def test_images_of_another_size_are_refused(trained):
-    with pytest.raises(Exception, match=r"encodes images of shape \[1, 8, 8\]"):
+    with pytest.raises(InputError, match=r"encodes images of shape \[1, 8, 8\]"):
         tiny_module(data=image_spec(size=16), codec=AutoencoderCodec(trained))

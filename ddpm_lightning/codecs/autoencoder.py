@@ -89,7 +89,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} holds a {checkpoint[KEY]['class_path'].rpartition('.')[2]}, not an "
             "Autoencoder; train one by fit --config mnist_autoencoder or the like"
         )
-    network = {"name": cls.class_path(), "data": data, "settings": stated["net"]["init_args"]}
+    network = {"class": cls.class_path(), "data": data, "settings": stated["net"]["init_args"]}
     return network, {
         name.removeprefix(AVERAGE): weight
         for name, weight in state.items()
@@ -98,6 +98,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _built(network: dict[str, Any]) -> Autoencoder2d:
-    cls: Any = configurable_class(network["name"])
+    cls: Any = configurable_class(network["class"])
+    if not issubclass(cls, Autoencoder2d):
+        raise InputError(f"{network['class']} is no autoencoder")
     settings = {name: build(value) for name, value in network["settings"].items()}
     return cls(DataSpec(**network["data"]), **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from ddpm_lightning.batch import Condition, DataSpec, Moments
+from ddpm_lightning.callbacks import Likelihood
 from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.cli import main
 from ddpm_lightning.codecs import Codec, Haar
@@ -26,7 +28,16 @@ from ddpm_lightning.randomness import IndexedNoise, Stream
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.sampling import Request, generate
 from tests.core import normal
-from tests.small import TinyUNet, assert_same_weights, fit, image_spec, tiny_data, tiny_module
+from tests.small import (
+    TinyUNet,
+    assert_same_weights,
+    fail,
+    fit,
+    image_spec,
+    tiny_data,
+    tiny_module,
+    trainer,
+)
 
 SHAPE, SCALE = (1, 4, 4), 0.5
 SPEC = DataSpec(SHAPE, None, num_classes=2)
@@ -226,6 +237,31 @@ def test_a_codec_that_draws_adds_its_deviation_and_measures_it():
 
 
 # --------------------------------------------------------------------- commands and edits
+
+
+def test_a_codec_of_ones_own_is_named_by_its_path(tmp_path):
+    quiet = ["enable_progress_bar=false", "enable_model_summary=false", "logger=false"]
+    flags = [f"--trainer.{one}" for one in (*quiet, "limit_val_batches=1", "max_steps=1")]
+    net = ["--model.net=UNet", "--model.net.channels=8", "--model.net.groups=4"]
+    net += ["--model.net.multipliers=[1]", "--model.net.attention_levels=[]"]
+    data = ["--data=Digits", "--data.global_batch_size=8"]
+    codec = ["--model.codec=tests.test_codecs.Noisy", "--model.codec.levels=2"]
+    main(["fit", *data, *net, *codec, *flags, f"--trainer.default_root_dir={tmp_path}"])
+    module = Loaded.read(last_checkpoint(tmp_path)).module
+    assert type(module.codec).__name__ == "Noisy"
+    assert module.latent.shape == (16, 2, 2)
+
+
+def test_the_test_split_has_a_density_in_nats(run, tmp_path):
+    test = trainer(tmp_path, 3, callbacks=[Likelihood(evaluations=2)], limit_test_batches=1)
+    test.test(run[1], tiny_data(), verbose=False)
+    (record,) = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["metric"] == "npd"
+
+
+def test_bpd_is_refused_for_latents(run, tmp_path, capsys):
+    words = ["--ckpt", str(last_checkpoint(run[0])), "--out", str(tmp_path / "out"), "--n", "4"]
+    assert "works on latents" in fail(capsys, "evaluate", *words, "--metrics", "[bpd]")
 
 
 def test_sample_reads_the_codec_from_the_checkpoint(run, tmp_path):

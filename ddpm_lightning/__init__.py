@@ -4,15 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddpm_lightning.autoencoder import Autoencoder
     from ddpm_lightning.ema import EMA
     from ddpm_lightning.module import DiffusionModule
     from ddpm_lightning.muon import MuonAdamW
     from ddpm_lightning.optimization import AdamWNoBiasDecay
 
-__all__ = ["EMA", "AdamWNoBiasDecay", "DiffusionModule", "MuonAdamW"]
+__all__ = ["EMA", "AdamWNoBiasDecay", "Autoencoder", "DiffusionModule", "MuonAdamW"]
 
 MODULES = {
     "AdamWNoBiasDecay": "optimization",
+    "Autoencoder": "autoencoder",
     "DiffusionModule": "module",
     "EMA": "ema",
     "MuonAdamW": "muon",

@@ -79,21 +79,56 @@ class Condition(NamedTuple):
         return self._replace(mask=torch.ones_like(self.tokens[..., 0], dtype=torch.bool))
 
 
+class Moments(NamedTuple):
+    """The posterior q(e | x) of unscaled latents e, a diagonal Gaussian.
+
+    Attributes:
+        mean: float [B, *latent shape].
+        std: The same shape; None: e is a function of x.
+    """
+
+    mean: Tensor
+    std: Tensor | None = None
+
+    def part(self, rows: slice) -> Moments:
+        """Select rows."""
+        return Moments(self.mean[rows], None if self.std is None else self.std[rows])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Moments:
+        """Move to a device."""
+        mean = self.mean.to(device, non_blocking=non_blocking)
+        std = None if self.std is None else self.std.to(device, non_blocking=non_blocking)
+        return Moments(mean, std)
+
+
 class Batch(NamedTuple):
     """A batch of data, with the indices that key its noise.
 
     Attributes:
-        x0: float [B, ...] data, in [−1, 1] for images.
+        x0: float [B, ...] data, in [−1, 1] for images; of cached latents, their mean.
         condition: Labels, images and tokens of the samples.
         index: int64 [B] indices in the split, on the CPU; they key the noise of evaluation.
         row: int64 [B] rows in the global batch of the optimizer step, on the CPU; they key the
             noise of training. None outside training.
+        latents: Of data that was encoded before, what a codec gave; else None.
     """
 
     x0: Tensor
     condition: Condition
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     row: Tensor | None = None
+    latents: Moments | None = None
+
+    def part(self, rows: slice) -> Batch:
+        """Select rows."""
+        row, latents = self.row, self.latents
+        return Batch(
+            self.x0[rows],
+            self.condition.rows(rows),
+            self.index[rows],
+            None if row is None else row[rows],
+            None if latents is None else latents.part(rows),
+        )
 
 
 @dataclass(frozen=True)

@@ -348,10 +348,14 @@ def _module(
     check_arguments(net_class, net["init_args"], "net.")
     check_arguments(module_class, arguments)
     factory: Any = partial(net_class, **{k: build(part) for k, part in net["init_args"].items()})
+    codec, tensors = arguments.pop("codec", None), len(checkpoint["state_dict"])
     arguments = {name: build(value) for name, value in arguments.items()}
     arguments = {"net": factory, "data": DataSpec(**data)} | arguments | overrides
     if sketch:
-        arguments["net"] = sketching(arguments["net"], len(checkpoint["state_dict"]))
+        arguments["net"] = sketching(arguments["net"], tensors)
+    if codec is not None:
+        build_codec: Any = sketching(build, tensors) if sketch else build
+        arguments = {"codec": build_codec(codec)} | arguments
     try:
         return module_class(**arguments)
     except InputError:

@@ -48,6 +48,7 @@ class HyperParameters(Model, total=False):
     """The arguments of the module, but for the optimizer; those of a subclass are its own."""
 
     schedule: Part
+    codec: Part
     seed: Annotated[int, range(2**64)]
 
 
@@ -118,13 +119,18 @@ def check_structure(checkpoint: dict[str, Any]) -> None:
             raise InputError(f"a tensor, {where[3:]}, stands in its description")
         if type(node) is int and abs(node) >= 2**64:
             raise InputError(f"{where[3:]} is a number of {node.bit_length()} bits")
+    codec = stated.get("codec", {}).get("init_args", {})
+    if {"ckpt", "source"} & codec.keys() and not codec.get("network"):
+        # Because building it would read, or fetch, what the file names.
+        raise InputError("its codec is described by a file, not by its network")
     bounds = stated["data"]["data_range"] or (-1, 1)
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"its data_range {bounds} is none")
     if math.prod(stated["data"]["shape"]) > LARGEST_SAMPLE or not stated["data"]["shape"]:
         raise InputError(f"its samples have the shape {stated['data']['shape']}")
     size = sum(tensor.numel() for tensor in weights.values())
-    for where, number in _whole_numbers(stated["net"]["init_args"], "net."):
+    sizes = _whole_numbers(stated["net"]["init_args"], "net.")
+    for where, number in sizes + _whole_numbers(stated.get("codec"), "codec."):
         if abs(number) > max(size, LARGEST_SIZE):
             raise InputError(f"{where} is {number}, but it has {size} weights")
     sides = [_whole_numbers(stated.get(part), f"{part}.") for part in ("schedule", "timesteps")]

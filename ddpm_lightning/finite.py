@@ -240,7 +240,8 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     """Move data and condition to a device; does not wait for it."""
     parts = [p if p is None else p.to(device, non_blocking=True) for p in batch.condition]
     x0 = batch.x0.to(device, non_blocking=True)
-    return batch._replace(x0=x0, condition=Condition(*parts))
+    latents = None if batch.latents is None else batch.latents.to(device, non_blocking=True)
+    return batch._replace(x0=x0, condition=Condition(*parts), latents=latents)
 
 
 def _of_any(trainer: Trainer, cause: str | None) -> str | None:

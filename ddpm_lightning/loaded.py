@@ -90,33 +90,10 @@ class Loaded:
     def data(self) -> DiffusionData:
         """The data module that the model was trained on, rebuilt on first use.
 
-        It downloads nothing unless ``place`` says so: a file that was received does not decide
-        what its reader fetches.
-
         Raises:
-            InputError: The checkpoint describes none, its class may not be imported, or the data
-                takes no root.
+            InputError: As of :func:`described_data`, or its samples are of another shape.
         """
-        description: Any = copy.deepcopy(self.description)
-        if description is None:
-            raise InputError(
-                f"{self.path} does not state its data: its data module was not Configurable"
-            )
-        check_trust(self.path, description, trust=self.trust)
-        # Conditioned wraps another data module, which is the one with the files.
-        inner = description["init_args"].get("data")
-        files = inner if isinstance(inner, dict) and "init_args" in inner else description
-        if self.place.root is not None:
-            if "root" not in files["init_args"]:
-                raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
-            files["init_args"]["root"] = str(self.place.root)
-        description = with_download(description, self.place.download)
-        try:
-            data = build(description)
-        except InputError as error:
-            raise InputError(f"the data of {self.path}: {error}") from error
-        if not isinstance(data, DiffusionData):
-            raise InputError(f"{description['class_path']} is no DiffusionData")
+        data = described_data(self.path, self.description, self.place, self.trust)
         if data.shape != self.module.data.shape:
             raise InputError(
                 f"the data of {self.path} has samples of shape {list(data.shape)}, its model "
@@ -139,6 +116,48 @@ class Loaded:
             if self.place.root is not None:
                 raise
             return None
+
+
+def described_data(
+    path: Path,
+    description: dict[str, Any] | None,
+    place: DataPlace,
+    trust: tuple[str, ...] = (),
+) -> DiffusionData:
+    """Rebuild the data module that a checkpoint describes.
+
+    It downloads nothing unless ``place`` says so: a file that was received does not decide what
+    its reader fetches.
+
+    Args:
+        path: The checkpoint, for messages.
+        description: The data module as plain data; None: it was not Configurable.
+        place: Where the data is now.
+        trust: Packages whose classes may be imported.
+
+    Raises:
+        InputError: The checkpoint describes none, its class may not be imported, or the data
+            takes no root.
+    """
+    description = copy.deepcopy(description)
+    if description is None:
+        raise InputError(f"{path} does not state its data: its data module was not Configurable")
+    check_trust(path, description, trust=trust)
+    # Conditioned wraps another data module, which is the one with the files.
+    inner = description["init_args"].get("data")
+    files = inner if isinstance(inner, dict) and "init_args" in inner else description
+    if place.root is not None:
+        if "root" not in files["init_args"]:
+            raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
+        files["init_args"]["root"] = str(place.root)
+    description = with_download(description, place.download)
+    try:
+        data = build(description)
+    except InputError as error:
+        raise InputError(f"the data of {path}: {error}") from error
+    if not isinstance(data, DiffusionData):
+        raise InputError(f"{description['class_path']} is no DiffusionData")
+    return data
 
 
 def with_download(description: Any, download: bool) -> Any:

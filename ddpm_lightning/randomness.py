@@ -42,6 +42,8 @@ class Draw(IntEnum):
     """The choice of labels to drop."""
     SELF_CONDITIONING = 2**32 + 1
     """The choice of steps whose network is shown its own estimate."""
+    POSTERIOR = 2**32 + 2
+    """The draw of latents from an encoder's posterior."""
 
 
 NORMAL, UNIFORM = 0, 1

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddpm_lightning.batch import NULL_LABEL, Condition, DataSpec
 from ddpm_lightning.checkpoint import weights_digest
+from ddpm_lightning.codecs import Codec
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.guidance import Guidance, as_guidance, guide
@@ -35,6 +36,8 @@ class Model(Protocol):
     """The interface of DiffusionModule that sampling needs."""
 
     data: DataSpec
+    latent: DataSpec
+    codec: Codec
 
     @property
     def knows_null(self) -> bool:
@@ -145,7 +148,7 @@ class Request(Configurable):
                 f"{type(self.sampler).__name__} has no use for a variance, only DDPM has; leave "
                 "out --variance or use --sampler DDPM"
             )
-        variance = replacing(denoiser.variance, self.variance, model.data.shape[0])
+        variance = replacing(denoiser.variance, self.variance, model.latent.shape[0])
         return replace(denoiser, variance=variance)
 
     def tag(self, model: Model) -> str:
@@ -217,11 +220,13 @@ class Procedure:
         steps: Number of steps.
         trajectory: Function of (noise, condition) that yields steps + 1 States.
         inputs: [M, ...] the images to edit, or None.
+        decode: From what the trajectory holds to data; None: it holds data.
     """
 
     steps: int
     trajectory: Callable[[IndexedNoise, Condition], Iterator[State]]
     inputs: Tensor | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
 
 
 def from_noise(denoiser: Denoises, sampler: Sampler, shape: tuple[int, ...]) -> Procedure:
@@ -257,8 +262,9 @@ def generate(
     """
     request.check_labels(model)
     denoiser = guide(request.denoiser(model), request.guidance)
-    sampler = request.sampler.clipped(model.data.data_range)
-    procedure = from_noise(denoiser, sampler, model.data.shape)
+    sampler = request.sampler.clipped(model.latent.data_range)
+    procedure = from_noise(denoiser, sampler, model.latent.shape)
+    procedure = replace(procedure, decode=model.codec.decode)
     condition = request.condition(model, indices, condition)
     return run(procedure, indices, request, condition, model.device, frames, progress)
 
@@ -290,6 +296,7 @@ def run(
         raise InputError("0 samples requested; give at least 1")
     check_frames(frames)
     steps = procedure.steps
+    decode = procedure.decode or _as_it_is
     kept = {round(i * steps / (frames - 1)) for i in range(frames)} if frames else set()
     batches = torch.arange(len(indices)).split(request.batch_size)
     xs: list[Tensor] = []
@@ -306,14 +313,18 @@ def run(
                 parts = [part.isfinite().all() for part in (state.x_t, state.x0)]
                 finite.append((state.t, torch.stack(parts)))
                 if k in kept:
-                    x_t, x0 = state.x_t.float().cpu(), state.x0.float().cpu()
+                    x_t, x0 = (decode(x).float().cpu() for x in (state.x_t, state.x0))
                     seen[-1].append(State(state.t, x_t, x0))
                 bar.update(k > 0)
-            xs.append(state.x_t.float().cpu())
+            xs.append(decode(state.x_t).float().cpu())
             _check_finite(xs[-1], indices[rows], finite)
     x = torch.cat(xs)
     inputs = None if procedure.inputs is None else procedure.inputs.cpu()
     return Samples(x, _joined(seen) if frames else None, inputs)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _check_finite(x: Tensor, indices: Tensor, finite: list[tuple[int, Tensor]]) -> None:

@@ -55,7 +55,7 @@ def check_training_state(checkpoint: dict[str, Any], module: Any) -> None:
 
     Args:
         checkpoint: The content, in the current format.
-        module: The DiffusionModule, attached to the trainer that fits it.
+        module: The module, attached to the trainer that fits it.
     """
     trainer = module.trainer
     check_typed(checkpoint, TrainingState, "the checkpoint")
@@ -217,7 +217,8 @@ def _was_trained(name: str, weights: dict[str, Tensor]) -> bool:
 
 
 def _check_timesteps(checkpoint: dict[str, Any], module: Any) -> None:
-    stated, own = checkpoint["hyper_parameters"].get("timesteps"), module.timesteps.state_dict()
+    own = module.own_state().get("timesteps", {})
+    stated = checkpoint["hyper_parameters"].get("timesteps")
     if stated != module.hparams.get("timesteps") or not own:
         return  # another distribution begins anew
     state = checkpoint[KEY].get("timesteps", {})

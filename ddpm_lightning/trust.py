@@ -26,8 +26,8 @@ CLASS_PATH = re.compile(r"([\w-]+\.)+[^\W\d]\w*")
 """A string that import would take for a class: the name of a module may be no identifier."""
 
 FILE_ARGUMENTS = {
-    *("root", "table", "weights", "folder", "path", "cache", "font_folder", "init_from"),
-    *("default_root_dir", "save_dir", "dirpath", "name", "project", "tracking_uri"),
+    *("root", "table", "weights", "folder", "path", "cache", "font_folder", "init_from", "ckpt"),
+    *("default_root_dir", "save_dir", "dirpath", "name", "project", "tracking_uri", "source"),
 }
 """Arguments whose strings name files or runs, which a dot does not make an import path."""
 

@@ -6,6 +6,7 @@ from ddpm_lightning.callbacks.likelihood import Likelihood
 from ddpm_lightning.callbacks.loss_by_timestep import LossByTimestep
 from ddpm_lightning.callbacks.marginals import Marginals
 from ddpm_lightning.callbacks.point_metrics import PointMetrics
+from ddpm_lightning.callbacks.reconstruction_grid import ReconstructionGrid
 from ddpm_lightning.callbacks.run_checkpoint import RunCheckpoint
 from ddpm_lightning.callbacks.sample_grid import SampleGrid
 from ddpm_lightning.callbacks.step_progress_bar import StepLines, StepProgressBar
@@ -18,6 +19,7 @@ __all__ = [
     "LossByTimestep",
     "Marginals",
     "PointMetrics",
+    "ReconstructionGrid",
     "RunCheckpoint",
     "SampleGrid",
     "StepLines",

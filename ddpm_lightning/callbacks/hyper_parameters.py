@@ -12,7 +12,7 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.resume import describe_optimization
 from ddpm_lightning.trackers import remember_runs, trackers_of
 
-FINAL = ("val/loss_ema", "fid", "fd", "swd")
+FINAL = ("val/loss_ema", "val/psnr", "fid", "fd", "swd")
 """Metrics by which runs are compared, where they are measured."""
 
 

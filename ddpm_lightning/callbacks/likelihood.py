@@ -112,31 +112,33 @@ class Likelihood(Callback):
         # In full precision, for hooks run outside autocast.
         assert isinstance(pl_module, DiffusionModule)
         device, condition = batch.x0.device, pl_module.known(batch)
-        denoiser = pl_module.denoiser(self.weights)
+        denoiser, x0 = pl_module.denoiser(self.weights), pl_module.latents(batch)
+        offset = _offset(pl_module)
         if self.evaluations != 0:
             bound = variational_bound(
                 denoiser,
-                batch.x0,
+                x0,
                 IndexedNoise(self.seed, batch.index, Stream.LIKELIHOOD, device),
                 condition,
                 self.decoder,
-                pl_module.data.data_range,
+                pl_module.latent.data_range,
                 self.evaluations,
                 self.spacing,
             )
+            bound.terms[:, 0] += offset
             self._bound.update(bound.terms)
         count = int((batch.index < self.flow_n).sum())  # they come first
         if count:
             flow = flow_likelihood(
                 denoiser,
-                batch.x0[:count],
+                x0[:count],
                 IndexedNoise(self.seed, batch.index[:count], Stream.LIKELIHOOD, device),
                 condition.rows(slice(count)),
-                256 if decoder_of(pl_module.data.data_range).unit == "bits" else None,
+                256 if decoder_of(pl_module.latent.data_range).unit == "bits" else None,
                 self.flow_probes,
                 self.flow_steps,
             )
-            self._flow.update(flow.nll[:, None])
+            self._flow.update(flow.nll[:, None] + offset)
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,12 +150,12 @@ class Likelihood(Callback):
 
     def _report_bound(self, trainer: Trainer, module: DiffusionModule) -> None:
         edges = strata(module.schedule, self.evaluations, self.spacing)
-        decoder = self.decoder or decoder_of(module.data.data_range)
+        decoder = self.decoder or decoder_of(module.latent.data_range)
         n, mean, error, terms = self._bound.compute()
         parts = {"L0": terms[0], "L1_to_LT-1": sum(terms[1:-1]), "LT": terms[-1]}
         data = getattr(trainer, "datamodule", None)
         settings = bound_settings(data, n, edges, self.spacing, decoder)
-        name = "bpd" if decoder.unit == "bits" else "npd"
+        name = ("bpd" if decoder.unit == "bits" else "npd") + _of_latents(module)
         module.log_dict({f"test/{name}_{part}": value for part, value in parts.items()})
         parts_in_full = parts | {"edges": edges, "terms": terms}
         score = Score(mean, error, settings=settings, parts=parts_in_full)
@@ -170,9 +172,9 @@ class Likelihood(Callback):
         )
 
     def _report_flow(self, trainer: Trainer, module: DiffusionModule) -> None:
-        unit = decoder_of(module.data.data_range).unit
+        unit = decoder_of(module.latent.data_range).unit
         n, mean, error, _ = self._flow.compute()
-        name = "bpd_flow" if unit == "bits" else "npd_flow"
+        name = ("bpd_flow" if unit == "bits" else "npd_flow") + _of_latents(module)
         settings = {
             "data": identity(getattr(trainer, "datamodule", None)),
             "split": "test",
@@ -198,6 +200,16 @@ class Likelihood(Callback):
         }
         append_result(metrics_file(trainer), Result(name, score, samples, step=step_of(trainer)))
         return True
+
+
+def _offset(module: DiffusionModule) -> float:
+    """What makes −log p(z) that of the data, a dimension, in nats; 0 where there is no such."""
+    return -(module.codec.log_det() or 0.0) / math.prod(module.latent.shape)
+
+
+def _of_latents(module: DiffusionModule) -> str:
+    """The end of a likelihood's name that is of latents alone, for the data has none."""
+    return "_latent" if module.codec.log_det() is None else ""
 
 
 class Moments(torchmetrics.Metric):

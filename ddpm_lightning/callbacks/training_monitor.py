@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from ddpm_lightning.callbacks.hyper_parameters import FINAL
-from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.trackers import trackers_of
+from ddpm_lightning.trained import TrainedModule
 
 
 class TrainingMonitor(Callback):
@@ -33,7 +33,7 @@ class TrainingMonitor(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, DiffusionModule)
+        assert isinstance(pl_module, TrainedModule)
         step, now = trainer.global_step, time.perf_counter()
         first, start = self._since
         if not self._logs_after(trainer, step) or step == first:

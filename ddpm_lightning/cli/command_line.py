@@ -8,15 +8,21 @@ import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 
+from ddpm_lightning.autoencoder import Autoencoder
+from ddpm_lightning.cli.autoencoder import AutoencoderCLI, trains_autoencoder
 from ddpm_lightning.cli.completion import TRIALS, CompletionCLI
 from ddpm_lightning.cli.training import DESCRIPTIONS, DiffusionCLI
 from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.commands.run import COMMANDS, run_command
 from ddpm_lightning.commands.words import check_command
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.terminal.mistakes import causes_of, users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM
 from ddpm_lightning.trust import trusting
+
+TRAINING = (*DESCRIPTIONS, *TRIALS)
+"""Commands with fit's flags."""
 
 # The EMA is in evaluation mode on purpose, and Lightning's use of torch's trees is its own.
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
@@ -53,12 +59,17 @@ def main(
     try:
         check_command(words, [*DESCRIPTIONS, *TRIALS, "completion", *COMMANDS])
         with trusting(words):
+            encodes = words[0] in TRAINING and trains_autoencoder(words[1:])
+            if encodes and words[0] in TRIALS:
+                raise InputError(f"{words[0]} is of diffusion models, not of autoencoders")
             if words[0] in TRIALS:
                 sys.exit(TRIALS[words[0]](module_class, words[1:]).exit_code)
             elif words[0] == "completion":
                 CompletionCLI(module_class, words[1:])
             elif words[0] in COMMANDS:
                 run_command(words[0], words[1:], main)
+            elif encodes:
+                AutoencoderCLI(Autoencoder, None if args is None else words)
             else:
                 DiffusionCLI(module_class, None if args is None else words)
     except KeyboardInterrupt:

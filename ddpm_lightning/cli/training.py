@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -75,6 +75,7 @@ from ddpm_lightning.sampling import Request
 from ddpm_lightning.terminal.mistakes import users_mistake
 from ddpm_lightning.terminal.parser import PROGRAM, ParseError, Parser, flags_of
 from ddpm_lightning.trackers import in_run_folder, trackers_of
+from ddpm_lightning.trained import TrainedModule
 from ddpm_lightning.trust import foreign_packages
 
 COMPLETION = 'Print completion for bash: eval "$(ddpm_lightning completion)"'
@@ -98,6 +99,9 @@ HELP = {
 
 INIT_FROM = """Checkpoint whose averaged weights a new run of fit starts from, as far as they fit
 by name and shape; convert makes one of other people's. A resumed run does not start again."""
+
+MODULE = """What is trained: DiffusionModule, or in a config or the first flags Autoencoder, which
+has settings of its own."""
 
 BLOCKS: dict[str, tuple[type[Callback], ...]] = {
     "grid": (SampleGrid,),
@@ -128,12 +132,19 @@ class RunParser(Parser, LightningArgumentParser):
 class DiffusionCLI(LightningCLI):
     """fit, validate, test and predict of a DiffusionModule; a run is one folder.
 
+    Attributes:
+        base: What the module is a subclass of, by whose name configs choose it.
+        blocks: Callbacks that stand beside the trainer by a name of their own.
+
     Args:
         module_class: The module to train.
         args: The words after the program's name; None takes the process's own.
     """
 
-    def __init__(self, module_class: type[DiffusionModule], args: list[str] | None) -> None:
+    base: type[TrainedModule] = DiffusionModule
+    blocks: ClassVar[dict[str, tuple[type[Callback], ...]]] = BLOCKS
+
+    def __init__(self, module_class: type[TrainedModule], args: list[str] | None) -> None:
         self._module_class = module_class
         self._words = sys.argv[1:] if args is None else args
         exact = {"allow_abbrev": False}
@@ -176,7 +187,8 @@ class DiffusionCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the data to the module; let the callbacks of every run stand beside the trainer."""
         add_trust(parser)
-        parser.add_argument("--init_from", type=str | None, help=INIT_FROM)
+        name = self.base.__name__
+        parser.add_argument("--module", type=Literal[name], default=name, help=MODULE)
         parser.link_arguments("data.spec", "model.data", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         actions: list[Any] = parser._actions
@@ -184,11 +196,16 @@ class DiffusionCLI(LightningCLI):
             if action.dest.startswith("trainer.limit_") and action.dest.endswith("_batches"):
                 action._typehint = int | float | None
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(Likelihood, "likelihood")
-        for name, kinds in BLOCKS.items():
-            parser.add_subclass_arguments(kinds, name, required=False)
-        parser.set_defaults(_stated_defaults(self._module_class))
+        self.add_parts(parser)
+        for block, kinds in self.blocks.items():
+            parser.add_subclass_arguments(kinds, block, required=False)
+        parser.set_defaults(_stated_defaults(self.base, self._module_class))
         parser.set_defaults({"trainer.default_root_dir": DEFAULT_ROOT})
+
+    def add_parts(self, parser: LightningArgumentParser) -> None:
+        """Add what runs of this kind of module have beside its blocks."""
+        parser.add_argument("--init_from", type=str | None, help=INIT_FROM)
+        parser.add_lightning_class_args(Likelihood, "likelihood")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the words, completed."""
@@ -267,7 +284,7 @@ class DiffusionCLI(LightningCLI):
         path = config.get("ckpt_path")
         if not path:
             self.begin_logs(None)
-            if config.init_from and self.subcommand == "fit":
+            if config.get("init_from") and self.subcommand == "fit":
                 said = initialize(self.model, config.init_from)
                 if is_first_process():
                     print(said)
@@ -276,7 +293,7 @@ class DiffusionCLI(LightningCLI):
         self.begin_logs(checkpoint["global_step"] if self.subcommand == "fit" else None)
         given = self.model.data.plain()
         for name, value in checkpoint["hyper_parameters"]["data"].items():
-            unlabelled = name == "num_classes" and not self.model.hparams["conditional"]
+            unlabelled = name == "num_classes" and not self.model.hparams.get("conditional")
             if given[name] != value and not unlabelled:
                 raise InputError(
                     f"{path} was trained on data of {name} {value}, but "
@@ -293,7 +310,7 @@ class DiffusionCLI(LightningCLI):
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if trainer.enable_progress_bar is not False and not own_bar:
             callbacks.append(StepProgressBar() if shows_bars() else StepLines())
-        blocks = [self._get(self.config_init, name) for name in BLOCKS]
+        blocks = [self._get(self.config_init, name) for name in self.blocks]
         blocks = [block for block in blocks if block is not None]
         # HyperParameters lists what metrics measure, whose extractor is chosen in the same hook.
         kwargs["callbacks"] = [*callbacks, *blocks, HyperParameters()]
@@ -321,12 +338,16 @@ class DiffusionCLI(LightningCLI):
                 if where := tracker.where():
                     print(f"Look at it: {where}")
             if (last := last_checkpoint(root)).exists():
-                packages = foreign_packages([self.model.class_path(), dict(self.model.hparams)])
-                trust = ["--trust", ",".join(packages)] if packages else []
-                grids = (one for one in self.trainer.callbacks if isinstance(one, SampleGrid))  # type: ignore[attr-defined]
-                drawn = next((sampling_flags(grid.request) for grid in grids), [])
-                words = shlex.join(["sample", "--ckpt", str(last), *trust, *drawn])
-                print(f"Draw from it: {PROGRAM} {words} --out FOLDER")
+                print(self.next_command(last))
+
+    def next_command(self, last: Path) -> str:
+        """What a run's checkpoint is for, as a command."""
+        packages = foreign_packages([self.model.class_path(), dict(self.model.hparams)])
+        trust = ["--trust", ",".join(packages)] if packages else []
+        grids = (one for one in self.trainer.callbacks if isinstance(one, SampleGrid))  # type: ignore[attr-defined]
+        drawn = next((sampling_flags(grid.request) for grid in grids), [])
+        words = shlex.join(["sample", "--ckpt", str(last), *trust, *drawn])
+        return f"Draw from it: {PROGRAM} {words} --out FOLDER"
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the checkpoint's arguments override the command line's without a word.
@@ -346,7 +367,7 @@ class DiffusionCLI(LightningCLI):
         if auto and path.name != "last.ckpt" and is_first_process():
             print(f"{last_checkpoint(root)} is gone; the run goes on from {path}")
         checkpoint = read_checkpoint(path)
-        check_description(checkpoint, path, DiffusionModule)
+        check_description(checkpoint, path, self.base)
         config.ckpt_path = str(path)
         stated = {
             name: value
@@ -484,10 +505,10 @@ def _seed(seed: bool | int) -> int:
     return seed
 
 
-def _stated_defaults(module_class: type) -> dict[str, Any]:
+def _stated_defaults(base: type, module_class: type) -> dict[str, Any]:
     """State the module's default objects the way a config file would."""
     stated: dict[str, Any] = {}
-    parameters = inspect.signature(DiffusionModule).parameters
+    parameters = inspect.signature(base).parameters
     for name, parameter in {**parameters, **inspect.signature(module_class).parameters}.items():
         default = parameter.default
         if isinstance(default, Configurable):

@@ -57,12 +57,16 @@ def analytic_variance(
     module = loaded.module
     denoiser = module.denoiser(weights)
     batch = loaded.data.finished("train")
+    if batch.latents is None:
+        encoded = module.codec.encode_all(batch.x0, batch_size, module.device)
+    else:
+        encoded = module.codec.scaled(batch.latents.to(module.device)).cpu()
     table = x0_errors(
         denoiser,
-        batch.x0,
+        encoded,
         module.known(batch),
         n=n,
-        data_range=module.data.data_range,
+        data_range=module.latent.data_range,
         seed=seed,
         batch_size=batch_size,
         device=module.device,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ddpm_lightning.batch import NULL_LABEL, Condition
+from ddpm_lightning.codecs import Codec, Identity
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.editing import (
@@ -42,6 +44,12 @@ class Job:
     n: int
     condition: Condition
     device: torch.device
+    codec: Codec
+
+    def read(self, path: Path) -> tuple[Tensor, Tensor]:
+        """Read an image file: x [C, H, W], and the latents of it, which the denoiser knows."""
+        x = read_image(path, self.shape).to(self.device)
+        return x, self.codec.encode(x[None])[0]
 
 
 class Edit(Configurable, ABC):
@@ -105,14 +113,16 @@ class RePaint(Edit):
                 "not take; use --sampler DDPM or DDIM"
             )
         visits = revisited(levels_from_noise(sampler, job.denoiser), self.resamplings, self.jump)
-        x0 = read_image(self.image, job.shape).to(job.device)
+        x, x0 = job.read(self.image)
         painted = read_mask(self.mask, job.shape).to(job.device)
+        # A latent that sees a painted pixel is painted; with no codec these are the pixels.
+        latents_painted = F.adaptive_max_pool2d(painted.float(), x0.shape[1:]).bool()
 
         def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
             return repaint(
                 job.denoiser,
                 x0.expand(len(noise.indices), *x0.shape),
-                painted,
+                latents_painted,
                 condition,
                 sampler,
                 self.resamplings,
@@ -120,9 +130,12 @@ class RePaint(Edit):
                 noise,
             )
 
-        return Procedure(
-            len(visits) - 1, trajectory, torch.stack([x0, x0.masked_fill(painted, 0.0)])
-        )
+        def decode(z: Tensor) -> Tensor:
+            return torch.where(painted, job.codec.decode(z), x)
+
+        inputs = torch.stack([x, x.masked_fill(painted, 0.0)])
+        pasted = None if isinstance(job.codec, Identity) else decode
+        return Procedure(len(visits) - 1, trajectory, inputs, pasted)
 
 
 class SDEdit(Edit):
@@ -141,7 +154,7 @@ class SDEdit(Edit):
 
     @override
     def procedure(self, job: Job) -> Procedure:
-        schedule, x0 = job.denoiser.schedule, read_image(self.image, job.shape).to(job.device)
+        schedule, (x, x0) = job.denoiser.schedule, job.read(self.image)
         start = start_level(self.strength, schedule.T)
         steps = len(job.sampler.from_level(start, schedule).levels(schedule)) - 1 if start else 0
 
@@ -149,7 +162,7 @@ class SDEdit(Edit):
             batch = x0.expand(len(noise.indices), *x0.shape)
             return sdedit(job.denoiser, batch, self.strength, job.sampler, condition, noise)
 
-        return Procedure(steps, trajectory, x0[None])
+        return Procedure(steps, trajectory, x[None])
 
 
 class Interpolate(Edit):
@@ -195,8 +208,7 @@ class Interpolate(Edit):
         if labels is not None and bool((labels != labels[0]).any()):
             raise InputError("Interpolate takes one label for all images, or none")
         levels_from_noise(sampler, job.denoiser)
-        files = self.first, self.second
-        first, second = (read_image(file, job.shape).to(job.device) for file in files)
+        (x, first), (y, second) = job.read(self.first), job.read(self.second)
 
         def trajectory(noise: IndexedNoise, condition: Condition) -> Iterator[State]:
             shares = [index / (job.n - 1) for index in noise.indices]
@@ -205,7 +217,7 @@ class Interpolate(Edit):
             )
 
         steps = len(sampler.levels(job.denoiser.schedule)) - 1
-        return Procedure(steps, trajectory, torch.stack([first, second]))
+        return Procedure(steps, trajectory, torch.stack([x, y]))
 
 
 def edit_images(
@@ -242,11 +254,13 @@ def edit_images(
         request = request.replace(sampler=edit.default_sampler(module.schedule))
     request.check_labels(module)
     request.check_variance(module)
-    sampler = request.sampler.clipped(spec.data_range) if edit.clips else request.sampler
+    data_range = module.latent.data_range
+    sampler = request.sampler.clipped(data_range) if edit.clips else request.sampler
     condition = request.condition(module, torch.arange(n), Condition())
     denoiser = guide(request.denoiser(module), request.guidance)
-    job = Job(denoiser, sampler, spec.shape, n, condition, module.device)
+    job = Job(denoiser, sampler, spec.shape, n, condition, module.device, module.codec)
     procedure = edit.procedure(job)
+    procedure = replace(procedure, decode=procedure.decode or module.codec.decode)
     indices = torch.arange(n) if indices is None else indices
     own = condition.rows(indices)
     return run(procedure, indices, request, own, module.device, frames, progress)

@@ -14,6 +14,7 @@ from ddpm_lightning.commands.analytic_variance import analytic_variance
 from ddpm_lightning.commands.check import check
 from ddpm_lightning.commands.compare import compare
 from ddpm_lightning.commands.convert import convert
+from ddpm_lightning.commands.encode import encode
 from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.export import export
 from ddpm_lightning.commands.floor import floor
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "floor": floor,
     "compare": compare,
     "analytic_variance": analytic_variance,
+    "encode": encode,
     "plot": PLOTS,
     "export": export,
     "convert": convert,

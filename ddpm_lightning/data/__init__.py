@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401 (exports)
 
+from ddpm_lightning.data.cached_latents import CachedLatents
 from ddpm_lightning.data.cifar import CIFAR10, CIFAR100
 from ddpm_lightning.data.conditioned import Colourisation, Conditioned, Inpainting, SuperResolution
 from ddpm_lightning.data.crops import CentreCrop, RandomCrop, RandomResizedCrop

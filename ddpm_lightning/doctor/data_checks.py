@@ -15,6 +15,8 @@ from ddpm_lightning.randomness import Draw
 def data_range(run: Run) -> Finding:
     """Whether the data has the shape that the model was built for, and fills its range."""
     x0, spec = run.batch.x0, run.module.data
+    if run.batch.latents is not None:
+        return ok("latents, which have no range")
     low, high = x0.min().item(), x0.max().item()
     found = f"{list(x0.shape)} from {low:.3f} to {high:.3f}, standard deviation {x0.std():.3f}"
     if tuple(x0.shape[1:]) != spec.shape:
@@ -67,19 +69,14 @@ def noise_of_ranks(run: Run) -> Finding:
     half = len(run.batch.x0) // 2
     if half == 0:
         return unknown("a global batch of one sample cannot be shared by two processes")
-    module, row = run.module, run.batch.row
+    module = run.module
     both = []
     for part in (slice(half), slice(half, 2 * half)):
-        batch = run.batch._replace(
-            x0=run.batch.x0[part],
-            condition=run.batch.condition.rows(part),
-            index=run.batch.index[part],
-            row=None if row is None else row[part],
-        )
+        batch = run.batch.part(part)
         module.trainer = run.trainer
-        noise = module._training_noise(batch, 0)
+        noise = module.training_noise(batch, 0)
         t, _ = module.timesteps(module.schedule, noise)
-        both.append((noise(Draw.EPS, module.data.shape), t))
+        both.append((noise(Draw.EPS, module.latent.shape), t))
     (eps, t), (other, other_t) = both
     equal = int((eps == other).flatten(1).all(1).sum())
     if equal:

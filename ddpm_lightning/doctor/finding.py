@@ -99,7 +99,7 @@ class Run:
 
     def rows(self, n: int) -> Batch:
         """The first n rows of the batch, on the trainer's device."""
-        batch, device = self.batch, self.trainer.strategy.root_device
-        row = None if batch.row is None else batch.row[:n]
-        condition = batch.condition.rows(slice(n)).to(device)
-        return Batch(batch.x0[:n].to(device), condition, batch.index[:n], row)
+        batch, device = self.batch.part(slice(n)), self.trainer.strategy.root_device
+        latents = None if batch.latents is None else batch.latents.to(device)
+        condition = batch.condition.to(device)
+        return batch._replace(x0=batch.x0.to(device), condition=condition, latents=latents)

@@ -29,7 +29,8 @@ def terminal_snr(run: Run) -> Finding:
     """Whether the last level is noise, which is where sampling starts (Lin et al. 2024)."""
     schedule = run.module.schedule
     alpha, sigma = float(schedule.alpha[-1]), float(schedule.sigma[-1])
-    snr = (alpha / sigma) ** 2 * run.batch.x0.double().square().mean().item()
+    x0 = run.module.latents(run.batch)
+    snr = (alpha / sigma) ** 2 * x0.double().square().mean().item()
     found = f"signal-to-noise ratio {snr:.1e} at level {schedule.T}"
     if snr > TERMINAL_SNR:
         return failed(
@@ -72,11 +73,11 @@ def dropout_off(run: Run) -> Finding:
     layers = [m for m in module.net.modules() if isinstance(m, nn.Dropout) and m.p > 0]
     module.eval()
     t = torch.full((len(trial.batch.x0),), module.schedule.T // 2 or 1, device=module.device)
-    known = module.known(trial.batch)
+    known, x0 = module.known(trial.batch), module.latents(trial.batch)
     for weights in ("ema", "raw"):
         denoiser = module.denoiser(weights)
         with torch.no_grad(), trial.precision.forward_context():
-            first, second = (denoiser(trial.batch.x0, t, known).x0 for _ in range(2))
+            first, second = (denoiser(x0, t, known).x0 for _ in range(2))
         if not torch.equal(first.nan_to_num(), second.nan_to_num()):
             return failed(f"two evaluations of the {weights} weights differ")
     module.train()

@@ -126,10 +126,11 @@ def _drawing_seconds(run: Run, trial: Trial) -> float:
     module, rows = trial.module.eval(), len(trial.batch.x0)
     t = torch.full((rows,), module.schedule.T, device=module.device)
     denoiser, known = module.denoiser("ema"), module.known(trial.batch)
+    x0 = module.latents(trial.batch)
     with torch.no_grad(), trial.precision.forward_context():
         for _ in range(2):
             start = time.perf_counter()
-            denoiser(trial.batch.x0, t, known).x0.sum().item()
+            denoiser(x0, t, known).x0.sum().item()
             seconds = time.perf_counter() - start
     total = 0.0
     for callback in _callbacks(run):

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from ddpm_lightning.codecs import Identity
 from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.diffusion.bound import decoder_of, variational_bound
 from ddpm_lightning.diffusion.decoders import Decoder
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import Result, Score
 from ddpm_lightning.metrics.jackknife import BLOCKS, means_left_out
@@ -32,6 +34,11 @@ def bits_per_dimension(loaded: Loaded, request: Request, out: Path) -> list[Resu
     first has this one result, and draws.
     """
     module, data = loaded.module, loaded.data
+    if not isinstance(module.codec, Identity):
+        raise InputError(
+            f"bpd is of pixels, and {loaded.path} works on latents; measure their density in nats "
+            f"by test --ckpt_path {loaded.path}, and leave bpd out of --metrics"
+        )
     batch, data_range = data.finished("test"), module.data.data_range
     condition, denoiser = module.known(batch), request.denoiser(module)
     processes, n = Processes.current(), len(batch.index)

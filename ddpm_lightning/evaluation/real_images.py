@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ddpm_lightning.data.cached_latents import CachedLatents
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.data_module import Split, identity
 from ddpm_lightning.data.image_set import ImageSet, StoredImages
@@ -48,7 +49,7 @@ class RealImages:
 
     def of(self, data: object) -> RealImages:
         """Take the images of a data module; refuse one that is no ImageSet."""
-        if isinstance(data, Conditioned):
+        if isinstance(data, Conditioned | CachedLatents):
             data = data.data
         if not isinstance(data, ImageSet):
             raise InputError(

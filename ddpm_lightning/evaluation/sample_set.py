@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.checkpoint import weights_digest
+from ddpm_lightning.codecs import Identity
 from ddpm_lightning.configurable import plain
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL, contents, json_value, write_json
@@ -73,7 +74,7 @@ def state_of(request: Request, module: DiffusionModule, known: Condition) -> dic
         "schedule": module.schedule,
         "parameterization": module.parameterization,
         "variance": request.denoiser(module).variance,
-        "sampler": request.sampler.clipped(module.data.data_range),
+        "sampler": request.sampler.clipped(module.latent.data_range),
         "steps": len(request.sampler.levels(module.schedule)) - 1,
         "guidance": {
             "scale": guidance.scale,
@@ -132,7 +133,8 @@ def draw_into(
         InputError: The folder holds something else.
     """
     digest = weights_digest(module.denoiser(samples.weights).net)
-    settings = {"network": digest, **samples.state(module, known), **(stated or {})}
+    coded = {} if isinstance(module.codec, Identity) else {"codec": weights_digest(module.codec)}
+    settings = {"network": digest, **coded, **samples.state(module, known), **(stated or {})}
 
     def draw(indices: Tensor) -> Tensor:
         progress = Processes.current().first

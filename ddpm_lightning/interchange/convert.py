@@ -12,6 +12,7 @@ import torch
 from ddpm_lightning.batch import NULL_LABEL, DataSpec
 from ddpm_lightning.checkpoint import FORMAT, KEY, check_description, sketching
 from ddpm_lightning.checkpoint_structure import check_structure
+from ddpm_lightning.codecs import Identity
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.diffusion.label_dropout import LabelDropout
 from ddpm_lightning.diffusion.losses import MSE, Hybrid
@@ -58,6 +59,11 @@ def counterpart_of(net: Network) -> Counterpart:
 
 def to_diffusers(module: DiffusionModule, wanted: ToDiffusers) -> DiffusersFolder:
     """Convert a model; raise InputError, by name, for what diffusers cannot say."""
+    if not isinstance(module.codec, Identity):
+        raise InputError(
+            f"the model works on latents of {type(module.codec).__name__}, and the pipelines of "
+            "this export work on pixels; --format safetensors can hold it"
+        )
     denoiser = module.denoiser(wanted.weights)
     net = denoiser.net
     pair = counterpart_of(net)

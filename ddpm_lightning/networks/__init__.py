@@ -1,6 +1,8 @@
 """Networks F(x, c_noise, condition), which a denoiser wraps."""
 
 from ddpm_lightning.networks.annotated_unet import AnnotatedUNet, AnnotatedUNet2022
+from ddpm_lightning.networks.autoencoder import Autoencoder2d
+from ddpm_lightning.networks.bottlenecks import Bottleneck, KLBottleneck, VQBottleneck
 from ddpm_lightning.networks.diffusers_unet import DiffusersUNet
 from ddpm_lightning.networks.dit import DiT
 from ddpm_lightning.networks.double_conv_unet import DoubleConvUNet
@@ -15,12 +17,16 @@ __all__ = [
     "MLP",
     "AnnotatedUNet",
     "AnnotatedUNet2022",
+    "Autoencoder2d",
+    "Bottleneck",
     "DiT",
     "DiffusersUNet",
     "DoubleConvUNet",
+    "KLBottleneck",
     "Network",
     "PerStepMLP",
     "SimpleUNet",
     "SmallUNet",
     "UNet",
+    "VQBottleneck",
 ]

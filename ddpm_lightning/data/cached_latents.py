@@ -1,0 +1,149 @@
+"""Latents that were encoded once, in place of the images of a data set."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from typing_extensions import override
+
+from ddpm_lightning.batch import Batch, Condition, Moments
+from ddpm_lightning.data.data_module import PLACES, RawBatch, Split, Tensors, identity
+from ddpm_lightning.data.image_set import ImageSet, StoredImages
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import atomic_write
+
+KEY = "ddpm_lightning"
+"""Entry of a file's metadata that says what was encoded, and by which codec."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where latents come from.
+
+    Args:
+        data: The data set as plain data, without places; see :func:`identity`.
+        codec: Digest of the codec that has encoded it.
+        name: Class of that codec.
+    """
+
+    data: Any
+    codec: str
+    name: str
+
+
+class CachedLatents(ImageSet):
+    """A data set whose images were encoded by the encode command: fit reads no image.
+
+    Mean and deviation of each image's latents, and of the mirrored image's where the data is
+    mirrored. The images themselves are read for metrics alone.
+
+    Args:
+        data: The images, with the batch size, seed and other settings.
+        folder: What encode has written.
+
+    Raises:
+        InputError: The folder holds latents of other data, or of no mirrored images.
+    """
+
+    places = (*PLACES, "folder")
+
+    def __init__(self, data: ImageSet, folder: Path) -> None:
+        super().__init__(data.global_batch_size, data.predict_n, data.seed, data.flip)
+        if data.crop_draws:
+            raise InputError(
+                "CachedLatents: random crops differ in every epoch, so they cannot be encoded "
+                "once; leave out the crop (--data.data.crop), or train on the images"
+            )
+        self.data = data
+        self.folder = Path(folder)
+        self.num_classes = data.num_classes
+        self._sources: dict[Split, Tensors] = {}
+        self._origins: dict[Split, Origin] = {}
+
+    @property
+    @override
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @override
+    def images(self, split: Split) -> tuple[Tensor | StoredImages, Tensor]:
+        return self.data.images(split)
+
+    @override
+    def source(self, split: Split) -> Tensors:
+        if split not in self._sources:
+            latents, labels, origin = read_latents(self.folder, split)
+            if origin.data != identity(self.data):
+                raise InputError(
+                    f"{self.folder} holds latents of {origin.data}, not of {identity(self.data)}; "
+                    "encode this data into another folder"
+                )
+            if split == "train" and self.flip and latents.shape[1] == 1:
+                raise InputError(
+                    f"{self.folder} holds no mirrored images; encode with --data.flip true, or "
+                    "train with --data.data.flip false"
+                )
+            self._sources[split], self._origins[split] = Tensors(latents, labels), origin
+        return self._sources[split]
+
+    def encoded_by(self, digest: str) -> bool:
+        """Whether a codec of this digest has made all latents that were read."""
+        return all(origin.codec == digest for origin in self._origins.values())
+
+    @override
+    def finish(self, raw: RawBatch) -> Batch:
+        stacked = raw.samples.float()  # [B, 1 or 2 images, 1 or 2 moments, c, h, w]
+        chosen = stacked[:, 0]
+        if raw.flip is not None:
+            chosen = torch.where(raw.flip.view(-1, 1, 1, 1, 1), stacked[:, -1], chosen)
+        mean = chosen[:, 0]
+        latents = Moments(mean, chosen[:, 1] if chosen.shape[1] > 1 else None)
+        return Batch(mean, Condition(raw.labels), raw.index, raw.row, latents)
+
+
+def write_latents(
+    folder: Path, split: Split, latents: Tensor, labels: Tensor, origin: Origin
+) -> None:
+    """Write a split as SPLIT.safetensors.
+
+    Args:
+        folder: Where.
+        split: Which.
+        latents: float [N, 1 or 2 images, 1 or 2 moments, c, h, w]: of the image and its mirror
+            image, mean and deviation.
+        labels: int64 [N].
+        origin: Where they come from.
+    """
+    metadata = {"format": "pt", KEY: json.dumps(asdict(origin))}
+    with atomic_write(folder / f"{split}.safetensors") as partial:
+        # Not save_file, because its files are nobody else's to read.
+        partial.write_bytes(save({"latents": latents, "labels": labels}, metadata=metadata))
+
+
+def read_latents(folder: Path, split: Split) -> tuple[Tensor, Tensor, Origin]:
+    """Read a split: latents and labels as of :func:`write_latents`, and where they come from.
+
+    Raises InputError: There is no such file, or it is damaged.
+    """
+    path = folder / f"{split}.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"no latents at {path}; encode them: python -m ddpm_lightning encode --ckpt "
+            f"AUTOENCODER --out {folder}"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            origin = Origin(**json.loads((file.metadata() or {})[KEY]))
+            latents, labels = file.get_tensor("latents"), file.get_tensor("labels")
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged, or not of encode ({error}); encode anew") from error
+    if latents.ndim != 6 or labels.shape != latents.shape[:1]:
+        raise InputError(f"{path} holds latents of shape {list(latents.shape)}; encode anew")
+    return latents, labels, origin

@@ -1,0 +1,135 @@
+"""Latents that were encoded once, and training on them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddpm_lightning.cli import main
+from ddpm_lightning.codecs import Haar
+from ddpm_lightning.codecs.codec import Codec
+from ddpm_lightning.data import CachedLatents
+from ddpm_lightning.data.cached_latents import Origin, write_latents
+from ddpm_lightning.data.data_module import identity
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.images import from_uint8
+from tests.core import normal
+from tests.small import TinyUNet, fail, fit, image_spec, tiny_data
+
+LatentUNet = partial(TinyUNet, multipliers=[1], attention_levels=[])
+DIGITS = ["--data=Digits", "--data.subset=64"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The tiny digits and their mirror images, in Haar's latents."""
+    out = tmp_path_factory.mktemp("encoded") / "latents"
+    main(["encode", f"--out={out}", "--codec=Haar", *DIGITS, "--data.flip=true"])
+    return out
+
+
+def codec(make=Haar) -> Codec:
+    one = make()
+    one.attach(image_spec())
+    return one
+
+
+def test_a_file_holds_the_latents_of_every_image_and_its_mirror_image(folder):
+    images, labels = tiny_data().images("train")
+    stored = load_file(folder / "train.safetensors")
+    assert torch.equal(stored["labels"], labels)
+    for k, shown in enumerate((images, images.flip(-1))):
+        expected = codec().moments(from_uint8(shown)).mean
+        torch.testing.assert_close(stored["latents"][:, k, 0], expected)
+    assert load_file(folder / "val.safetensors")["latents"].shape[1] == 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_on_latents_is_training_on_their_images(folder, tmp_path, flip):
+    data = tiny_data(flip=flip)
+    arguments = {"codec": Haar(), "net": LatentUNet}
+    images = fit(tmp_path / "images", 3, data=data, **arguments)
+    cached = fit(tmp_path / "latents", 3, data=CachedLatents(data, folder), **arguments)
+    for name, value in images.state_dict().items():
+        torch.testing.assert_close(cached.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_training_reads_no_image(folder, tmp_path, monkeypatch):
+    data = CachedLatents(tiny_data(), folder)
+
+    def read(*_):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(type(data.data), "read", read)
+    fit(tmp_path, 2, data=data, codec=Haar(), net=LatentUNet)
+
+
+def test_metrics_compare_with_the_images(folder):
+    data = tiny_data()
+    assert torch.equal(CachedLatents(data, folder).images("val")[0], data.images("val")[0])
+
+
+class Drawn(Haar):
+    """Haar's latents, with a deviation that is drawn from."""
+
+    draws = True
+
+
+def test_a_stored_deviation_is_drawn_from(tmp_path):
+    data, one = tiny_data(), codec(Drawn)
+    latents, labels = normal(64, 1, 2, 4, 4, 4).float().abs(), torch.zeros(64, dtype=torch.int64)
+    origin = Origin(identity(data), one.digest(), "Drawn")
+    for split in ("train", "val"):
+        write_latents(tmp_path, split, latents, labels, origin)
+    cached = CachedLatents(data, tmp_path)
+    module = fit(tmp_path / "run", 1, data=cached, codec=Drawn(), net=LatentUNet)
+    batch = cached.finished("train")
+    std = latents[:, 0, 1]
+    noise = normal(64, 4, 4, 4, seed=9).float()
+    drawn = module.latents(batch, lambda draw, shape: noise)
+    scale = module.codec.scale.view(1, -1, 1, 1)
+    torch.testing.assert_close(drawn - module.latents(batch), std * noise / scale)
+
+
+# ------------------------------------------------------------------------------ refusals
+
+
+def test_latents_of_other_data_are_refused(folder):
+    with pytest.raises(InputError, match="holds latents of"):
+        CachedLatents(tiny_data(held_out=10), folder).source("train")
+
+
+def test_latents_of_another_codec_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="encoded by another codec than this run's Haar"):
+        fit(
+            tmp_path,
+            1,
+            data=CachedLatents(tiny_data(), folder),
+            codec=Haar(levels=2),
+            net=LatentUNet,
+        )
+
+
+def test_a_run_without_a_codec_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="encoded by another codec than this run's Identity"):
+        fit(tmp_path, 1, data=CachedLatents(tiny_data(), folder))
+
+
+def test_mirrored_data_needs_mirrored_latents(tmp_path):
+    main(["encode", f"--out={tmp_path / 'out'}", "--codec=Haar", *DIGITS])
+    with pytest.raises(InputError, match=r"encode with --data\.flip true"):
+        CachedLatents(tiny_data(flip=True), tmp_path / "out").source("train")
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "train.safetensors").write_bytes(b"not latents")
+    with pytest.raises(InputError, match="encode anew"):
+        CachedLatents(tiny_data(), tmp_path).source("train")
+
+
+def test_encode_needs_to_know_by_what(tmp_path, capsys):
+    line = fail(capsys, "encode", f"--out={tmp_path / 'out'}", *DIGITS)
+    assert "Give --ckpt AUTOENCODER or --codec CLASS" in line

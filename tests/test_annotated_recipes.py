@@ -1,4 +1,4 @@
-"""The annotated diffusion model's recipes: every value in their config files that decides a result."""
+"""The annotated diffusion model: every value in its config files that decides a result."""
 
 from typing import Any
 

@@ -17,7 +17,16 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import AnnotatedUNet, Network
 from ddpm_lightning.randomness import BatchNoise, IndexedNoise
 from ddpm_lightning.sampling import Request
-from tests.small import TinyUNet, assert_same_weights, fit, image_spec, inputs, lively
+from tests.dtypes import small_networks, spec_of
+from tests.small import (
+    TinyUNet,
+    assert_same_weights,
+    fit,
+    image_spec,
+    inputs,
+    lively,
+    randomized,
+)
 
 Tiny = partial(AnnotatedUNet, channels=4, multipliers=[1, 2], heads=1, self_conditioning=True)
 Blind = partial(AnnotatedUNet, channels=4, multipliers=[1, 2], heads=1)
@@ -71,6 +80,19 @@ def test_the_estimate_is_stacked_behind_x_and_the_conditions_image():
     x, _ = inputs(2, 2, 8, 8)
     condition = Condition(image=x[:, :1], estimate=-x)
     assert torch.equal(net.stack_image(x, condition), torch.cat([x, x[:, :1], -x], dim=1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in small_networks() if name != "AnnotatedUNet"])
+def test_any_network_here_takes_the_estimate_in_a_subclass_that_says_so(name):
+    net = small_networks()[name]
+    shown = type("Shown", (net.func,), {"self_conditioning": True})
+    spec = spec_of(name)
+    one = randomized(shown(spec, spec.shape[0], **net.keywords))
+    x, t = inputs(2, *spec.shape)
+    outputs = [one(x, t, Condition(estimate=e)) for e in (None, x.flip(0))]
+    assert [output.shape for output in outputs] == [x.shape] * 2
+    assert not torch.allclose(*outputs)
 
 
 # ------------------------------------------------------------------------------- training

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torchvision import transforms
 
 from ddpm_lightning.callbacks import Marginals
 from ddpm_lightning.cli import main
+from ddpm_lightning.codecs import Haar
 from ddpm_lightning.commands.shown_data import levels_of, picture_at
 from ddpm_lightning.data import Digits, Toy2D
 from ddpm_lightning.diffusion import SohlDickstein
@@ -20,7 +23,8 @@ from ddpm_lightning.networks import PerStepMLP
 from ddpm_lightning.plots.didactic import two_peaks
 from ddpm_lightning.plots.fixed_noise import fixed_schedule, fixed_strips
 from ddpm_lightning.plots.mapping import carried, gaussian_figure, ring
-from tests.small import fail, fit
+from ddpm_lightning.plots.strips import noised
+from tests.small import TinyUNet, fail, fit, image_spec, tiny_module
 
 # ------------------------------------------------------------------------ p(z) → p(x)
 
@@ -164,6 +168,21 @@ def test_training_draws_the_marginals_that_the_command_draws(tmp_path):
     with Image.open(drawn) as ours, Image.open(tmp_path / "a.png") as theirs:
         assert ours.size == (34 + 3 * 480, 20 + 2 * 480)
         assert ours.tobytes() == theirs.tobytes()
+
+
+def test_data_of_latents_is_noised_in_latents():
+    net = partial(TinyUNet, multipliers=[1], attention_levels=[])
+    module = tiny_module(data=image_spec(), codec=Haar(), net=net)
+    module.codec.shift.copy_(torch.tensor([0.4, -0.2, 0.1, 0.0]))
+    module.codec.scale.fill_(0.5)
+    batch = Digits().finished("train", 200)
+    clean, x_t = noised(module, batch, [0, 300])
+    torch.testing.assert_close(clean, batch.x0)
+    level = module.schedule.level(300)
+    left = module.codec.encode(x_t) - level.alpha * module.codec.encode(batch.x0)
+    # 12,800 independent numbers: a standard error below 1 %.
+    assert float(left.mean()) == pytest.approx(0, abs=0.04 * level.sigma)
+    assert float(left.std()) == pytest.approx(level.sigma, rel=0.04)
 
 
 @pytest.mark.parametrize(

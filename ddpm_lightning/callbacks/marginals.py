@@ -18,7 +18,7 @@ from ddpm_lightning.evaluation.sample_set import made_by, state_of
 from ddpm_lightning.images import write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.pictures import pictures_of
-from ddpm_lightning.plots.strips import marginals_picture
+from ddpm_lightning.plots.strips import marginals_picture, noised
 from ddpm_lightning.sampling import Frames, Request
 from ddpm_lightning.trackers import show
 
@@ -82,9 +82,10 @@ class Marginals(Periodic):
         if not trainer.is_global_zero:
             return
         data: DiffusionData = getattr(trainer, "datamodule")  # noqa: B009 (Lightning's is untyped)
-        x0 = data.finished("train", self.n).x0
         frames = Frames(x_t, x_t, samples.frames.levels)
-        picture = marginals_picture(self._pictures, x0, module.schedule, frames, self.request.seed)
+        batch = data.finished("train", self.n)
+        data_x_t = noised(module, batch, frames.levels, self.request.seed)
+        picture = marginals_picture(self._pictures, data_x_t, frames)
         file = Path(trainer.default_root_dir) / self.name / f"step_{step:08d}.png"
         about = made_by(state_of(self.request, module, Condition()), {"step": step})
         write_png(file, picture, about)

@@ -35,6 +35,7 @@ from ddpm_lightning.plots.pictures import pictures_of
 from ddpm_lightning.plots.strips import (
     forward_strip,
     marginals_picture,
+    noised,
     reverse_frames,
     reverse_strip,
 )
@@ -202,11 +203,12 @@ def plot_marginals(
         )
     n = n or (3000 if len(spec.shape) == 1 else 4)
     request.check(loaded.module)
-    x0 = loaded.data.finished("train", n).x0
+    batch = loaded.data.finished("train", n)
     frames = loaded.module.generate(torch.arange(n), request, frames=columns).frames
     assert frames is not None
     pictures = pictures_of(spec.shape)
-    picture = marginals_picture(pictures, x0, loaded.module.schedule, frames, request.seed)
+    data_x_t = noised(loaded.module, batch, frames.levels, request.seed)
+    picture = marginals_picture(pictures, data_x_t, frames)
     about = made_by(state_of(request, loaded.module, Condition()), loaded.origin)
     write_picture(out, picture, about)
     print(f"{out} shows data above samples, at the levels {sorted(frames.levels)}")

@@ -108,7 +108,7 @@ def gaussian_figure(
         (3, x, GREEN, Learned(mean, deviation), f"{made}; line: p(x)"),
     ):
         panel = figure.add_subplot(1, 3, place)
-        panel.hist(values, bins, density=True, color=colour, alpha=0.5)
+        panel.hist(values, bins.tolist(), density=True, color=colour, alpha=0.5)
         density = torch.distributions.Normal(*curve).log_prob(bins).exp()
         panel.plot(bins, density, color=BLACK, linewidth=1.2)
         panel.set(title=title, xlim=(-reach, reach))

@@ -12,8 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ddpm_lightning.batch import Batch
 from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.images import from_uint8, grid
+from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.figure import pixels_of
 from ddpm_lightning.plots.pictures import Pictures, Scatter
 from ddpm_lightning.randomness import IndexedNoise
@@ -69,24 +71,33 @@ def reverse_frames(pictures: Pictures, frames: Frames) -> list[Tensor]:
     return drawn
 
 
-def marginals_picture(
-    pictures: Pictures, x0: Tensor, schedule: Schedule, frames: Frames, seed: int = 0
-) -> Tensor:
-    """Show data noised to some levels, q(x_t), above samples on their way at the same, p(x_t).
+def noised(model: DiffusionModule, batch: Batch, levels: Sequence[int], seed: int = 0) -> Tensor:
+    """Noise a batch of data to some levels: float32 [F, n, ...] on the CPU.
+
+    Of a model of latents these are noised, and shown decoded. The noise is that of the samples
+    n…2n − 1 of this seed, for the first n may be shown beside.
+    """
+    latents = None if batch.latents is None else batch.latents.to(model.device)
+    moved = batch._replace(x0=batch.x0.to(model.device), latents=latents)
+    z = model.latents(moved).float()
+    n = len(z)
+    eps = IndexedNoise(seed, torch.arange(n, 2 * n))(0, tuple(z.shape[1:])).to(z)
+    x_t = (model.codec.decode(model.schedule.add_noise(z, t, eps)) for t in levels)
+    return torch.stack([x.cpu() for x in x_t])
+
+
+def marginals_picture(pictures: Pictures, data: Tensor, frames: Frames) -> Tensor:
+    """Show data at some levels, q(x_t), above samples on their way at the same, p(x_t).
 
     The rows of a model that has learned its data look alike. Clean data stand on the left. Points
     are plotted in one plot a level, images in a row a sample.
 
     Args:
         pictures: How they are drawn; the axes of points should hold noise, too.
-        x0: float32 [m, ...] data.
-        schedule: The forward process.
-        frames: The samples' trajectories, whose levels are shown.
-        seed: Seed of the noise of the data.
+        data: float32 [F, m, ...], :func:`noised` to the levels of ``frames``, in their order.
+        frames: The samples' trajectories.
     """
-    levels, shape = frames.levels[::-1], tuple(x0.shape[1:])
-    eps = IndexedNoise(seed, torch.arange(len(x0)))(0, shape)
-    rows = torch.stack([schedule.add_noise(x0, t, eps) for t in levels]), frames.x_t.flip(0)
+    levels, rows = frames.levels[::-1], (data.flip(0), frames.x_t.flip(0))
     if isinstance(pictures, Scatter):
         drawn = [torch.cat([pictures.together(x) for x in row], dim=2) for row in rows]
         names = ["$q(x_t)$", "$p(x_t)$"]

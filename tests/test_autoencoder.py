@@ -27,7 +27,7 @@ from tests.small import TinyUNet, fail, fit, image_spec, tiny_data, tiny_module
 
 LatentUNet = partial(TinyUNet, multipliers=[1], attention_levels=[])
 CONFIG = {
-    "module": "Autoencoder",
+    "lightning_module": "Autoencoder",
     "model": {"net": {"class_path": "Autoencoder2d"}},
     "data": {"class_path": "Digits", "init_args": {"global_batch_size": 8, "subset": 64}},
 }
@@ -155,7 +155,9 @@ def test_sample_says_that_an_autoencoder_draws_nothing(trained, tmp_path, capsys
 
 
 def test_an_unknown_module_is_refused(capsys):
-    assert "give DiffusionModule or Autoencoder" in fail(capsys, "fit", "--module", "VAE")
+    assert "give DiffusionModule or Autoencoder" in fail(
+        capsys, "fit", "--lightning_module", "VAE"
+    )
 
 
 # -------------------------------------------------------------------------- its codec

@@ -19,7 +19,7 @@ from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.terminal.parser import PROGRAM
 
 MODULES: tuple[str, ...] = (DiffusionModule.__name__, Autoencoder.__name__)
-"""What ``module:`` of a config, or --module, may name."""
+"""What ``lightning_module:`` of a config, or --lightning_module, may name."""
 
 
 class AutoencoderCLI(DiffusionCLI):
@@ -46,16 +46,16 @@ class AutoencoderCLI(DiffusionCLI):
 
 
 def trains_autoencoder(words: list[str]) -> bool:
-    """Whether a command line, or a config that it names, says ``module: Autoencoder``.
+    """Whether a command line, or a config that it names, says ``lightning_module: Autoencoder``.
 
     Raises InputError: It names neither module.
     """
     found: Any = None
     for name, value in read_words([*config_of_checkpoint(words), *words]):
         if name in ("config", "c"):
-            found = read_config(value)[1].get("module", found)
-        elif name == "module":
+            found = read_config(value)[1].get("lightning_module", found)
+        elif name == "lightning_module":
             found = value
     if found not in (None, *MODULES):
-        raise InputError(f"module {found!r}: give {' or '.join(MODULES)}")
+        raise InputError(f"lightning_module {found!r}: give {' or '.join(MODULES)}")
     return found == Autoencoder.__name__

@@ -188,7 +188,7 @@ class DiffusionCLI(LightningCLI):
         """Link the data to the module; let the callbacks of every run stand beside the trainer."""
         add_trust(parser)
         name = self.base.__name__
-        parser.add_argument("--module", type=Literal[name], default=name, help=MODULE)
+        parser.add_argument("--lightning_module", type=Literal[name], default=name, help=MODULE)
         parser.link_arguments("data.spec", "model.data", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         actions: list[Any] = parser._actions

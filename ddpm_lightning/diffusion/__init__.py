@@ -24,11 +24,14 @@ from ddpm_lightning.diffusion.parameterizations import (
     MeanShift,
     Parameterization,
     PosteriorMean,
+    Score,
     V,
     Velocity,
 )
 from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.schedules import (
+    VE,
+    VP,
     BetaSchedule,
     Cosine,
     Karras,
@@ -45,9 +48,19 @@ from ddpm_lightning.diffusion.timesteps import (
     LogitNormal,
     LogNormal,
     LossSecondMoment,
+    RealTimes,
     Stratified,
     Timesteps,
     Uniform,
 )
 from ddpm_lightning.diffusion.variances import AnalyticVariance, LearnedDiagonal, LearnedRange
-from ddpm_lightning.diffusion.weightings import EDM, P2, VLB, EpsMSE, MinSNR, Plain, Weighting
+from ddpm_lightning.diffusion.weightings import (
+    EDM,
+    P2,
+    VLB,
+    EpsMSE,
+    MinSNR,
+    Plain,
+    ScoreMSE,
+    Weighting,
+)

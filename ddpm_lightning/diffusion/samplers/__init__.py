@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401 (exports)
 
+from ddpm_lightning.diffusion.samplers.adaptive_ode import AdaptiveODE
 from ddpm_lightning.diffusion.samplers.ddim import DDIM
 from ddpm_lightning.diffusion.samplers.ddpm import DDPM
 from ddpm_lightning.diffusion.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSDE

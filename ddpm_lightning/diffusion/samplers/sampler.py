@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from typing_extensions import Self, override
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
-from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.levels import Schedule, Time
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.spacings import Levels, Spacing, UniformSpacing
 from ddpm_lightning.errors import InputError
@@ -27,7 +27,7 @@ from ddpm_lightning.typed import kind_of
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """noise(draw, shape) → standard normal [B, *shape]; x_T is draw 0, step i takes draw i."""
 
-Predict = Callable[[Tensor, int], Prediction]
+Predict = Callable[[Tensor, Time], Prediction]
 """predict(x_t, t) → the (clipped) prediction there; the condition is already bound."""
 
 Draw = Callable[[int], Tensor]
@@ -61,6 +61,9 @@ class Sampler(Configurable, ABC):
     Raises:
         InputError: threshold is not in (0, 1], or clip is not a range.
     """
+
+    chooses_steps: ClassVar[bool] = False
+    """Whether the number of evaluations follows from a tolerance, not from the steps."""
 
     def __init__(
         self,
@@ -156,7 +159,7 @@ class Sampler(Configurable, ABC):
         The network is in evaluation mode until the iterator ends or is closed.
         """
 
-        def predict(x_t: Tensor, t: int) -> Prediction:
+        def predict(x_t: Tensor, t: Time) -> Prediction:
             _check_tensor(x_t, x_T, f"{self.class_path()}.path asks for a prediction from")
             return denoiser(x_t, t, condition).clip(self.clip, self.threshold)
 

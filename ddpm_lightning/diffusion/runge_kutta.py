@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,18 +60,19 @@ class RungeKutta45:
             if self._step is None:
                 self._step = self._first_step(end, left)
             h = torch.minimum(self._step, left)  # 0 for a row that is done
-            y, slope, error = self._try(h * (end - self._at).sign())
+            signed = h * (end - self._at).sign()
+            y, slope, error = self._try(signed)
             # One that is not finite passes, and is found in the samples.
             passed = ~(error >= 1) & (left > 0)
-            self._at = torch.where(passed & (h < left), self._at + h * (end - self._at).sign(), self._at)
-            self._at = torch.where(passed & (h >= left), end, self._at)
+            reached = torch.where(h < left, self._at + signed, end)
+            self._at = torch.where(passed, reached, self._at)
             self.y = torch.where(passed[:, None], y, self.y)
             self.slope = torch.where(passed[:, None], slope, self.slope)
             self._step = torch.where(left > 0, h * self._factor(error, passed), self._step)
             self._repeated = ~passed & (left > 0)
 
     def _try(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """State and slope [B, N] after signed steps h [B], and the error [B] over the tolerance."""
+        """State and slope [B, N] after signed steps h [B], and error over tolerance [B]."""
         k, signed = [self.slope], h[:, None].to(self.y.dtype)
         for weights, share in zip(self._a[1:], self._c[1:], strict=True):
             y = self.y + signed * _combined(weights, k)
@@ -87,7 +88,7 @@ class RungeKutta45:
         return torch.where(~passed | self._repeated, factor.clamp(max=1), factor)
 
     def _first_step(self, end: float, left: Tensor) -> Tensor:
-        """The starting step [B] of Hairer, Nørsett & Wanner (sec. II.4), by one evaluation more."""
+        """The first step [B] by Hairer, Nørsett & Wanner, sec. II.4, from one evaluation more."""
         scale = self._scale(self.y.abs())
         size, slope = (_rms(v / scale).to(left.dtype) for v in (self.y, self.slope))
         h = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).minimum(left)
@@ -113,9 +114,10 @@ class RungeKutta45:
         return self._function(at, y)
 
 
-def _combined(weights: object, slopes: list[Tensor]) -> Tensor:
-    """Sum the slopes by their weights; those without a slope are 0."""
-    return torch.stack([float(w) * k for w, k in zip(weights, slopes)]).sum(0)  # type: ignore[call-overload]
+def _combined(weights: Sequence[float], slopes: list[Tensor]) -> Tensor:
+    """Sum slopes by the first of these weights."""
+    terms = zip(weights, slopes, strict=False)  # the tableau's rows end in zeros
+    return torch.stack([float(weight) * slope for weight, slope in terms]).sum(0)
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -239,8 +239,8 @@ class VP(Schedule):
     """The variance-preserving SDE, dx = −½·beta(u)·x du + √beta(u) dw (Song et al. 2021, eq. 11).
 
     beta(u) rises linearly in the time u = t/T in (0, 1], so alpha = exp(−½·B) and sigma² =
-    1 − exp(−B) with B(u) = beta_min·u + ½·(beta_max − beta_min)·u² (app. C): the limit of Linear for
-    many levels, and at T = 1000 close to it.
+    1 − exp(−B) with B(u) = beta_min·u + ½·(beta_max − beta_min)·u² (app. C): the limit of Linear
+    for many levels, and at T = 1000 close to it.
 
     Args:
         T: Number of noise levels.

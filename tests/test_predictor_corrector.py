@@ -178,4 +178,5 @@ def test_it_starts_from_noise_without_data_and_names_its_files():
     sampler = PredictorCorrector(30, DDIM(), LangevinBySigma(0.3), UniformSpacing())
     samples = sampler(three_peaks(Straight()), normal(50, 1))
     assert bool(samples.isfinite().all())
-    assert sampler.tag(Straight()).startswith("predictorcorrector30_")
+    parts = "predictorddim", "correctorlangevinbysigma-snr0.3"
+    assert sampler.tag(Straight()) == "_".join(["predictorcorrector30", *parts])

@@ -107,8 +107,7 @@ class Sampler(Configurable, ABC):
         for name, value in self.changed().items():
             if name not in ("steps", "spacing", "clip"):
                 values = value if isinstance(value, list | tuple) else [value]
-                words = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-                parts.append(name + "-".join(words))
+                parts.append(name + "-".join(map(_word, values)))
         return "_".join(parts)
 
     def clipped(self, data_range: tuple[float, float] | None) -> Self:
@@ -193,6 +192,15 @@ class SingleStep(Sampler):
             yield State(t, x, prediction.x0)
             x = self.checked_step(prediction, s, partial(draw, i))
         return x
+
+
+def _word(value: Any) -> str:
+    """Write a setting in a file's name; a part with its class and its own changed settings."""
+    if isinstance(value, Configurable):
+        return type(value).__name__.lower() + "".join(
+            f"-{name}{_word(one)}" for name, one in value.changed().items()
+        )
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _called(owner: Sampler, base: Any, method: str, *arguments: Any) -> Any:

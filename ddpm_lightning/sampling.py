@@ -20,10 +20,12 @@ from ddpm_lightning.codecs import Codec
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoiser, Denoises
 from ddpm_lightning.diffusion.guidance import Guidance, as_guidance, guide
-from ddpm_lightning.diffusion.prediction import Variance
+from ddpm_lightning.diffusion.levels import Schedule, Time
+from ddpm_lightning.diffusion.prediction import Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDPM, Sampler, State
 from ddpm_lightning.diffusion.variances import replacing
 from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.networks.network import Network
 from ddpm_lightning.processes import Processes
 from ddpm_lightning.progress import show_progress
 from ddpm_lightning.randomness import IndexedNoise, check_seed
@@ -192,11 +194,13 @@ class Samples:
         x: float32 [n, ...] samples.
         frames: The trajectories, or None.
         inputs: float32 [M, ...] the images that were edited, or None.
+        evaluations: Network evaluations (NFE) a sample, guidance counted twice; None: not counted.
     """
 
     x: Tensor
     frames: Frames | None = None
     inputs: Tensor | None = None
+    evaluations: float | None = None
 
     def gathered(self, n: int, batch_size: int) -> Samples:
         """Put the shares of all processes together; the first has samples 0…n − 1, others none."""
@@ -209,7 +213,31 @@ class Samples:
         frames = self.frames
         if frames is not None:
             frames = Frames(gather(frames.x_t), gather(frames.x0), frames.levels)
-        return Samples(processes.gather(self.x, n, batch_size), frames, self.inputs)
+        x = processes.gather(self.x, n, batch_size)
+        return Samples(x, frames, self.inputs, self.evaluations)
+
+
+class Counted:
+    """A denoiser that counts the rows that it is asked for."""
+
+    def __init__(self, denoiser: Denoises) -> None:
+        self.denoiser = denoiser
+        self.rows = 0
+
+    @property
+    def net(self) -> Network | None:
+        """The network inside."""
+        return self.denoiser.net
+
+    @property
+    def schedule(self) -> Schedule:
+        """The forward process."""
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
+        """Predict x0; arguments as for any denoiser."""
+        self.rows += len(x_t)
+        return self.denoiser(x_t, t, condition)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,12 +289,14 @@ def generate(
         InputError: The request or the condition does not fit the model.
     """
     request.check_labels(model)
-    denoiser = guide(request.denoiser(model), request.guidance)
+    counted = Counted(request.denoiser(model))
+    denoiser = guide(counted, request.guidance)
     sampler = request.sampler.clipped(model.latent.data_range)
     procedure = from_noise(denoiser, sampler, model.latent.shape)
     procedure = replace(procedure, decode=model.codec.decode)
     condition = request.condition(model, indices, condition)
-    return run(procedure, indices, request, condition, model.device, frames, progress)
+    samples = run(procedure, indices, request, condition, model.device, frames, progress)
+    return replace(samples, evaluations=counted.rows / len(indices))
 
 
 def run(

@@ -146,7 +146,8 @@ def test_samples_and_their_way_are_the_same_from_one_two_and_three_processes(
     ]
     for text, name in zip(printed, ("one", "two", "three"), strict=True):
         assert text.splitlines() == [
-            f"37 samples in {tmp_path / name}, all of them in {tmp_path / name}/grid.png"
+            f"37 samples in {tmp_path / name}, all of them in {tmp_path / name}/grid.png, "
+            "NFE 6 each"
         ]
         assert_same_files(tmp_path / "one", tmp_path / name)
 

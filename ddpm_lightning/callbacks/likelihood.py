@@ -19,9 +19,9 @@ from ddpm_lightning.checkpoint import read_checkpoint
 from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.diffusion.bound import decoder_of, strata, variational_bound
 from ddpm_lightning.diffusion.decoders import Decoder
-from ddpm_lightning.diffusion.flow import flow_likelihood
+from ddpm_lightning.diffusion.flow import adaptive_flow_likelihood, flow_likelihood
 from ddpm_lightning.diffusion.samplers import QuadraticSpacing, Spacing
-from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.errors import InputError, above, at_least
 from ddpm_lightning.evaluation.likelihood import bound_settings
 from ddpm_lightning.metrics.metric import Score
 from ddpm_lightning.metrics.result import Result, append_result
@@ -51,6 +51,8 @@ class Likelihood(Callback):
             images, and GaussianDecoder for any other.
         flow_n: Test samples of the ODE's likelihood, the first of the split; 0: none.
         flow_steps: Steps of Heun's method, of two network evaluations each; null: every level.
+        flow_tolerance: Instead of so many steps, Runge–Kutta 5(4) to this relative and absolute
+            tolerance, e.g. 1e-5; null: Heun's method.
         flow_probes: Vectors of Hutchinson's estimate of the divergence, a backward pass each;
             null: the exact one, for data of at most 64 dimensions.
         weights: ema (averaged) or raw (the ones in training).
@@ -70,8 +72,10 @@ class Likelihood(Callback):
         flow_probes: int | None = 1,
         weights: Weights = "ema",
         seed: int = 0,
+        flow_tolerance: float | None = None,
     ) -> None:
         check_seed(seed)
+        above(0, self, flow_tolerance=flow_tolerance)
         at_least(0, self, evaluations=evaluations, flow_n=flow_n)
         at_least(1, self, flow_steps=flow_steps, flow_probes=flow_probes)
         self.evaluations = evaluations
@@ -80,6 +84,7 @@ class Likelihood(Callback):
         self.flow_n = flow_n
         self.flow_steps = flow_steps
         self.flow_probes = flow_probes
+        self.flow_tolerance = flow_tolerance
         self.weights: Weights = weights
         self.seed = seed
 
@@ -104,6 +109,7 @@ class Likelihood(Callback):
         root = trainer.strategy.root_device
         device = root if root.type == "cuda" else "cpu"
         self._bound, self._flow = Moments(columns).to(device), Moments(1).to(device)
+        self._flow_evaluations = 0
 
     @override
     def on_test_batch_end(
@@ -129,16 +135,20 @@ class Likelihood(Callback):
             self._bound.update(bound.terms)
         count = int((batch.index < self.flow_n).sum())  # they come first
         if count:
-            flow = flow_likelihood(
+            arguments = (
                 denoiser,
                 x0[:count],
                 IndexedNoise(self.seed, batch.index[:count], Stream.LIKELIHOOD, device),
                 condition.rows(slice(count)),
                 256 if decoder_of(pl_module.latent.data_range).unit == "bits" else None,
                 self.flow_probes,
-                self.flow_steps,
             )
+            if self.flow_tolerance is None:
+                flow = flow_likelihood(*arguments, self.flow_steps)
+            else:
+                flow = adaptive_flow_likelihood(*arguments, self.flow_tolerance)
             self._flow.update(flow.nll[:, None] + offset)
+            self._flow_evaluations = max(self._flow_evaluations, flow.evaluations)
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -182,10 +192,13 @@ class Likelihood(Callback):
             "steps": self.flow_steps,
             "probes": self.flow_probes,
         }
+        if self.flow_tolerance is not None:
+            settings |= {"steps": None, "tolerance": self.flow_tolerance}
         score = Score(mean, error, settings=settings)
         if self._report(trainer, module, name, score):
             flow = f"{unit} a dimension of the probability flow"
-            print(f"{flow}: {in_words(score)} on {n} test samples")
+            cost = f"NFE {self._flow_evaluations} each"
+            print(f"{flow}: {in_words(score)} on {n} test samples, {cost}")
 
     def _report(self, trainer: Trainer, module: DiffusionModule, name: str, score: Score) -> bool:
         """Log a likelihood and keep it in metrics.json; whether it is to be printed, too."""

@@ -113,12 +113,12 @@ class LossByTimestep(Callback):
         self, module: LightningModule, outputs: Mapping[str, Tensor], losses: dict[str, Tensor]
     ) -> None:
         assert isinstance(module, DiffusionModule)
-        t = outputs["t"]
+        level = outputs["t"].ceil().long()  # a real time counts for the level above it
         for name, loss in losses.items():
             if name not in self._sums:
-                self._sums[name] = torch.zeros(2, module.schedule.T, device=t.device)
-            self._sums[name][0].index_add_(0, t - 1, loss.float())
-            self._sums[name][1].index_add_(0, t - 1, torch.ones_like(loss, dtype=torch.float))
+                self._sums[name] = torch.zeros(2, module.schedule.T, device=level.device)
+            self._sums[name][0].index_add_(0, level - 1, loss.float())
+            self._sums[name][1].index_add_(0, level - 1, torch.ones_like(loss, dtype=torch.float))
 
     def _log(self, trainer: Trainer, split: str) -> dict[str, Tensor]:
         """Log the means by range; give the sums and counts of all processes by level, [2, T]."""

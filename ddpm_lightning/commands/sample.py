@@ -115,9 +115,13 @@ def sample(
     elif condition is not None:
         raise InputError("--edit starts from its own images; leave out --condition")
 
+    spent: list[float] = []
+
     def draw(indices: Tensor, frames: int) -> Samples:
         if edit is None:
-            return module.generate(indices, request, given.condition, frames, processes.first)
+            drawn = module.generate(indices, request, given.condition, frames, processes.first)
+            spent.append(drawn.evaluations or 0.0)
+            return drawn
         return edit_images(module, edit, n, request, frames, processes.first, indices)
 
     stated = {
@@ -135,7 +139,7 @@ def sample(
     if folder != out:
         drawn = request.condition(module, torch.arange(n), given.condition)
         pack(folder, out, n, drawn.label if edit is None else None)
-        print(f"{n} samples in {out}")
+        print(f"{n} samples in {out}{_cost(spent)}")
         return
     bands = given.bands(n)
 
@@ -147,6 +151,11 @@ def sample(
     if samples.frames is not None:
         frames = [overview(x) for x in samples.frames.x_t]
         write_animation(out / "trajectory", frames, grid.fps, grid.animation)
-    print(f"{n} samples in {out}, all of them in {out / pictures.overview}")
+    print(f"{n} samples in {out}, all of them in {out / pictures.overview}{_cost(spent)}")
     if agreement := given.agreement(samples.x):
         print(agreement)
+
+
+def _cost(spent: list[float]) -> str:
+    """Say what a sample cost: the mean of the batches drawn now."""
+    return f", NFE {sum(spent) / len(spent):.4g} each" if spent else ""

@@ -24,11 +24,14 @@ from ddpm_lightning.diffusion.parameterizations import (
     MeanShift,
     Parameterization,
     PosteriorMean,
+    Score,
     V,
     Velocity,
 )
 from ddpm_lightning.diffusion.prediction import FixedLarge, FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.schedules import (
+    VE,
+    VP,
     BetaSchedule,
     Cosine,
     Karras,
@@ -45,6 +48,7 @@ from ddpm_lightning.diffusion.timesteps import (
     LogitNormal,
     LogNormal,
     LossSecondMoment,
+    RealTimes,
     Stratified,
     Timesteps,
     Uniform,
@@ -55,4 +59,13 @@ from ddpm_lightning.diffusion.variances import (
     LearnedLogVariance,
     LearnedRange,
 )
-from ddpm_lightning.diffusion.weightings import EDM, P2, VLB, EpsMSE, MinSNR, Plain, Weighting
+from ddpm_lightning.diffusion.weightings import (
+    EDM,
+    P2,
+    VLB,
+    EpsMSE,
+    MinSNR,
+    Plain,
+    ScoreMSE,
+    Weighting,
+)

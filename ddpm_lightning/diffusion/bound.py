@@ -135,7 +135,7 @@ def bound_term(prediction: Prediction, x0: Tensor, decoder: Decoder) -> Tensor:
     if isinstance(level.t, int):
         t = torch.full((len(x_t),), level.t, device=x_t.device)
         level = level.schedule.level(t, like=x_t)
-    before = level.at(level.t - 1)
+    before = level.previous
     first = torch.as_tensor(before.sigma == 0)
     # Both are computed for every row, each at a level where it is finite, as its gradient is.
     q = posterior(before, level)

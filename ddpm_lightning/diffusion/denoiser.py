@@ -60,6 +60,8 @@ class Denoiser:
         """
         if isinstance(t, int) and not 1 <= t <= self.schedule.T:
             raise InputError(f"level {t}: noisy data is at a level from 1 to {self.schedule.T}")
+        if isinstance(t, float) and not 0 < t <= self.schedule.T:
+            raise InputError(f"real time {t}: give one above 0, up to {self.schedule.T}")
         for name, part in condition._asdict().items():
             if part is not None and len(part) != len(x_t):
                 raise InputError(

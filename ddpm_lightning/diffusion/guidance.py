@@ -122,7 +122,7 @@ class Guided(_Wrapper):
         """Predict x0 under guidance; both halves go through the network as one batch."""
         if condition.label is None and condition.tokens is None:
             raise InputError("guidance needs labels; give labels, or guidance 1 to leave it out")
-        both_t = t if isinstance(t, int) else torch.cat([t, t])
+        both_t = torch.cat([t, t]) if isinstance(t, Tensor) else t
         both_conditions = condition.followed_by(condition.null())
         both = self.denoiser(torch.cat([x_t, x_t]), both_t, both_conditions)
         conditional, null = both.rows(slice(len(x_t))), both.rows(slice(len(x_t), None))
@@ -163,7 +163,7 @@ class InInterval(_Wrapper):
         """Predict x0; arguments as for any denoiser."""
         # Whole levels, because 0.29·100 is a little less than 29 in floating point.
         first, last = (math.floor(share * self.schedule.T + 1e-6) for share in self.interval)
-        if isinstance(t, int):
+        if not isinstance(t, Tensor):
             denoiser = self.inside if first < t <= last else self.denoiser
             return denoiser(x_t, t, condition)
         inside, outside = (d(x_t, t, condition) for d in (self.inside, self.denoiser))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.errors import InputError
 
-Time = int | Tensor
-"""A level t in 0…T: an int, one for the whole batch, or int64 [B], one for each row."""
+Time = int | float | Tensor
+"""A level t in 0…T: an int, one for the whole batch, or int64 [B], one for each row; a float or
+floating [B] is a real time in (0, T]."""
 
 Scalar = float | Tensor
 """A Python float (one level for the whole batch) or a tensor [B, 1, …] (a level per row)."""
@@ -28,8 +29,9 @@ class Level:
 
     Args:
         schedule: The schedule that it belongs to.
-        t: An int, one level for the whole batch, or int64 [B], one for each row.
-        alpha: Factor of the data, a float for an int t, else [B, 1, …].
+        t: A number, one level for the whole batch, or a tensor [B], one for each row; int or
+            int64 is a level 0…T, a float or floating a real time in (0, T].
+        alpha: Factor of the data, a float for a number t, else [B, 1, …].
         sigma: Standard deviation of the noise, likewise.
         log_snr: ln(alpha²/sigma²), likewise; inf at t = 0, −inf where alpha = 0.
         log_snr_rest: What float32 leaves out of log_snr, for differences between neighbours.
@@ -47,21 +49,58 @@ class Level:
         """Signal-to-noise ratio, alpha²/sigma²."""
         return (self.alpha / self.sigma) ** 2
 
+    @property
+    def angle(self) -> Scalar:
+        """arctan(sigma/alpha): 0 for clean data, π/2 where alpha = 0."""
+        if isinstance(self.alpha, Tensor) and isinstance(self.sigma, Tensor):
+            return torch.atan2(self.sigma, self.alpha)
+        return math.atan2(self.sigma, self.alpha)
+
+    @property
+    def length(self) -> Scalar:
+        """√(alpha² + sigma²): 1 when variance is preserved."""
+        if isinstance(self.alpha, Tensor) and isinstance(self.sigma, Tensor):
+            return torch.hypot(self.alpha, self.sigma)
+        return math.hypot(self.alpha, self.sigma)
+
     def at(self, t: Time) -> Level:
         """Another level of the same schedule, in the same dtype and rank."""
         return self.schedule.level(t, self.alpha if isinstance(self.alpha, Tensor) else None)
 
+    @property
+    def previous(self) -> Level:
+        """Level t − 1; raises InputError at a real time, which has no level before it."""
+        if is_real(self.t):
+            raise InputError(
+                "a step t − 1 → t is asked for at a real time, which has no level before it: "
+                "train on levels with PosteriorMean, MeanShift, LearnedDiagonal, VLB, "
+                "VariationalBound and Hybrid (--model.timesteps Uniform), or on real times with "
+                "another parameterization, MSE and EpsMSE"
+            )
+        return self.at(self.t - 1)
+
     def matching(self, other: Level) -> Level:
         """This level, stated row by row where the other is."""
-        if isinstance(self.t, int) and isinstance(other.t, Tensor):
-            return other.at(torch.full_like(other.t, self.t))
+        if not isinstance(self.t, Tensor) and isinstance(other.t, Tensor):
+            dtype = torch.int64 if isinstance(self.t, int) else torch.float32
+            return other.at(torch.full_like(other.t, self.t, dtype=dtype))
         return self
 
     def entry(self, table: Tensor) -> Scalar:
-        """Look up this level in a table [T+1]; a float or [B, 1, …], like alpha."""
+        """Look up this level in a table [T+1]; a float or [B, 1, …], like alpha.
+
+        Raises InputError: It is a real time, which a table does not know.
+        """
+        if is_real(self.t):
+            raise InputError("a table by level has no entry for a real time; use levels")
         if isinstance(self.alpha, Tensor):
             return table.to(self.alpha)[self.t].view(self.alpha.shape)
         return float(table[self.t])
+
+
+def is_real(t: Time) -> bool:
+    """Whether t is a real time and not a level."""
+    return t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)
 
 
 class Schedule(Configurable, nn.Module, ABC):
@@ -69,7 +108,7 @@ class Schedule(Configurable, nn.Module, ABC):
 
     Level 0 is clean data (alpha = 1, sigma = 0). The tables are float64 [T+1] on the CPU, and so
     is ``log_snr``, ln(alpha²/sigma²); float32 copies travel with the module that owns the schedule
-    and never change dtype.
+    and never change dtype. Between the levels :meth:`curve` gives alpha and sigma at real times.
 
     Args:
         alpha: [T+1], alpha_0 = 1.
@@ -83,6 +122,7 @@ class Schedule(Configurable, nn.Module, ABC):
     sigma: Tensor
     log_snr: Tensor
     _float64: Tensor
+    _polar: Tensor
     _float32: Tensor
 
     def __init__(self, alpha: Tensor, sigma: Tensor) -> None:
@@ -100,6 +140,7 @@ class Schedule(Configurable, nn.Module, ABC):
         rest = (log_snr - log_snr.float()).nan_to_num()  # infinity minus itself
         self.alpha, self.sigma, self.log_snr = alpha, sigma, log_snr
         self._float64 = torch.stack([alpha, sigma, log_snr, torch.zeros_like(rest)])
+        self._polar = torch.stack([torch.atan2(sigma, alpha), torch.hypot(alpha, sigma)])
         float32 = torch.stack([alpha, sigma, log_snr, rest]).float()
         self.register_buffer("_float32", float32, persistent=False)
         if alpha[-1] > 0.1 * sigma[-1]:
@@ -121,18 +162,63 @@ class Schedule(Configurable, nn.Module, ABC):
         return math.hypot(float(self.alpha[-1]), float(self.sigma[-1]))
 
     def level(self, t: Time, like: Tensor | None = None) -> Level:
-        """Look up a level: floats for an int t, tensors [B, 1, …] for int64 [B].
+        """Look up a level: floats for a number t, tensors [B, 1, …] for a tensor [B].
 
         Args:
-            t: 0…T for the whole batch, or int64 [B].
+            t: 0…T for the whole batch, or int64 [B]; a float or floating [B] is a real time in
+                (0, T], for which :meth:`curve` is computed.
             like: [B, ...] tensor whose rank and dtype (float32 at least) the tensors suit.
         """
         if isinstance(t, int):
             return Level(self, t, *(float(v[t]) for v in (self.alpha, self.sigma, self.log_snr)))
+        if isinstance(t, float):
+            one = torch.tensor([t], dtype=torch.float64)
+            return Level(self, t, *map(float, self._between(one)[:3]))
         double = like is not None and like.dtype == torch.float64
-        values = (self._float64 if double else self._float32).to(t.device)[:, t]
+        if t.is_floating_point():
+            values = self._between(t).to(torch.float64 if double else torch.float32)
+        else:
+            values = (self._float64 if double else self._float32).to(t.device)[:, t]
         rank = 1 if like is None else like.ndim
         return Level(self, t, *values.view(4, -1, *[1] * (rank - 1)))
+
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Give alpha and sigma at the real times t = u·T, u [B] in (0, 1], in u's dtype.
+
+        A schedule that has a closed form overrides this with it. Here the angle
+        arctan(sigma/alpha) and the length √(alpha² + sigma²) are linear in t from each level to
+        the next, finite from clean data to alpha_T = 0.
+        """
+        t = u * self.T
+        upper = t.ceil().long().clamp(1, self.T)
+        polar = self._polar.to(u)
+        above, below = polar[:, upper], polar[:, upper - 1]
+        angle, length = above - (upper - t) * (above - below)
+        return length * torch.cos(angle), length * torch.sin(angle)
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        """Find the real times t [B] in (0, T] at which arctan(sigma/alpha) is this angle [B].
+
+        By bisection between two levels, to 2⁻³⁰ of a level, because the angle rises with t on
+        every schedule. One with a closed form may override this with its inverse.
+        """
+        upper = torch.searchsorted(self._polar[0].to(angle), angle).clamp(1, self.T)
+        high = upper.to(angle.dtype)
+        low = high - 1
+        for _ in range(30):
+            middle = (low + high) / 2
+            alpha, sigma = self.curve(middle / self.T)
+            is_above = torch.atan2(sigma, alpha) >= angle
+            low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
+        return high
+
+    def _between(self, t: Tensor) -> Tensor:
+        """Alpha, sigma, log SNR and what float32 leaves out of it at real times, [4, B]."""
+        # MPS has no float64.
+        u = t.to(torch.float32 if t.device.type == "mps" else torch.float64) / self.T
+        alpha, sigma = self.curve(u)
+        log_snr = 2 * (alpha.log() - sigma.log())
+        return torch.stack([alpha, sigma, log_snr, (log_snr - log_snr.float()).nan_to_num()])
 
     def add_noise(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """Noise data x0 [B, ...] to level(s) t: x_t = alpha_t·x_0 + sigma_t·eps (DDPM eq. 4)."""

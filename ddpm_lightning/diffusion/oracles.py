@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition
-from ddpm_lightning.diffusion.levels import Level, Schedule, Time
+from ddpm_lightning.diffusion.levels import Level, Schedule, Time, is_real
 from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.errors import InputError
 
@@ -34,11 +34,11 @@ class Oracle(ABC):
 
     @abstractmethod
     def expectation(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
-        """E[x0 | x_t] [B, d] for flat x_t [B, d] of one level."""
+        """E[x0 | x_t] [B, d] for flat x_t [B, d] of one level, or of a level with alpha [B, 1]."""
 
     @abstractmethod
     def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
-        """Log q(x_t | label) [B] for flat x_t [B, d] of one level."""
+        """Log q(x_t | label) [B] for flat x_t [B, d], likewise."""
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Give the exact E[x0 | x_t, label]; arguments as for any denoiser."""
@@ -55,8 +55,10 @@ class Oracle(ABC):
 
     def _by_level(self, function: Any, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         x = x_t.flatten(1)
-        if isinstance(t, int):
+        if not isinstance(t, Tensor):
             return function(x, self.schedule.level(t), condition)
+        if is_real(t):
+            return function(x, self.schedule.level(t, like=x), condition)
         places, parts = [], []
         for each in t.unique().tolist():
             rows = (t == each).nonzero()[:, 0]
@@ -147,9 +149,8 @@ class Mixture(Oracle):
         alpha, sigma = level.alpha, level.sigma
         means, variances = self.means.to(x), self.variances.to(x)
         share = self._log_joint(x, level, condition).softmax(dim=1)  # [B, K]
-        gain = alpha * variances / (alpha**2 * variances + sigma**2)  # [K]
-        centre = means * (1 - alpha * gain)[:, None]  # [K, d]
-        return share @ centre + (share @ gain)[:, None] * x
+        gain = alpha * variances / (alpha**2 * variances + sigma**2)  # [K] or [B, K]
+        return (share * (1 - alpha * gain)) @ means + (share * gain).sum(1, keepdim=True) * x
 
     @override
     def flat_log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
@@ -161,9 +162,14 @@ class Mixture(Oracle):
         variances = alpha**2 * self.variances.to(x) + sigma**2
         # Differences first: with the inner product, small sigma would lose every digit.
         mode = "donot_use_mm_for_euclid_dist"
-        distances = torch.cdist(x, alpha * self.means.to(x), compute_mode=mode) ** 2  # [B, K]
+        means = self.means.to(x)
+        if isinstance(alpha, Tensor):  # [B, 1], a level a row
+            x, means = x[:, None], alpha[..., None] * means
+            distances = torch.cdist(x, means, compute_mode=mode)[:, 0] ** 2  # [B, K]
+        else:
+            distances = torch.cdist(x, alpha * means, compute_mode=mode) ** 2
         log_weights = self._weights_in_class(condition.label, len(x)).to(x).log()
-        log_norm = 0.5 * x.shape[1] * torch.log(2 * math.pi * variances)
+        log_norm = 0.5 * x.shape[-1] * torch.log(2 * math.pi * variances)
         return log_weights - log_norm - 0.5 * distances / variances
 
     def _weights_in_class(self, label: Tensor | None, rows: int) -> Tensor:

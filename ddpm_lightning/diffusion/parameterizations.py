@@ -59,7 +59,10 @@ class Parameterization(Configurable, ABC):
 
 
 def discrete_time(level: Level) -> Scalar:
-    """The noise coordinate t − 1: networks count the noise levels 1…T from 0 (DDPM's code)."""
+    """The noise coordinate t − 1: networks count the noise levels 1…T from 0 (DDPM's code).
+
+    A real time t = u·T gives a real number, the same one at a whole t.
+    """
     t = level.t - 1
     return t.to(level.alpha.dtype) if isinstance(t, Tensor) else float(t)  # type: ignore[union-attr]
 
@@ -71,6 +74,32 @@ class Eps(Parameterization):
     def coefficients(self, level: Level) -> Coefficients:
         alpha, sigma = level.alpha, level.sigma
         return Coefficients(1 / alpha, -sigma / alpha, 1.0, discrete_time(level))
+
+
+class Score(Parameterization):
+    """F predicts the score ∇ log q(x_t), times sigma or as it is (Song et al. 2021, eq. 7).
+
+    Denoising score matching: the score of q(x_t | x_0) is −eps/sigma, and the best F of a squared
+    error is its mean given x_t, the score of q(x_t) (Vincent 2011). So sigma·score is −eps_hat and
+    x0_hat = (x_t + sigma²·score) / alpha: this is Eps with the other sign. Under the objective MSE
+    with EpsMSE the loss is score matching weighted by lambda = sigma², with ScoreMSE by 1.
+
+    Args:
+        scaled: F = sigma·score, of one size at all levels; false: F = score.
+    """
+
+    def __init__(self, scaled: bool = True) -> None:
+        self.scaled = scaled
+
+    @override
+    def coefficients(self, level: Level) -> Coefficients:
+        alpha, sigma = level.alpha, level.sigma
+        c_out = (sigma if self.scaled else sigma**2) / alpha
+        return Coefficients(1 / alpha, c_out, 1.0, discrete_time(level))
+
+    @override
+    def target(self, level: Level, c: Coefficients, x0: Tensor, eps: Tensor) -> Tensor:
+        return -eps if self.scaled else -eps / level.sigma  # the same, without its cancellation
 
 
 class X0(Parameterization):
@@ -104,7 +133,7 @@ class PosteriorMean(Parameterization):
 
     @override
     def coefficients(self, level: Level) -> Coefficients:
-        q = posterior(level.at(level.t - 1), level)
+        q = posterior(level.previous, level)
         return Coefficients(-q.x_t / q.x0, 1 / q.x0, 1.0, discrete_time(level))
 
 
@@ -120,7 +149,7 @@ class MeanShift(Parameterization):
 
     @override
     def coefficients(self, level: Level) -> Coefficients:
-        alpha, sigma, before = level.alpha, level.sigma, level.at(level.t - 1)
+        alpha, sigma, before = level.alpha, level.sigma, level.previous
         norm = alpha**2 + sigma**2
         std = sigma * new_noise(before, level) ** 0.5  # sqrt(beta_t)
         return Coefficients(

@@ -62,7 +62,7 @@ class Prediction:
             self,
             x0=self.x0[index],
             x_t=self.x_t[index],
-            level=self.level if isinstance(self.t, int) else self.level.at(self.t[index]),
+            level=self.level.at(self.t[index]) if isinstance(self.t, Tensor) else self.level,
             output=None,
             coefficients=None,
             extra=None if self.extra is None else self.extra[index],

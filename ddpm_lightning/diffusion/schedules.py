@@ -141,7 +141,24 @@ class Cosine(Schedule):
         check_levels("Cosine", T)
         t = torch.arange(T + 1, dtype=torch.float64) / T
         f = torch.cos((t + offset) / (1 + offset) * math.pi / 2).square()
-        super().__init__(*tables_from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta)))
+        betas = 1 - f[1:] / f[:-1]
+        self.offset = offset
+        self.is_closed = bool((betas[:-1] <= max_beta).all())
+        super().__init__(*tables_from_betas(betas.clamp(max=max_beta)))
+
+    @override
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Follow eq. 17 itself down to alpha_T, unless max_beta caps more than the last beta."""
+        if not self.is_closed:
+            return super().curve(u)
+        first, here = (
+            (share + self.offset) / (1 + self.offset) * math.pi / 2
+            for share in (torch.zeros_like(u), u)
+        )
+        alpha = here.cos() / first.cos()
+        # 1 − alpha² as a product, which keeps its digits near the data.
+        sigma = ((here - first).sin() * (here + first).sin()).sqrt() / first.cos()
+        return alpha.clamp(min=float(self.alpha[-1])), sigma.clamp(max=float(self.sigma[-1]))
 
 
 class Sigmoid(Schedule):
@@ -205,7 +222,73 @@ class Karras(Schedule):
         above(0, self, sigma_min=sigma_min, rho=rho)
         above(sigma_min, self, sigma_max=sigma_max)
         sigma = _rising(sigma_min ** (1 / rho), sigma_max ** (1 / rho), T) ** rho
+        self.ends = sigma_min, sigma_max
+        self.rho = rho
         super().__init__(torch.ones(T + 1, dtype=torch.float64), torch.cat([_ZERO, sigma]))
+
+    @override
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Follow eq. 5 from level 1 up; below, sigma = sigma_min·t."""
+        t = u * self.T
+        first, last = (sigma ** (1 / self.rho) for sigma in self.ends)
+        warped = first + (t.clamp(min=1) - 1) / (self.T - 1) * (last - first)
+        return torch.ones_like(u), warped**self.rho * t.clamp(max=1)
+
+
+class VP(Schedule):
+    """The variance-preserving SDE, dx = −½·beta(u)·x du + √beta(u) dw (Song et al. 2021, eq. 11).
+
+    beta(u) rises linearly in the time u = t/T in (0, 1], so alpha = exp(−½·B) and sigma² =
+    1 − exp(−B) with B(u) = beta_min·u + ½·(beta_max − beta_min)·u² (app. C): the limit of Linear
+    for many levels, and at T = 1000 close to it.
+
+    Args:
+        T: Number of noise levels.
+        beta_min: beta at the data, above 0.
+        beta_max: beta at the noise, beta_min or more.
+    """
+
+    def __init__(self, T: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        check_levels("VP", T)
+        above(0, self, beta_min=beta_min)
+        at_least(beta_min, self, beta_max=beta_max)
+        self.beta_min = beta_min
+        self.beta_max = beta_max
+        super().__init__(*self.curve(_times(T, 0)))
+
+    @override
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        integral = u * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * u)
+        return torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+
+
+class VE(Schedule):
+    """The variance-exploding SDE: alpha = 1, sigma = sigma_min·(sigma_max/sigma_min)^u, u = t/T.
+
+    Geometric noise levels, those of score matching with Langevin dynamics (Song & Ermon 2019;
+    Song et al. 2021, eq. 9 and app. C). Level 0 is clean data, while sigma tends to sigma_min
+    above it. Use EDMPreconditioning with it: the other parameterizations hand the network x_t as
+    it is.
+
+    Args:
+        T: Number of noise levels.
+        sigma_min: sigma where u tends to 0, above 0.
+        sigma_max: sigma_T, about the largest distance between two data (Song & Ermon 2020).
+    """
+
+    def __init__(self, T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+        check_levels("VE", T)
+        above(0, self, sigma_min=sigma_min)
+        above(sigma_min, self, sigma_max=sigma_max)
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+        alpha, sigma = self.curve(_times(T, 1))
+        super().__init__(torch.cat([1 - _ZERO, alpha]), torch.cat([_ZERO, sigma]))
+
+    @override
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = self.sigma_max / self.sigma_min
+        return torch.ones_like(u), self.sigma_min * torch.exp(u * math.log(ratio))
 
 
 class Straight(Schedule):
@@ -222,6 +305,10 @@ class Straight(Schedule):
         check_levels("Straight", T)
         t = torch.arange(T + 1, dtype=torch.float64)
         super().__init__((T - t) / T, t / T)
+
+    @override
+    def curve(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - u, u
 
 
 class ZeroTerminalSNR(Schedule):
@@ -269,6 +356,11 @@ class Table(Schedule):
 
 
 _ZERO = torch.zeros(1, dtype=torch.float64)
+
+
+def _times(T: int, first: int) -> Tensor:
+    """U = t/T of the levels from the first to T."""
+    return torch.arange(first, T + 1, dtype=torch.float64) / T
 
 
 def _rising(first: float, last: float, n: int) -> Tensor:

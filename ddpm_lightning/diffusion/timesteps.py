@@ -19,7 +19,7 @@ from ddpm_lightning.randomness import BatchNoise
 
 
 class Drawn(NamedTuple):
-    """Levels t int64 [B] and the importance weights [B] that keep the loss unbiased."""
+    """Levels t int64 [B] or real times [B], and the importance weights [B] of the loss."""
 
     t: Tensor
     weight: Tensor
@@ -33,7 +33,7 @@ class UniformNoise(Protocol):
 
 
 class Timesteps(Configurable, ABC):
-    """Distribution of the training levels over 1…T."""
+    """Distribution of the training levels over 1…T, or of real times over (0, T]."""
 
     @property
     def learns(self) -> bool:
@@ -49,7 +49,7 @@ class Timesteps(Configurable, ABC):
         """
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses [N] of an optimizer step at levels t int64 [N], of all processes.
+        """Learn from the losses [N] of an optimizer step at levels t [N], of all processes.
 
         They are in the same order on each process, and without importance weights.
         """
@@ -69,6 +69,32 @@ class Uniform(Timesteps):
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
         u = noise.uniform(1)
         return Drawn(level_of(u, schedule), torch.ones_like(u))
+
+
+class RealTimes(Timesteps):
+    """Continuous time: t = u·T with u uniform in (smallest, 1] (Song et al. 2021, eq. 7).
+
+    t is a real number. alpha and sigma are those of the schedule's closed form there (VP, VE,
+    Cosine, Straight, Karras; other schedules are interpolated), and the network is given t − 1, as
+    at a level. So samplers may visit any levels of the same schedule.
+
+    Args:
+        smallest: Below it nothing is learned, because the score grows without bound towards the
+            data; the paper's 1e-5, at T = 1000 a hundredth of level 1.
+
+    Raises:
+        InputError: smallest is not in (0, 1).
+    """
+
+    def __init__(self, smallest: float = 1e-5) -> None:
+        if not 0 < smallest < 1:
+            raise InputError(f"RealTimes(smallest={smallest}): give a time above 0 and below 1")
+        self.smallest = smallest
+
+    @override
+    def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
+        u = 1 - (1 - self.smallest) * noise.uniform(1)
+        return Drawn(u * schedule.T, torch.ones_like(u))
 
 
 class LogNormal(Timesteps):

@@ -71,7 +71,7 @@ class LearnedDiagonal(_Learned):
 
     @override
     def learned(self, extra: Tensor, s: Level, t: Level) -> Tensor:
-        before = t.at(t.t - 1)
+        before = t.previous
         learned = self.unit(before, t) * extra.exp()
         one, any_ = posterior(before, t), posterior(s, t)
         excess = (learned - one.variance).clamp(min=0)

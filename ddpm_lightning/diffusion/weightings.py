@@ -30,11 +30,25 @@ class Plain(Weighting):
 
 
 class EpsMSE(Weighting):
-    """SNR: the paper's L_simple (DDPM eq. 14), an unweighted error of eps, for any prediction."""
+    """SNR: the paper's L_simple (DDPM eq. 14), an unweighted error of eps, for any prediction.
+
+    It is score matching weighted by lambda = sigma² (Song et al. 2021, eq. 7).
+    """
 
     @override
     def __call__(self, level: Level, c_out: Scalar) -> Scalar:
         return level.snr
+
+
+class ScoreMSE(Weighting):
+    """SNR/sigma²: an unweighted error of the score −eps/sigma, lambda = 1 in score matching.
+
+    It is dominated by the lowest levels, where the score is largest (Song & Ermon 2019, sec. 4.2).
+    """
+
+    @override
+    def __call__(self, level: Level, c_out: Scalar) -> Scalar:
+        return level.snr / level.sigma**2
 
 
 class MinSNR(Weighting):
@@ -99,7 +113,7 @@ class VLB(Weighting):
 
     @override
     def __call__(self, level: Level, c_out: Scalar) -> Scalar:
-        before = level.at(level.t - 1)
+        before = level.previous
         snr = torch.as_tensor(before.snr)
         term = 0.5 * snr * new_noise(before, level)
         return torch.where(snr.isinf(), 0.5 / first_variance(level.schedule), term)

@@ -177,6 +177,12 @@ class _Counter:
 
 def _fitted(sampler: Sampler, schedule: Schedule, guidance: Guidance, budget: int) -> Sampler:
     """The sampler with as many steps as the budget allows."""
+    if sampler.chooses_steps:
+        raise InputError(
+            f"{type(sampler).__name__} takes as many evaluations as its tolerance asks for, so a "
+            "sweep at equal evaluations has no place for it; measure it alone: python -m "
+            f"ddpm_lightning evaluate --sampler {type(sampler).__name__}"
+        )
 
     def cost(steps: int) -> int:
         return evaluations(sampler.replace(steps=steps), schedule, guidance)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401 (exports)
 
+from ddpm_lightning.diffusion.samplers.adaptive_ode import AdaptiveODE
 from ddpm_lightning.diffusion.samplers.ddim import DDIM
 from ddpm_lightning.diffusion.samplers.ddpm import DDPM
 from ddpm_lightning.diffusion.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSDE
@@ -9,6 +10,13 @@ from ddpm_lightning.diffusion.samplers.euler import Euler
 from ddpm_lightning.diffusion.samplers.heun import Heun
 from ddpm_lightning.diffusion.samplers.inversion import encode
 from ddpm_lightning.diffusion.samplers.lms import LMS
+from ddpm_lightning.diffusion.samplers.predictor_corrector import (
+    Corrector,
+    Langevin,
+    LangevinBySigma,
+    PredictorCorrector,
+)
+from ddpm_lightning.diffusion.samplers.reverse_diffusion import ReverseDiffusion
 from ddpm_lightning.diffusion.samplers.sampler import Sampler, SingleStep, State
 from ddpm_lightning.diffusion.samplers.spacings import (
     DDIMQuadratic,

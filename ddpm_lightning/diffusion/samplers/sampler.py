@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from typing_extensions import Self, override
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.denoiser import Denoises, evaluation_mode
-from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.levels import Schedule, Time
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.samplers.spacings import Levels, Spacing, UniformSpacing
 from ddpm_lightning.diffusion.self_conditioning import followed
@@ -28,7 +28,7 @@ from ddpm_lightning.typed import kind_of
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """noise(draw, shape) → standard normal [B, *shape]; x_T is draw 0, step i takes draw i."""
 
-Predict = Callable[[Tensor, int], Prediction]
+Predict = Callable[[Tensor, Time], Prediction]
 """predict(x_t, t) → the (clipped) prediction there; the condition is already bound."""
 
 Draw = Callable[[int], Tensor]
@@ -62,6 +62,9 @@ class Sampler(Configurable, ABC):
     Raises:
         InputError: threshold is not in (0, 1], or clip is not a range.
     """
+
+    chooses_steps: ClassVar[bool] = False
+    """Whether the number of evaluations follows from a tolerance, not from the steps."""
 
     def __init__(
         self,
@@ -105,8 +108,7 @@ class Sampler(Configurable, ABC):
         for name, value in self.changed().items():
             if name not in ("steps", "spacing", "clip"):
                 values = value if isinstance(value, list | tuple) else [value]
-                words = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-                parts.append(name + "-".join(words))
+                parts.append(name + "-".join(map(_word, values)))
         return "_".join(parts)
 
     def clipped(self, data_range: tuple[float, float] | None) -> Self:
@@ -158,7 +160,7 @@ class Sampler(Configurable, ABC):
         """
         known = condition
 
-        def predict(x_t: Tensor, t: int) -> Prediction:
+        def predict(x_t: Tensor, t: Time) -> Prediction:
             nonlocal known
             _check_tensor(x_t, x_T, f"{self.class_path()}.path asks for a prediction from")
             prediction = denoiser(x_t, t, known).clip(self.clip, self.threshold)
@@ -195,6 +197,15 @@ class SingleStep(Sampler):
             yield State(t, x, prediction.x0)
             x = self.checked_step(prediction, s, partial(draw, i))
         return x
+
+
+def _word(value: Any) -> str:
+    """Write a setting in a file's name; a part with its class and its own changed settings."""
+    if isinstance(value, Configurable):
+        return type(value).__name__.lower() + "".join(
+            f"-{name}{_word(one)}" for name, one in value.changed().items()
+        )
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _called(owner: Sampler, base: Any, method: str, *arguments: Any) -> Any:

@@ -84,12 +84,14 @@ class Batch(NamedTuple):
         index: int64 [B] indices in the split, on the CPU; they key the noise of evaluation.
         row: int64 [B] rows in the global batch of the optimizer step, on the CPU; they key the
             noise of training. None outside training.
+        captions: Texts of the samples, or None; a model with an encoder makes tokens of them.
     """
 
     x0: Tensor
     condition: Condition
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     row: Tensor | None = None
+    captions: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class DataSpec:
         num_classes: Number of classes; None: no labels.
         image_channels: Channels of the condition image; 0: none.
         token_width: Width D of the condition's tokens; 0: none.
+        words: All words of the data's captions, sorted; empty: there are none.
+        caption_length: Words of the longest caption.
     """
 
     shape: tuple[int, ...]
@@ -109,14 +113,19 @@ class DataSpec:
     num_classes: int | None = None
     image_channels: int = 0
     token_width: int = 0
+    words: tuple[str, ...] = ()
+    caption_length: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "words", tuple(self.words))
         if self.data_range is not None:
             low, high = self.data_range
             object.__setattr__(self, "data_range", (float(low), float(high)))
 
     def plain(self) -> dict[str, Any]:
-        """Convert to plain data, for a checkpoint."""
-        values = asdict(self).items()
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+        """Convert to plain data, for a checkpoint; of captions only where there are some."""
+        values = asdict(self)
+        if not self.words:
+            values = {k: v for k, v in values.items() if k not in ("words", "caption_length")}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}

@@ -59,7 +59,13 @@ from ddpm_lightning.resume import (
 from ddpm_lightning.sampling import Request, Samples, Weights, generate
 from ddpm_lightning.sharding import check_sharding, shard
 from ddpm_lightning.step_means import StepMeans
+from ddpm_lightning.text import TextEncoder
 from ddpm_lightning.training_state import check_loops, check_training_state
+
+NO_CAPTIONS = (
+    "the model reads captions, and the data has none; take data that has (--data Shapes, --data "
+    "Captioned, a folder with a metadata.csv of file_name,text), or leave out --model.text"
+)
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -87,6 +93,8 @@ class DiffusionModule(Configurable, LightningModule):
             seed_everything.
         skip_nonfinite: Steps in a row that may be skipped because their gradients are not finite,
             without a trace in weights and average; one more ends the run.
+        text: Encoder of the data's captions, for a network with cross-attention, e.g. --model.text
+            VocabularyEncoder; null: no text.
 
     Raises:
         InputError: The parts do not fit each other or the data.
@@ -110,6 +118,7 @@ class DiffusionModule(Configurable, LightningModule):
         compile: bool = False,
         seed: int = 0,
         skip_nonfinite: int = 0,
+        text: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         if conditional and data.num_classes is None:
@@ -117,10 +126,19 @@ class DiffusionModule(Configurable, LightningModule):
         if warmup_steps < 0:
             raise InputError(f"warmup_steps={warmup_steps}: give 0 or more optimizer steps")
         self.data = data if conditional else replace(data, num_classes=None)
+        self.text = None if text is None else text.of(data)
+        if self.text is not None:
+            self.data = replace(self.data, token_width=self.text.width)
         channels = data.shape[0]
         out_channels = channels + variance.extra_channels(channels)
         check_size(partial(net, self.data, out_channels))
         self.net = net(self.data, out_channels)
+        if self.data.token_width and not self.net.takes_tokens:
+            raise InputError(
+                f"{type(self.net).__name__} as it is set does not read the text; take UNet with "
+                "--model.net.cross_attention_levels '[1,2]' or DiT with --model.net."
+                "cross_attention true, or leave out --model.text"
+            )
         # Parts with tensors are copied, because two modules must not share one default argument.
         self.schedule = copy.deepcopy(schedule)
         self.ema = copy.deepcopy(ema)
@@ -311,12 +329,18 @@ class DiffusionModule(Configurable, LightningModule):
         return self.label_dropout.teaches_null
 
     def known(self, batch: Batch) -> Condition:
-        """The condition of a batch, without labels unless the model is conditional."""
+        """The condition of a batch: labels if the model is conditional, tokens if it has text."""
+        condition = batch.condition
         if self.data.num_classes is None:
-            return batch.condition._replace(label=None)
-        if batch.condition.label is None:
+            condition = condition._replace(label=None)
+        elif condition.label is None:
             raise InputError("the model is conditional, but the batch has no labels")
-        return batch.condition
+        if self.text is None:
+            return condition
+        if batch.captions is None:
+            raise InputError(NO_CAPTIONS)
+        tokens, mask = self.text(batch.captions, batch.x0.device)
+        return condition._replace(tokens=tokens, mask=mask)
 
     def denoiser(self, weights: Weights = "ema") -> Denoiser:
         """The denoiser of the ema (averaged) or raw (as trained) weights."""
@@ -336,6 +360,7 @@ class DiffusionModule(Configurable, LightningModule):
         seed: int = 0,
         weights: Weights = "ema",
         condition: Condition = Condition(),
+        prompt: list[str] | str | None = None,
     ) -> Tensor:
         """Draw samples float32 [n, *shape] on the CPU, in [−1, 1] for images.
 
@@ -352,11 +377,12 @@ class DiffusionModule(Configurable, LightningModule):
             weights: ema (averaged) or raw (as trained).
             condition: Condition images or labels, repeated up to n; labels count for a conditional
                 model alone.
+            prompt: What samples of a model with text show, a text or several, repeated up to n.
 
         Raises:
-            InputError: The labels or the condition do not fit the model.
+            InputError: The labels, the prompt or the condition do not fit the model.
         """
-        request = Request(sampler, guidance, labels, None, weights, seed)
+        request = Request(sampler, guidance, labels, None, weights, seed, prompt=prompt)
         request.check(self)
         return self.generate(torch.arange(n), request, condition).x
 
@@ -377,13 +403,16 @@ class DiffusionModule(Configurable, LightningModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Draw the samples of indices int64 [B] with the EMA weights: float32 [B, *shape].
 
-        Condition images, and their labels, come from the test split, repeated along the index.
+        Condition images, with their labels, and captions come from the test split, repeated along
+        the index.
         """
-        condition = Condition()
+        condition, request = Condition(), Request(seed=self.seed)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.data.image_channels:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             condition = data.finished("test", data.predict_n).condition
-        request, progress = Request(seed=self.seed), self.trainer.is_global_zero
+        if self.text is not None:
+            request = request.replace(prompt=list(data.captions("test") or [""]))
+        progress = self.trainer.is_global_zero
         return self.generate(batch.cpu(), request, condition, progress=progress).x
 
     # ----------------------------------------------------------------- checkpoints
@@ -470,5 +499,7 @@ class DiffusionModule(Configurable, LightningModule):
         # define the model.
         net = self.net.describe(skip=("data", "out_channels"))
         skip = ("data", "net", "optimizer", "lr_schedule", "skip_nonfinite")
+        if self.text is None:  # so that versions without text read the checkpoint, too
+            skip = (*skip, "text")
         others = self.plain_arguments(skip)
         return {"data": data.plain(), "net": net} | others

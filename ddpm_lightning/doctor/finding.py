@@ -102,4 +102,5 @@ class Run:
         batch, device = self.batch, self.trainer.strategy.root_device
         row = None if batch.row is None else batch.row[:n]
         condition = batch.condition.rows(slice(n)).to(device)
-        return Batch(batch.x0[:n].to(device), condition, batch.index[:n], row)
+        captions = None if batch.captions is None else batch.captions[:n]
+        return Batch(batch.x0[:n].to(device), condition, batch.index[:n], row, captions)

@@ -22,6 +22,11 @@ class Network(Configurable, nn.Module, ABC):
     data: DataSpec
 
     @property
+    def takes_tokens(self) -> bool:
+        """Whether it reads ``condition.tokens``."""
+        return False
+
+    @property
     def in_channels(self) -> int:
         """Channels of x and of the image stacked onto it."""
         return self.data.shape[0] + self.data.image_channels
@@ -36,6 +41,8 @@ class Network(Configurable, nn.Module, ABC):
             condition: ``condition.label`` is int64 [B] in 0…num_classes − 1, or −1 for the null
                 label (a learned row of its own), which is also what a missing label means;
                 without classes it is ignored. ``condition.image`` is stacked onto x unscaled.
+                ``condition.tokens`` of ``data.token_width`` are read by cross-attention, where the
+                network has some; without tokens the caption is null.
         """
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

@@ -40,10 +40,10 @@ class SampleGrid(Periodic):
     The noise is the same every time, so that the same images take shape over a run. A caption says
     the step and how they were drawn; the class stands beside rows or above columns that have one,
     a prompt above its own grid. Points in the plane are drawn as a scatter plot, with the training
-    data behind them in grey. A model that is given images gets the first of the validation split: they stand above the
-    samples, and what they were made from stands below. Without labels of its own a grid of a
-    conditional model has a class a row (of points: one class after the other), and without a
-    prompt that of a model with text has a caption of the validation split a row.
+    data behind them in grey. A model that is given images gets the first of the validation split:
+    they stand above the samples, and what they were made from stands below. Without labels of its
+    own a grid of a conditional model has a class a row (of points: one class after the other), and
+    without a prompt that of a model with text has a caption of the validation split a row.
 
     Args:
         every_n_steps: Optimizer steps from one grid to the next; the end of training has one, too.

@@ -61,9 +61,9 @@ class Composition(NamedTuple):
         if len(things) < len(parts):
             raise InputError(
                 f"{caption!r:.80} is no caption of Shapes; they are like 'a red ring' and 'a "
-                f"small red ring left of a large blue square', of the sizes {', '.join(SIZES)}, the "
-                f"colours {', '.join(COLOURS)}, the shapes {', '.join(SHAPES)} and the relations "
-                f"{', '.join(RELATIONS)}"
+                f"small red ring left of a large blue square', of the sizes {', '.join(SIZES)}, "
+                f"the colours {', '.join(COLOURS)}, the shapes {', '.join(SHAPES)} and the "
+                f"relations {', '.join(RELATIONS)}"
             )
         return cls(things[0], relation, things[-1] if relation else None)
 

@@ -10,7 +10,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ddpm_lightning.batch import Condition
+from ddpm_lightning.errors import at_least
 from ddpm_lightning.networks.layers import Linear, group_norm
+
+HEADS = 4
+"""Attention heads of a block that mixes tokens; every width here is a multiple of 4."""
 
 
 class Context(NamedTuple):
@@ -39,16 +43,16 @@ class ContextEmbedding(nn.Module):
     Args:
         token_width: Length D of a token of the condition.
         width: Length of an embedded token.
-        depth: Transformer blocks; 0: none.
-        heads: Attention heads of each.
+        depth: Transformer blocks, of four heads; 0: none.
     """
 
-    def __init__(self, token_width: int, width: int, depth: int, heads: int):
+    def __init__(self, token_width: int, width: int, depth: int):
         super().__init__()
+        at_least(0, context_depth=depth)
         self.token_width = token_width
         self.linear = Linear(token_width, width)
         self.null = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList([ContextBlock(width, heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([ContextBlock(width, HEADS) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
 
     def forward(self, condition: Condition, rows: int) -> Context:

@@ -82,7 +82,7 @@ class DiT(Network):
         self.stem = Linear(self.in_channels * patch**2, width)
         self.context: ContextEmbedding | None = None
         if cross_attention:
-            self.context = ContextEmbedding(data.token_width, width, context_depth, heads)
+            self.context = ContextEmbedding(data.token_width, width, context_depth)
         self.blocks = nn.ModuleList(
             [DiTBlock(width, heads, mlp_ratio, cross_attention) for _ in range(depth)]
         )

@@ -109,14 +109,9 @@ class UNet(Network):
             **dict.fromkeys(attention_levels, Attention),
         }
         _check_channels(channels, groups)
-        _check_levels(bottom, attention_levels, linear_attention_levels)
-        attended = [*attention, bottom] if mid_attention else [*attention]
-        attending = [widths[level] for level in attended]
-        if cross_attention_levels:
-            _check_level_numbers(bottom, "cross_attention_levels", cross_attention_levels)
-            check_tokens(self, data, f"cross_attention_levels={list(cross_attention_levels)}")
-            attending += [4 * channels, *(widths[level] for level in cross_attention_levels)]
-        _check_heads(attending, heads)
+        _check_levels(bottom, attention_levels, linear_attention_levels, cross_attention_levels)
+        attended = [*attention, *cross_attention_levels, *([bottom] if mid_attention else ())]
+        _check_heads([widths[level] for level in attended], heads)
 
         self.data = data
         self.multipliers = list(multipliers)
@@ -127,14 +122,14 @@ class UNet(Network):
         self.embed = ConditionEmbedding(channels, embedding, data.num_classes)
         self.context: ContextEmbedding | None = None
         if cross_attention_levels:
-            self.context = ContextEmbedding(data.token_width, embedding, context_depth, heads)
+            check_tokens(self, data, f"cross_attention_levels={list(cross_attention_levels)}")
+            self.context = ContextEmbedding(data.token_width, embedding, context_depth)
 
         def make(width: int, out: int, level: int, kind: type[Attention] | None = None) -> Block:
             residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)
-            attend = kind(out, heads, groups) if kind else None
             reads = level in cross_attention_levels
             cross = CrossAttention(out, embedding, heads, groups) if reads else None
-            return Block(residual, attend, cross)
+            return Block(residual, kind(out, heads, groups) if kind else None, cross)
 
         self.stem = Conv(self.in_channels, channels)
         width, skips = channels, [channels]
@@ -273,20 +268,20 @@ def _check_channels(channels: int, groups: int) -> None:
         )
 
 
-def _check_levels(bottom: int, full: Sequence[int], linear: Sequence[int]) -> None:
-    _check_level_numbers(bottom, "attention_levels", full)
-    _check_level_numbers(bottom, "linear_attention_levels", linear)
+def _check_levels(
+    bottom: int, full: Sequence[int], linear: Sequence[int], cross: Sequence[int]
+) -> None:
+    kinds = {"attention": full, "linear_attention": linear, "cross_attention": cross}
+    for kind, levels in kinds.items():
+        if any(level not in range(bottom + 1) for level in levels):
+            raise InputError(
+                f"UNet({kind}_levels={list(levels)}): there is one level per multiplier, 0 to "
+                f"{bottom}"
+            )
     if both := sorted(set(full) & set(linear)):
         raise InputError(
             f"UNet(attention_levels={list(full)}, linear_attention_levels={list(linear)}): a "
             f"level has one kind of attention; take {both} out of one of them"
-        )
-
-
-def _check_level_numbers(bottom: int, name: str, levels: Sequence[int]) -> None:
-    if any(level not in range(bottom + 1) for level in levels):
-        raise InputError(
-            f"UNet({name}={list(levels)}): there is one level per multiplier, 0 to {bottom}"
         )
 
 

@@ -21,7 +21,7 @@ from ddpm_lightning.data.compositions import (
     SIZES,
     Composition,
 )
-from ddpm_lightning.data.shapes import BACKGROUND, RADII, RGB, coverage
+from ddpm_lightning.data.shapes import BACKGROUND, RADII, RGB, SIDE, coverage
 
 LEAST_PIXELS = 5
 """Pieces of fewer pixels are specks, not things."""
@@ -156,7 +156,10 @@ def _measured(picture: Tensor, colour: Tensor, piece: Tensor) -> Tensor:
     alpha = alpha * near  # with the pale pixels of its edge, without other things
     rows, columns = alpha.amax(1), alpha.amax(0)
     x, y = _middle(columns), _middle(rows)
-    shapes, radii, drawn = _renderings(round(4 * x) / 4, round(4 * y) / 4)
+    # In the middle of the picture, where every rendering is kept.
+    right, down = int(x) - SIDE // 2, int(y) - SIDE // 2
+    alpha = alpha.roll((-down, -right), (0, 1))
+    shapes, radii, drawn = _renderings(int(4 * (x % 1)) / 4, int(4 * (y % 1)) / 4)
     errors = (drawn - alpha).square().sum((1, 2)) / alpha.square().sum().clamp(min=1)
     best = int(errors.argmin())
     shape = shapes[best] if float(errors[best]) < WORST_FIT else -1
@@ -174,8 +177,11 @@ def _middle(profile: Tensor) -> float:
 
 @cache
 def _renderings(x: float, y: float) -> tuple[list[int], list[float], Tensor]:
-    """Shapes, radii and coverages [m, 24, 24] of everything that may stand at a place."""
+    """Shapes, radii and coverages [m, 24, 24] of everything, x and y off the middle."""
+    middle = SIDE // 2
     radii = np.arange(2.0, 6.5, 0.25).tolist()
     pairs = [(shape, radius) for shape in range(len(SHAPES)) for radius in radii]
-    drawn = np.stack([coverage(SHAPES[shape], x, y, radius) for shape, radius in pairs])
+    drawn = np.stack(
+        [coverage(SHAPES[shape], middle + x, middle + y, radius) for shape, radius in pairs]
+    )
     return [shape for shape, _ in pairs], [r for _, r in pairs], torch.from_numpy(drawn)

@@ -56,8 +56,13 @@ class HuggingFaceEncoder(TextEncoder):
     @cached_property
     def width(self) -> int:  # type: ignore[override]
         """Length D of a token."""
-        config = self._config
-        config = getattr(config, "text_config", None) or config
+        config = getattr(self._config, "text_config", None) or self._config
+        most = getattr(config, "max_position_embeddings", None)
+        if most is not None and self.length > most:
+            raise InputError(
+                f"{self.path} takes up to {most} tokens, not {self.length}; give --model.text."
+                f"length {most}"
+            )
         return int(getattr(config, "hidden_size", 0) or config.d_model)
 
     @override

@@ -111,6 +111,7 @@ class Batch(NamedTuple):
         row: int64 [B] rows in the global batch of the optimizer step, on the CPU; they key the
             noise of training. None outside training.
         latents: Of data that was encoded before, what a codec gave; else None.
+        captions: Texts of the samples, or None; a model with an encoder makes tokens of them.
     """
 
     x0: Tensor
@@ -118,16 +119,18 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     row: Tensor | None = None
     latents: Moments | None = None
+    captions: list[str] | None = None
 
     def part(self, rows: slice) -> Batch:
         """Select rows."""
-        row, latents = self.row, self.latents
+        row, latents, captions = self.row, self.latents, self.captions
         return Batch(
             self.x0[rows],
             self.condition.rows(rows),
             self.index[rows],
             None if row is None else row[rows],
             None if latents is None else latents.part(rows),
+            None if captions is None else captions[rows],
         )
 
 
@@ -141,6 +144,8 @@ class DataSpec:
         num_classes: Number of classes; None: no labels.
         image_channels: Channels of the condition image; 0: none.
         token_width: Width D of the condition's tokens; 0: none.
+        words: All words of the data's captions, sorted; empty: there are none.
+        caption_length: Words of the longest caption.
     """
 
     shape: tuple[int, ...]
@@ -148,14 +153,19 @@ class DataSpec:
     num_classes: int | None = None
     image_channels: int = 0
     token_width: int = 0
+    words: tuple[str, ...] = ()
+    caption_length: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "words", tuple(self.words))
         if self.data_range is not None:
             low, high = self.data_range
             object.__setattr__(self, "data_range", (float(low), float(high)))
 
     def plain(self) -> dict[str, Any]:
-        """Convert to plain data, for a checkpoint."""
-        values = asdict(self).items()
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+        """Convert to plain data, for a checkpoint; of captions only where there are some."""
+        values = asdict(self)
+        if not self.words:
+            values = {k: v for k, v in values.items() if k not in ("words", "caption_length")}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}

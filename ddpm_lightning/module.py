@@ -34,7 +34,13 @@ from ddpm_lightning.networks.network import Network
 from ddpm_lightning.networks.small_unet import SmallUNet
 from ddpm_lightning.randomness import Draw, IndexedNoise, Stream
 from ddpm_lightning.sampling import Request, Samples, Weights, generate
+from ddpm_lightning.text import TextEncoder
 from ddpm_lightning.trained import TrainedModule
+
+NO_CAPTIONS = (
+    "the model reads captions, and the data has none; take data that has (--data Shapes, --data "
+    "Captioned, a folder with a metadata.csv of file_name,text), or leave out --model.text"
+)
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -63,6 +69,8 @@ class DiffusionModule(TrainedModule):
         skip_nonfinite: Steps in a row that may be skipped because their gradients are not finite,
             without a trace in weights and average; one more ends the run.
         codec: The latents that are noised, learned and sampled; by default the data itself.
+        text: Encoder of the data's captions, for a network with cross-attention, e.g. --model.text
+            VocabularyEncoder; null: no text.
 
     Raises:
         InputError: The parts do not fit each other or the data.
@@ -87,12 +95,16 @@ class DiffusionModule(TrainedModule):
         seed: int = 0,
         skip_nonfinite: int = 0,
         codec: Codec = Identity(),
+        text: TextEncoder | None = None,
     ) -> None:
         if conditional and data.num_classes is None:
             raise InputError("conditional: true needs data with classes; this data has none")
         # Parts with tensors are copied, because two modules must not share one default argument.
         codec = copy.deepcopy(codec)
+        encoder = None if text is None else text.of(data)
         known = data if conditional else replace(data, num_classes=None)
+        if encoder is not None:
+            known = replace(known, token_width=encoder.width)
         latent = codec.attach(known)
         channels = latent.shape[0]
         out_channels = channels + variance.extra_channels(channels)
@@ -107,7 +119,13 @@ class DiffusionModule(TrainedModule):
             seed,
             skip_nonfinite,
         )
-        self.data, self.latent, self.codec = known, latent, codec
+        if latent.token_width and not self.net.takes_tokens:
+            raise InputError(
+                f"{type(self.net).__name__} as it is set does not read the text; take UNet with "
+                "--model.net.cross_attention_levels '[1,2]' or DiT with --model.net."
+                "cross_attention true, or leave out --model.text"
+            )
+        self.data, self.latent, self.codec, self.text = known, latent, codec, encoder
         self.schedule = copy.deepcopy(schedule)
         self.parameterization = parameterization
         self.variance = variance
@@ -204,12 +222,18 @@ class DiffusionModule(TrainedModule):
         return self.label_dropout.teaches_null
 
     def known(self, batch: Batch) -> Condition:
-        """The condition of a batch, without labels unless the model is conditional."""
+        """The condition of a batch: labels if the model is conditional, tokens if it has text."""
+        condition = batch.condition
         if self.data.num_classes is None:
-            return batch.condition._replace(label=None)
-        if batch.condition.label is None:
+            condition = condition._replace(label=None)
+        elif condition.label is None:
             raise InputError("the model is conditional, but the batch has no labels")
-        return batch.condition
+        if self.text is None:
+            return condition
+        if batch.captions is None:
+            raise InputError(NO_CAPTIONS)
+        tokens, mask = self.text(batch.captions, batch.x0.device)
+        return condition._replace(tokens=tokens, mask=mask)
 
     def latents(self, batch: Batch, noise: IndexedNoise | None = None) -> Tensor:
         """The latents [B, ...] of a batch, which the denoiser predicts; its x0 without a codec.
@@ -238,6 +262,7 @@ class DiffusionModule(TrainedModule):
         seed: int = 0,
         weights: Weights = "ema",
         condition: Condition = Condition(),
+        prompt: list[str] | str | None = None,
     ) -> Tensor:
         """Draw samples float32 [n, *shape] on the CPU, in [−1, 1] for images.
 
@@ -254,11 +279,12 @@ class DiffusionModule(TrainedModule):
             weights: ema (averaged) or raw (as trained).
             condition: Condition images or labels, repeated up to n; labels count for a conditional
                 model alone.
+            prompt: What samples of a model with text show, a text or several, repeated up to n.
 
         Raises:
-            InputError: The labels or the condition do not fit the model.
+            InputError: The labels, the prompt or the condition do not fit the model.
         """
-        request = Request(sampler, guidance, labels, None, weights, seed)
+        request = Request(sampler, guidance, labels, None, weights, seed, prompt=prompt)
         request.check(self)
         return self.generate(torch.arange(n), request, condition).x
 
@@ -279,13 +305,16 @@ class DiffusionModule(TrainedModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Draw the samples of indices int64 [B] with the EMA weights: float32 [B, *shape].
 
-        Condition images, and their labels, come from the test split, repeated along the index.
+        Condition images, with their labels, and captions come from the test split, repeated along
+        the index.
         """
-        condition = Condition()
+        condition, request = Condition(), Request(seed=self.seed)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.data.image_channels:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             condition = data.finished("test", data.predict_n).condition
-        request, progress = Request(seed=self.seed), self.trainer.is_global_zero
+        if self.text is not None:
+            request = request.replace(prompt=list(data.captions("test") or [""]))
+        progress = self.trainer.is_global_zero
         return self.generate(batch.cpu(), request, condition, progress=progress).x
 
     # ----------------------------------------------------------------- checkpoints

@@ -29,9 +29,16 @@ from ddpm_lightning.networks.network import Network
 from ddpm_lightning.processes import Processes
 from ddpm_lightning.progress import show_progress
 from ddpm_lightning.randomness import IndexedNoise, check_seed
+from ddpm_lightning.text import TextEncoder
 
 Weights = Literal["ema", "raw"]
 """Averaged weights, or the optimizer's."""
+
+
+NO_NULL = (
+    "the model was trained with label_dropout 0, so it has no unconditional prediction: give "
+    "{}, and no guidance"
+)
 
 
 class Model(Protocol):
@@ -40,10 +47,11 @@ class Model(Protocol):
     data: DataSpec
     latent: DataSpec
     codec: Codec
+    text: TextEncoder | None
 
     @property
     def knows_null(self) -> bool:
-        """Whether the model was trained with the null label."""
+        """Whether the model was trained with the null label and the null caption."""
 
     @property
     def device(self) -> torch.device:
@@ -59,8 +67,8 @@ class Request(Configurable):
     Args:
         sampler: The sampler, e.g. --sampler DDIM --sampler.steps 50 --sampler.eta 0.5; default:
             DDPM over all levels. Clips to the data's range.
-        guidance: Scale of classifier-free guidance (CFG) of a conditional model; 1 is none, 0
-            ignores the labels. --guidance.interval limits it to a range of levels,
+        guidance: Scale of classifier-free guidance (CFG) of a model with labels or text; 1 is
+            none, 0 ignores them. --guidance.interval limits it to a range of levels,
             --guidance.rescale rescales its result to the conditional standard deviation.
         labels: Class labels, numbers from 0, for a conditional model: one for all samples, or a
             list that is repeated; default: those of the data, or one class after the other.
@@ -69,6 +77,9 @@ class Request(Configurable):
         weights: ema (averaged) or raw (as trained).
         seed: Seed of the noise, 0 to 2**64 − 1.
         batch_size: Samples at a time on each device; changes memory and speed, not the samples.
+        prompt: What samples of a model with text show, e.g. --prompt "a red ring"; several are
+            repeated along the samples; default: those of the data, or nothing in particular.
+        negative_prompt: What guidance leads away from, in place of the null caption.
 
     Raises:
         InputError: A number is out of range.
@@ -83,6 +94,8 @@ class Request(Configurable):
         weights: Weights = "ema",
         seed: int = 0,
         batch_size: int = 256,
+        prompt: list[str] | str | None = None,
+        negative_prompt: str | None = None,
     ) -> None:
         check_seed(seed)
         at_least(1, self, batch_size=batch_size)
@@ -95,12 +108,35 @@ class Request(Configurable):
         self.weights: Weights = weights
         self.seed = seed
         self.batch_size = batch_size
+        self.prompts = [prompt] if isinstance(prompt, str) else prompt
+        self.negative_prompt = negative_prompt
+        if self.prompts == []:
+            raise InputError("prompt []: give a text, or several (--prompt)")
+        if negative_prompt is not None and self.guidance.scale in (0, 1):
+            raise InputError(
+                f"negative_prompt changes nothing at guidance {self.guidance.scale:g}; give "
+                "another (--guidance 3)"
+            )
 
     def check(self, model: Model) -> None:
         """Raise InputError if the request does not fit a model, before anything is computed."""
         levels_from_noise(self.sampler.clipped((-1.0, 1.0)), model.denoiser(self.weights))
         self.check_variance(model)
         self.check_labels(model)
+        self.check_prompts(model)
+
+    def check_prompts(self, model: Model) -> None:
+        """Raise InputError if prompts do not fit a model, or guidance has none to act on."""
+        prompts = [*(self.prompts or ()), *filter(None, [self.negative_prompt])]
+        if model.text is not None:
+            if prompts:
+                model.text(prompts)
+        elif prompts or self.negative_prompt is not None:
+            flag = "--prompt" if self.prompts else "--negative_prompt"
+            raise InputError(
+                f"the model was trained without text, so it takes no prompt; leave out {flag}, or "
+                "train one that has (fit --config configs/shapes_text.yaml)"
+            )
 
     def check_variance(self, model: Model) -> None:
         """Raise InputError if the variance does not fit a model; compares all weights."""
@@ -121,17 +157,16 @@ class Request(Configurable):
         if known is None:
             if labels is not None:
                 raise InputError("labels given, but the model has none (conditional: false)")
-            if scale != 1:
+            if scale != 1 and model.text is None:
                 raise InputError(
-                    f"guidance {scale:g} needs a model with labels (conditional: true)"
+                    f"guidance {scale:g} needs a model with labels (conditional: true) or text"
                 )
+            if scale != 1 and not model.knows_null:
+                raise InputError(NO_NULL.format("a prompt"))
             return
         unlabelled = labels is not None and bool((labels == NULL_LABEL).any())
         if not model.knows_null and (scale != 1 or unlabelled):
-            raise InputError(
-                "the model was trained with label_dropout 0, so it has no unconditional "
-                "prediction: give labels, and no guidance"
-            )
+            raise InputError(NO_NULL.format("labels"))
         if labels is not None:
             fits = (labels >= NULL_LABEL) & (labels < known)
             if labels.ndim != 1 or not len(labels) or not bool(fits.all()):
@@ -168,7 +203,18 @@ class Request(Configurable):
             known = torch.arange(model.data.num_classes) if known is None else known
             self.check_labels(model, known)
             label = known[indices % len(known)]
-        return given._replace(label=None).repeated(indices)._replace(label=label)
+        given = given._replace(label=None).repeated(indices)._replace(label=label)
+        if model.text is None or self.prompts is None:
+            return given
+        prompts = [self.prompts[k % len(self.prompts)] for k in indices.tolist()]
+        tokens, mask = model.text(prompts)
+        return given._replace(tokens=tokens, mask=mask)
+
+    def negative(self, model: Model) -> Condition:
+        """What guidance leads away from: one row of tokens, or nothing for the null caption."""
+        if model.text is None or self.negative_prompt is None:
+            return Condition()
+        return Condition(None, None, *model.text([self.negative_prompt], model.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +336,7 @@ def generate(
     """
     request.check_labels(model)
     counted = Counted(request.denoiser(model))
-    denoiser = guide(counted, request.guidance)
+    denoiser = guide(counted, request.guidance, request.negative(model))
     sampler = request.sampler.clipped(model.latent.data_range)
     procedure = from_noise(denoiser, sampler, model.latent.shape)
     procedure = replace(procedure, decode=model.codec.decode)

@@ -105,7 +105,7 @@ def shrunk(config: Path, root: Path) -> dict:
     """The settings of a config, made to run in seconds in a folder; its data written there."""
     settings = yaml.safe_load(config.read_text())
     data = settings["data"]
-    if data["class_path"] == "Conditioned":
+    if data["class_path"] in ("Conditioned", "Captioned"):
         data = data["init_args"]["data"]
     kind = data["class_path"]
     if kind in ("MNIST", "FashionMNIST"):

@@ -68,9 +68,8 @@ def test_names_are_numbered_as_classes_and_without_a_column_there_are_none(saved
     assert data(saved).num_classes is None
 
 
-def test_captions_are_read_and_said_to_be_unused(saved):
-    with pytest.warns(UserWarning, match="texts are not used"):
-        assert data(saved, text_column="caption").collection.texts[21] == "number 1"
+def test_captions_are_those_of_the_column(saved):
+    assert data(saved, text_column="caption").captions("val")[1] == "number 1"
 
 
 def test_a_parquet_file_is_a_set_for_training(tmp_path):

@@ -16,7 +16,7 @@ LAYERS = (
     ("errors", "imports", "files", "memory", "busy", "typed", "trust"),
     ("configurable", "batch", "progress"),
     ("randomness", "processes"),
-    ("diffusion", "networks"),
+    ("diffusion", "networks", "text"),
     ("images",),
     ("trackers",),
     ("data",),

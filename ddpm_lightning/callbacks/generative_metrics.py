@@ -187,8 +187,9 @@ class GenerativeMetrics(Periodic):
         image = None
         if pl_module.data.image_channels:
             image = data.finished(self.reference, self.n).condition.image
-        self._known = Condition(self._real.labels, image)
-        labels = self.requests[0].labels_of(pl_module, self._known)
+        self._known, self._texts = Condition(self._real.labels, image), data.texts
+        self._asked = [one.with_captions(pl_module, data, self.reference) for one in self.requests]
+        labels = self._asked[0].labels_of(pl_module, self._known, self._texts)
         self.measures.check_labels(self._real.data, labels)
         self._shown = torch.empty(0, *pl_module.data.shape, dtype=torch.uint8)
         features = self._features_of_real(trainer, pl_module)
@@ -226,7 +227,7 @@ class GenerativeMetrics(Periodic):
     @override
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         assert isinstance(module, DiffusionModule)
-        for request in self.requests:
+        for request in self._asked:
             images = self._drawn(trainer, module, request)
             features = self._gathered(images, self.n, trainer, module)
             results: list[Result] = []
@@ -236,12 +237,12 @@ class GenerativeMetrics(Periodic):
                 samples = request.state(module, self._known)
                 about = made_by(samples, {"step": step})
                 self._show_neighbours(trainer, features, f"neighbours_{how}", about)
-                labels = request.labels_of(module, self._known)
+                labels = request.labels_of(module, self._known, self._texts)
                 scores = self._against(features, labels, self.n <= MOST_WITH_ERRORS)
                 samples |= {"n": self.n, "precision": str(trainer.precision)}
                 results = self._against.results(scores, samples, step)
             for result in trainer.strategy.broadcast(results):
-                alias = result.score.alias + ("" if request is self.requests[0] else "_raw")
+                alias = result.score.alias + ("" if request is self._asked[0] else "_raw")
                 report(trainer, result, how, alias, words)
 
     def _drawn(

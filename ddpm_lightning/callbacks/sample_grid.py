@@ -29,7 +29,7 @@ from ddpm_lightning.images import (
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.plots.pictures import Scatter, pictures_of, strip_rows
-from ddpm_lightning.plots.strips import captioned
+from ddpm_lightning.plots.strips import captioned, grid_of_prompts
 from ddpm_lightning.sampling import Request, check_frames
 from ddpm_lightning.trackers import show, show_samples
 
@@ -38,11 +38,12 @@ class SampleGrid(Periodic):
     """Draws samples in a grid: into the loggers and as files in the run folder.
 
     The noise is the same every time, so that the same images take shape over a run. A caption says
-    the step and how they were drawn; the class stands beside rows or above columns that have one.
-    Points in the plane are drawn as a scatter plot, with the training data behind them in grey. A
-    model that is given images gets the first of the validation split: they stand above the
-    samples, and what they were made from stands below. Without labels of its own a grid of a
-    conditional model has a class a row (of points: one class after the other).
+    the step and how they were drawn; the class stands beside rows or above columns that have one,
+    a prompt above its own grid. Points in the plane are drawn as a scatter plot, with the training
+    data behind them in grey. A model that is given images gets the first of the validation split:
+    they stand above the samples, and what they were made from stands below. Without labels of its
+    own a grid of a conditional model has a class a row (of points: one class after the other), and
+    without a prompt that of a model with text has a caption of the validation split a row.
 
     Args:
         every_n_steps: Optimizer steps from one grid to the next; the end of training has one, too.
@@ -103,11 +104,27 @@ class SampleGrid(Periodic):
             raise InputError(f"two SampleGrids are called {self.name!r}; give each a name")
         self._condition, self._request = Condition(), self.request
         self._bands: dict[str, Tensor] = {}
+        self._ask_for_captions(pl_module, data, stage)
         if spec.image_channels and stage == "fit":
             self._look_at(data.finished("val", self.n), data)
         elif spec.num_classes is not None and self.request.labels is None and len(spec.shape) > 1:
             rows = torch.arange(spec.num_classes).repeat_interleave(self.columns)
             self._request = self.request.replace(labels=rows.tolist())
+
+    def _ask_for_captions(self, module: DiffusionModule, data: DiffusionData, stage: str) -> None:
+        """Without a prompt of its own, the first captions of the validation split, one a row."""
+        if module.text is None or stage != "fit":
+            return
+        if self.request.prompts is None:
+            captions = [*dict.fromkeys(data.captions("val") or ())][: -(-self.n // self.columns)]
+            rows = [caption for caption in captions for _ in range(self.columns)]
+            self._request = self.request.replace(prompt=rows)
+
+    @property
+    def example(self) -> Request:
+        """A request that draws as the grid does, with one of its prompts."""
+        prompts = self._request.prompts or []
+        return self.request.replace(prompt=prompts[0]) if prompts else self.request
 
     def _look_at(self, batch: Batch, data: DiffusionData) -> None:
         """Sample from the condition images of a batch, and show these beside the samples."""
@@ -154,8 +171,13 @@ class SampleGrid(Periodic):
         how = re.sub("_(guidance|interval|rescale)", r" · \1 ", tag).replace("_", " · ")
         title = f"step {step} · {how}"
         columns, rows = self._class_captions(labels)
+        prompts = self._request.prompts
 
         def grid(samples: Tensor) -> Tensor:
+            if prompts is not None:
+                return grid_of_prompts(
+                    self._pictures, samples, prompts, self.columns, self._bands, title
+                )
             picture = self._pictures.together(samples, self.columns, **self._bands)
             return captioned(picture, columns, rows, title)
 

@@ -291,13 +291,13 @@ class DiffusionCLI(LightningCLI):
             return
         checkpoint = read_checkpoint(path)
         self.begin_logs(checkpoint["global_step"] if self.subcommand == "fit" else None)
-        given = self.model.data.plain()
+        given = self.model.hparams["data"]
         for name, value in checkpoint["hyper_parameters"]["data"].items():
             unlabelled = name == "num_classes" and not self.model.hparams.get("conditional")
-            if given[name] != value and not unlabelled:
+            if given.get(name) != value and not unlabelled:
                 raise InputError(
                     f"{path} was trained on data of {name} {value}, but "
-                    f"{type(self.datamodule).__name__} gives {given[name]}"
+                    f"{type(self.datamodule).__name__} gives {given.get(name)}"
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -345,7 +345,7 @@ class DiffusionCLI(LightningCLI):
         packages = foreign_packages([self.model.class_path(), dict(self.model.hparams)])
         trust = ["--trust", ",".join(packages)] if packages else []
         grids = (one for one in self.trainer.callbacks if isinstance(one, SampleGrid))  # type: ignore[attr-defined]
-        drawn = next((sampling_flags(grid.request) for grid in grids), [])
+        drawn = next((sampling_flags(grid.example) for grid in grids), [])
         words = shlex.join(["sample", "--ckpt", str(last), *trust, *drawn])
         return f"Draw from it: {PROGRAM} {words} --out FOLDER"
 
@@ -483,7 +483,9 @@ def sampling_flags(request: Request) -> list[str]:
         for name, value in rest.items():
             flags += [f"--guidance.{name}", json.dumps(value)]
     for name, value in request.changed().items():
-        if name in ("labels", "weights", "seed"):
+        if name == "prompt":
+            flags += [word for text in request.prompts or () for word in ("--prompt", text)]
+        if name in ("labels", "weights", "seed", "negative_prompt"):
             flags += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return flags
 

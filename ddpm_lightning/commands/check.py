@@ -97,7 +97,7 @@ def _report(survey: Survey, near: bool) -> Iterator[str]:
         yield "classes: none"
     if collection.texts:
         texts = sum(bool(text) for text in collection.texts)
-        yield f"texts: {texts:,} (read, but no network takes text)"
+        yield f"texts: {texts:,} of {len(collection.texts):,} images (captions)"
     yield f"exact duplicates: {_groups(survey.copies)}"
     if near:
         yield f"near duplicates ({METHOD}): {_groups(survey.similar)}"

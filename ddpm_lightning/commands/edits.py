@@ -245,19 +245,23 @@ def edit_images(
             "the model makes images out of given ones, and an edit gives none beside x_t; leave "
             "out --edit"
         )
-    if request.labels is None:
+    if request.labels is None and request.prompts is None:
         if request.guidance.scale != 1:
-            raise InputError("guidance of an edit needs a class to pull towards: give labels, too")
+            raise InputError(
+                "guidance of an edit needs something to pull towards: give labels (or for a model "
+                "with text a prompt), too"
+            )
         if spec.num_classes is not None:
             request = request.replace(labels=[NULL_LABEL])
     if "sampler" not in request.changed():
         request = request.replace(sampler=edit.default_sampler(module.schedule))
     request.check_labels(module)
+    request.check_prompts(module)
     request.check_variance(module)
     data_range = module.latent.data_range
     sampler = request.sampler.clipped(data_range) if edit.clips else request.sampler
     condition = request.condition(module, torch.arange(n), Condition())
-    denoiser = guide(request.denoiser(module), request.guidance)
+    denoiser = guide(request.denoiser(module), request.guidance, request.negative(module))
     job = Job(denoiser, sampler, spec.shape, n, condition, module.device, module.codec)
     procedure = edit.procedure(job)
     procedure = replace(procedure, decode=procedure.decode or module.codec.decode)

@@ -32,6 +32,7 @@ from ddpm_lightning.images import (
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.plots.pictures import pictures_of
+from ddpm_lightning.plots.strips import grid_of_prompts
 from ddpm_lightning.processes import Processes
 from ddpm_lightning.sampling import Request, Samples, check_frames
 
@@ -141,10 +142,12 @@ def sample(
         pack(folder, out, n, drawn.label if edit is None else None)
         print(f"{n} samples in {out}{_cost(spent)}")
         return
-    bands = given.bands(n)
+    bands, prompts = given.bands(n), request.prompts
 
     def overview(x: Tensor) -> Tensor:
-        return pictures.together(x, grid.columns, samples.inputs, **bands)
+        if prompts is None or edit is not None:
+            return pictures.together(x, grid.columns, samples.inputs, **bands)
+        return grid_of_prompts(pictures, x, prompts, grid.columns, bands)
 
     about = made_by(stated, loaded.origin)
     write_png(out / pictures.overview, overview(samples.x), about)

@@ -8,6 +8,7 @@ number when --guidance.interval or another of its arguments is given.
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
 import sys
@@ -64,6 +65,7 @@ def complete(words: list[str], flags: Mapping[str, Action]) -> list[str]:
     Raises:
         InputError: A config file cannot be read, or a path is empty.
     """
+    words = _with_listed_prompts(words)
     check_no_empty_paths(words)
     words, configs = _with_config_texts(words)
     pairs = [(name, value) for name, value in read_words(words) if name != "config"]
@@ -103,6 +105,25 @@ def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
         if flag.startswith("-"):
             name = flag.lstrip("-").replace(".init_args", "").removesuffix(".class_path")
             yield name, value if equals else "" if following.startswith("-") else following
+
+
+def _with_listed_prompts(words: list[str]) -> list[str]:
+    """Write --prompt A --prompt B as one list, because jsonargparse keeps the last alone.
+
+    A list, and null, stay as they are.
+    """
+    found, rest, prompts = list[str](), iter(words), dict[str, list[str]]()
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if not re.fullmatch(r"--([\w.]+\.)?prompt", flag):
+            found.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if value == "null" or value.startswith("["):
+            found.append(f"{flag}={value}")
+        else:
+            prompts.setdefault(flag, []).append(value)
+    return found + [f"{flag}={json.dumps(texts)}" for flag, texts in prompts.items()]
 
 
 def _with_config_texts(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
@@ -137,6 +138,16 @@ class CollectedImages(ImageSet):
     def num_classes(self) -> int | None:  # type: ignore[override]
         """Number of classes; None: no labels. The files are listed for it."""
         return len(self.collection.classes) or None
+
+    @property
+    @override
+    def texts(self) -> Sequence[str]:
+        return self.collection.texts
+
+    @override
+    def captions(self, split: Split) -> list[str] | None:
+        texts = self.texts
+        return [texts[row] for row in self._rows(split).tolist()] if texts else None
 
     @override
     def source(self, split: Split) -> Part:

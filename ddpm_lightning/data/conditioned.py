@@ -7,6 +7,7 @@ instead of p(x0) (SR3, Saharia et al. 2021; Palette, Saharia et al. 2022).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -191,6 +192,15 @@ class Conditioned(DiffusionData):
     @override
     def shape(self) -> Shape:
         return self.data.shape
+
+    @property
+    @override
+    def texts(self) -> Sequence[str]:
+        return self.data.texts
+
+    @override
+    def captions(self, split: Split) -> Sequence[str] | None:
+        return self.data.captions(split)
 
     @override
     def source(self, split: Split) -> Source:

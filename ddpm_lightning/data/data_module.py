@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import tee
 from typing import Any, Literal, NamedTuple, Protocol
@@ -22,6 +22,7 @@ from ddpm_lightning.data.stream import EvaluationLoader, Indices, Layout, Places
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.memory import check_memory
 from ddpm_lightning.randomness import check_seed
+from ddpm_lightning.text.words import vocabulary
 
 Split = Literal["train", "val", "test"]
 
@@ -40,7 +41,7 @@ class RawBatch(NamedTuple):
     """A batch as loaded, to be finished on the device, where it becomes a :class:`Batch`.
 
     Samples [B, ...] as stored, e.g. uint8 images, labels int64 [B], and their Places, of which
-    index, row and crop stay on the CPU.
+    index, row and crop stay on the CPU; captions, one a sample, if there are any.
     """
 
     samples: Tensor
@@ -49,6 +50,7 @@ class RawBatch(NamedTuple):
     flip: Tensor | None = None
     row: Tensor | None = None
     crop: Tensor | None = None
+    captions: list[str] | None = None
 
 
 class Source(Protocol):
@@ -117,7 +119,24 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
     @property
     def spec(self) -> DataSpec:
         """Specification of the data; known before any data is read."""
-        return DataSpec(self.shape, self.data_range, self.num_classes, self.image_channels)
+        words, longest = vocabulary(self.texts)
+        return DataSpec(
+            self.shape,
+            self.data_range,
+            self.num_classes,
+            self.image_channels,
+            words=words,
+            caption_length=longest,
+        )
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Every caption that a sample may have; empty: there are none."""
+        return ()
+
+    def captions(self, split: Split) -> Sequence[str] | None:
+        """The captions of a split, one a sample, in order; None: there are none."""
+        return None
 
     def shown(self, condition: Condition) -> Tensor | None:
         """Convert condition images to images [B, C, H, W] in [−1, 1]; None: there are none."""
@@ -128,7 +147,8 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         source = self.source(split)
         index = np.arange(len(source))[:at_most]
         samples, labels = next(source.batches([index]))
-        return self.finish(RawBatch(samples, labels, torch.from_numpy(index)))
+        raw = RawBatch(samples, labels, torch.from_numpy(index))
+        return self._finish(_with_captions(raw, self.captions(split)))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits of a stage: fit, validate, test or predict; None opens all."""
@@ -148,7 +168,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
     def train_dataloader(self) -> TrainingStream:
         """The endless training stream, starting at the trainer's optimizer step."""
         layout = self._layout()
-        source = self.source("train")
+        source, captions = self.source("train"), self.captions("train")
         n = len(source)
         steps_per_epoch = max(1, n // layout.global_batch)
         trainer = self._running_trainer()
@@ -161,7 +181,7 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         return TrainingStream(
             n,
             layout,
-            lambda places: self._batches(source, places),
+            lambda places: self._batches(source, captions, places),
             seed=getattr(module, "seed", 0) if self.seed is None else self.seed,
             flip=self.flip,
             shuffle=not overfit,
@@ -193,13 +213,15 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         """Move a raw batch, but not index, row and crop, which are read on the CPU."""
         if not isinstance(batch, RawBatch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        rest = batch._replace(index=None, row=None, crop=None)  # type: ignore[arg-type]
+        kept = {"index": batch.index, "row": batch.row, "crop": batch.crop}
+        kept["captions"] = batch.captions
+        rest = batch._replace(**dict.fromkeys(kept))
         moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
-        return moved._replace(index=batch.index, row=batch.row, crop=batch.crop)
+        return moved._replace(**kept)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Finish a raw batch on its device; predict's sample indices pass through."""
-        return self.finish(batch) if isinstance(batch, RawBatch) else batch
+        return self._finish(batch) if isinstance(batch, RawBatch) else batch
 
     def _running_trainer(self) -> Trainer | None:
         """The attached trainer, unless it has finished."""
@@ -216,12 +238,14 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         return Layout(self.global_batch_size, share["rank"], world, accumulate)
 
     def _evaluation_loader(self, split: Split) -> EvaluationLoader:
-        source = self.source(split)
+        source, captions = self.source(split), self.captions(split)
         return EvaluationLoader(
-            len(source), self._layout(), lambda places: self._batches(source, places)
+            len(source), self._layout(), lambda places: self._batches(source, captions, places)
         )
 
-    def _batches(self, source: Source, places: Iterable[Places]) -> Iterator[RawBatch | Batch]:
+    def _batches(
+        self, source: Source, captions: Sequence[str] | None, places: Iterable[Places]
+    ) -> Iterator[RawBatch | Batch]:
         trainer = self._running_trainer()
         pin = trainer is not None and trainer.strategy.root_device.type == "cuda"
         places, read = tee(places)
@@ -232,7 +256,17 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
             if pin:  # so that transfers to CUDA overlap with computation
                 pinned: Any = (part if part is None else part.pin_memory() for part in raw)
                 raw = RawBatch(*pinned)
-            yield self.finish(raw) if trainer is None else raw
+            raw = _with_captions(raw, captions)
+            yield self._finish(raw) if trainer is None else raw
+
+    def _finish(self, raw: RawBatch) -> Batch:
+        return self.finish(raw)._replace(captions=raw.captions)
+
+
+def _with_captions(raw: RawBatch, captions: Sequence[str] | None) -> RawBatch:
+    if captions is None:
+        return raw
+    return raw._replace(captions=[captions[place] for place in raw.index.tolist()])
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ class HubImages(CollectedImages):
             a name on the hub, e.g. huggan/flowers-102-categories.
         image_column: Column of the images.
         label_column: Column of the classes: numbers, names or a ClassLabel; null: no classes.
-        text_column: Column of captions, which are read, but no network here takes text yet.
+        text_column: Column of captions, for a model with text.
         config: Configuration of the data set, where it has several.
         download: Fetch what is missing from the hub.
         **settings: Of CollectedImages.
@@ -104,8 +104,6 @@ class HubImages(CollectedImages):
 
         rows = datasets.concatenate_datasets(list(found.values()))
         labels, classes = self._labels(rows)
-        if self.text_column is not None:
-            rank_zero_warn(f"{self.path}: texts are not used, because no network takes text")
         ends = np.cumsum([0, *(len(part) for part in found.values())])
         image = rows.features[self.image_column]
         if isinstance(image, datasets.Image):

@@ -112,6 +112,12 @@ class ImageData(ImageSet, InMemoryData):
         return images[rows], labels[rows]
 
     @override
+    def captions(self, split: Split) -> list[str] | None:
+        """The captions of a split: of each image the text that has its label's place."""
+        texts = self.texts
+        return [texts[label] for label in self.images(split)[1].tolist()] if texts else None
+
+    @override
     def samples(self, split: Split) -> tuple[Tensor, Tensor]:
         return self.images(split)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from ddpm_lightning.data.collected_images import CollectedImages
@@ -18,8 +17,8 @@ class ImageFolder(CollectedImages):
     A flat folder has no classes; in class folders, at any depth, the outermost folder is the
     class. Folders train, val and test at the top (training, valid, validation, testing; of either
     case) are splits. A metadata.csv or metadata.jsonl there, with file_name and optionally label
-    and text, lists the images. Texts are read, but no network here takes text yet. A grid.png,
-    the overview of a folder of samples, is skipped.
+    and text, lists the images; texts are the captions of a model with text. A grid.png, the
+    overview of a folder of samples, is skipped.
 
     Args:
         root: The folder.
@@ -36,7 +35,4 @@ class ImageFolder(CollectedImages):
 
     @override
     def collect(self) -> FolderCollection:
-        found = list_folder(self.root, self.classes, "--data.root")
-        if found.texts:
-            rank_zero_warn(f"{self.root}: its texts are not used, because no network takes text")
-        return found
+        return list_folder(self.root, self.classes, "--data.root")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -73,18 +73,26 @@ def as_guidance(guidance: float | Guidance) -> Guidance:
     return guidance if isinstance(guidance, Guidance) else Guidance(guidance)
 
 
-def guide(denoiser: Denoises, guidance: float | Guidance) -> Denoises:
-    """Wrap a conditional denoiser in classifier-free guidance; scale 1 returns it unchanged."""
+def guide(
+    denoiser: Denoises, guidance: float | Guidance, negative: Condition = Condition()
+) -> Denoises:
+    """Wrap a conditional denoiser in classifier-free guidance; scale 1 returns it unchanged.
+
+    Args:
+        denoiser: The denoiser.
+        guidance: The settings, or a scale.
+        negative: One row of tokens to lead away from, in place of the null condition's.
+    """
     guidance = as_guidance(guidance)
     if guidance.scale == 1:
         return denoiser
     guided: Denoises
     if guidance.rescale:
-        guided = RescaledGuided(denoiser, guidance.scale, guidance.rescale)
+        guided = RescaledGuided(denoiser, guidance.scale, guidance.rescale, negative=negative)
     elif guidance.scale == 0:
         guided = Unconditional(denoiser)
     else:
-        guided = Guided(denoiser, guidance.scale)
+        guided = Guided(denoiser, guidance.scale, negative=negative)
     return guided if guidance.interval is None else InInterval(denoiser, guided, guidance.interval)
 
 
@@ -114,19 +122,29 @@ class Unconditional(_Wrapper):
 
 @dataclass(frozen=True, eq=False)
 class Guided(_Wrapper):
-    """Classifier-free guidance: x0 = x0_null + scale·(x0_cond − x0_null)."""
+    """Classifier-free guidance: x0 = x0_null + scale·(x0_cond − x0_null).
+
+    With a negative condition, of one row, its tokens stand in place of the null tokens.
+    """
 
     scale: float
+    negative: Condition = field(default=Condition(), kw_only=True)
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         """Predict x0 under guidance; both halves go through the network as one batch."""
         if condition.label is None and condition.tokens is None:
-            raise InputError("guidance needs labels; give labels, or guidance 1 to leave it out")
+            raise InputError(
+                "guidance needs labels, or a prompt; give one, or guidance 1 to leave it out"
+            )
         both_t = torch.cat([t, t]) if isinstance(t, Tensor) else t
-        both_conditions = condition.followed_by(condition.null())
+        null = condition.null()
+        if self.negative.tokens is not None:
+            negative = self.negative.repeated(torch.zeros(len(x_t), dtype=torch.int64))
+            null = null._replace(tokens=negative.tokens, mask=negative.mask)
+        both_conditions = condition.followed_by(null)
         both = self.denoiser(torch.cat([x_t, x_t]), both_t, both_conditions)
-        conditional, null = both.rows(slice(len(x_t))), both.rows(slice(len(x_t), None))
-        return conditional.with_x0(self.combine(conditional.x0, null.x0))
+        conditional, other = both.rows(slice(len(x_t))), both.rows(slice(len(x_t), None))
+        return conditional.with_x0(self.combine(conditional.x0, other.x0))
 
     def combine(self, conditional: Tensor, null: Tensor) -> Tensor:
         """Guided x0 from the conditional and the unconditional one, [B, ...] each."""

@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from ddpm_lightning.batch import Condition
+from ddpm_lightning.data.captioned import without_captions
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.evaluation.judge import Judge
@@ -63,13 +66,12 @@ class Evaluation:
         samples.check(self.loaded.module)
         if self.judge is None:
             return
-        labels = samples.labels_of(self.loaded.module, self.known)
+        samples, labels = self._asked(samples)
         self.judge.check(self.loaded.path, self.loaded.module.data.shape, samples.n)
         if self.judge.measures.needs_labels:
             data = self.loaded.data
-            self.judge.measures.check_labels(
-                data.data if isinstance(data, Conditioned) else data, labels
-            )
+            data = data.data if isinstance(data, Conditioned) else data
+            self.judge.measures.check_labels(without_captions(data), labels)
 
     def __call__(self, samples: SampleSet, out: Path) -> list[dict[str, Any]]:
         """Draw and score samples, print a table, and return the records of results.json.
@@ -83,10 +85,10 @@ class Evaluation:
             given: dict[str, Any] = {}
             if loaded.module.data.image_channels:
                 given = {"condition": {"data": identity(loaded.data), "split": self.split}}
+            samples, labels = self._asked(samples)
             stated = draw_into(folder, loaded.module, samples, known, given, loaded.origin)
             stated = {"checkpoint": str(loaded.path), **stated}
             images = UniformFolder(folder, samples.n)
-            labels = samples.labels_of(loaded.module, known)
             results = self.judge(images, out, stated, labels, loaded.step)
             what = self.judge.in_words(samples.n)
         if self.bound:
@@ -97,6 +99,14 @@ class Evaluation:
         print(f"{out}: {what}")
         print(table(records))
         return records
+
+    def _asked(self, samples: SampleSet) -> tuple[SampleSet, Tensor | None]:
+        """The samples with the data's captions where they need some, and their classes."""
+        module, texts = self.loaded.module, ()
+        if module.text is not None:
+            samples = samples.with_captions(module, self.loaded.data, self.split)
+            texts = self.loaded.data.texts
+        return samples, samples.labels_of(module, self.known, texts)
 
     @cached_property
     def known(self) -> Condition:

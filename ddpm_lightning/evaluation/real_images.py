@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_lightning.data.cached_latents import CachedLatents
+from ddpm_lightning.data.captioned import without_captions
 from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.data_module import Split, identity
 from ddpm_lightning.data.image_set import ImageSet, StoredImages
@@ -51,6 +52,7 @@ class RealImages:
         """Take the images of a data module; refuse one that is no ImageSet."""
         if isinstance(data, Conditioned | CachedLatents):
             data = data.data
+        data = without_captions(data)
         if not isinstance(data, ImageSet):
             raise InputError(
                 f"{type(data).__name__} has no images that samples could be compared with (it is "

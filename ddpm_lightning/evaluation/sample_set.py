@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lightning.batch import Condition
+from ddpm_lightning.batch import NULL_LABEL, Condition
 from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.codecs import Identity
 from ddpm_lightning.configurable import plain
+from ddpm_lightning.data.data_module import Split
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import PARTIAL, contents, json_value, write_json
 from ddpm_lightning.images import to_uint8, write_png
@@ -24,7 +25,10 @@ from ddpm_lightning.processes import Processes
 from ddpm_lightning.progress import show_progress
 from ddpm_lightning.sampling import Request
 
-MADE_BY = ("network", "sampler", "variance", "guidance", "weights", "seed", "edit", "images")
+MADE_BY = (
+    *("network", "sampler", "variance", "guidance", "weights", "seed", "edit", "images"),
+    *("prompts", "negative_prompt"),
+)
 """Of all that decides about samples, what a PNG says; its caption, so to speak."""
 
 SETTINGS = "samples.json"
@@ -49,8 +53,35 @@ class SampleSet(Request):
             raise InputError(f"n={n}: n is at least 2")
         self.n = n
 
-    def labels_of(self, module: DiffusionModule, known: Condition) -> Tensor | None:
-        """The classes that the samples are asked to be of: int64 [n], or None."""
+    def with_captions(self, module: DiffusionModule, data: Any, split: Split) -> SampleSet:
+        """Ask a model with text for the captions of a split where no prompt is given.
+
+        Raises InputError: The data has no captions.
+        """
+        if module.text is None or self.prompts is not None:
+            return self
+        captions = data.captions(split)
+        if captions is None:
+            raise InputError(
+                f"{type(data).__name__} has no captions that samples could be asked for; give "
+                "some (--prompt)"
+            )
+        return self.replace(prompt=list(captions[: self.n]))
+
+    def labels_of(
+        self, module: DiffusionModule, known: Condition, texts: Sequence[str] = ()
+    ) -> Tensor | None:
+        """The classes that the samples are asked to be of: int64 [n], or None.
+
+        Args:
+            module: The model; one with text, and without labels, is asked by its prompts.
+            known: Labels at hand.
+            texts: What may be asked for, a text a class; another prompt is of class −1.
+        """
+        if module.data.num_classes is None and self.prompts is not None:
+            place = {text: k for k, text in enumerate(texts)}
+            classes = torch.tensor([place.get(one, NULL_LABEL) for one in self.prompts])
+            return classes[torch.arange(self.n) % len(classes)]
         return self.condition(module, torch.arange(self.n), known).label
 
     def state(self, module: DiffusionModule, known: Condition = Condition()) -> dict[str, Any]:
@@ -85,6 +116,9 @@ def state_of(request: Request, module: DiffusionModule, known: Condition) -> dic
         "weights": request.weights,
         "seed": request.seed,
     }
+    if module.text is not None:
+        settings["prompts"] = None if request.prompts is None else _short_texts(request.prompts)
+        settings["negative_prompt"] = request.negative_prompt
     return dict(json_value(plain(settings, "settings")))
 
 
@@ -104,6 +138,13 @@ def _short(labels: Tensor) -> list[int] | str:
     if len(labels) <= 100:
         return labels.tolist()
     return "sha256 " + hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _short_texts(texts: list[str]) -> list[str] | str:
+    """State a short list of texts as it is, a long one by its digest."""
+    if len(texts) <= 100:
+        return texts
+    return "sha256 " + hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def draw_into(

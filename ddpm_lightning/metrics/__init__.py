@@ -22,3 +22,4 @@ from ddpm_lightning.metrics.pixels import Pixels
 from ddpm_lightning.metrics.points import MMD, SlicedWasserstein, mmd, sliced_wasserstein
 from ddpm_lightning.metrics.result import Result
 from ddpm_lightning.metrics.statistics import Statistics
+from ddpm_lightning.metrics.text_alignment import ShapeReader, TextAlignment

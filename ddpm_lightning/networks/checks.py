@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddpm_lightning.batch import DataSpec
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.memory import check_memory
 
@@ -31,6 +32,16 @@ def check_counts(network: nn.Module, **counts: int) -> None:
         if count > (most := MOST.get(name, 65_536)):
             kind = type(network).__name__
             raise InputError(f"{kind}({name}={count}): must be at most {most}")
+
+
+def check_tokens(network: nn.Module, data: DataSpec, setting: str) -> None:
+    """Raise InputError if a network is to read tokens, by a setting, and there are none."""
+    if not data.token_width:
+        raise InputError(
+            f"{type(network).__name__}({setting}) reads a text, and the model has none; give it "
+            "an encoder (--model.text VocabularyEncoder), or leave out "
+            f"--model.net.{setting.partition('=')[0]}"
+        )
 
 
 def check_size(build: Callable[[], nn.Module]) -> None:

@@ -16,7 +16,13 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.networks.checks import check_counts, check_image, largest_divisor
+from ddpm_lightning.networks.checks import (
+    check_counts,
+    check_image,
+    check_tokens,
+    largest_divisor,
+)
+from ddpm_lightning.networks.context import Context, ContextEmbedding, TokenAttention
 from ddpm_lightning.networks.layers import ConditionEmbedding, Linear
 from ddpm_lightning.networks.network import Network
 
@@ -38,6 +44,9 @@ class DiT(Network):
         depth: Number of blocks.
         heads: Attention heads of each block.
         mlp_ratio: Hidden features of the MLP in a block, in multiples of width.
+        cross_attention: Read the condition's tokens, of a text, by cross-attention between the
+            attention and the MLP of every block (PixArt-α, Chen et al. 2023, section 2.3).
+        context_depth: Transformer blocks that mix the tokens before.
 
     Raises:
         InputError: The settings do not fit each other or the data; the message names some that do.
@@ -52,6 +61,8 @@ class DiT(Network):
         depth: int = 12,
         heads: int = 6,
         mlp_ratio: int = 4,
+        cross_attention: bool = False,
+        context_depth: int = 2,
     ):
         super().__init__()
         check_counts(self, patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
@@ -62,12 +73,19 @@ class DiT(Network):
                 "and cosines of row and column, and of heads; set width="
                 f"{math.ceil(width / step) * step}"
             )
+        if cross_attention:
+            check_tokens(self, data, "cross_attention=true")
         self.data = data
         self.patch = patch
         self.check_shape(data.shape)
         self.embed = ConditionEmbedding(FREQUENCIES, width, data.num_classes)
         self.stem = Linear(self.in_channels * patch**2, width)
-        self.blocks = nn.ModuleList([DiTBlock(width, heads, mlp_ratio) for _ in range(depth)])
+        self.context: ContextEmbedding | None = None
+        if cross_attention:
+            self.context = ContextEmbedding(data.token_width, width, context_depth)
+        self.blocks = nn.ModuleList(
+            [DiTBlock(width, heads, mlp_ratio, cross_attention) for _ in range(depth)]
+        )
         self.modulation = Linear(width, 2 * width, gain=0.0)
         self.norm = layer_norm(width)
         self.out = Linear(width, out_channels * patch**2, gain=0.0)
@@ -81,12 +99,21 @@ class DiT(Network):
         dtype = self.stem.weight.dtype
         tokens = self.stem(patches.to(dtype)).to(dtype)  # [B, rows·columns, width]
         tokens = tokens + position_embedding(rows, columns, tokens)
-        embedding = F.silu(self.embed(c_noise, condition.label))  # [B, width]
+        embedding, context = self.embed(c_noise, condition.label), None
+        if self.context is not None:
+            context = self.context(condition, len(x))
+            embedding = embedding + context.mean()
+        embedding = F.silu(embedding)  # [B, width]
         for block in self.blocks:
-            tokens = block(tokens, embedding)
+            tokens = block(tokens, embedding, context)
         shift, scale = split(self.modulation(embedding), 2)
         patches = self.out(modulate(self.norm(tokens), shift, scale))
         return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=p, q=p)
+
+    @property
+    @override
+    def takes_tokens(self) -> bool:
+        return self.context is not None
 
     @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
@@ -104,7 +131,7 @@ class DiTBlock(nn.Module):
     (Peebles & Xie 2023, section 3.2 and figure 3).
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int):
+    def __init__(self, width: int, heads: int, mlp_ratio: int, reads_context: bool = False):
         super().__init__()
         self.heads = heads
         self.modulation = Linear(width, 6 * width, gain=0.0)
@@ -114,11 +141,14 @@ class DiTBlock(nn.Module):
         self.norm2 = layer_norm(width)
         self.expand = Linear(width, mlp_ratio * width)
         self.contract = Linear(mlp_ratio * width, width)
+        self.cross = TokenAttention(width, width, heads, gain=0.0) if reads_context else None
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, context: Context | None = None) -> Tensor:
         """Map tokens x [B, N, width], under a condition [B, width], to the same shape."""
         shift1, scale1, gate1, shift2, scale2, gate2 = split(self.modulation(condition), 6)
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1))
+        if self.cross is not None:
+            x = x + self.cross(x, context)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
     def attention(self, x: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ class Network(Configurable, nn.Module, ABC):
     """Whether it is shown an earlier estimate of x0, see diffusion/self_conditioning.py."""
 
     @property
+    def takes_tokens(self) -> bool:
+        """Whether it reads ``condition.tokens``."""
+        return False
+
+    @property
     def in_channels(self) -> int:
         """Channels of x, and of the image and the estimate of x0 stacked onto it."""
         channels = self.data.shape[0] * (2 if self.self_conditioning else 1)
@@ -41,6 +46,8 @@ class Network(Configurable, nn.Module, ABC):
                 label (a learned row of its own), which is also what a missing label means;
                 without classes it is ignored. ``condition.image`` is stacked onto x unscaled, and
                 so is ``condition.estimate`` where the network has self_conditioning.
+                ``condition.tokens`` of ``data.token_width`` are read by cross-attention, where the
+                network has some; without tokens the caption is null.
         """
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

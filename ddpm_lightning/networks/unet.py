@@ -23,9 +23,11 @@ from ddpm_lightning.networks.checks import (
     check_counts,
     check_dropout,
     check_image,
+    check_tokens,
     fewer_multipliers,
     largest_divisor,
 )
+from ddpm_lightning.networks.context import Context, ContextEmbedding, CrossAttention
 from ddpm_lightning.networks.layers import (
     Attention,
     ConditionEmbedding,
@@ -70,6 +72,10 @@ class UNet(Network):
             of pixels instead of its square (Shen et al. 2018).
         mid_attention: Self-attention at the lowest resolution, between down and up. false, with
             attention_levels: [], leaves no attention.
+        cross_attention_levels: Levels that read the condition's tokens, of a text, by
+            cross-attention (Rombach et al. 2022); the mean token is added to the embedding of
+            the noise level. Level len(multipliers) − 1 includes the middle.
+        context_depth: Transformer blocks that mix the tokens before.
 
     Raises:
         InputError: The settings do not fit each other or the data; the message names some that do.
@@ -90,6 +96,8 @@ class UNet(Network):
         block: Literal["residual", "convnext", "weight_standardized"] = "residual",
         linear_attention_levels: Sequence[int] = (),
         mid_attention: bool = True,
+        cross_attention_levels: Sequence[int] = (),
+        context_depth: int = 2,
     ):
         super().__init__()
         check_counts(self, channels=channels, blocks=blocks, heads=heads, groups=groups)
@@ -102,8 +110,8 @@ class UNet(Network):
             **dict.fromkeys(attention_levels, Attention),
         }
         _check_channels(channels, groups)
-        _check_levels(bottom, attention_levels, linear_attention_levels)
-        attended = [*attention, bottom] if mid_attention else [*attention]
+        _check_levels(bottom, attention_levels, linear_attention_levels, cross_attention_levels)
+        attended = [*attention, *cross_attention_levels, *([bottom] if mid_attention else ())]
         _check_heads([widths[level] for level in attended], heads)
 
         self.data = data
@@ -113,10 +121,16 @@ class UNet(Network):
 
         embedding = 4 * channels
         self.embed = ConditionEmbedding(channels, embedding, data.num_classes)
+        self.context: ContextEmbedding | None = None
+        if cross_attention_levels:
+            check_tokens(self, data, f"cross_attention_levels={list(cross_attention_levels)}")
+            self.context = ContextEmbedding(data.token_width, embedding, context_depth)
 
-        def make(width: int, out: int, kind: type[Attention] | None = None) -> Block:
+        def make(width: int, out: int, level: int, kind: type[Attention] | None = None) -> Block:
             residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)
-            return Block(residual, kind(out, heads, groups) if kind else None)
+            reads = level in cross_attention_levels
+            cross = CrossAttention(out, embedding, heads, groups) if reads else None
+            return Block(residual, kind(out, heads, groups) if kind else None, cross)
 
         self.stem = Conv(self.in_channels, channels)
         width, skips = channels, [channels]
@@ -125,21 +139,21 @@ class UNet(Network):
         for level, out in enumerate(widths):
             row = []
             for _ in range(blocks):
-                row.append(make(width, out, attention.get(level)))
+                row.append(make(width, out, level, attention.get(level)))
                 width = out
                 skips.append(out)
             if level < bottom:
                 skips.append(out)
             self.down.append(Down(row, Downsample(out) if level < bottom else None))
 
-        middle = make(width, width, Attention if mid_attention else None)
-        self.mid = nn.ModuleList([middle, make(width, width)])
+        middle = make(width, width, bottom, Attention if mid_attention else None)
+        self.mid = nn.ModuleList([middle, make(width, width, -1)])
 
         self.up = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
             row = []
             for _ in range(blocks + 1):
-                row.append(make(width + skips.pop(), out, attention.get(level)))
+                row.append(make(width + skips.pop(), out, level, attention.get(level)))
                 width = out
             self.up.append(Up(row, Upsample(out) if level > 0 else None))
 
@@ -150,15 +164,24 @@ class UNet(Network):
     def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
         x = self.stack_image(x, condition)
         embedding = self.embed(c_noise, condition.label)  # [B, 4·channels]
+        context = None
+        if self.context is not None:
+            context = self.context(condition, len(x))
+            embedding = embedding + context.mean()
         features = [self.stem(x.to(self.stem.weight.dtype))]  # skips, finest first
         for level in self.down:
-            features += level(features[-1], embedding)
+            features += level(features[-1], embedding, context)
         h = features[-1]  # [B, C, H/2^bottom, W/2^bottom]
         for block in self.mid:
-            h = block(h, embedding)
+            h = block(h, embedding, context)
         for level in self.up:
-            h = level(h, features, embedding)
+            h = level(h, features, embedding, context)
         return self.out(F.silu(self.norm(h)))
+
+    @property
+    @override
+    def takes_tokens(self) -> bool:
+        return self.context is not None
 
     @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
@@ -174,16 +197,23 @@ class UNet(Network):
 
 
 class Block(nn.Module):
-    """A residual block of any kind, then attention or nothing."""
+    """A residual block of any kind, then attention and cross-attention, each or neither."""
 
-    def __init__(self, residual: nn.Module, attention: Attention | None = None):
+    def __init__(
+        self,
+        residual: nn.Module,
+        attention: Attention | None = None,
+        cross: CrossAttention | None = None,
+    ):
         super().__init__()
         self.residual = residual
         self.attention = attention or nn.Identity()
+        self.cross = cross
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, h: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H, W]."""
-        return self.attention(self.residual(h, embedding))
+        h = self.attention(self.residual(h, embedding))
+        return h if self.cross is None else self.cross(h, context)
 
 
 class Down(nn.Module):
@@ -194,11 +224,13 @@ class Down(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.resize = resize
 
-    def forward(self, h: Tensor, embedding: Tensor) -> list[Tensor]:
+    def forward(
+        self, h: Tensor, embedding: Tensor, context: Context | None = None
+    ) -> list[Tensor]:
         """Return the output of every layer; the up path takes them as skips."""
         features = []
         for block in self.blocks:
-            h = block(h, embedding)
+            h = block(h, embedding, context)
             features.append(h)
         if self.resize is not None:
             features.append(self.resize(h))  # [B, C, H/2, W/2]
@@ -213,10 +245,16 @@ class Up(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.resize = resize
 
-    def forward(self, h: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        skips: list[Tensor],
+        embedding: Tensor,
+        context: Context | None = None,
+    ) -> Tensor:
         """Consume one skip per block, from the end of the list."""
         for block in self.blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, context)
         return h if self.resize is None else self.resize(h)  # [B, C, 2H, 2W]
 
 
@@ -231,11 +269,15 @@ def _check_channels(channels: int, groups: int) -> None:
         )
 
 
-def _check_levels(bottom: int, full: Sequence[int], linear: Sequence[int]) -> None:
-    for name, levels in (("attention_levels", full), ("linear_attention_levels", linear)):
+def _check_levels(
+    bottom: int, full: Sequence[int], linear: Sequence[int], cross: Sequence[int]
+) -> None:
+    kinds = {"attention": full, "linear_attention": linear, "cross_attention": cross}
+    for kind, levels in kinds.items():
         if any(level not in range(bottom + 1) for level in levels):
             raise InputError(
-                f"UNet({name}={list(levels)}): there is one level per multiplier, 0 to {bottom}"
+                f"UNet({kind}_levels={list(levels)}): there is one level per multiplier, 0 to "
+                f"{bottom}"
             )
     if both := sorted(set(full) & set(linear)):
         raise InputError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from einops import rearrange
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddpm_lightning.batch import Batch
 from ddpm_lightning.diffusion.levels import Schedule
@@ -144,6 +145,36 @@ def captioned(
         canvas = torch.cat([canvas, canvas.new_full((1, *canvas.shape[1:]), 255)])
     canvas[:, top:, left:] = picture.cpu()
     return canvas
+
+
+def grid_of_prompts(
+    pictures: Pictures,
+    x: Tensor,
+    prompts: Sequence[str],
+    columns: int,
+    bands: Mapping[str, Tensor],
+    title: str = "",
+) -> Tensor:
+    """Show samples as one grid a prompt, each under its prompt: uint8 [C, H, W].
+
+    Args:
+        pictures: How samples are drawn.
+        x: [n, ...] the samples.
+        prompts: Their prompts, repeated along the samples.
+        columns: Images a row.
+        bands: Images [n, ...] above and below each sample.
+        title: A line above all.
+    """
+    blocks = []
+    for prompt in dict.fromkeys(prompts):
+        own = [k for k in range(len(x)) if prompts[k % len(prompts)] == prompt]
+        if own:
+            parts = {name: band[own] for name, band in bands.items()}
+            block = pictures.together(x[own], columns, **parts)
+            blocks.append(captioned(block, title=prompt or "(no text)"))
+    width = max(block.shape[2] for block in blocks)
+    padded = [F.pad(block, (0, width - block.shape[2]), value=255) for block in blocks]
+    return captioned(torch.cat(padded, dim=1), title=title)
 
 
 def _rows(pictures: Pictures, frames: Tensor) -> Tensor:

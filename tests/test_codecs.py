@@ -64,6 +64,7 @@ class Known:
     codec: Codec
     oracle: Mixture
     knows_null = True
+    text = None
     device = torch.device("cpu")
 
     def denoiser(self, weights="ema"):

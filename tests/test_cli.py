@@ -36,6 +36,7 @@ CONFIGS = sorted(
 )
 ALIKE = (
     *("cifar10", "cifar10_edm", "cifar10_flow", "cifar10_iddpm", "cifar10_pretrained"),
+    "cifar10_score",
     *(
         "cifar10_cfg",
         "cifar10_jpg",
@@ -45,7 +46,7 @@ ALIKE = (
         "mnist_convnext",
         "mnist_dit",
     ),
-    "toy2d",
+    *("toy2d", "toy2d_score"),
     *(path.stem for path in FOLDER.glob("tutorials/*.yaml")),
 )
 """Configs that take the same ways as others through the command line."""

@@ -108,6 +108,26 @@ RECIPES = {
         },
         without=("model.schedule.beta",),
     ),
+    # Song et al. 2021, section 4 and appendix C: the variance-preserving SDE in continuous time.
+    "cifar10_score": changed(
+        {
+            "model.schedule": "VP",
+            "model.schedule.beta_min": 0.1,
+            "model.schedule.beta_max": 20.0,
+            "model.parameterization": "Score",
+            "model.objective.weighting": "EpsMSE",
+            "model.timesteps": "RealTimes",
+            "model.timesteps.smallest": 1e-5,
+            "samplers.0": "PredictorCorrector",
+            "samplers.0.steps": 500,
+            "samplers.0.corrector": "Langevin",
+            "samplers.0.corrector.snr": 0.16,
+            "samplers.1": "AdaptiveODE",
+            "samplers.1.rtol": 1e-3,
+            "samplers.1.atol": 1e-3,
+        },
+        without=("model.schedule.beta", "samplers.1"),
+    ),
     # Liu et al. 2023, Lipman et al. 2023; logit-normal levels of Esser et al. 2024.
     "cifar10_flow": changed(
         {

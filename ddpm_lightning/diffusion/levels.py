@@ -91,11 +91,12 @@ class Level:
 
         Raises InputError: It is a real time, which a table does not know.
         """
-        if is_real(self.t):
+        t = self.t
+        if isinstance(t, float) or is_real(t):
             raise InputError("a table by level has no entry for a real time; use levels")
         if isinstance(self.alpha, Tensor):
-            return table.to(self.alpha)[self.t].view(self.alpha.shape)
-        return float(table[self.t])
+            return table.to(self.alpha)[t].view(self.alpha.shape)
+        return float(table[t])
 
 
 def is_real(t: Time) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ddpm_lightning.batch import Condition
 from ddpm_lightning.configurable import Configurable, plain
 from ddpm_lightning.diffusion.guidance import Guidance, as_guidance, guide
-from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.levels import Schedule, Time
 from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDIM, DDPM, DPMSolverPP, Heun, Sampler, Spacing
 from ddpm_lightning.errors import InputError, at_least
@@ -167,9 +167,7 @@ class _Counter:
         self.schedule = schedule
         self.rows = 0
 
-    def __call__(
-        self, x_t: Tensor, t: int | Tensor, condition: Condition = Condition()
-    ) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
         self.rows += len(x_t)
         level = self.schedule.level(t, like=x_t)
         return Prediction(torch.zeros_like(x_t), x_t, level, FixedSmall())

@@ -262,6 +262,7 @@ def test_the_fields_of_a_request_are_plain_flags_of_who_passes_them_on():
     parser = Parser()
     parser.add_function_arguments(drawn)
     asked = {"sampler", "guidance", "labels", "variance", "weights", "seed", "batch_size"}
+    asked |= {"prompt", "negative_prompt"}
     assert asked | {"ckpt", "n"} == flags_of(parser).keys() - {"help", "h"}
     assert "Averaged" not in parser.format_help()
     assert "ema (averaged) or raw" in " ".join(parser.format_help().split())
@@ -277,6 +278,7 @@ def configured(parser: Any, config: str, *flags: str) -> Any:
 def test_a_new_class_has_its_own_defaults(flags, run_parser):
     net = configured(run_parser, "cifar10", *flags)["model"]["net"]
     own = {"patch": 2, "width": 384, "depth": 12, "heads": 6, "mlp_ratio": 4}
+    own |= {"cross_attention": False, "context_depth": 2, "image_patch": 0}
     assert net["init_args"] == own
 
 

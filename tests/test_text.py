@@ -85,7 +85,7 @@ def test_attention_to_a_context_is_the_softmax_over_its_tokens():
 
 def test_padding_changes_nothing():
     torch.manual_seed(0)
-    embed = ContextEmbedding(8, 16, depth=2)
+    embed = ContextEmbedding(DataSpec((1, 8, 8), token_width=8), 16, depth=2)
     tokens = torch.randn(2, 3, 8)
     longer = torch.cat([tokens, torch.randn(2, 5, 8)], dim=1)
     mask = torch.arange(8)[None].expand(2, -1) < 3
@@ -136,6 +136,47 @@ def test_a_network_without_text_has_no_weights_for_it(kind):
 def test_a_network_that_does_not_suit_the_text_is_refused(net, text, message):
     with pytest.raises(InputError, match=message):
         DiffusionModule(SPEC, net, text=VocabularyEncoder() if text else None)
+
+
+@pytest.mark.parametrize("net", [TextUNet, TextDiT])
+def test_attention_reads_a_condition_image_patch_by_patch(net):
+    torch.manual_seed(0)
+    data = DataSpec((1, 8, 8), image_channels=2)
+    network = net(data, 1, image_patch=4)
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.15)
+    assert network.in_channels == 1
+    x, c_noise, image = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 3.0]), torch.randn(2, 2, 8, 8)
+    whole = network(x, c_noise, Condition(image=image))
+    moved = network(x, c_noise, Condition(image=image.roll(4, -1)))  # the same patches elsewhere
+    assert not torch.allclose(whole, moved)
+    swapped = network(x.flip(0), c_noise, Condition(image=image.flip(0)))
+    torch.testing.assert_close(whole, swapped.flip(0))
+
+
+def test_text_and_image_are_read_together():
+    data = DataSpec((1, 8, 8), image_channels=1, token_width=3)
+    embed = ContextEmbedding(data, 16, depth=1, image_patch=4)
+    tokens, mask = torch.randn(2, 5, 3), torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    condition = Condition(None, torch.randn(2, 1, 8, 8), tokens, mask)
+    assert embed(condition, 2).mask.sum(1).tolist() == [1 + 5 + 4, 1 + 2 + 4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels", "message"),
+    [
+        ({"image_patch": 3}, 1, r"does not divide .*--model\.net\.image_patch 2"),
+        ({"image_patch": 4}, 0, "needs data with condition images"),
+        (
+            {"image_patch": 4, "cross_attention_levels": []},
+            1,
+            r"needs --model\.net\.cross_attention_levels",
+        ),
+    ],
+)
+def test_patches_that_cannot_be_are_refused(settings, channels, message):
+    with pytest.raises(InputError, match=message):
+        TextUNet(DataSpec((1, 8, 8), image_channels=channels), 1, **settings)
 
 
 def test_data_without_captions_is_refused():

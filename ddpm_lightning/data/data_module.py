@@ -213,9 +213,10 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
         """Move a raw batch, but not index, row and crop, which are read on the CPU."""
         if not isinstance(batch, RawBatch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        kept = {"index": batch.index, "row": batch.row, "crop": batch.crop}
-        kept["captions"] = batch.captions
-        rest = batch._replace(**dict.fromkeys(kept))
+        names = ("index", "row", "crop", "captions")
+        kept: dict[str, Any] = {name: getattr(batch, name) for name in names}
+        empty: dict[str, Any] = dict.fromkeys(names)
+        rest = batch._replace(**empty)
         moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
         return moved._replace(**kept)
 
@@ -254,7 +255,8 @@ class DiffusionData(Configurable, LightningDataModule, ABC):
             parts: Any = (None if p is None else torch.from_numpy(p) for p in place)
             raw = RawBatch(samples, labels, *parts)
             if pin:  # so that transfers to CUDA overlap with computation
-                pinned: Any = (part if part is None else part.pin_memory() for part in raw)
+                tensors: Any = raw
+                pinned: Any = (part if part is None else part.pin_memory() for part in tensors)
                 raw = RawBatch(*pinned)
             raw = _with_captions(raw, captions)
             yield self._finish(raw) if trainer is None else raw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -93,28 +94,36 @@ class Shapes(ImageData):
 
     @override
     def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
-        random = np.random.Generator(np.random.Philox(key=[33, split == "test"]))
-        labels = self._labels(split, COUNTS[split], random)
-        return torch.from_numpy(draw(labels, random)), torch.from_numpy(labels)
+        return pictures_of(split, tuple(self.left_out))
 
-    def _labels(
-        self, split: OfficialSplit, n: int, random: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """Choose what n pictures of a split show: places in COMPOSITIONS."""
-        wanted = bool(self.left_out) and split == "test"
-        shows = np.array([self._shows_left_out(one) is wanted for one in COMPOSITIONS])
-        single = np.array([one.second is None for one in COMPOSITIONS])
-        of_one, of_two = np.flatnonzero(shows & single), np.flatnonzero(shows & ~single)
-        is_one, ones, twos = random.random(n) < 0.25, random.random(n), random.random(n)
-        places = np.where(
-            is_one,
-            of_one[(ones * len(of_one)).astype(np.int64)],
-            of_two[(twos * len(of_two)).astype(np.int64)],
-        )
-        return places.astype(np.int64)
 
-    def _shows_left_out(self, composition: Composition) -> bool:
-        return any(f"{one.colour} {one.shape}" in self.left_out for one in composition.things)
+@lru_cache(maxsize=4)
+def pictures_of(split: OfficialSplit, left_out: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Draw a split, once: images uint8 [N, 3, 24, 24] and labels int64 [N], not to be modified."""
+    random = np.random.Generator(np.random.Philox(key=[33, split == "test"]))
+    labels = _labels(COUNTS[split], left_out, split == "test", random)
+    return torch.from_numpy(draw(labels, random)), torch.from_numpy(labels)
+
+
+def _labels(
+    n: int, left_out: tuple[str, ...], test: bool, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Choose what n pictures show, of what is left out or of the rest: places in COMPOSITIONS."""
+
+    def is_left_out(composition: Composition) -> bool:
+        return any(f"{one.colour} {one.shape}" in left_out for one in composition.things)
+
+    wanted = bool(left_out) and test
+    shows = np.array([is_left_out(one) is wanted for one in COMPOSITIONS])
+    single = np.array([one.second is None for one in COMPOSITIONS])
+    of_one, of_two = np.flatnonzero(shows & single), np.flatnonzero(shows & ~single)
+    is_one, ones, twos = random.random(n) < 0.25, random.random(n), random.random(n)
+    places = np.where(
+        is_one,
+        of_one[(ones * len(of_one)).astype(np.int64)],
+        of_two[(twos * len(of_two)).astype(np.int64)],
+    )
+    return places.astype(np.int64)
 
 
 def draw(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.uint8]:

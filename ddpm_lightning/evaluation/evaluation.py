@@ -102,10 +102,10 @@ class Evaluation:
 
     def _asked(self, samples: SampleSet) -> tuple[SampleSet, Tensor | None]:
         """The samples with the data's captions where they need some, and their classes."""
-        module, texts = self.loaded.module, ()
+        module, texts = self.loaded.module, list[str]()
         if module.text is not None:
             samples = samples.with_captions(module, self.loaded.data, self.split)
-            texts = self.loaded.data.texts
+            texts = list(self.loaded.data.texts)
         return samples, samples.labels_of(module, self.known, texts)
 
     @cached_property

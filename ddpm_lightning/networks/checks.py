@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,13 +34,38 @@ def check_counts(network: nn.Module, **counts: int) -> None:
             raise InputError(f"{kind}({name}={count}): must be at most {most}")
 
 
-def check_tokens(network: nn.Module, data: DataSpec, setting: str) -> None:
-    """Raise InputError if a network is to read tokens, by a setting, and there are none."""
-    if not data.token_width:
+def check_tokens(
+    network: nn.Module, data: DataSpec, image_patch: int, name: str, reads: bool | Sequence[int]
+) -> None:
+    """Raise InputError if a network is to read by cross-attention what is not there.
+
+    Args:
+        network: The network.
+        data: Its data.
+        image_patch: Side of the patches of a condition image that it reads; 0: it reads none.
+        name: Of the setting that gives it cross-attention.
+        reads: Its value; without one it has none.
+    """
+    kind, channels = type(network).__name__, data.image_channels
+    at_least(0, network, image_patch=image_patch)
+    if reads and not data.token_width and not image_patch:
         raise InputError(
-            f"{type(network).__name__}({setting}) reads a text, and the model has none; give it "
-            "an encoder (--model.text VocabularyEncoder), or leave out "
-            f"--model.net.{setting.partition('=')[0]}"
+            f"{kind}({name}) reads a text, and the model has none; give it an encoder (--model."
+            f"text VocabularyEncoder), or leave out --model.net.{name}"
+        )
+    if image_patch and not (reads and channels):
+        lacks = (
+            "data with condition images (--data Conditioned)" if reads else f"--model.net.{name}"
+        )
+        raise InputError(
+            f"{kind}(image_patch={image_patch}) needs {lacks}; give it, or leave out --model.net."
+            "image_patch"
+        )
+    if image_patch and any(side % image_patch for side in data.shape[1:]):
+        side = largest_divisor(math.gcd(*data.shape[1:]), image_patch)
+        raise InputError(
+            f"{kind}(image_patch={image_patch}) does not divide the images' height and width "
+            f"{list(data.shape[1:])}; set --model.net.image_patch {side}"
         )
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ddpm_lightning.batch import Condition
+from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.errors import at_least
-from ddpm_lightning.networks.layers import Linear, group_norm
+from ddpm_lightning.networks.layers import Linear, group_norm, position_embedding
 
 HEADS = 4
 """Attention heads of a block that mixes tokens; every width here is a multiple of 4."""
@@ -38,19 +38,24 @@ class ContextEmbedding(nn.Module):
     """Map the condition's tokens to the context: a linear map and a small transformer.
 
     As in GLIDE (Nichol et al. 2021, section 3) the transformer is trained with the network. A
-    learned null token stands before the others; rows without a caption have it alone.
+    learned null token stands before the others; rows without a caption have it alone. Patches of
+    the condition's image may follow as further tokens, with the position embedding of DiT.
 
     Args:
-        token_width: Length D of a token of the condition.
+        data: Specification of the data.
         width: Length of an embedded token.
         depth: Transformer blocks, of four heads; 0: none.
+        image_patch: Side of the patches; 0: the image is not read here.
     """
 
-    def __init__(self, token_width: int, width: int, depth: int):
+    def __init__(self, data: DataSpec, width: int, depth: int, image_patch: int = 0):
         super().__init__()
         at_least(0, context_depth=depth)
-        self.token_width = token_width
-        self.linear = Linear(token_width, width)
+        self.image_patch = image_patch
+        if data.token_width:
+            self.linear = Linear(data.token_width, width)
+        if image_patch:
+            self.image = Linear(data.image_channels * image_patch**2, width)
         self.null = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList([ContextBlock(width, HEADS) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
@@ -64,9 +69,20 @@ class ContextEmbedding(nn.Module):
         if known.tokens is not None and known.mask is not None:
             tokens = torch.cat([tokens, self.linear(known.tokens.to(dtype)).to(dtype)], dim=1)
             mask = torch.cat([mask, known.mask], dim=1)
+        if self.image_patch and condition.image is not None:
+            patches = self.patches(condition.image.to(dtype))
+            tokens = torch.cat([tokens, patches], dim=1)
+            mask = torch.cat([mask, mask.new_ones(patches.shape[:2])], dim=1)
         for block in self.blocks:
             tokens = block(tokens, mask)
         return Context(self.norm(tokens), mask)
+
+    def patches(self, image: Tensor) -> Tensor:
+        """Embed the patches of images [B, K, H, W]: [B, H·W/patch², width]."""
+        p = self.image_patch
+        cut = rearrange(image, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        tokens = self.image(cut).to(self.null.dtype)
+        return tokens + position_embedding(image.shape[2] // p, image.shape[3] // p, tokens)
 
 
 class ContextBlock(nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from ddpm_lightning.networks.checks import (
     largest_divisor,
 )
 from ddpm_lightning.networks.context import Context, ContextEmbedding, TokenAttention
-from ddpm_lightning.networks.layers import ConditionEmbedding, Linear
+from ddpm_lightning.networks.layers import ConditionEmbedding, Linear, position_embedding
 from ddpm_lightning.networks.network import Network
 
 FREQUENCIES = 256  # length of the noise level's sinusoidal embedding, as in the authors' code
@@ -47,6 +46,8 @@ class DiT(Network):
         cross_attention: Read the condition's tokens, of a text, by cross-attention between the
             attention and the MLP of every block (PixArt-α, Chen et al. 2023, section 2.3).
         context_depth: Transformer blocks that mix the tokens before.
+        image_patch: Read the condition's image, too, by cross-attention, in patches of so many
+            pixels a side, in place of stacking it onto x; 0 stacks it.
 
     Raises:
         InputError: The settings do not fit each other or the data; the message names some that do.
@@ -63,6 +64,7 @@ class DiT(Network):
         mlp_ratio: int = 4,
         cross_attention: bool = False,
         context_depth: int = 2,
+        image_patch: int = 0,
     ):
         super().__init__()
         check_counts(self, patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
@@ -73,16 +75,16 @@ class DiT(Network):
                 "and cosines of row and column, and of heads; set width="
                 f"{math.ceil(width / step) * step}"
             )
-        if cross_attention:
-            check_tokens(self, data, "cross_attention=true")
+        check_tokens(self, data, image_patch, "cross_attention", cross_attention)
         self.data = data
+        self.image_patch = image_patch
         self.patch = patch
         self.check_shape(data.shape)
         self.embed = ConditionEmbedding(FREQUENCIES, width, data.num_classes)
         self.stem = Linear(self.in_channels * patch**2, width)
         self.context: ContextEmbedding | None = None
         if cross_attention:
-            self.context = ContextEmbedding(data.token_width, width, context_depth)
+            self.context = ContextEmbedding(data, width, context_depth, image_patch)
         self.blocks = nn.ModuleList(
             [DiTBlock(width, heads, mlp_ratio, cross_attention) for _ in range(depth)]
         )
@@ -175,24 +177,3 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def split(modulation: Tensor, parts: int) -> tuple[Tensor, ...]:
     """Cut [B, parts·width] into as many [B, 1, width], which apply to every token."""
     return modulation[:, None].chunk(parts, dim=-1)
-
-
-def position_embedding(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Embed every position of a grid like its tokens: [rows·columns, width], row by row.
-
-    Half of the features tell the column, half the row: sines, then cosines, of the index at
-    frequencies 10000^(−i/n), i = 0…n − 1, n a quarter of the features (the authors' code, after
-    Vaswani et al. 2017, section 3.5).
-    """
-    quarter = like.shape[-1] // 4
-    dtype = torch.promote_types(like.dtype, torch.float32)
-
-    def along(length: int) -> Tensor:  # [length, width/2]
-        index = torch.arange(length, dtype=dtype, device=like.device)
-        power = torch.arange(quarter, dtype=dtype, device=like.device) / quarter
-        angles = index[:, None] * 10_000.0**-power
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-    column = along(columns).repeat(rows, 1)
-    row = along(rows).repeat_interleave(columns, dim=0)
-    return torch.cat([column, row], dim=1).to(like.dtype)

@@ -112,6 +112,27 @@ def sinusoidal(c_noise: Tensor, dim: int, with_last: bool = True) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def position_embedding(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Embed every position of a grid like its tokens: [rows·columns, width], row by row.
+
+    Half of the features tell the column, half the row: sines, then cosines, of the index at
+    frequencies 10000^(−i/n), i = 0…n − 1, n a quarter of the features (the authors' code, after
+    Vaswani et al. 2017, section 3.5).
+    """
+    quarter = like.shape[-1] // 4
+    dtype = torch.promote_types(like.dtype, torch.float32)
+
+    def along(length: int) -> Tensor:  # [length, width/2]
+        index = torch.arange(length, dtype=dtype, device=like.device)
+        power = torch.arange(quarter, dtype=dtype, device=like.device) / quarter
+        angles = index[:, None] * 10_000.0**-power
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    column = along(columns).repeat(rows, 1)
+    row = along(rows).repeat_interleave(columns, dim=0)
+    return torch.cat([column, row], dim=1).to(like.dtype)
+
+
 class LabelEmbedding(nn.Embedding):
     """The label table: a row for every class, started as N(0, 1).
 

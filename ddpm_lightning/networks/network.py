@@ -20,6 +20,8 @@ class Network(Configurable, nn.Module, ABC):
     """
 
     data: DataSpec
+    image_patch: int = 0
+    """Side of the patches in which attention reads the condition's image; 0: it is stacked."""
 
     self_conditioning: bool = False
     """Whether it is shown an earlier estimate of x0, see diffusion/self_conditioning.py."""
@@ -33,7 +35,7 @@ class Network(Configurable, nn.Module, ABC):
     def in_channels(self) -> int:
         """Channels of x, and of the image and the estimate of x0 stacked onto it."""
         channels = self.data.shape[0] * (2 if self.self_conditioning else 1)
-        return channels + self.data.image_channels
+        return channels + (0 if self.image_patch else self.data.image_channels)
 
     @abstractmethod
     def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
@@ -56,7 +58,8 @@ class Network(Configurable, nn.Module, ABC):
     def stack_image(self, x: Tensor, condition: Condition) -> Tensor:
         """Concatenate x [B, C, ...] and the condition's image to [B, in_channels, ...].
 
-        With self-conditioning the estimate of x0 comes last, 0 where there is none.
+        An image that attention reads is left out, but must fit, too. With self-conditioning the
+        estimate of x0 comes last, 0 where there is none.
         """
         self.check_shape(tuple(x.shape[1:]))
         network, image, channels = type(self).__name__, condition.image, self.data.image_channels
@@ -71,7 +74,8 @@ class Network(Configurable, nn.Module, ABC):
                 f"the shape of condition.image is {shape}; {network}, built for image_channels="
                 f"{channels}, needs {expected} beside x of shape {tuple(x.shape)}"
             )
-        parts = [x] if image is None else [x, image.to(x.dtype)]
+        stacked = image is not None and not self.image_patch
+        parts = [x, image.to(x.dtype)] if stacked else [x]
         if self.self_conditioning:
             estimate = condition.estimate
             parts.append(torch.zeros_like(x) if estimate is None else estimate.to(x.dtype))

@@ -76,10 +76,14 @@ class UNet(Network):
             cross-attention (Rombach et al. 2022); the mean token is added to the embedding of
             the noise level. Level len(multipliers) − 1 includes the middle.
         context_depth: Transformer blocks that mix the tokens before.
+        image_patch: Read the condition's image, too, by cross-attention, in patches of so many
+            pixels a side, in place of stacking it onto x; 0 stacks it.
 
     Raises:
         InputError: The settings do not fit each other or the data; the message names some that do.
     """
+
+    context: ContextEmbedding | None
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class UNet(Network):
         mid_attention: bool = True,
         cross_attention_levels: Sequence[int] = (),
         context_depth: int = 2,
+        image_patch: int = 0,
     ):
         super().__init__()
         check_counts(self, channels=channels, blocks=blocks, heads=heads, groups=groups)
@@ -113,18 +118,18 @@ class UNet(Network):
         _check_levels(bottom, attention_levels, linear_attention_levels, cross_attention_levels)
         attended = [*attention, *cross_attention_levels, *([bottom] if mid_attention else ())]
         _check_heads([widths[level] for level in attended], heads)
+        check_tokens(self, data, image_patch, "cross_attention_levels", cross_attention_levels)
 
-        self.data = data
+        self.data, self.image_patch = data, image_patch
         self.multipliers = list(multipliers)
         self.features_per_group = min([channels, *widths][-2:]) // groups  # at the bottom
         self.check_shape(data.shape)
 
         embedding = 4 * channels
         self.embed = ConditionEmbedding(channels, embedding, data.num_classes)
-        self.context: ContextEmbedding | None = None
+        self.context = None
         if cross_attention_levels:
-            check_tokens(self, data, f"cross_attention_levels={list(cross_attention_levels)}")
-            self.context = ContextEmbedding(data.token_width, embedding, context_depth)
+            self.context = ContextEmbedding(data, embedding, context_depth, image_patch)
 
         def make(width: int, out: int, level: int, kind: type[Attention] | None = None) -> Block:
             residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)

@@ -26,6 +26,7 @@ SMALL = [
     "--grid.n=10",
     "--metrics.n=20",
     "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
 ]
 PROGRAMS = {
     "python": [sys.executable],

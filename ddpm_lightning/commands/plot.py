@@ -112,7 +112,8 @@ def plot_forward(
     x0 = shown.first(n)
     pictures = pictures_of(shown.shape, shown.data)
     write_picture(out, forward_strip(pictures, x0, schedule, chosen, seed))
-    print(f"{out} shows {len(x0)} samples of {shown.name}, noise growing to the right")
+    what = shown.name if image else f"{len(x0)} samples of {shown.name}"
+    print(f"{out} shows {what}, noise growing to the right")
 
 
 def plot_reverse(

@@ -272,6 +272,19 @@ def test_sample_reads_the_codec_from_the_checkpoint(run, tmp_path):
     assert len(list((tmp_path / "out").glob("0*.png"))) == 2
 
 
+def test_a_safetensors_file_holds_the_codec(run, tmp_path):
+    checkpoint, out = str(last_checkpoint(run[0])), str(tmp_path / "model.safetensors")
+    main(["export", "--ckpt", checkpoint, "--format", "safetensors", "--out", out])
+    drawn = [Loaded.read(path).module.sample(2, DDIM(2)) for path in (checkpoint, out)]
+    assert torch.equal(*drawn)
+
+
+def test_diffusers_pipelines_are_refused_for_latents(run, tmp_path, capsys):
+    words = ["--ckpt", str(last_checkpoint(run[0])), "--out", str(tmp_path / "out")]
+    line = fail(capsys, "export", *words, "--format", "diffusers")
+    assert "works on latents of Haar" in line
+
+
 def picture(path, seed):
     values = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (1, 8, 8), np.uint8))
     write_png(path, values)

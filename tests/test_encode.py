@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ddpm_lightning.cli import main
 from ddpm_lightning.codecs import Haar
 from ddpm_lightning.codecs.codec import Codec
-from ddpm_lightning.data import CachedLatents
+from ddpm_lightning.data import CachedLatents, Captioned
 from ddpm_lightning.data.cached_latents import Origin, write_latents
 from ddpm_lightning.data.data_module import identity
 from ddpm_lightning.errors import InputError
@@ -70,6 +70,13 @@ def test_training_reads_no_image(folder, tmp_path, monkeypatch):
 def test_metrics_compare_with_the_images(folder):
     data = tiny_data()
     assert torch.equal(CachedLatents(data, folder).images("val")[0], data.images("val")[0])
+
+
+def test_captions_are_those_of_the_images(folder):
+    data = Captioned(tiny_data(), [f"a {digit}" for digit in range(10)])
+    cached = CachedLatents(data, folder)
+    assert cached.spec == data.spec
+    assert cached.captions("val") == data.captions("val")
 
 
 class Drawn(Haar):

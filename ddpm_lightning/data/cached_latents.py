@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ class CachedLatents(ImageSet):
     @override
     def shape(self) -> tuple[int, ...]:
         return self.data.shape
+
+    @property
+    @override
+    def texts(self) -> Sequence[str]:
+        return self.data.texts
+
+    @override
+    def captions(self, split: Split) -> Sequence[str] | None:
+        return self.data.captions(split)
 
     @override
     def images(self, split: Split) -> tuple[Tensor | StoredImages, Tensor]:

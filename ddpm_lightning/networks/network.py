@@ -74,8 +74,7 @@ class Network(Configurable, nn.Module, ABC):
                 f"the shape of condition.image is {shape}; {network}, built for image_channels="
                 f"{channels}, needs {expected} beside x of shape {tuple(x.shape)}"
             )
-        stacked = image is not None and not self.image_patch
-        parts = [x, image.to(x.dtype)] if stacked else [x]
+        parts = [x] if image is None or self.image_patch else [x, image.to(x.dtype)]
         if self.self_conditioning:
             estimate = condition.estimate
             parts.append(torch.zeros_like(x) if estimate is None else estimate.to(x.dtype))

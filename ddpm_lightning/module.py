@@ -102,6 +102,8 @@ class DiffusionModule(TrainedModule):
         # Parts with tensors are copied, because two modules must not share one default argument.
         codec = copy.deepcopy(codec)
         encoder = None if text is None else text.of(data)
+        if encoder is None:  # because a checkpoint need not hold what its model never reads
+            data = replace(data, words=(), caption_length=0)
         known = data if conditional else replace(data, num_classes=None)
         if encoder is not None:
             known = replace(known, token_width=encoder.width)

@@ -15,7 +15,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import DiT, SmallUNet
 from ddpm_lightning.networks.context import Context, ContextEmbedding, TokenAttention
 from ddpm_lightning.sampling import Request
-from ddpm_lightning.text import VocabularyEncoder
+from ddpm_lightning.text import TextEncoder, VocabularyEncoder
 from tests.small import TinyUNet, fit, lively
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -234,6 +234,29 @@ def test_the_average_follows_the_embedding_of_words(text_run):
     assert not torch.equal(trained, average)
     assert trained.shape == before.context.linear.weight.shape
     assert module.net.context.linear.weight.grad is not None
+
+
+def test_a_model_without_text_keeps_no_words():
+    module = DiffusionModule(SPEC, TinyUNet)
+    assert "words" not in module.hparams["data"]
+
+
+class Length(TextEncoder):
+    """An encoder of one's own: one token, which says how long a text is."""
+
+    width = 1
+
+    def encode(self, texts, device="cpu"):
+        tokens = torch.tensor([[[float(len(text))]] for text in texts])
+        return tokens, torch.ones(len(texts), 1, dtype=torch.bool)
+
+
+def test_an_encoder_from_outside_is_named_by_its_class(tmp_path):
+    module = fit(tmp_path, 3, data=digits(), net=TextUNet, text=Length())
+    again = DiffusionModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert isinstance(again.text, Length)
+    settings = {"sampler": DDIM(2), "prompt": "any text at all"}
+    assert torch.equal(again.sample(2, **settings), module.sample(2, **settings))
 
 
 def test_a_batch_without_captions_is_refused(text_run):

@@ -11,7 +11,7 @@ from ddpm_lightning.batch import Condition
 from ddpm_lightning.commands.edits import Interpolate, edit_images
 from ddpm_lightning.diffusion.editing import repaint
 from ddpm_lightning.diffusion.guidance import guide
-from ddpm_lightning.diffusion.samplers import DDIM, DDPM, Heun
+from ddpm_lightning.diffusion.samplers import DDIM, DDPM, AdaptiveODE, Heun
 from ddpm_lightning.diffusion.self_conditioning import self_conditioned
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import AnnotatedUNet, Network
@@ -182,6 +182,15 @@ def test_a_corrector_is_shown_the_estimate_of_its_predictor():
     list(Heun(20).trajectory(one.denoiser(), inputs(2, 1, 8, 8)[0]))
     assert len(seen) > 20
     assert [k for k, estimate in enumerate(seen) if estimate is None] == [0]
+
+
+@torch.no_grad()
+def test_an_adaptive_solver_whose_slope_must_be_a_function_is_shown_none():
+    one = module()
+    seen = estimates(one.ema.net)
+    list(AdaptiveODE(rtol=0.3, atol=0.3).trajectory(one.denoiser(), inputs(2, 1, 8, 8)[0]))
+    assert len(seen) > 6
+    assert all(estimate is None for estimate in seen)
 
 
 @torch.no_grad()

@@ -53,6 +53,11 @@ ALIKE = (
 DIGITS = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 
 
+def named(config: Path) -> str:
+    """The name of a config as the command line takes it, e.g. tutorials/mnist."""
+    return config.relative_to(FOLDER).with_suffix("").as_posix()
+
+
 def tiny_run(root: Path, *more: str, max_steps: int = 2) -> list[str]:
     """Flags that shrink configs/digits.yaml to seconds, without its callbacks."""
     return [
@@ -150,7 +155,7 @@ def shrunk(config: Path, root: Path) -> dict:
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in ALIKE))
+        pytest.param(path, id=named(path), marks=[pytest.mark.slow] * (path.stem in ALIKE))
         for path in CONFIGS
     ],
 )
@@ -170,7 +175,7 @@ def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub
     assert list(folder.glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_config_says_where_it_comes_from(config):
     header = "".join(line for line in config.read_text().splitlines() if line.startswith("#"))
     name = config.relative_to(FOLDER).as_posix()

@@ -7,15 +7,17 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import Likelihood
 from ddpm_lightning.cli import main
 from ddpm_lightning.diffusion import VE, VP, Cosine, Linear, Straight
 from ddpm_lightning.diffusion.flow import adaptive_flow_likelihood, flow_likelihood
 from ddpm_lightning.diffusion.oracles import Gaussian, Mixture
 from ddpm_lightning.diffusion.runge_kutta import RungeKutta45
-from ddpm_lightning.diffusion.samplers import AdaptiveODE, Heun
+from ddpm_lightning.diffusion.samplers import DDIM, AdaptiveODE, Heun
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.sweep import Sweep
+from ddpm_lightning.sampling import Request
 from tests.core import named, noise_of, normal
 from tests.small import tiny_data, tiny_module, trainer
 from tests.test_flow_likelihood import MEANS, SPREADS, curved_mixture, exact_nll, points
@@ -136,6 +138,15 @@ def test_sample_prints_what_it_cost(tiny_checkpoint, tmp_path, capsys):
     evaluations = float(capsys.readouterr().out.split("NFE ")[1].split()[0])
     assert evaluations >= 8
     assert evaluations % 6 == 2  # two to start, and six a step
+
+
+def test_guidance_counts_twice(lively_checkpoint):
+    module = DiffusionModule.load_from_checkpoint(lively_checkpoint)
+    plain, guided = (
+        module.generate(torch.arange(2), Request(DDIM(3), guidance=scale)).evaluations
+        for scale in (1.0, 2.0)
+    )
+    assert (plain, guided) == (3, 6)
 
 
 # The likelihood

@@ -257,8 +257,8 @@ def endless():
         ("ema", "warmup", 1, "warmup is 1, not true or false"),
         ("net", "unknown", 1, "does not fit its description"),
         ("objective", "weighting", "my.Weighting", "names my.Weighting"),
-        ("data", "words", 5, "words is 5"),
-        ("data", "caption_length", -1, "caption_length is -1"),
+        ("data", "words", 5, "'words'. is 5, not a list"),
+        ("data", "caption_length", -1, "'caption_length'. is -1"),
     ],
 )
 def test_a_description_that_cannot_be_is_refused(

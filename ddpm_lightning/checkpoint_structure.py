@@ -27,14 +27,21 @@ class Part(TypedDict):
     init_args: dict[str, Any]
 
 
-class Data(TypedDict):
-    """The specification of the data, a :class:`~ddpm_lightning.batch.DataSpec`."""
+class Samples(TypedDict):
+    """What every format states of the data's samples."""
 
     shape: list[Side]
     data_range: tuple[float, float] | None
     num_classes: Annotated[int, range(1, 10**7)] | None
     image_channels: Count
     token_width: Count
+
+
+class Data(Samples, total=False):
+    """The specification of the data, a :class:`~ddpm_lightning.batch.DataSpec`."""
+
+    words: list[str]
+    caption_length: Count
 
 
 class Model(TypedDict):

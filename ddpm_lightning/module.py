@@ -307,12 +307,12 @@ class DiffusionModule(TrainedModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Draw the samples of indices int64 [B] with the EMA weights: float32 [B, *shape].
 
-        Condition images, with their labels, and captions come from the test split, repeated along
+        Condition images and captions come from the test split, with their labels, repeated along
         the index.
         """
         condition, request = Condition(), Request(seed=self.seed)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.data.image_channels:
+        if self.data.image_channels or (self.text is not None and self.data.num_classes):
             condition = data.finished("test", data.predict_n).condition
         if self.text is not None:
             request = request.replace(prompt=list(data.captions("test") or [""]))

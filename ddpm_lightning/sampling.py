@@ -197,18 +197,31 @@ class Request(Configurable):
     def condition(self, model: Model, indices: Tensor, given: Condition) -> Condition:
         """The condition of each sample: ``given``, repeated along the index, or as requested."""
         check_image(model.data, given.image)
-        label = None
-        if model.data.num_classes is not None:
-            known = given.label if self.labels is None else torch.as_tensor(self.labels).long()
-            known = torch.arange(model.data.num_classes) if known is None else known
-            self.check_labels(model, known)
-            label = known[indices % len(known)]
+        label = self.label(model, indices, given)
         given = given._replace(label=None).repeated(indices)._replace(label=label)
-        if model.text is None or self.prompts is None:
+        if model.text is None:
+            return given
+        if not model.knows_null and not all(map(str.strip, self.prompts or [""])):
+            raise InputError(NO_NULL.format("a prompt"))
+        if self.prompts is None:
             return given
         prompts = [self.prompts[k % len(self.prompts)] for k in indices.tolist()]
         tokens, mask = model.text(prompts)
         return given._replace(tokens=tokens, mask=mask)
+
+    def label(self, model: Model, indices: Tensor, given: Condition) -> Tensor | None:
+        """The class of each sample, int64 [n], as in :meth:`condition`; None: it has none."""
+        if model.data.num_classes is None:
+            return None
+        known = given.label if self.labels is None else torch.as_tensor(self.labels).long()
+        if known is None and model.text is not None and self.prompts is not None:
+            raise InputError(
+                "the model has labels beside text: give those that belong to the prompts, too "
+                "(--labels)"
+            )
+        known = torch.arange(model.data.num_classes) if known is None else known
+        self.check_labels(model, known)
+        return known[indices % len(known)]
 
     def negative(self, model: Model) -> Condition:
         """What guidance leads away from: one row of tokens, or nothing for the null caption."""

@@ -139,3 +139,11 @@ def test_a_model_names_its_encoder_and_stores_none_of_its_weights(tmp_path):
     assert torch.equal(build(stored)(TEXTS)[0], encoder(TEXTS)[0])
     parts = {name.split(".")[0] for name in module.state_dict()}
     assert parts <= {"net", "ema", "schedule"}
+
+
+def test_tokens_do_not_depend_on_the_texts_beside(tmp_path):
+    folder, _ = saved(tmp_path, "t5")
+    encoder = HuggingFaceEncoder(str(folder), length=8)
+    alone = HuggingFaceEncoder(str(tmp_path), length=8).encode(["a ring"])[0][0]
+    beside = encoder.encode(["a red ring left of a blue ring", "a ring"])[0][1]
+    assert torch.equal(alone, beside)

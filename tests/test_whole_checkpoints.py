@@ -257,13 +257,16 @@ def endless():
         ("ema", "warmup", 1, "warmup is 1, not true or false"),
         ("net", "unknown", 1, "does not fit its description"),
         ("objective", "weighting", "my.Weighting", "names my.Weighting"),
+        ("data", "words", 5, "'words'. is 5, not a list"),
+        ("data", "caption_length", -1, "'caption_length'. is -1"),
     ],
 )
 def test_a_description_that_cannot_be_is_refused(
     tmp_path, tiny_checkpoint, part, argument, value, message
 ):
     def edit(checkpoint):
-        checkpoint["hyper_parameters"][part]["init_args"][argument] = value
+        stated = checkpoint["hyper_parameters"][part]
+        stated.get("init_args", stated)[argument] = value
 
     path = altered(tiny_checkpoint, tmp_path, edit, signed=argument != "multipliers")
     with pytest.raises(InputError, match=message):

@@ -104,21 +104,29 @@ class SampleGrid(Periodic):
             raise InputError(f"two SampleGrids are called {self.name!r}; give each a name")
         self._condition, self._request = Condition(), self.request
         self._bands: dict[str, Tensor] = {}
-        self._ask_for_captions(pl_module, data, stage)
-        if spec.image_channels and stage == "fit":
+        if stage != "fit":
+            return
+        captions = _captions(data) if pl_module.text and self.request.prompts is None else []
+        if spec.image_channels:
             self._look_at(data.finished("val", self.n), data)
+            if captions:
+                self._request = self.request.replace(prompt=captions[: self.n])
+        elif captions:
+            self._ask_for(captions, data if spec.num_classes is not None else None)
         elif spec.num_classes is not None and self.request.labels is None and len(spec.shape) > 1:
             rows = torch.arange(spec.num_classes).repeat_interleave(self.columns)
             self._request = self.request.replace(labels=rows.tolist())
+        self._request.condition(pl_module, torch.arange(1), self._condition)  # or it is refused
 
-    def _ask_for_captions(self, module: DiffusionModule, data: DiffusionData, stage: str) -> None:
-        """Without a prompt of its own, the first captions of the validation split, one a row."""
-        if module.text is None or stage != "fit":
-            return
-        if self.request.prompts is None:
-            captions = [*dict.fromkeys(data.captions("val") or ())][: -(-self.n // self.columns)]
-            rows = [caption for caption in captions for _ in range(self.columns)]
-            self._request = self.request.replace(prompt=rows)
+    def _ask_for(self, captions: list[str], data: DiffusionData | None) -> None:
+        """Ask for the first captions, one a row, and for the classes of the same samples."""
+        chosen = [*dict.fromkeys(captions)][: -(-self.n // self.columns)]
+        samples = [captions.index(one) for one in chosen for _ in range(self.columns)]
+        self._request = self.request.replace(prompt=[captions[k] for k in samples])
+        if data is not None and self.request.labels is None:
+            labels = data.finished("val", 1 + max(samples)).condition.label
+            assert labels is not None
+            self._request = self._request.replace(labels=labels[samples].tolist())
 
     @property
     def example(self) -> Request:
@@ -153,7 +161,7 @@ class SampleGrid(Periodic):
             x_t = rearrange(gather(by_sample, self.n, trainer), "n frame ... -> frame n ...")
             frames = dict(zip(samples.frames.levels, x_t, strict=True))
         if trainer.is_global_zero:
-            labels = self._request.condition(module, torch.arange(self.n), self._condition).label
+            labels = self._request.label(module, torch.arange(self.n), self._condition)
             about = made_by(state_of(self._request, module, self._condition), {"step": step})
             self._show(trainer, self._request.tag(module), about, x, frames, labels)
 
@@ -221,3 +229,8 @@ class SampleGrid(Periodic):
 
 def _class_name(label: int) -> str:
     return "none" if label == NULL_LABEL else str(label)
+
+
+def _captions(data: Any) -> list[str]:
+    """The captions of the validation split; none, if the data is of another library's kind."""
+    return list(data.captions("val") or ()) if isinstance(data, DiffusionData) else []

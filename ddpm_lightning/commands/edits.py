@@ -204,9 +204,9 @@ class Interpolate(Edit):
             )
         if job.n < 2:
             raise InputError(f"n={job.n}: an interpolation has at least its two ends")
-        labels = job.condition.label
-        if labels is not None and bool((labels != labels[0]).any()):
-            raise InputError("Interpolate takes one label for all images, or none")
+        for what, asked in (("label", job.condition.label), ("prompt", job.condition.tokens)):
+            if asked is not None and bool((asked != asked[:1]).any()):
+                raise InputError(f"Interpolate takes one {what} for all images, or none")
         levels_from_noise(sampler, job.denoiser)
         (x, first), (y, second) = job.read(self.first), job.read(self.second)
 

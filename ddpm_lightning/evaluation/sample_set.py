@@ -24,6 +24,7 @@ from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.processes import Processes
 from ddpm_lightning.progress import show_progress
 from ddpm_lightning.sampling import Request
+from ddpm_lightning.text.words import words_of
 
 MADE_BY = (
     *("network", "sampler", "variance", "guidance", "weights", "seed", "edit", "images"),
@@ -79,10 +80,10 @@ class SampleSet(Request):
             texts: What may be asked for, a text a class; another prompt is of class −1.
         """
         if module.data.num_classes is None and self.prompts is not None:
-            place = {text: k for k, text in enumerate(texts)}
-            classes = torch.tensor([place.get(one, NULL_LABEL) for one in self.prompts])
-            return classes[torch.arange(self.n) % len(classes)]
-        return self.condition(module, torch.arange(self.n), known).label
+            place = {tuple(words_of(text)): k for k, text in enumerate(texts)}
+            asked = [place.get(tuple(words_of(one)), NULL_LABEL) for one in self.prompts]
+            return torch.tensor(asked)[torch.arange(self.n) % len(asked)]
+        return self.label(module, torch.arange(self.n), known)
 
     def state(self, module: DiffusionModule, known: Condition = Condition()) -> dict[str, Any]:
         """State all that decides about sample k but the weights, see :func:`state_of`."""

@@ -67,10 +67,10 @@ class HuggingFaceEncoder(TextEncoder):
 
     @override
     def encode(self, texts: Sequence[str], device: Any = "cpu") -> tuple[Tensor, Tensor]:
-        missing = [text for text in texts if text not in self._kept]
-        for start in range(0, len(missing), 256):
-            part = missing[start : start + 256]
-            self._kept |= zip(part, self._computed(part, device), strict=True)
+        # One by one, because the last digits depend on what else a batch holds.
+        for text in texts:
+            if text not in self._kept:
+                self._kept[text] = self._computed(text, device)
         found = [self._kept[text] for text in texts]
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
@@ -81,20 +81,16 @@ class HuggingFaceEncoder(TextEncoder):
             mask[row, : len(one)] = True
         return tokens, mask
 
-    def _computed(self, texts: list[str], device: Any) -> list[Tensor]:
-        """The tokens of each text, float32 [≤ L, D] on the CPU, without padding."""
+    def _computed(self, text: str, device: Any) -> Tensor:
+        """The tokens of a text, float32 [≤ L, D] on the CPU; an empty one has none."""
+        if not text.strip():
+            return torch.zeros(0, self.width)
         words = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+            [text], truncation=True, max_length=self.length, return_tensors="pt"
         ).to(device)
         model = self._model.to(device)
         with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
-            tokens = model(**words).last_hidden_state
-        masks = words["attention_mask"].bool()
-        # Because of an empty text no token is there, so that it means no text.
-        return [
-            one[mask].float().cpu() if text.strip() else one[:0].float().cpu()
-            for one, mask, text in zip(tokens, masks, texts, strict=True)
-        ]
+            return model(**words).last_hidden_state[0].float().cpu()
 
     @cached_property
     def _config(self) -> Any:

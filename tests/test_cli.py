@@ -188,7 +188,7 @@ def test_config_says_where_it_comes_from(config):
 
 EVERY = [
     *("fit Train", "predict Sample", "sample Draw samples from a checkpoint", "evaluate Score"),
-    *("analytic_variance Estimate", "plot Draw a figure or a strip: schedule, forward"),
+    *("analytic_variance Estimate", "plot Draw a figure or a strip: loss, schedule"),
 ]
 
 
@@ -196,7 +196,7 @@ EVERY = [
     ("args", "listed"),
     [
         (["--help"], EVERY),
-        (["plot", "--help"], ["Draw real data becoming noise"]),
+        (["plot", "--help"], ["Draw real data, or a picture, becoming noise"]),
         (["fit", "--model.schedule.help", "Linear"], ["beta_T at 1000 levels"]),
     ],
 )

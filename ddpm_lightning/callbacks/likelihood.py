@@ -51,12 +51,12 @@ class Likelihood(Callback):
             images, and GaussianDecoder for any other.
         flow_n: Test samples of the ODE's likelihood, the first of the split; 0: none.
         flow_steps: Steps of Heun's method, of two network evaluations each; null: every level.
-        flow_tolerance: Instead of so many steps, Runge–Kutta 5(4) to this relative and absolute
-            tolerance, e.g. 1e-5; null: Heun's method.
         flow_probes: Vectors of Hutchinson's estimate of the divergence, a backward pass each;
             null: the exact one, for data of at most 64 dimensions.
         weights: ema (averaged) or raw (the ones in training).
         seed: Seed of noise, levels and probes.
+        flow_tolerance: Instead of flow_steps, Runge–Kutta 5(4) to this relative and absolute
+            tolerance, e.g. 1e-5; null: Heun's method.
 
     Raises:
         InputError: An argument is out of range.

@@ -51,7 +51,10 @@ class Seen(NamedTuple):
 
 
 def read_pictures(images: Tensor) -> Tensor:
-    """Read pictures uint8 [n, 3, 24, 24].
+    """Read what pictures show.
+
+    Args:
+        images: uint8 [n, 3, 24, 24].
 
     Returns:
         float32 [n, 1 + 3·5]: the number of things, then colour, shape, size (places in COLOURS,

@@ -26,3 +26,8 @@ def test_notebook_is_checked_in_with_its_pictures(path):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [output for output in outputs if output.output_type == "error"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_stays_below_the_hooks_limit_of_a_file(path):
+    assert path.stat().st_size <= 1000 * 1024

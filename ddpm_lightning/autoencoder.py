@@ -69,6 +69,7 @@ class Autoencoder(TrainedModule):
     def training_loss(
         self, batch: Batch, batch_idx: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        _check_images(batch)
         noise = self.training_noise(batch, batch_idx)
         x, penalties = self.net(batch.x0, partial(noise, Draw.POSTERIOR))
         l1 = (x - batch.x0).abs().flatten(1).mean(1)
@@ -99,6 +100,7 @@ class Autoencoder(TrainedModule):
         self._evaluation_step(batch, "test")
 
     def _evaluation_step(self, batch: Batch, split: str) -> None:
+        _check_images(batch)
         raw, ema = (self.reconstruct(batch.x0, one) for one in ("raw", "ema"))
         values = {
             "loss": F.l1_loss(raw, batch.x0),
@@ -110,6 +112,14 @@ class Autoencoder(TrainedModule):
             batch_size=len(batch.x0),
             sync_dist=True,
             prog_bar=True,
+        )
+
+
+def _check_images(batch: Batch) -> None:
+    if batch.latents is not None:
+        raise InputError(
+            "an autoencoder is trained on images, and CachedLatents holds latents; give the "
+            "images themselves, e.g. --data MNIST"
         )
 
 

@@ -28,7 +28,7 @@ from torch.nn.modules import module as torch_module
 
 from ddpm_lightning.batch import DataSpec
 from ddpm_lightning.checkpoint_structure import check_structure, check_weights
-from ddpm_lightning.configurable import build, check_arguments, configurable_class
+from ddpm_lightning.configurable import build, check_arguments, configurable_class, with_download
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.integrity import bytes_of, check_plain, check_tensors, walk
 from ddpm_lightning.trust import check_trust
@@ -349,7 +349,8 @@ def _module(
     check_arguments(module_class, arguments)
     factory: Any = partial(net_class, **{k: build(part) for k, part in net["init_args"].items()})
     codec, tensors = arguments.pop("codec", None), len(checkpoint["state_dict"])
-    arguments = {name: build(value) for name, value in arguments.items()}
+    # Because a file that was received does not decide what its reader fetches.
+    arguments = {name: build(with_download(value, False)) for name, value in arguments.items()}
     arguments = {"net": factory, "data": DataSpec(**data)} | arguments | overrides
     if sketch:
         arguments["net"] = sketching(arguments["net"], tensors)

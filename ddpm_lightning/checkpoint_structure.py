@@ -126,10 +126,11 @@ def check_structure(checkpoint: dict[str, Any]) -> None:
             raise InputError(f"a tensor, {where[3:]}, stands in its description")
         if type(node) is int and abs(node) >= 2**64:
             raise InputError(f"{where[3:]} is a number of {node.bit_length()} bits")
-    codec = stated.get("codec", {}).get("init_args", {})
-    if {"ckpt", "source"} & codec.keys() and not codec.get("network"):
-        # Because building it would read, or fetch, what the file names.
-        raise InputError("its codec is described by a file, not by its network")
+    for _, node in walk([stated.get("codec")]):
+        reads = isinstance(node, dict) and {"ckpt", "source"} & node.keys()
+        if reads and not node.get("network"):
+            # Because building it would read, or fetch, what the file names.
+            raise InputError("its codec is described by a file, not by its network")
     bounds = stated["data"]["data_range"] or (-1, 1)
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"its data_range {bounds} is none")
@@ -170,7 +171,9 @@ def check_weights(state: dict[str, Any], module: torch.nn.Module) -> None:
             are left to load_state_dict.
         module: The module, whose tensors may be on the meta device.
     """
-    expected = module.state_dict()
+    expected, scale = module.state_dict(), state.get("codec.scale")
+    if isinstance(scale, Tensor) and not bool((scale.isfinite() & (scale > 0)).all()):
+        raise InputError("the weights are damaged: codec.scale is not finite and above 0")
     for name in expected.keys() & state.keys():
         ours, theirs = expected[name], state[name]
         if isinstance(ours, Tensor) != isinstance(theirs, Tensor):

@@ -150,6 +150,23 @@ def build(description: Any) -> Any:
     return description
 
 
+def with_download(description: Any, download: bool) -> Any:
+    """Set ``download`` in every part of a description whose class takes it, at any depth.
+
+    The classes are imported, so they must be trusted.
+    """
+    if isinstance(description, list):
+        return [with_download(item, download) for item in description]
+    if not isinstance(description, dict):
+        return description
+    found = {key: with_download(value, download) for key, value in description.items()}
+    if "class_path" in found and isinstance(arguments := found.get("init_args", {}), dict):
+        taken = inspect.signature(configurable_class(found["class_path"])).parameters
+        if "download" in arguments or "download" in taken:
+            found["init_args"] = arguments | {"download": download}
+    return found
+
+
 def check_arguments(cls: type, arguments: dict[str, Any], where: str = "") -> None:
     """Raise InputError unless plain arguments are of the types that a class's signature states.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from ddpm_lightning.checkpoint import KEY, read_checkpoint, rebuild
-from ddpm_lightning.configurable import build, configurable_class
+from ddpm_lightning.configurable import build, with_download
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
@@ -158,23 +157,6 @@ def described_data(
     if not isinstance(data, DiffusionData):
         raise InputError(f"{description['class_path']} is no DiffusionData")
     return data
-
-
-def with_download(description: Any, download: bool) -> Any:
-    """Set ``download`` in every part of a description whose class takes it, at any depth.
-
-    The classes are imported, so they must be trusted.
-    """
-    if isinstance(description, list):
-        return [with_download(item, download) for item in description]
-    if not isinstance(description, dict):
-        return description
-    found = {key: with_download(value, download) for key, value in description.items()}
-    if "class_path" in found and isinstance(arguments := found.get("init_args", {}), dict):
-        taken = inspect.signature(configurable_class(found["class_path"])).parameters
-        if "download" in arguments or "download" in taken:
-            found["init_args"] = arguments | {"download": download}
-    return found
 
 
 def device_named(name: str) -> torch.device:

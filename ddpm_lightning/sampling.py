@@ -427,13 +427,14 @@ def _check_finite(x: Tensor, indices: Tensor, finite: list[tuple[int, Tensor]]) 
     bad = ~x.flatten(1).isfinite().all(1)
     if not bad.any():
         return
-    level, (before, _) = next((t, both.tolist()) for t, both in finite if not both.all())
-    what = "the model's prediction at" if before else "the sampler's step to"
     shown = ", ".join(map(str, indices[bad].tolist()[:8])) + (" …" if bad.sum() > 8 else "")
-    raise InputError(
-        f"{int(bad.sum())} of {len(x)} samples are not finite (index {shown}): {what} level "
-        f"{level} is the first value that is not"
-    )
+    said = f"{int(bad.sum())} of {len(x)} samples are not finite (index {shown})"
+    first = next(((t, both.tolist()) for t, both in finite if not both.all()), None)
+    if first is None:
+        raise InputError(f"{said}: their latents are, what the codec decodes of them is not")
+    level, (before, _) = first
+    what = "the model's prediction at" if before else "the sampler's step to"
+    raise InputError(f"{said}: {what} level {level} is the first value that is not")
 
 
 def _joined(batches: list[list[State]]) -> Frames:

@@ -11,8 +11,9 @@ import pytest
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.checkpoint import KEY
 from ddpm_lightning.cli import main
+from ddpm_lightning.configurable import with_download
 from ddpm_lightning.errors import InputError
-from ddpm_lightning.loaded import DataPlace, Loaded, with_download
+from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.trust import check_trust, class_paths, is_trusted
 from tests.test_whole_checkpoints import altered
 

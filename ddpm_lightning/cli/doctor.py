@@ -10,8 +10,9 @@ from ddpm_lightning.cli.training import DOCTOR
 from ddpm_lightning.cli.trial import TrialCLI
 from ddpm_lightning.commands.given_checkpoint import config_of_checkpoint
 from ddpm_lightning.commands.words import read_words
+from ddpm_lightning.configurable import with_download
 from ddpm_lightning.doctor import Run, examine
-from ddpm_lightning.loaded import Loaded, with_download
+from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.trust import check_trust
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_lightning.batch import DataSpec
 from ddpm_lightning.configurable import Configurable
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.bottlenecks import Bottleneck, KLBottleneck, Noise
-from ddpm_lightning.networks.checks import check_counts, check_image
+from ddpm_lightning.networks.checks import check_counts, check_image, largest_divisor
 from ddpm_lightning.networks.layers import (
     Attention,
     Conv,
@@ -56,12 +59,19 @@ class Autoencoder2d(Configurable, nn.Module):
         check_counts(
             self, latent_channels=latent_channels, channels=channels, blocks=blocks, groups=groups
         )
+        check_counts(self, multipliers=min(multipliers, default=0))
+        widths = [channels * m for m in multipliers]
+        if odd := [width for width in widths if width % groups]:
+            raise InputError(
+                f"Autoencoder2d(groups={groups}): {odd[0]} features do not split into {groups} "
+                f"groups; set groups={largest_divisor(math.gcd(*widths), groups)}, or channels to "
+                f"a multiple of {groups}"
+            )
         self.data = data
         self.factor = 2 ** (len(multipliers) - 1)
         self.latent_channels = latent_channels
         check_image(type(self).__name__, data.shape, self.factor, lambda _: "fewer multipliers")
         self.bottleneck = bottleneck.built(latent_channels)
-        widths = [channels * m for m in multipliers]
         self.encoder = _encoder(data.shape[0], widths, blocks, attention, groups)
         self.quantized = Conv(widths[-1], bottleneck.width(latent_channels), kernel=1, padding=0)
         self.dequantized = Conv(latent_channels, widths[-1], kernel=1, padding=0)
@@ -75,11 +85,11 @@ class Autoencoder2d(Configurable, nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Encode images [B, C, H, W] to what the bottleneck takes."""
-        return self.quantized(self.encoder(x))
+        return self.quantized(self.encoder(x.to(self.quantized.weight.dtype)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode latents [B, c, h, w] to images [B, C, H, W]."""
-        return self.decoder(self.dequantized(self.bottleneck.kept(z)))
+        return self._decoded(self.bottleneck.kept(z))
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruct images [B, C, H, W].
@@ -93,7 +103,10 @@ class Autoencoder2d(Configurable, nn.Module):
         """
         z, penalties = self.bottleneck(self.encode(x), noise)
         values = x[0].numel()
-        return self.decoder(self.dequantized(z)), {k: p / values for k, p in penalties.items()}
+        return self._decoded(z), {k: p / values for k, p in penalties.items()}
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        return self.decoder(self.dequantized(z.to(self.dequantized.weight.dtype)))
 
 
 class _Block(nn.Module):

@@ -69,7 +69,8 @@ class KLBottleneck(Bottleneck):
 
     @override
     def moments(self, h: Tensor) -> Moments:
-        mean, log_variance = h.float().chunk(2, dim=1)
+        h = h.to(torch.promote_types(h.dtype, torch.float32))
+        mean, log_variance = h.chunk(2, dim=1)
         return Moments(mean, (0.5 * log_variance.clamp(*LOG_VARIANCES)).exp())
 
     @override
@@ -99,6 +100,7 @@ class VQBottleneck(Bottleneck):
     def __init__(self, codes: int = 512, commitment: float = 0.25) -> None:
         super().__init__()
         at_least(2, self, codes=codes)
+        at_least(0, self, commitment=commitment)
         self.codes = codes
         self.commitment = commitment
 
@@ -115,12 +117,13 @@ class VQBottleneck(Bottleneck):
 
     @override
     def moments(self, h: Tensor) -> Moments:
-        return Moments(h.float())
+        return Moments(h.to(torch.promote_types(h.dtype, torch.float32)))
 
     def indices(self, z: Tensor) -> Tensor:
         """The nearest code of each place of [B, c, h, w]: int64 [B, h, w]."""
-        places = rearrange(z, "b c h w -> b (h w) c").float()
-        distances = torch.cdist(places, self.codebook.weight.float()[None])
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        places = rearrange(z, "b c h w -> b (h w) c").to(dtype)
+        distances = torch.cdist(places, self.codebook.weight.to(dtype)[None])
         return distances.argmin(-1).view(len(z), *z.shape[2:])
 
     @override
@@ -129,8 +132,8 @@ class VQBottleneck(Bottleneck):
 
     @override
     def forward(self, h: Tensor, noise: Noise | None) -> tuple[Tensor, dict[str, Tensor]]:
-        h = h.float()
-        code = self.kept(h)
+        h = self.moments(h).mean
+        code = self.kept(h).to(h)
         distances = {
             "codebook": F.mse_loss(code, h.detach(), reduction="none"),
             "commitment": self.commitment * F.mse_loss(h, code.detach(), reduction="none"),

@@ -125,8 +125,11 @@ class HuggingFaceEncoder(TextEncoder):
             )
         except Exception as error:  # of the library, of the network and of file formats
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            here = "with a connection to the internet"
+            if not self.download:
+                here = f"that is in its cache (hf download {self.path})"
             raise InputError(
                 f"{self.path} cannot be loaded as a text encoder ({reason:.300}); name a folder "
-                "with config.json, model.safetensors and a tokenizer, or a name on the hub with a "
-                "connection to the internet (--model.text.path)"
+                "with config.json, model.safetensors and a tokenizer, or a name on the hub "
+                f"{here} (--model.text.path)"
             ) from error

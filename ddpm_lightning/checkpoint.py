@@ -331,7 +331,9 @@ def module_class_of(
     check_trust(path, described, own["data"], trust)
     module_class = configurable_class(own["class_path"])
     if not issubclass(module_class, base):
-        raise InputError(f"{path} holds a {module_class.__name__}, not a {base.__name__}")
+        raise InputError(
+            f"{path} holds a model of the class {module_class.__name__}, not {base.__name__}"
+        )
     return module_class
 
 

@@ -120,6 +120,10 @@ def _told(module: DiffusionModule, source: DiffusionModule) -> list[str]:
                 for one in (here, there)
             ]
             lines.append(f"  {name}: {said[0]} here, {said[1]} there")
+    if module.codec.digest() != source.codec.digest():
+        here, there = (type(one.codec).__name__ for one in (module, source))
+        weights = ", of other weights or settings" if here == there else ""
+        lines.append(f"  codec: {here} here, {there} there{weights}")
     return lines + _other_network(module, source)
 
 

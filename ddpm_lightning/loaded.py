@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ddpm_lightning.checkpoint import KEY, read_checkpoint, rebuild
+from ddpm_lightning.codecs.measuring import check_latents
 from ddpm_lightning.configurable import build, with_download
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError
@@ -26,10 +27,12 @@ class DataPlace:
     Args:
         root: Folder of the data set, in place of the one it was trained from.
         download: Download the data if it is not there.
+        folder: Folder of the latents that encode has written, in place of the one trained on.
     """
 
     root: str | None = None
     download: bool = False
+    folder: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +93,8 @@ class Loaded:
         """The data module that the model was trained on, rebuilt on first use.
 
         Raises:
-            InputError: As of :func:`described_data`, or its samples are of another shape.
+            InputError: As of :func:`described_data`, or its samples are of another shape. Reading
+                latents of another codec than the model's raises it, too.
         """
         data = described_data(self.path, self.description, self.place, self.trust)
         if data.shape != self.module.data.shape:
@@ -98,6 +102,7 @@ class Loaded:
                 f"the data of {self.path} has samples of shape {list(data.shape)}, its model "
                 f"draws {list(self.module.data.shape)}"
             )
+        check_latents(self.module.codec, data)
         return data
 
     @property
@@ -136,7 +141,7 @@ def described_data(
 
     Raises:
         InputError: The checkpoint describes none, its class may not be imported, or the data
-            takes no root.
+            takes no root or folder.
     """
     description = copy.deepcopy(description)
     if description is None:
@@ -149,6 +154,12 @@ def described_data(
         if "root" not in files["init_args"]:
             raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
         files["init_args"]["root"] = str(place.root)
+    if place.folder is not None:
+        if "folder" not in description["init_args"]:
+            raise InputError(
+                f"{description['class_path']} takes no folder; leave out --data.folder"
+            )
+        description["init_args"]["folder"] = str(place.folder)
     description = with_download(description, place.download)
     try:
         data = build(description)

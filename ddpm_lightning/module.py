@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.codecs import Codec, Identity
-from ddpm_lightning.codecs.measuring import measure_scale
+from ddpm_lightning.codecs.measuring import check_latents, measure_scale
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import Guidance
 from ddpm_lightning.diffusion.label_dropout import LabelDropout
@@ -185,10 +186,24 @@ class DiffusionModule(TrainedModule):
 
     @override
     def on_train_start(self) -> None:
+        self._check_latents()  # not before, because FSDP2 restores a checkpoint after setup
         self._losses.clear()
         super().on_train_start()
 
     # ---------------------------------------------------------- validation and test
+
+    @override
+    def on_validation_start(self) -> None:
+        trainer = self.trainer
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            self._check_latents()
+
+    @override
+    def on_test_start(self) -> None:
+        self._check_latents()
+
+    def _check_latents(self) -> None:
+        check_latents(self.codec, getattr(self.trainer, "datamodule", None))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log the loss of raw and EMA weights at fixed timesteps and noise."""

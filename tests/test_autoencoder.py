@@ -151,7 +151,7 @@ def test_grids_show_images_above_their_reconstructions(tmp_path):
 
 def test_sample_says_that_an_autoencoder_draws_nothing(trained, tmp_path, capsys):
     line = fail(capsys, "sample", "--ckpt", str(trained), "--out", str(tmp_path / "out"))
-    assert "holds a Autoencoder, not a DiffusionModule" in line
+    assert "holds a model of the class Autoencoder, not DiffusionModule" in line
 
 
 def test_an_unknown_module_is_refused(capsys):

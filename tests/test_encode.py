@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
 from ddpm_lightning.cli import main
 from ddpm_lightning.codecs import Haar
 from ddpm_lightning.codecs.codec import Codec
+from ddpm_lightning.commands.encode import encode
 from ddpm_lightning.data import CachedLatents, Captioned
 from ddpm_lightning.data.cached_latents import Origin, write_latents
-from ddpm_lightning.data.data_module import identity
+from ddpm_lightning.data.data_module import Tensors, identity
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import from_uint8
+from ddpm_lightning.loaded import DataPlace, Loaded
 from tests.core import normal
-from tests.small import TinyUNet, fail, fit, image_spec, tiny_data
+from tests.small import TinyUNet, fail, fit, image_spec, tiny_data, tiny_module, trainer
 
 LatentUNet = partial(TinyUNet, multipliers=[1], attention_levels=[])
 DIGITS = ["--data=Digits", "--data.subset=64"]
@@ -79,6 +85,62 @@ def test_captions_are_those_of_the_images(folder):
     assert cached.captions("val") == data.captions("val")
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_the_precision_of_a_run_leaves_the_latents_as_they_are(folder, tmp_path, precision):
+    seen = []
+
+    class Seen(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            seen.append(batch)
+
+    data = CachedLatents(tiny_data(), folder)
+    fit(tmp_path, 1, Seen(), data=data, codec=Haar(), net=LatentUNet, run={"precision": precision})
+    (batch,) = seen
+    stored = load_file(folder / "train.safetensors")["latents"][:, 0, 0]
+    assert batch.latents.mean.dtype == torch.float32
+    assert torch.equal(batch.latents.mean, stored[batch.index])
+
+
+def test_a_run_under_fsdp2_resumes_on_latents(tmp_path):
+    # A codec with weights, rebuilt with others, because FSDP2 restores them only after setup.
+    data, one = tiny_data(), codec(Weighted)
+    one.weight.fill_(2.0)
+    latents, labels = normal(64, 1, 1, 4, 4, 4).float(), torch.zeros(64, dtype=torch.int64)
+    for split in ("train", "val"):
+        origin = Origin(identity(data), one.digest(), "Weighted")
+        write_latents(tmp_path, split, latents, labels, origin)
+    cached = CachedLatents(data, tmp_path)
+    for steps, weight in ((1, 2.0), (2, 1.0)):
+        sharded = ModelParallelStrategy(1, 1, save_distributed_checkpoint=False)
+        run = trainer(tmp_path, steps, devices=1, strategy=sharded, limit_val_batches=1)
+        module = tiny_module(data=data.spec, codec=Weighted(weight), net=LatentUNet)
+        path = tmp_path / "checkpoints" / "last.ckpt" if steps == 2 else None
+        run.fit(module, cached, ckpt_path=path, weights_only=True)
+    assert run.global_step == 2
+
+
+def test_a_checkpoint_is_told_where_its_latents_are_now(folder, tmp_path):
+    before, now = tmp_path / "before", tmp_path / "now"
+    shutil.copytree(folder, before)
+    fit(tmp_path, 1, data=CachedLatents(tiny_data(), before), codec=Haar(), net=LatentUNet)
+    before.rename(now)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(InputError, match=r"where they are now by --data\.folder"):
+        Loaded.read(path).data.source("train")
+    assert len(Loaded.read(path, DataPlace(folder=str(now))).data.source("train")) == 64
+
+
+class Weighted(Haar):
+    """Haar's latents, with a weight that its arguments do not determine."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(weight))
+
+    def latent_arguments(self):
+        return {}
+
+
 class Drawn(Haar):
     """Haar's latents, with a deviation that is drawn from."""
 
@@ -110,7 +172,7 @@ def test_latents_of_other_data_are_refused(folder):
 
 
 def test_latents_of_another_codec_are_refused(folder, tmp_path):
-    with pytest.raises(InputError, match="encoded by another codec than this run's Haar"):
+    with pytest.raises(InputError, match="encoded by another codec than the model's Haar"):
         fit(
             tmp_path,
             1,
@@ -121,8 +183,35 @@ def test_latents_of_another_codec_are_refused(folder, tmp_path):
 
 
 def test_a_run_without_a_codec_is_refused(folder, tmp_path):
-    with pytest.raises(InputError, match="encoded by another codec than this run's Identity"):
+    with pytest.raises(InputError, match="encoded by another codec than the model's Identity"):
         fit(tmp_path, 1, data=CachedLatents(tiny_data(), folder))
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_latents_of_another_codec_are_not_measured(folder, tmp_path, stage):
+    module = tiny_module(data=tiny_data().spec, codec=Haar(levels=2), net=LatentUNet)
+    run = trainer(tmp_path, 1, limit_val_batches=1, limit_test_batches=1)
+    with pytest.raises(InputError, match="encoded by another codec than the model's Haar"):
+        getattr(run, stage)(module, CachedLatents(tiny_data(), folder))
+
+
+def test_latents_of_another_codec_are_refused_for_a_checkpoint(folder, tmp_path):
+    fit(tmp_path, 1, data=tiny_data(), codec=Haar(levels=2), net=LatentUNet)
+    loaded = Loaded.read(tmp_path / "checkpoints" / "last.ckpt")
+    described = CachedLatents(tiny_data(), folder).describe()
+    with pytest.raises(InputError, match="encoded by another codec"):
+        replace(loaded, description=described).data.source("train")
+
+
+def test_a_data_set_without_test_images_is_refused_before_anything_is_written(tmp_path):
+    class NoTest(type(tiny_data())):
+        def source(self, split):
+            found = super().source(split)
+            return Tensors(found.samples[:0], found.labels[:0]) if split == "test" else found
+
+    with pytest.raises(InputError, match="NoTest has no test images"):
+        encode(tmp_path / "out", data=NoTest(), codec=Haar())
+    assert not (tmp_path / "out").exists()
 
 
 def test_mirrored_data_needs_mirrored_latents(tmp_path):

@@ -194,7 +194,12 @@ def test_data_of_latents_is_noised_in_latents():
         (["forward", "--image=text.jpg"], "text.jpg: no PNG"),
         (["fixed_noise", "--data=Digits", "--variance=[1.5]"], "give numbers below 1"),
         (["fixed_noise", "--data=Toy2D"], "Toy2D has no images"),
+        (["fixed_noise", "--data=Digits", "--levels=2000"], "a figure shows 50 at most"),
+        (["fixed_noise", "--data=Digits", "--levels=20", "--T=5"], "give --levels 5 or fewer"),
+        (["fixed_noise", "--data=Digits", "--T=1000000000"], "give 100000 steps or fewer"),
         (["gaussian", "--deviation=0"], "give a number above 0"),
+        (["gaussian", "--deviation=1e-9"], "float32 does not resolve"),
+        (["gaussian", "--mean=1e30"], "float32 does not resolve"),
     ],
 )
 def test_mistakes_are_one_line(words, message, capsys, tmp_path, monkeypatch):
@@ -202,6 +207,11 @@ def test_mistakes_are_one_line(words, message, capsys, tmp_path, monkeypatch):
     (tmp_path / "text.jpg").write_text("no picture")
     assert message in fail(capsys, "plot", *words, "--out=a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+def test_fixed_noise_tells_of_no_checkpoint_because_it_takes_none(capsys, tmp_path):
+    line = fail(capsys, "plot", "fixed_noise", f"--out={tmp_path / 'a.png'}")
+    assert line.endswith("--data Digits, or --image FILE")
 
 
 def test_marginals_have_two_columns_at_least():

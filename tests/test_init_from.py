@@ -9,6 +9,7 @@ import torch
 
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.cli import main
+from ddpm_lightning.codecs import Haar
 from ddpm_lightning.diffusion import LabelDropout, Linear, V
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.initial_weights import initialize
@@ -185,3 +186,10 @@ def test_a_start_from_weights_and_a_run_to_go_on_with_are_one_line(unlabelled, c
 def test_a_missing_checkpoint_to_start_from_is_one_line(tmp_path, capsys):
     words = [f"--init_from={tmp_path / 'no.ckpt'}", f"--trainer.default_root_dir={tmp_path / 'r'}"]
     assert "no checkpoint at" in fail(capsys, "fit", *TINY, *words)
+
+
+def test_other_codecs_are_told(tmp_path):
+    spec = image_spec(channels=4)
+    path = save(drawn_anew(tiny_module(data=spec)), tmp_path / "pixels.ckpt")
+    told = initialize(tiny_module(codec=Haar(), net=TinyUNet), path)
+    assert told.splitlines()[-1] == "  codec: Haar here, Identity there"

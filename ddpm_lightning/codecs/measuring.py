@@ -1,4 +1,4 @@
-"""Shift and scale of a codec's latents, measured on the training set."""
+"""Shift and scale of a codec's latents, measured on training data, and who has made latents."""
 
 from __future__ import annotations
 
@@ -22,24 +22,45 @@ MOST, AT_A_TIME = 4096, 64
 def measure_scale(codec: Codec, trainer: Trainer) -> None:
     """Measure shift and scale at the start of a new run, on the first process for all.
 
-    Raises InputError: The data is of no module that can give samples outside training.
+    Raises InputError: The data is of no module that can give samples outside training, or its
+    latents are another codec's or not finite.
     """
-    data: Any = getattr(trainer, "datamodule", None)
-    if isinstance(data, CachedLatents) and not data.encoded_by(codec.digest()):
-        raise InputError(
-            f"{data.folder} was encoded by another codec than this run's {type(codec).__name__}; "
-            "encode by the checkpoint that --model.codec.ckpt names"
-        )
     if isinstance(codec, Identity) or bool(codec.measured) or trainer.ckpt_path is not None:
         return
+    data: Any = getattr(trainer, "datamodule", None)
+    if not trainer.strategy.restore_checkpoint_after_setup:  # FSDP2 has not restored it yet
+        check_latents(codec, data)
     if not isinstance(data, DiffusionData):
         raise InputError(
             f"{type(codec).__name__} measures its latents on a data module of "
             "ddpm_lightning.data; give fit one, or call module.codec.measure before"
         )
-    codec.measure(_latents_of(codec, data, trainer.strategy.root_device))
-    for buffer in (codec.shift, codec.scale):
-        buffer.copy_(trainer.strategy.broadcast(buffer))
+    found: Any = None
+    if trainer.is_global_zero:
+        try:
+            codec.measure(_latents_of(codec, data, trainer.strategy.root_device))
+            found = codec.shift.cpu(), codec.scale.cpu()
+        except InputError as error:  # which the other processes wait for
+            found = str(error)
+    found = trainer.strategy.broadcast(found)
+    if isinstance(found, str):
+        raise InputError(found)
+    codec.shift.copy_(found[0])
+    codec.scale.copy_(found[1])
+    codec.measured.fill_(True)
+
+
+def check_latents(codec: Codec, data: object) -> None:
+    """Refuse latents that another codec has made, those read already and those read later.
+
+    Args:
+        codec: With its weights, so that a checkpoint that replaces them is restored before.
+        data: A data module; one that is not CachedLatents passes.
+
+    Raises InputError: The data is latents of another codec.
+    """
+    if isinstance(data, CachedLatents):
+        data.expect(codec.digest(), type(codec).__name__)
 
 
 def _latents_of(codec: Codec, data: DiffusionData, device: torch.device) -> Iterator[Moments]:

@@ -15,6 +15,12 @@ from ddpm_lightning.plots.fixed_noise import fixed_noise_figure, fixed_strips
 from ddpm_lightning.plots.mapping import gaussian_figure, mapping_figure
 from ddpm_lightning.randomness import check_seed
 
+MOST_STEPS = 100_000
+"""Steps of a noise at most, each of which is computed."""
+
+LARGEST = 1e6
+"""Largest mean and deviation, and mean in units of the deviation, that float32 resolves."""
+
 MEASURED = 200
 """Images that a variance is measured on."""
 
@@ -95,12 +101,14 @@ def plot_fixed_noise(
     check_new_file(out, FIGURES)
     check_seed(seed)
     at_least(1, T=T)
+    if T > MOST_STEPS:
+        raise InputError(f"T={T}: give {MOST_STEPS} steps or fewer")
     variance = [0.01, 0.0001] if variance is None else variance
     at_least(1, variances=len(variance))
     above(0, variance=min(variance))
     if max(variance) >= 1:
         raise InputError(f"variance={max(variance)}: give numbers below 1, e.g. --variance [0.01]")
-    shown, chosen = shown_data(data, image), levels_of(levels, T)
+    shown, chosen = shown_data(data, image, takes_ckpt=False), levels_of(levels, T)
     if len(shown.shape) != 3:
         raise InputError(f"{shown.name} has no images; give e.g. --data Digits or --image FILE")
     strips = fixed_strips(shown.first(MEASURED), variance, chosen, seed)
@@ -151,6 +159,12 @@ def plot_gaussian(
     check_seed(seed)
     at_least(2, n=n)
     above(0, deviation=deviation)
+    if max(abs(mean), deviation, 1 / deviation, abs(mean) / deviation) > LARGEST:
+        raise InputError(
+            f"mean={mean:g}, deviation={deviation:g}: float32 does not resolve these; give a mean "
+            f"within ±{LARGEST:g}, and a deviation from {1 / LARGEST:g} to {LARGEST:g} that is at "
+            "least a millionth of the mean"
+        )
     figure, learned = gaussian_figure(mean, deviation, n, seed)
     write_figure(out, figure)
     print(f"{out}: learned mean {learned.mean:.4f}, deviation {learned.deviation:.4f}")

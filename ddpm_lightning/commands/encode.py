@@ -63,8 +63,13 @@ def encode(
     codec.attach(images.spec)
     codec.to(target)
     origin = Origin(identity(images), codec.digest(), type(codec).__name__)
-    out.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "val", "test")
+    if empty := [split for split in splits if not len(images.source(split))]:
+        raise InputError(
+            f"{type(images).__name__} has no {empty[0]} images, and all splits are encoded; let "
+            "its settings (--data) leave some for each"
+        )
+    out.mkdir(parents=True, exist_ok=True)
     for split in splits:
         flips = (False, True) if images.flip and split == "train" else (False,)
         latents, labels = _encoded(codec, images, split, flips, batch_size)

@@ -13,6 +13,9 @@ from ddpm_lightning.images import from_uint8
 from ddpm_lightning.images.decoding import Decoding
 from ddpm_lightning.loaded import DataPlace, Loaded
 
+MOST_COLUMNS = 50
+"""Levels that a strip shows at most; more are too small to see."""
+
 PICTURE = 128
 """Height and width that a picture file is brought to."""
 
@@ -44,9 +47,14 @@ class ShownData:
 
 
 def shown_data(
-    data: DiffusionData | DataPlace | None, image: Path | None, ckpt: Path | None = None
+    data: DiffusionData | DataPlace | None,
+    image: Path | None,
+    ckpt: Path | None = None,
+    takes_ckpt: bool = True,
 ) -> ShownData:
     """Find what is shown: the picture, else the data, else the checkpoint's data.
+
+    ``takes_ckpt`` says whether a message may tell to give a checkpoint.
 
     Raises InputError: None of them is given, or both picture and data, or they cannot be read.
     """
@@ -59,8 +67,9 @@ def shown_data(
         return ShownData(str(image), tuple(picture.shape[1:]), None, picture, loaded)
     if not isinstance(data, DiffusionData):
         if loaded is None:
+            ckpt_too = ", or --ckpt PATH" if takes_ckpt else ""
             raise InputError(
-                "which data? Give --data NAME, e.g. --data Digits, or --image FILE, or --ckpt PATH"
+                f"which data? Give --data NAME, e.g. --data Digits, or --image FILE{ckpt_too}"
             )
         data = loaded.data
     return ShownData(type(data).__name__, data.shape, data, None, loaded)
@@ -82,10 +91,15 @@ def picture_at(path: Path) -> Tensor:
 def levels_of(levels: int | list[int], T: int) -> list[int]:
     """List the levels: of a number, so many after 0, evenly spread up to T.
 
-    Raises InputError: One of a list is not in 0…T.
+    Raises InputError: One of a list is not in 0…T, a number is above T, or there are too many.
     """
+    count = levels if isinstance(levels, int) else len(levels)
+    if count > MOST_COLUMNS:
+        raise InputError(f"{count} levels: a figure shows {MOST_COLUMNS} at most; change --levels")
     if isinstance(levels, int):
         at_least(1, levels=levels)
+        if levels > T:
+            raise InputError(f"levels={levels}: there are {T} steps; give --levels {T} or fewer")
         return [round(i * T / levels) for i in range(levels + 1)]
     at_least(1, levels=len(levels))
     beyond = [t for t in levels if not 0 <= t <= T]

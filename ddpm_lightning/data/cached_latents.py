@@ -67,6 +67,7 @@ class CachedLatents(ImageSet):
         self.num_classes = data.num_classes
         self._sources: dict[Split, Tensors] = {}
         self._origins: dict[Split, Origin] = {}
+        self._expected: tuple[str, str] | None = None
 
     @property
     @override
@@ -100,16 +101,38 @@ class CachedLatents(ImageSet):
                     f"{self.folder} holds no mirrored images; encode with --data.flip true, or "
                     "train with --data.data.flip false"
                 )
-            self._sources[split], self._origins[split] = Tensors(latents, labels), origin
+            self._check_codec(origin)
+            # As bytes, because Lightning casts what it takes for input to the run's precision.
+            stored = latents.float().contiguous().view(torch.uint8)
+            self._sources[split], self._origins[split] = Tensors(stored, labels), origin
         return self._sources[split]
 
-    def encoded_by(self, digest: str) -> bool:
-        """Whether a codec of this digest has made all latents that were read."""
-        return all(origin.codec == digest for origin in self._origins.values())
+    def expect(self, digest: str, name: str) -> None:
+        """Refuse latents of another codec from now on, and those that were read before.
+
+        Args:
+            digest: Digest of the model's codec.
+            name: Class of the model's codec.
+
+        Raises:
+            InputError: Another codec has made what was read.
+        """
+        self._expected = digest, name
+        for origin in self._origins.values():
+            self._check_codec(origin)
+
+    def _check_codec(self, origin: Origin) -> None:
+        if self._expected is not None and self._expected[0] != origin.codec:
+            raise InputError(
+                f"{self.folder} was encoded by another codec than the model's "
+                f"{self._expected[1]}; give --data.folder the latents of the model's codec, or "
+                "encode them: python -m ddpm_lightning encode --ckpt AUTOENCODER --out FOLDER"
+            )
 
     @override
     def finish(self, raw: RawBatch) -> Batch:
-        stacked = raw.samples.float()  # [B, 1 or 2 images, 1 or 2 moments, c, h, w]
+        # [B, 1 or 2 images, 1 or 2 moments, c, h, w]
+        stacked = raw.samples.view(torch.float32)
         chosen = stacked[:, 0]
         if raw.flip is not None:
             chosen = torch.where(raw.flip.view(-1, 1, 1, 1, 1), stacked[:, -1], chosen)
@@ -145,8 +168,9 @@ def read_latents(folder: Path, split: Split) -> tuple[Tensor, Tensor, Origin]:
     path = folder / f"{split}.safetensors"
     if not path.is_file():
         raise InputError(
-            f"no latents at {path}; encode them: python -m ddpm_lightning encode --ckpt "
-            f"AUTOENCODER --out {folder}"
+            f"no latents at {path}; if they have moved, say where they are now by --data.folder "
+            "FOLDER, or encode them: python -m ddpm_lightning encode --ckpt AUTOENCODER --out "
+            f"{folder}"
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -21,6 +21,7 @@ from ddpm_lightning.codecs.measuring import check_latents, measure_scale
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import Guidance
 from ddpm_lightning.diffusion.label_dropout import LabelDropout
+from ddpm_lightning.diffusion.levels import is_real
 from ddpm_lightning.diffusion.losses import MSE, NoisedBatch, Objective
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.prediction import FixedSmall, Variance
@@ -138,6 +139,9 @@ class DiffusionModule(TrainedModule):
         self._losses: list[tuple[Tensor, Tensor]] = []  # (t, loss) of a step's micro-batches
         self._denoisers: dict[Weights, Denoiser] = {}
         self.objective.check(self.denoiser())
+        lowest = self.timesteps.lowest(self.schedule)
+        if is_real(lowest):
+            self.objective.check_real_time(self.denoiser(), float(lowest), latent.shape)
         self.save_hyperparameters(self.described(data))
 
     # ------------------------------------------------------------------ training

@@ -110,6 +110,12 @@ class Request(Configurable):
         self.batch_size = batch_size
         self.prompts = [prompt] if isinstance(prompt, str) else prompt
         self.negative_prompt = negative_prompt
+        if self.sampler.chooses_steps and self.guidance.interval is not None:
+            raise InputError(
+                f"{type(self.sampler).__name__} steps to a tolerance, which the jumps at the ends "
+                "of a guidance interval make dear, not cheap: leave out --guidance.interval, or "
+                "take --sampler DDIM"
+            )
         if self.prompts == []:
             raise InputError("prompt []: give a text, or several (--prompt)")
         if negative_prompt is not None and self.guidance.scale in (0, 1):

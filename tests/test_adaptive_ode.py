@@ -10,8 +10,9 @@ from scipy.integrate import solve_ivp
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import Likelihood
 from ddpm_lightning.cli import main
-from ddpm_lightning.diffusion import VE, VP, Cosine, Linear, Straight
+from ddpm_lightning.diffusion import VE, VP, Cosine, Linear, RealTimes, Straight, Stratified
 from ddpm_lightning.diffusion.flow import adaptive_flow_likelihood, flow_likelihood
+from ddpm_lightning.diffusion.guidance import Guidance
 from ddpm_lightning.diffusion.oracles import Gaussian, Mixture
 from ddpm_lightning.diffusion.runge_kutta import RungeKutta45
 from ddpm_lightning.diffusion.samplers import DDIM, AdaptiveODE, Heun
@@ -182,3 +183,22 @@ def test_test_measures_it_and_says_what_it_cost(tmp_path, capsys):
     assert result["settings"]["tolerance"] == 1e-2
     assert f"{result['value']:.4f}" in printed
     assert int(printed.split("NFE ")[1].split()[0]) > 8
+
+
+def test_its_likelihood_starts_at_the_lowest_time_learned():
+    # The data is narrower than the noise of level 1, whose sigma is 0.03.
+    schedule = VP(100)
+    means = torch.tensor([[0.5, 0.5], [-0.5, -0.2]], dtype=torch.float64)
+    oracle = Mixture(schedule, means, torch.tensor([0.005**2] * 2))
+    x = means[torch.arange(100) % 2] + 0.005 * normal(100, 2)
+    exact = -oracle.log_density(x, 0).mean() / 2
+    at_level, at_time = (
+        adaptive_flow_likelihood(oracle, x, noise_of(100), lowest=lowest).nll.mean()
+        for lowest in (1, Stratified(RealTimes(1e-5)).lowest(schedule))
+    )
+    assert abs(at_time - exact) < 0.1 < abs(at_level - exact)
+
+
+def test_a_guidance_interval_is_refused_with_it():
+    with pytest.raises(InputError, match=r"leave out --guidance\.interval"):
+        Request(AdaptiveODE(), Guidance(2.0, (0.2, 0.8)))

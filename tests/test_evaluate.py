@@ -40,6 +40,7 @@ from ddpm_lightning.diffusion.samplers import (
     KarrasSpacing,
     Levels,
     LogSNRSpacing,
+    PredictorCorrector,
     UniformSpacing,
 )
 from ddpm_lightning.errors import InputError
@@ -437,6 +438,7 @@ def test_samples_of_other_settings_are_not_mixed(checkpoint, tmp_path, capsys):
         (Heun(10), Guidance(), 19),  # the step into level 0 takes one
         (DPMSolverPP(10), Guidance(), 10),
         (DDPM(), Guidance(), 100),
+        (PredictorCorrector(10), Guidance(), 19),  # nothing is corrected at level 0
     ],
 )
 def test_network_evaluations_are_counted(sampler, guidance, count):

@@ -22,8 +22,10 @@ from ddpm_lightning.diffusion import (
     FixedLarge,
     FixedSmall,
     GaussianDecoder,
+    Hybrid,
     Karras,
     LearnedDiagonal,
+    LearnedRange,
     Linear,
     MeanShift,
     NoisedBatch,
@@ -46,7 +48,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import Network
 from ddpm_lightning.randomness import BatchNoise, IndexedNoise
 from tests.core import named, normal
-from tests.small import fit
+from tests.small import fit, tiny_module
 
 CLOSED = [VP(), VE(), Cosine(), Straight(), Karras()]
 SCHEDULES = [
@@ -274,3 +276,16 @@ def test_a_run_at_real_times_trains_and_its_checkpoint_keeps_the_settings(tmp_pa
 def test_settings_out_of_range_are_refused(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"parameterization": PosteriorMean()},
+        {"objective": MSE(VLB())},
+        {"objective": Hybrid(), "variance": LearnedRange()},
+    ],
+)
+def test_a_module_that_cannot_train_at_real_times_is_not_built(parts):
+    with pytest.raises(InputError, match=r"--model.timesteps Uniform"):
+        tiny_module(timesteps=RealTimes(), **parts)

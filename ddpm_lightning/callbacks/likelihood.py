@@ -146,7 +146,8 @@ class Likelihood(Callback):
             if self.flow_tolerance is None:
                 flow = flow_likelihood(*arguments, self.flow_steps)
             else:
-                flow = adaptive_flow_likelihood(*arguments, self.flow_tolerance)
+                lowest = pl_module.timesteps.lowest(pl_module.schedule)
+                flow = adaptive_flow_likelihood(*arguments, self.flow_tolerance, lowest)
             self._flow.update(flow.nll[:, None] + offset)
             self._flow_evaluations = max(self._flow_evaluations, flow.evaluations)
 

@@ -58,8 +58,9 @@ def flow_likelihood(
         log p(x_0) = log N(z_T; 0, I) + ∫ div v dphi
 
     which is finite from sigma_0 = 0 to alpha_T = 0 and stands still for standard normal data. The
-    steps are Heun's, second order, between levels of the schedule. Below level 1 nothing was
-    learned: the score is taken as that at level 1, so v = −sigma·score falls to 0 at the data.
+    steps are Heun's, second order, between levels of the schedule. Below level 1 the score is
+    taken as that at level 1, so v = −sigma·score falls to 0 at the data. Nothing was learned
+    there on levels; a model of real times knows more: see :func:`adaptive_flow_likelihood`.
 
     Args:
         denoiser: The model, differentiable; never clipped, which would make the flow another.
@@ -100,11 +101,12 @@ def adaptive_flow_likelihood(
     bins: int | None = None,
     probes: int | None = None,
     tolerance: float = 1e-5,
+    lowest: int | float = 1,
 ) -> FlowResult:
     """Integrate the same by Runge–Kutta 5(4) to a tolerance (Song et al. 2021, sec. 4.3).
 
     The model is asked at real times between its levels, as by the sampler AdaptiveODE; from the
-    data to level 1 it is one step of Heun's. Each sample has its own steps.
+    data to the lowest time learned it is one step of Heun's. Each sample has its own steps.
 
     Args:
         denoiser: As for :func:`flow_likelihood`, and so are the arguments up to probes.
@@ -115,6 +117,7 @@ def adaptive_flow_likelihood(
         probes: Vectors of the divergence's estimate, or None for the exact one.
         tolerance: Relative and absolute tolerance of a step's error in z and divergence; the
             paper's 1e-5.
+        lowest: The lowest time learned, ``Timesteps.lowest``: level 1, or a real time (float).
 
     Raises:
         InputError: As for :func:`flow_likelihood`; or the tolerance is not reached.
@@ -122,8 +125,8 @@ def adaptive_flow_likelihood(
     above(0, tolerance=tolerance)
     with _derivatives(denoiser):
         z, vectors, condition = _start(x0, noise, condition, bins, probes)
-        first = _angle(denoiser, 1)
-        v, div = _velocity(denoiser, z, 1, condition, vectors)
+        first = _angle(denoiser, lowest)
+        v, div = _velocity(denoiser, z, lowest, condition, vectors)
         z = z + first / 2 * v
         shape, size = z.shape, z[0].numel()
         columns = first / 2 * div.T if probes else first / 2 * div.sum(0)[:, None]  # [B, P or 1]
@@ -188,7 +191,7 @@ def _finish(
     return FlowResult(nll, spread / dimensions / bits, "bits", evaluations)
 
 
-def _angle(denoiser: Denoises, t: int) -> float:
+def _angle(denoiser: Denoises, t: int | float) -> float:
     return float(denoiser.schedule.level(t).angle)
 
 

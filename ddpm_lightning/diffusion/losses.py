@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 from typing_extensions import override
@@ -17,6 +18,7 @@ from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError, above
+from ddpm_lightning.networks.network import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,24 @@ class Objective(Configurable, ABC):
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise InputError if this loss cannot train this denoiser."""
+
+    def check_real_time(self, denoiser: Denoiser, t: float, shape: tuple[int, ...]) -> None:
+        """Raise InputError if there is no loss at real time t; a trial without the network."""
+        x = torch.zeros(1, *shape)
+        outputs = _Zeros(shape[0] + denoiser.variance.extra_channels(shape[0]))
+        self(replace(denoiser, net=outputs), NoisedBatch(x, x, torch.tensor([t]), x))
+
+
+class _Zeros(Network):
+    """Stands for a network of so many output channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    @override
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
+        return x.new_zeros(len(x), self.channels, *x.shape[2:])
 
 
 class Regression(Objective):

@@ -40,6 +40,10 @@ class Timesteps(Configurable, ABC):
         """Whether :meth:`update` does something."""
         return type(self).update is not Timesteps.update
 
+    def lowest(self, schedule: Schedule) -> int | float:
+        """Give the lowest time that is learned: level 1 (int), or a real time (float)."""
+        return 1
+
     @abstractmethod
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
         """Draw a level for each row of the batch.
@@ -90,6 +94,10 @@ class RealTimes(Timesteps):
         if not 0 < smallest < 1:
             raise InputError(f"RealTimes(smallest={smallest}): give a time above 0 and below 1")
         self.smallest = smallest
+
+    @override
+    def lowest(self, schedule: Schedule) -> float:
+        return self.smallest * schedule.T
 
     @override
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:
@@ -172,6 +180,10 @@ class Stratified(Timesteps):
 
     def __init__(self, timesteps: Timesteps = Uniform()) -> None:
         self.timesteps = timesteps
+
+    @override
+    def lowest(self, schedule: Schedule) -> int | float:
+        return self.timesteps.lowest(schedule)
 
     @override
     def __call__(self, schedule: Schedule, noise: UniformNoise) -> Drawn:

@@ -153,7 +153,8 @@ def evaluations(sampler: Sampler, schedule: Schedule, guidance: Guidance) -> int
     counter = _Counter(schedule)
     levels_from_noise(sampler, counter)
     condition = Condition(label=torch.tensor([0]))
-    for _ in sampler.trajectory(guide(counter, guidance), torch.zeros(1, 1), condition):
+    # Of 64 values that are not 0, because Langevin's step takes the norm of the score.
+    for _ in sampler.trajectory(guide(counter, guidance), torch.ones(1, 64), condition):
         pass
     return counter.rows
 

@@ -26,7 +26,9 @@ class AdaptiveODE(Sampler):
 
     from x_T to level 1, whose x0_hat is the sample. The model is asked at real times between the
     levels, which the schedule gives in closed form or interpolates. Each sample has its own steps,
-    so sample k does not depend on the batch; the network runs until the last sample is done.
+    so sample k does not depend on the batch; the network runs until the last sample is done. The
+    end at level 1 is the paper's u = 1e-3 for VP of 1,000 levels (app. D.4), whatever was learned
+    below.
 
     Args:
         steps: Stretches between the levels at which a trajectory is shown, each integrated with

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ddpm_lightning.diffusion.levels import Schedule
+from ddpm_lightning.diffusion.posterior import transition_variance
 from ddpm_lightning.diffusion.schedules import Table
 from ddpm_lightning.images import to_uint8
 from ddpm_lightning.plots.figure import new_figure
@@ -56,17 +57,23 @@ def fixed_strips(
 ) -> list[Strip]:
     """Noise images [n, C, H, W], for each variance of a step without scaling and with it.
 
-    The steps act on pixels of mean 0 and variance 1, which are then brought back. Strips show the
-    first image; all have the same noise.
+    The steps act on pixels of mean 0 and variance 1, which are then brought back. A strip shows
+    one chain of the first image; all strips have the same noise.
     """
     mean, std = images.mean(), images.std(correction=0).clamp(min=1e-6)
     unit = (images - mean) / std
-    eps = IndexedNoise(seed, torch.arange(len(images)))(0, tuple(images.shape[1:]))
+    noise_of = IndexedNoise(seed, torch.arange(len(images)))
     strips = []
     for noise in noises:
         for scaled in (False, True):
             schedule = fixed_schedule(noise, max(*levels, 1), scaled)
-            x_t = [schedule.add_noise(unit, t, eps) for t in levels]
+            chain, before = {0: unit}, schedule.level(0)
+            for k, t in enumerate(sorted({*levels} - {0})):
+                level, eps = schedule.level(t), noise_of(k, tuple(unit.shape[1:]))
+                share, added = level.alpha / before.alpha, transition_variance(before, level)
+                chain[t] = share * chain[before.t] + added**0.5 * eps
+                before = level
+            x_t = [chain[t] for t in levels]
             steps = [schedule.level(t) for t in levels]
             exact = [float(level.alpha**2 + level.sigma**2) for level in steps]
             measured = [float(x.var(correction=0)) for x in x_t]

@@ -67,11 +67,11 @@ def fixed_strips(
     for noise in noises:
         for scaled in (False, True):
             schedule = fixed_schedule(noise, max(*levels, 1), scaled)
-            chain, before = {0: unit}, schedule.level(0)
+            chain, x, before = {0: unit}, unit, schedule.level(0)
             for k, t in enumerate(sorted({*levels} - {0})):
                 level, eps = schedule.level(t), noise_of(k, tuple(unit.shape[1:]))
-                share, added = level.alpha / before.alpha, transition_variance(before, level)
-                chain[t] = share * chain[before.t] + added**0.5 * eps
+                added = transition_variance(before, level)
+                chain[t] = x = level.alpha / before.alpha * x + added**0.5 * eps
                 before = level
             x_t = [chain[t] for t in levels]
             steps = [schedule.level(t) for t in levels]

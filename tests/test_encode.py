@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
@@ -101,6 +102,14 @@ def test_the_precision_of_a_run_leaves_the_latents_as_they_are(folder, tmp_path,
     assert torch.equal(batch.latents.mean, stored[batch.index])
 
 
+@pytest.fixture
+def left_processes():
+    yield
+    if dist.is_initialized():  # because Lightning leaves gloo's group to the tests that follow
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("left_processes")
 def test_a_run_under_fsdp2_resumes_on_latents(tmp_path):
     # A codec with weights, rebuilt with others, because FSDP2 restores them only after setup.
     data, one = tiny_data(), codec(Weighted)

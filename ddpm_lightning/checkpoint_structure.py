@@ -106,6 +106,9 @@ LARGEST_TABLE = 10**8
 LARGEST_SIZE = 2**24
 """A whole number that an argument of any network may be, e.g. a size or a count of layers."""
 
+CODECS_OF_FILES = ("AutoencoderCodec", "DiffusersAutoencoder")
+"""Classes that read, or fetch, a file unless they are given the network."""
+
 ALWAYS_PLAUSIBLE = 100_000
 """Numbers that any module may have beside those which its checkpoint holds."""
 
@@ -126,11 +129,7 @@ def check_structure(checkpoint: dict[str, Any]) -> None:
             raise InputError(f"a tensor, {where[3:]}, stands in its description")
         if type(node) is int and abs(node) >= 2**64:
             raise InputError(f"{where[3:]} is a number of {node.bit_length()} bits")
-    for _, node in walk([stated.get("codec")]):
-        reads = isinstance(node, dict) and {"ckpt", "source"} & node.keys()
-        if reads and not node.get("network"):
-            # Because building it would read, or fetch, what the file names.
-            raise InputError("its codec is described by a file, not by its network")
+    _check_files(stated)
     bounds = stated["data"]["data_range"] or (-1, 1)
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"its data_range {bounds} is none")
@@ -146,6 +145,23 @@ def check_structure(checkpoint: dict[str, Any]) -> None:
     if math.prod(max(1, abs(number)) for _, number in largest) > LARGEST_TABLE:
         shown = ", ".join(f"{where} {number}" for where, number in largest)
         raise InputError(f"{shown}: no table has so many entries")
+
+
+def _check_files(stated: HyperParameters) -> None:
+    """Raise InputError if building a codec would read, or fetch, what the checkpoint names.
+
+    Not below ``codec`` alone, because a part that stands under an unknown name is built before its
+    class refuses it.
+    """
+    for where, node in walk(stated):
+        if not isinstance(node, dict):
+            continue
+        arguments = node.get("init_args")
+        in_codec = where.startswith("['codec']") and {"ckpt", "source"} & node.keys()
+        names_codec = str(node.get("class_path")).rpartition(".")[2] in CODECS_OF_FILES
+        network = arguments.get("network") if isinstance(arguments, dict) else None
+        if (in_codec and not node.get("network")) or (names_codec and not network):
+            raise InputError("its codec is described by a file, not by its network")
 
 
 def _whole_numbers(description: Any, where: str) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ from ddpm_lightning.cli import main
 from ddpm_lightning.codecs import Haar
 from ddpm_lightning.codecs.codec import Codec
 from ddpm_lightning.commands.encode import encode
+from ddpm_lightning.commands.shown_data import shown_data
 from ddpm_lightning.data import CachedLatents, Captioned
 from ddpm_lightning.data.cached_latents import Origin, write_latents
 from ddpm_lightning.data.data_module import Tensors, identity
@@ -77,6 +78,12 @@ def test_training_reads_no_image(folder, tmp_path, monkeypatch):
 def test_metrics_compare_with_the_images(folder):
     data = tiny_data()
     assert torch.equal(CachedLatents(data, folder).images("val")[0], data.images("val")[0])
+
+
+def test_plots_show_the_images(folder):
+    data = tiny_data()
+    expected = data.finished("train", 3).x0
+    assert torch.equal(shown_data(CachedLatents(data, folder), None).first(3), expected)
 
 
 def test_captions_are_those_of_the_images(folder):

@@ -87,6 +87,22 @@ def test_a_codec_within_a_received_codec_reads_and_fetches_nothing(received):
         check_structure(checkpoint)
 
 
+@pytest.mark.parametrize("part", ["net", "schedule", "module"])
+def test_a_codec_under_an_unknown_name_reads_and_fetches_nothing(received, part):
+    checkpoint = copy.deepcopy(received[1])
+    stated = checkpoint["hyper_parameters"]
+    (stated if part == "module" else stated[part]["init_args"])["unknown"] = FETCHES
+    with pytest.raises(InputError, match="described by a file"):
+        check_structure(checkpoint)
+
+
+def test_a_part_of_another_kind_is_refused_before_it_is_built(received):
+    network = copy.deepcopy(received[1])["hyper_parameters"]["codec"]["init_args"]["network"]
+    network["settings"]["bottleneck"] = FETCHES
+    with pytest.raises(InputError, match=r"codec\.network\.bottleneck is a .*not a Bottleneck"):
+        AutoencoderCodec(network=network)
+
+
 @pytest.mark.parametrize("scale", [0.0, float("nan"), -1.0])
 def test_a_scale_that_cannot_be_is_refused(received, scale):
     def damaged(checkpoint):

@@ -11,7 +11,7 @@ from typing_extensions import override
 from ddpm_lightning.batch import DataSpec, Moments
 from ddpm_lightning.checkpoint import AVERAGE, KEY, read_checkpoint
 from ddpm_lightning.codecs.codec import Codec
-from ddpm_lightning.configurable import build, configurable_class
+from ddpm_lightning.configurable import build, check_arguments, configurable_class, plain
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.autoencoder import Autoencoder2d
 from ddpm_lightning.trust import check_trust
@@ -101,5 +101,7 @@ def _built(network: dict[str, Any]) -> Autoencoder2d:
     cls: Any = configurable_class(network["class"])
     if not issubclass(cls, Autoencoder2d):
         raise InputError(f"{network['class']} is no autoencoder")
-    settings = {name: build(value) for name, value in network["settings"].items()}
+    stated = plain(network["settings"], "codec.network")  # because fit's parser builds objects
+    check_arguments(cls, stated, "codec.network.")
+    settings = {name: build(value) for name, value in stated.items()}
     return cls(DataSpec(**network["data"]), **settings)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ddpm_lightning.data.cached_latents import CachedLatents
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import from_uint8
@@ -43,7 +44,10 @@ class ShownData:
         if self.picture is not None:
             return self.picture
         assert self.data is not None
-        return self.data.finished("train", n).x0
+        data = self.data
+        if isinstance(data, CachedLatents):
+            data = data.data  # because a latent is no picture
+        return data.finished("train", n).x0
 
 
 def shown_data(

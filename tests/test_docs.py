@@ -88,7 +88,8 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch):
     """All that need no other data or devices, with the configs and the files that pages show."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for folder in ("configs", "docs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     for page in PAGES:
         for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
             if name := re.match(r"# (\w+\.py)\n", block["text"]):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ddpm_lightning.cli import main
 from ddpm_lightning.codecs import Haar
 from ddpm_lightning.codecs.codec import Codec
+from ddpm_lightning.codecs.measuring import check_latents
 from ddpm_lightning.commands.encode import encode
 from ddpm_lightning.commands.shown_data import shown_data
 from ddpm_lightning.data import CachedLatents, Captioned
@@ -196,6 +197,16 @@ def test_latents_of_another_codec_are_refused(folder, tmp_path):
             codec=Haar(levels=2),
             net=LatentUNet,
         )
+
+
+def test_captions_around_latents_hide_no_other_codec(folder):
+    data = CachedLatents(tiny_data(), folder)
+    captioned = Captioned(data, [str(label) for label in range(data.num_classes or 0)])
+    codec = Haar(levels=2)
+    codec.attach(tiny_data().spec)
+    check_latents(codec, captioned)
+    with pytest.raises(InputError, match="encoded by another codec than the model's Haar"):
+        captioned.source("train")
 
 
 def test_a_run_without_a_codec_is_refused(folder, tmp_path):

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from ddpm_lightning.batch import Moments
 from ddpm_lightning.codecs.codec import Codec, Identity
 from ddpm_lightning.data.cached_latents import CachedLatents
+from ddpm_lightning.data.captioned import without_captions
 from ddpm_lightning.data.data_module import DiffusionData, RawBatch
 from ddpm_lightning.errors import InputError
 
@@ -55,10 +56,11 @@ def check_latents(codec: Codec, data: object) -> None:
 
     Args:
         codec: With its weights, so that a checkpoint that replaces them is restored before.
-        data: A data module; one that is not CachedLatents passes.
+        data: A data module, in Captioned or not; one that is not CachedLatents passes.
 
     Raises InputError: The data is latents of another codec.
     """
+    data = without_captions(data)
     if isinstance(data, CachedLatents):
         data.expect(codec.digest(), type(codec).__name__)
 

@@ -1,0 +1,1 @@
+"""Speed and quality against limits, each a command: `python -m benchmarks.NAME`."""

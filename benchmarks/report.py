@@ -1,0 +1,92 @@
+"""What a benchmark prints: a row a figure, its limit, and the versions; it fails below a limit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import torch
+
+from benchmarks.timing import Spread
+
+PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Args:
+        name: What was measured.
+        value: The figure with its spread.
+        at_least: The least that it may be.
+        at_most: The most that it may be.
+        note: What stands behind it in the table.
+    """
+
+    name: str
+    value: Spread
+    at_least: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the median is within its limits; a NaN never is."""
+        above = self.at_least is None or self.value.median >= self.at_least
+        return above and (self.at_most is None or self.value.median <= self.at_most)
+
+    @property
+    def limit(self) -> str:
+        """Its limits in words."""
+        parts = [f"≥ {self.at_least:g}"] if self.at_least is not None else []
+        return " ".join(parts + ([f"≤ {self.at_most:g}"] if self.at_most is not None else []))
+
+
+@dataclass
+class Report:
+    """The rows of one benchmark.
+
+    Args:
+        title: What the table is about.
+        rows: Its figures so far.
+    """
+
+    title: str
+    rows: list[Row] = field(default_factory=list)
+
+    def add(
+        self,
+        name: str,
+        value: Spread,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        note: str = "",
+    ) -> None:
+        """Add a figure and print it at once, since the next may take minutes."""
+        row = Row(name, value, at_least, at_most, note)
+        self.rows.append(row)
+        print(f"  … {name}: {value}", file=sys.stderr, flush=True)
+
+    def finish(self) -> int:
+        """Print the table in Markdown; return the exit code, 1 where a limit does not hold."""
+        print(f"\n{self.title}\n\n| what | median (quartiles) | limit | |\n|---|---|---|---|")
+        for row in self.rows:
+            held = "" if not row.limit else "holds" if row.holds else "DOES NOT HOLD"
+            print(f"| {row.name} | {row.value} | {row.limit} | {' '.join((held, row.note))} |")
+        print(f"\n{machine()}")
+        return 0 if all(row.holds for row in self.rows) else 1
+
+
+def machine() -> str:
+    """Versions, cores and load, in one line."""
+    found = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"Python {platform.python_version()}, {found}; {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads{gpu}, load average {os.getloadavg()[0]:.1f}"
+    )

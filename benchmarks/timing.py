@@ -1,0 +1,85 @@
+"""Two ways of doing the same, timed in turn, so that other work on the machine falls on both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What each round of one way took.
+
+    Args:
+        wall: Seconds by the clock, one a round.
+        cpu: Seconds of processor time of this process, all its threads together, one a round.
+    """
+
+    wall: list[float]
+    cpu: list[float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number that was measured several times.
+
+    Args:
+        median: The middle one.
+        low: The lower quartile.
+        high: The upper quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[], object]], rounds: int, warm: int = 1
+) -> dict[str, Seconds]:
+    """Run every way once a round, in an order that turns around from round to round.
+
+    Args:
+        ways: What to run, by name.
+        rounds: How often each is timed.
+        warm: How often each runs untimed before.
+    """
+    for run in ways.values():
+        for _ in range(warm):
+            run()
+    seconds = {name: Seconds([], []) for name in ways}
+    for i in range(rounds):
+        for name in list(ways)[:: 1 if i % 2 == 0 else -1]:
+            wait_for_gpu()
+            clock, process = time.perf_counter(), time.process_time()
+            ways[name]()
+            wait_for_gpu()
+            seconds[name].wall.append(time.perf_counter() - clock)
+            seconds[name].cpu.append(time.process_time() - process)
+    return seconds
+
+
+def wait_for_gpu() -> None:
+    """Return when all that was queued on the GPU is done, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Divide round by round, so that a slow minute of the machine cancels."""
+    return Spread.of([a / b for a, b in zip(above, below, strict=True)])

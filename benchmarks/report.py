@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -25,6 +26,7 @@ class Row:
         at_least: The least that it may be.
         at_most: The most that it may be.
         note: What stands behind it in the table.
+        failure: Why it could not be measured; empty: it was.
     """
 
     name: str
@@ -32,10 +34,13 @@ class Row:
     at_least: float | None = None
     at_most: float | None = None
     note: str = ""
+    failure: str = ""
 
     @property
     def holds(self) -> bool:
-        """Whether the median is within its limits; a NaN never is."""
+        """Whether it was measured and the median is within its limits; a NaN never is."""
+        if self.failure:
+            return False
         above = self.at_least is None or self.value.median >= self.at_least
         return above and (self.at_most is None or self.value.median <= self.at_most)
 
@@ -72,10 +77,20 @@ class Report:
         self.rows.append(row)
         print(f"  … {name}: {value}", file=sys.stderr, flush=True)
 
+    def fail(self, name: str, error: Exception | str) -> None:
+        """Add what could not be measured, so that the rest still can."""
+        reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.replace("|", "/").split())[:300]
+        self.rows.append(Row(name, Spread.of([math.nan]), failure=reason))
+        print(f"  … {name}: FAILED: {reason}", file=sys.stderr, flush=True)
+
     def finish(self) -> int:
         """Print the table in Markdown; return the exit code, 1 where a limit does not hold."""
         print(f"\n{self.title}\n\n| what | median (quartiles) | limit | |\n|---|---|---|---|")
         for row in self.rows:
+            if row.failure:
+                print(f"| {row.name} | FAILED: {row.failure} | | |")
+                continue
             held = "" if not row.limit else "holds" if row.holds else "DOES NOT HOLD"
             print(f"| {row.name} | {row.value} | {row.limit} | {' '.join((held, row.note))} |")
         print(f"\n{machine()}")

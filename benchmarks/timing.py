@@ -46,7 +46,13 @@ class Spread:
         return cls(median, low, high)
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+        median, low, high = map(_number, (self.median, self.low, self.high))
+        return median if low == high else f"{median} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    """Write three digits, but every digit of a large number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def in_turn(

@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.path.name in core and not {"slow", "long"} & set(item.keywords):
             item.add_marker("core")
-        if "gpu" in item.keywords and config.getoption("--device") == "cpu":
+        if item.get_closest_marker("gpu") and config.getoption("--device") == "cpu":
             item.add_marker(no_gpu)
 
 

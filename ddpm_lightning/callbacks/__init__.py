@@ -1,5 +1,6 @@
 """What happens beside training: pictures, metrics, checkpoints."""
 
+from ddpm_lightning.callbacks.fast_kernels import FastKernels
 from ddpm_lightning.callbacks.generative_metrics import GenerativeMetrics
 from ddpm_lightning.callbacks.hyper_parameters import HyperParameters
 from ddpm_lightning.callbacks.likelihood import Likelihood
@@ -13,6 +14,7 @@ from ddpm_lightning.callbacks.step_progress_bar import StepLines, StepProgressBa
 from ddpm_lightning.callbacks.training_monitor import TrainingMonitor
 
 __all__ = [
+    "FastKernels",
     "GenerativeMetrics",
     "HyperParameters",
     "Likelihood",

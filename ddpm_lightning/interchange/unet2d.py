@@ -40,7 +40,13 @@ EARLIER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out
 TABLE, BIAS = "class_embedding.weight", "time_embedding.linear_2.bias"
 TIME = "time_embedding.linear_1.weight"
 
-FIXED: dict[str, Any] = {"block": "residual", "linear_attention_levels": [], "scale_shift": False}
+FIXED: dict[str, Any] = {
+    "block": "residual",
+    "linear_attention_levels": [],
+    "scale_shift": False,
+    "patch": 1,
+    "self_conditioning": False,
+}
 """Settings of UNet that DiffusersUNet leaves alone."""
 
 
@@ -151,6 +157,8 @@ class UNet2D(Counterpart):
             raise InputError(f"UNet2DModel has no block {own['block']}, residual only")
         if own["linear_attention_levels"]:
             raise InputError("UNet2DModel has no linear attention (linear_attention_levels)")
+        if own["patch"] != 1 or own["self_conditioning"]:
+            raise InputError("UNet2DModel has neither patches nor self-conditioning (patch 1)")
         if own["multipliers"][0] != 1:
             raise InputError(
                 f"UNet2DModel begins with as many channels as its first level has, and here "

@@ -78,6 +78,11 @@ class UNet(Network):
         context_depth: Transformer blocks that mix the tokens before.
         image_patch: Read the condition's image, too, by cross-attention, in patches of so many
             pixels a side, in place of stacking it onto x; 0 stacks it.
+        patch: Work on patches of so many pixels a side, whose pixels are stacked as channels
+            (pixel-unshuffle, Shi et al. 2016): level 0 is then at size / patch, which saves most
+            of the work on small images. 1: on pixels.
+        self_conditioning: Show the network its earlier estimate of x0, stacked onto x (Chen et
+            al. 2022, section 3.2).
 
     Raises:
         InputError: The settings do not fit each other or the data; the message names some that do.
@@ -103,10 +108,12 @@ class UNet(Network):
         cross_attention_levels: Sequence[int] = (),
         context_depth: int = 2,
         image_patch: int = 0,
+        patch: int = 1,
+        self_conditioning: bool = False,
     ):
         super().__init__()
         check_counts(self, channels=channels, blocks=blocks, heads=heads, groups=groups)
-        check_counts(self, multipliers=min(multipliers, default=0))
+        check_counts(self, multipliers=min(multipliers, default=0), patch=patch)
         check_dropout(dropout)
         bottom = len(multipliers) - 1
         widths = [channels * multiplier for multiplier in multipliers]
@@ -120,7 +127,8 @@ class UNet(Network):
         _check_heads([widths[level] for level in attended], heads)
         check_tokens(self, data, image_patch, "cross_attention_levels", cross_attention_levels)
 
-        self.data, self.image_patch = data, image_patch
+        self.data, self.image_patch, self.patch = data, image_patch, patch
+        self.self_conditioning = self_conditioning
         self.multipliers = list(multipliers)
         self.features_per_group = min([channels, *widths][-2:]) // groups  # at the bottom
         self.check_shape(data.shape)
@@ -137,7 +145,7 @@ class UNet(Network):
             cross = CrossAttention(out, embedding, heads, groups) if reads else None
             return Block(residual, kind(out, heads, groups) if kind else None, cross)
 
-        self.stem = Conv(self.in_channels, channels)
+        self.stem = Conv(self.in_channels * patch**2, channels)
         width, skips = channels, [channels]
 
         self.down = nn.ModuleList()
@@ -163,11 +171,11 @@ class UNet(Network):
             self.up.append(Up(row, Upsample(out) if level > 0 else None))
 
         self.norm = group_norm(width, groups)
-        self.out = Conv(width, out_channels, gain=0.0)
+        self.out = Conv(width, out_channels * patch**2, gain=0.0)
 
     @override
     def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = Condition()) -> Tensor:
-        x = self.stack_image(x, condition)
+        x = F.pixel_unshuffle(self.stack_image(x, condition), self.patch)
         embedding = self.embed(c_noise, condition.label)  # [B, 4·channels]
         context = None
         if self.context is not None:
@@ -176,12 +184,12 @@ class UNet(Network):
         features = [self.stem(x.to(self.stem.weight.dtype))]  # skips, finest first
         for level in self.down:
             features += level(features[-1], embedding, context)
-        h = features[-1]  # [B, C, H/2^bottom, W/2^bottom]
+        h = features[-1]  # [B, C, H/(patch·2^bottom), W/(patch·2^bottom)]
         for block in self.mid:
             h = block(h, embedding, context)
         for level in self.up:
             h = level(h, features, embedding, context)
-        return self.out(F.silu(self.norm(h)))
+        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
 
     @property
     @override
@@ -190,8 +198,8 @@ class UNet(Network):
 
     @override
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        factor = 2 ** (len(self.multipliers) - 1)
-        check_image("UNet", shape, factor, fewer_multipliers)
+        factor = self.patch * 2 ** (len(self.multipliers) - 1)
+        check_image("UNet", shape, factor, self._fewer)
         height, width = shape[1:]
         if height * width * self.features_per_group == factor**2:
             raise InputError(
@@ -199,6 +207,11 @@ class UNet(Network):
                 "where every group of GroupNorm is a single number and vanishes; give fewer "
                 "multipliers, fewer groups or larger images"
             )
+
+    def _fewer(self, side: int) -> str:
+        if side % self.patch:
+            return f"set patch to {largest_divisor(side, self.patch)}"
+        return fewer_multipliers(side // self.patch)
 
 
 class Block(nn.Module):

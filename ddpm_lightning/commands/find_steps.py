@@ -73,8 +73,8 @@ def find_steps(
     write_json(path, table)
     print(_summary(found, n))
     print(
-        f"{path} holds the levels. Sample with them: python -m ddpm_lightning sample --ckpt {ckpt} "
-        f"--out FOLDER {_flags(sampler)} --sampler.spacing OptimizedSpacing "
+        f"{path} holds the levels. Sample with them: python -m ddpm_lightning sample "
+        f"--ckpt {ckpt} --out FOLDER {_flags(sampler)} --sampler.spacing OptimizedSpacing "
         f"--sampler.spacing.table {path}"
     )
 

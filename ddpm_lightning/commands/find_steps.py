@@ -21,7 +21,7 @@ from ddpm_lightning.sampling import Request
 
 def find_steps(
     ckpt: Path,
-    n: int = 256,
+    n: int = 128,
     data: DataPlace = DataPlace(),
     device: str = "auto",
     **sampling: Any,

@@ -85,11 +85,10 @@ class Network(Configurable, nn.Module, ABC):
 
 
 def through(block: Callable[..., Any], *inputs: Any, recompute: bool = False) -> Any:
-    """Call a block of a network, keeping none of its activations for the backward pass if asked to.
+    """Call a block of a network; with recompute the backward pass computes its activations again.
 
-    They are computed a second time then, with the same dropout masks, one block at a time (Chen et
-    al. 2016, "Training deep nets with sublinear memory cost"). Without gradients nothing is kept
-    anyway.
+    They are not kept then, and have the same dropout masks the second time (Chen et al. 2016,
+    "Training deep nets with sublinear memory cost"). Without gradients nothing is kept anyway.
     """
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)

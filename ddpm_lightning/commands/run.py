@@ -17,6 +17,7 @@ from ddpm_lightning.commands.convert import convert
 from ddpm_lightning.commands.encode import encode
 from ddpm_lightning.commands.evaluate import evaluate
 from ddpm_lightning.commands.export import export
+from ddpm_lightning.commands.find_steps import find_steps
 from ddpm_lightning.commands.floor import floor
 from ddpm_lightning.commands.given_checkpoint import add_trust
 from ddpm_lightning.commands.init import init
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "floor": floor,
     "compare": compare,
     "analytic_variance": analytic_variance,
+    "find_steps": find_steps,
     "encode": encode,
     "plot": PLOTS,
     "export": export,

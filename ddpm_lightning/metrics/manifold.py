@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,10 +18,13 @@ from ddpm_lightning.metrics.jackknife import (
     shuffled,
 )
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
-from ddpm_lightning.metrics.statistics import check_features
+from ddpm_lightning.metrics.statistics import check_features, mean_of
 
-DISTANCES = 2**24
-"""Distances held at a time: 128 MB."""
+DISTANCES = 2**23
+"""Distances held at a time: 64 MB."""
+
+FEATURES = 2**21
+"""Numbers of features held in float64 at a time: 16 MB."""
 
 SPARE = 16
 """Neighbours kept beyond the k-th: one block of 20 holds so many of them once in 1e20 times."""
@@ -47,16 +51,18 @@ class PrecisionRecall(Metric):
         x, y = sets.samples.features, sets.real.features
         # As many real images as samples: the published way, and a cost of n², not n·N. Always
         # the same ones, so that two sets of samples are held against the same.
-        y = y[shuffled(len(y), 0)[: len(x)]]
-        scores: dict[str, Score] = {}
-        for k, names in (
-            (self.k, ("precision", "recall")),
-            (self.density_k, ("density", "coverage")),
-        ):
-            found = manifold(x, y, k, sets.errors, sets.seed)
-            settings = {"k": k, "real_images": len(y)}
-            scores |= {name: replace(found[name], settings=settings) for name in names}
-        return scores
+        if len(y) > len(x):
+            y = y[shuffled(len(y), 0)[: len(x)]]
+        found = manifolds(x, y, (self.k, self.density_k), sets.errors, sets.seed)
+        settings = {"real_images": len(y)}
+        return {
+            name: replace(found[k][name], settings={"k": k, **settings})
+            for k, names in (
+                (self.k, ("precision", "recall")),
+                (self.density_k, ("density", "coverage")),
+            )
+            for name in names
+        }
 
 
 def manifold(
@@ -72,7 +78,7 @@ def manifold(
     The standard errors take only the samples to be random. The real balls are fixed then, so
     precision is binomial and density a mean over samples; recall and coverage have a delete-d
     jackknife over 20 disjoint random blocks of samples (with the balls that the others have by
-    themselves), which takes about as long again and needs k + 1 samples without a block.
+    themselves), which needs k + 1 samples without a block.
 
     Distances are float64, in blocks: the memory grows with n + m, the time with their product.
 
@@ -85,85 +91,151 @@ def manifold(
 
     Source: Kynkäänniemi et al. (2019), eq. 1 and 2; Naeem et al. (2020), eq. 3 and 4.
     """
-    check_features(x, y, least=k + 1, metric=f"precision and recall with k = {k}")
-    centre = y.double().mean(dim=0)  # large norms would cost digits
-    fake, real = x.double() - centre, y.double() - centre
-    n, m = len(fake), len(real)
-    blocks = BLOCKS if errors and n - -(-n // BLOCKS) > k else 1
+    return manifolds(x, y, (k,), errors, seed)[k]
+
+
+def manifolds(
+    x: Tensor, y: Tensor, ks: Sequence[int], errors: bool = True, seed: int = 0
+) -> dict[int, dict[str, Score]]:
+    """Compute the scores of :func:`manifold` for several k, from the same distances."""
+    largest = max(ks)
+    check_features(x, y, least=largest + 1, metric=f"precision and recall with k = {largest}")
+    centre = mean_of(y)  # taken from both, because large norms would cost digits
+    n = len(x)
+    blocks = BLOCKS if errors and n - -(-n // BLOCKS) > largest else 1
     parts = shuffled(n, seed).tensor_split(blocks)
     owner = torch.empty(n, dtype=torch.long)
     for block, rows in enumerate(parts):
         owner[rows] = block
-
-    radius, without = _radii(fake, k, owner, blocks)
-    real_radius, _ = _radii(real, k)
-    precise = torch.empty(n, dtype=torch.bool)
-    dense = torch.empty(n, dtype=torch.float64)
-    recalled = torch.zeros(m, dtype=torch.bool)
-    recalled_without = torch.zeros(blocks, m, dtype=torch.bool)
-    nearest = torch.full((blocks, m), torch.inf, dtype=torch.float64)  # by block
-    for block, part in enumerate(parts):
-        for rows in part.split(max(1, DISTANCES // m)):
-            distance = _distances(fake[rows], real)
-            precise[rows] = (distance <= real_radius).any(dim=1)
-            dense[rows] = (distance < real_radius).sum(dim=1).double() / k
-            recalled |= (distance <= radius[rows, None]).any(dim=0)
-            nearest[block] = torch.minimum(nearest[block], distance.amin(dim=0))
-            for other in range(blocks if blocks > 1 else 0):
-                if other != block:
-                    reached = distance <= without[other, rows, None]
-                    recalled_without[other] |= reached.any(dim=0)
-    recall, coverage = _share(recalled), _share(nearest.amin(dim=0) < real_radius)
-    precision, density = _share(precise), float(dense.mean())
-    left_out: dict[str, list[float]] = {}
-    error = {"precision": binomial_error(precision, n), "density": float(dense.std()) / n**0.5}
-    if blocks > 1:
-        others = (nearest[torch.arange(blocks) != block].amin(dim=0) for block in range(blocks))
-        left_out = {
-            "precision": means_left_out(precise, seed),
-            "recall": [_share(one) for one in recalled_without],
-            "density": means_left_out(dense, seed),
-            "coverage": [_share(distance < real_radius) for distance in others],
-        }
-        error |= {name: jackknife(left_out[name]) for name in ("recall", "coverage")}
-    values = {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
-    return {
-        name: Score(
-            value,
-            error.get(name) if errors else None,
-            smaller_is_better=False,
-            left_out=left_out.get(name),
-        )
-        for name, value in values.items()
+    near, neighbour = _neighbours(x, centre, largest + (SPARE if blocks > 1 else 0))
+    real_near, _ = _neighbours(y, centre, largest)
+    balls = {
+        k: _Balls(_radii(near, neighbour, k, owner, blocks), real_near[:, k - 1].clone(), k)
+        for k in ks
     }
+    nearest = torch.full((blocks, len(y)), torch.inf, dtype=torch.float64)  # by block
+    for block, part in enumerate(parts):
+        for rows in part.split(max(1, DISTANCES // len(y))):
+            distance = _distances(x[rows], y, centre)
+            nearest[block] = torch.minimum(nearest[block], distance.amin(dim=0))
+            for one in balls.values():
+                one.add(distance, rows, block)
+    return {k: one.scores(nearest, errors, seed) for k, one in balls.items()}
+
+
+class _Balls:
+    """Which vectors lie in which balls to the k-th neighbour, from one tile of distances on.
+
+    Args:
+        radii: float64 [n] of the samples' balls, and [blocks, n] without each block of samples.
+        real_radius: float64 [m] of the real balls.
+        k: Which neighbour.
+    """
+
+    def __init__(self, radii: tuple[Tensor, Tensor], real_radius: Tensor, k: int) -> None:
+        self.radius, self.without = radii
+        self.real_radius, self.k = real_radius, k
+        n, m, self.blocks = len(self.radius), len(real_radius), len(self.without)
+        self.precise = torch.empty(n, dtype=torch.bool)
+        self.dense = torch.empty(n, dtype=torch.float64)
+        self.reached = torch.zeros(self.blocks, m, dtype=torch.bool)
+        self.reached_wider = torch.zeros(self.blocks, m, dtype=torch.bool)
+
+    def add(self, distance: Tensor, rows: Tensor, block: int) -> None:
+        """Count the distances [r, m] of these rows of the samples, all of one block."""
+        self.precise[rows] = (distance <= self.real_radius).any(dim=1)
+        self.dense[rows] = (distance < self.real_radius).sum(dim=1).double() / self.k
+        self.reached[block] |= (distance <= self.radius[rows, None]).any(dim=0)
+        # Without another block most balls are what they were: those that had no neighbour in it.
+        for other in range(self.blocks if self.blocks > 1 else 0):
+            radius = self.without[other, rows]
+            wider = (radius > self.radius[rows]).nonzero()[:, 0]
+            if other != block and len(wider):
+                within = distance[wider] <= radius[wider, None]
+                self.reached_wider[other] |= within.any(dim=0)
+
+    def scores(self, nearest: Tensor, errors: bool, seed: int) -> dict[str, Score]:
+        """The four scores; nearest is float64 [blocks, m], of a real image to each block."""
+        n, numbers = len(self.radius), torch.arange(self.blocks)
+        precision, density = _share(self.precise), float(self.dense.mean())
+        recall = _share(self.reached.any(dim=0))
+        coverage = _share(nearest.amin(dim=0) < self.real_radius)
+        left_out: dict[str, list[float]] = {}
+        error = {
+            "precision": binomial_error(precision, n),
+            "density": float(self.dense.std()) / n**0.5,
+        }
+        if self.blocks > 1:
+            others = [numbers != block for block in numbers]
+            recalled = [self.reached[rest].any(dim=0) for rest in others]
+            left_out = {
+                "precision": means_left_out(self.precise, seed),
+                "recall": [
+                    _share(a | b) for a, b in zip(recalled, self.reached_wider, strict=True)
+                ],
+                "density": means_left_out(self.dense, seed),
+                "coverage": [_share(nearest[r].amin(dim=0) < self.real_radius) for r in others],
+            }
+            error |= {name: jackknife(left_out[name]) for name in ("recall", "coverage")}
+        values = {
+            "precision": precision,
+            "recall": recall,
+            "density": density,
+            "coverage": coverage,
+        }
+        return {
+            name: Score(
+                value,
+                error.get(name) if errors else None,
+                smaller_is_better=False,
+                left_out=left_out.get(name),
+            )
+            for name, value in values.items()
+        }
+
+
+def _neighbours(x: Tensor, centre: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Distances of each vector to its nearest, itself not counted, and which these are.
+
+    float64 and int64 [n, count], count at most n − 1.
+    """
+    count = min(count, len(x) - 1)
+    near = torch.empty(len(x), count, dtype=torch.float64)
+    neighbour = torch.empty(len(x), count, dtype=torch.long)
+    for rows in torch.arange(len(x)).split(max(1, DISTANCES // len(x))):
+        distance = _distances(x[rows], x, centre)
+        distance[torch.arange(len(rows)), rows] = torch.inf
+        near[rows], neighbour[rows] = distance.topk(count, dim=1, largest=False)
+    return near, neighbour
 
 
 def _radii(
-    x: Tensor, k: int, owner: Tensor | None = None, blocks: int = 1
+    near: Tensor, neighbour: Tensor, k: int, owner: Tensor, blocks: int
 ) -> tuple[Tensor, Tensor]:
-    """Distance of each vector to its k-th neighbour, itself not counted.
+    """Distance of each vector to its k-th neighbour, from its nearest ones.
 
     [n] among all, and [blocks, n] among those that are not of each block.
     """
-    radii = torch.empty(len(x), dtype=x.dtype)
-    without = torch.empty(blocks, len(x), dtype=x.dtype)
-    kept = min(k + SPARE, len(x) - 1) if blocks > 1 else k
-    for rows in torch.arange(len(x)).split(max(1, DISTANCES // len(x))):
-        distance = _distances(x[rows], x)
-        distance[torch.arange(len(rows)), rows] = torch.inf
-        near, neighbour = distance.topk(kept, dim=1, largest=False)
-        radii[rows] = near[:, k - 1]
-        if owner is None or blocks == 1:
-            continue
-        for block in range(blocks):
-            rank = (owner[neighbour] != block).cumsum(dim=1)
-            place = (rank < k).sum(dim=1, keepdim=True).clamp(max=kept - 1)
-            without[block, rows] = near.gather(1, place)[:, 0]
-    return radii, without
+    without = torch.empty(blocks, len(near), dtype=near.dtype)
+    for block in range(blocks if blocks > 1 else 0):
+        rank = (owner[neighbour] != block).cumsum(dim=1)
+        place = (rank < k).sum(dim=1, keepdim=True).clamp(max=near.shape[1] - 1)
+        without[block] = near.gather(1, place)[:, 0]
+    return near[:, k - 1].clone(), without
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist")
+def _distances(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
+    """Distances float64 [r, m] of rows from rows, after the centre is taken from both."""
+    distance = torch.empty(len(a), len(b), dtype=torch.float64)
+    a = a.double() - centre
+    first = 0
+    for part in b.split(max(1, FEATURES // b.shape[1])):  # float64 of all would take gigabytes
+        columns = part.double() - centre
+        distance[:, first : first + len(part)] = torch.cdist(
+            a, columns, compute_mode="use_mm_for_euclid_dist"
+        )
+        first += len(part)
+    return distance
 
 
 def _share(chosen: Tensor) -> float:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 
+ROWS = 4096
+"""Vectors that are float64 at a time, because all of them would take gigabytes."""
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
@@ -24,9 +27,9 @@ class Statistics:
         """Summarise features [n, d], n ≥ 2."""
         check_features(features, least=2, metric="a covariance")
         features = features.cpu()
-        mean = features.mean(dim=0, dtype=torch.float64)
+        mean = mean_of(features)
         cov = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-        for rows in features.split(4096):  # float64 of all rows would take gigabytes
+        for rows in features.split(ROWS):
             centred = rows.double() - mean
             cov += centred.T @ centred
         return cls(mean, cov / (len(features) - 1), len(features))
@@ -48,6 +51,12 @@ class Statistics:
         return (vectors * eigenvalues.where(eigenvalues > rounding, 0).sqrt()) @ vectors.T
 
 
+def mean_of(features: Tensor) -> Tensor:
+    """Mean [d], float64, of feature vectors [n, d]."""
+    total = torch.stack([rows.double().sum(dim=0) for rows in features.split(ROWS)]).sum(dim=0)
+    return total / len(features)
+
+
 def check_features(*sets: Tensor, least: int, metric: str) -> None:
     """Refuse sets [n, d] of different lengths d, with fewer than ``least`` rows or not finite.
 
@@ -63,7 +72,8 @@ def check_features(*sets: Tensor, least: int, metric: str) -> None:
         raise InputError(
             f"{metric} needs {least} or more feature vectors, got {shapes}; use more images"
         )
-    if not all(bool(rows.isfinite().all()) for rows in sets):
+    parts = (part for rows in sets for part in rows.split(ROWS))
+    if not all(bool(part.isfinite().all()) for part in parts):
         raise InputError(
             f"{metric}: the features are not finite; look at the images and the weights of the "
             "extractor"

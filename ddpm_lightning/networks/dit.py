@@ -23,7 +23,7 @@ from ddpm_lightning.networks.checks import (
 )
 from ddpm_lightning.networks.context import Context, ContextEmbedding, TokenAttention
 from ddpm_lightning.networks.layers import ConditionEmbedding, Linear, position_embedding
-from ddpm_lightning.networks.network import Network
+from ddpm_lightning.networks.network import Network, through
 
 FREQUENCIES = 256  # length of the noise level's sinusoidal embedding, as in the authors' code
 
@@ -48,6 +48,8 @@ class DiT(Network):
         context_depth: Transformer blocks that mix the tokens before.
         image_patch: Read the condition's image, too, by cross-attention, in patches of so many
             pixels a side, in place of stacking it onto x; 0 stacks it.
+        activation_checkpointing: Compute the activations of each block once more in the backward
+            pass, in place of keeping them: less memory, more time, the same gradients.
 
     Raises:
         InputError: The settings do not fit each other or the data; the message names some that do.
@@ -65,6 +67,7 @@ class DiT(Network):
         cross_attention: bool = False,
         context_depth: int = 2,
         image_patch: int = 0,
+        activation_checkpointing: bool = False,
     ):
         super().__init__()
         check_counts(self, patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
@@ -79,6 +82,7 @@ class DiT(Network):
         self.data = data
         self.image_patch = image_patch
         self.patch = patch
+        self.activation_checkpointing = activation_checkpointing
         self.check_shape(data.shape)
         self.embed = ConditionEmbedding(FREQUENCIES, width, data.num_classes)
         self.stem = Linear(self.in_channels * patch**2, width)
@@ -107,7 +111,9 @@ class DiT(Network):
             embedding = embedding + context.mean()
         embedding = F.silu(embedding)  # [B, width]
         for block in self.blocks:
-            tokens = block(tokens, embedding, context)
+            tokens = through(
+                block, tokens, embedding, context, recompute=self.activation_checkpointing
+            )
         shift, scale = split(self.modulation(embedding), 2)
         patches = self.out(modulate(self.norm(tokens), shift, scale))
         return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=p, q=p)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.configurable import Configurable
@@ -79,3 +82,14 @@ class Network(Configurable, nn.Module, ABC):
             estimate = condition.estimate
             parts.append(torch.zeros_like(x) if estimate is None else estimate.to(x.dtype))
         return torch.cat(parts, dim=1) if len(parts) > 1 else x
+
+
+def through(block: Callable[..., Any], *inputs: Any, recompute: bool = False) -> Any:
+    """Call a block of a network; with recompute the backward pass computes its activations again.
+
+    They are not kept then, and have the same dropout masks the second time (Chen et al. 2016,
+    "Training deep nets with sublinear memory cost"). Without gradients nothing is kept anyway.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)

@@ -38,7 +38,7 @@ from ddpm_lightning.networks.layers import (
     Upsample,
     group_norm,
 )
-from ddpm_lightning.networks.network import Network
+from ddpm_lightning.networks.network import Network, through
 
 BLOCKS: dict[str, type[ResidualBlock | ConvNeXtBlock | WeightStandardizedBlock]] = {
     "residual": ResidualBlock,
@@ -83,6 +83,8 @@ class UNet(Network):
             of the work on small images. 1: on pixels.
         self_conditioning: Show the network its earlier estimate of x0, stacked onto x (Chen et
             al. 2022, section 3.2).
+        activation_checkpointing: Compute the activations of each block once more in the backward
+            pass, in place of keeping them: less memory, more time, the same gradients.
 
     Raises:
         InputError: The settings do not fit each other or the data; the message names some that do.
@@ -110,6 +112,7 @@ class UNet(Network):
         image_patch: int = 0,
         patch: int = 1,
         self_conditioning: bool = False,
+        activation_checkpointing: bool = False,
     ):
         super().__init__()
         check_counts(self, channels=channels, blocks=blocks, heads=heads, groups=groups)
@@ -143,7 +146,8 @@ class UNet(Network):
             residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)
             reads = level in cross_attention_levels
             cross = CrossAttention(out, embedding, heads, groups) if reads else None
-            return Block(residual, kind(out, heads, groups) if kind else None, cross)
+            attention = kind(out, heads, groups) if kind else None
+            return Block(residual, attention, cross, activation_checkpointing)
 
         self.stem = Conv(self.in_channels * patch**2, channels)
         width, skips = channels, [channels]
@@ -215,21 +219,40 @@ class UNet(Network):
 
 
 class Block(nn.Module):
-    """A residual block of any kind, then attention and cross-attention, each or neither."""
+    """A residual block of any kind, then attention and cross-attention, each or neither.
+
+    With recompute its activations are computed once more in the backward pass.
+    """
 
     def __init__(
         self,
         residual: nn.Module,
         attention: Attention | None = None,
         cross: CrossAttention | None = None,
+        recompute: bool = False,
     ):
         super().__init__()
         self.residual = residual
         self.attention = attention or nn.Identity()
         self.cross = cross
+        self.recompute = recompute
 
-    def forward(self, h: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:
-        """Map [B, in_channels, H, W] to [B, out_channels, H, W]."""
+    def forward(
+        self,
+        h: Tensor,
+        embedding: Tensor,
+        context: Context | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """Map [B, in_channels, H, W], of h and the skip together, to [B, out_channels, H, W]."""
+        return through(self.compute, h, embedding, context, skip, recompute=self.recompute)
+
+    def compute(
+        self, h: Tensor, embedding: Tensor, context: Context | None, skip: Tensor | None
+    ) -> Tensor:
+        """Map h and the skip; arguments as for a call."""
+        if skip is not None:
+            h = torch.cat([h, skip], dim=1)
         h = self.attention(self.residual(h, embedding))
         return h if self.cross is None else self.cross(h, context)
 
@@ -272,7 +295,7 @@ class Up(nn.Module):
     ) -> Tensor:
         """Consume one skip per block, from the end of the list."""
         for block in self.blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding, context)
+            h = block(h, embedding, context, skips.pop())
         return h if self.resize is None else self.resize(h)  # [B, C, 2H, 2W]
 
 

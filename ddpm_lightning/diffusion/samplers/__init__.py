@@ -10,6 +10,7 @@ from ddpm_lightning.diffusion.samplers.euler import Euler
 from ddpm_lightning.diffusion.samplers.heun import Heun
 from ddpm_lightning.diffusion.samplers.inversion import encode
 from ddpm_lightning.diffusion.samplers.lms import LMS
+from ddpm_lightning.diffusion.samplers.optimized import OptimizedSpacing
 from ddpm_lightning.diffusion.samplers.predictor_corrector import (
     Corrector,
     Langevin,

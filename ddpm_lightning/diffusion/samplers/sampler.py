@@ -98,6 +98,7 @@ class Sampler(Configurable, ABC):
 
     def levels(self, schedule: Schedule) -> list[int]:
         """The levels visited, from the first down to 0."""
+        self.spacing.check_sampler(self)
         return self.spacing(schedule, self.steps)
 
     def tag(self, schedule: Schedule) -> str:

@@ -27,6 +27,9 @@ class Spacing(Configurable, ABC):
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
         """Pick steps + 1 levels, strictly decreasing to 0; steps in 1…T, None for every level."""
 
+    def check_sampler(self, sampler: Configurable) -> None:
+        """Raise InputError if the levels were made for another sampler."""
+
 
 class UniformSpacing(Spacing):
     """Evenly spaced from T to 0 (what other libraries call trailing)."""

@@ -1,0 +1,210 @@
+"""The find_steps command, its search, and sampling at the levels that it has found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_lightning.cli import main
+from ddpm_lightning.configurable import build
+from ddpm_lightning.diffusion import Cosine, Linear
+from ddpm_lightning.diffusion.oracles import Gaussian, Mixture
+from ddpm_lightning.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    AdaptiveODE,
+    DPMSolverPP,
+    DPMSolverPPSDE,
+    Euler,
+    Heun,
+    Levels,
+    OptimizedSpacing,
+    PredictorCorrector,
+    UniPC,
+)
+from ddpm_lightning.diffusion.samplers.optimized import settings_of
+from ddpm_lightning.diffusion.step_search import FIXED, descend, distance, find_levels
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import json_value
+from tests.core import named
+
+VARIANCES = torch.tensor([4.0, 1.0, 0.1, 0.01], dtype=torch.float64)
+LEVELS = [40, 25, 8, 0]
+
+
+def noise(n: int, d: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def distances_on_fresh_noise(found, sampler, oracle, x_T, exact):
+    """Distance from the exact samples: at the levels found, and the least of fixed spacings."""
+    at_found = sampler.replace(spacing=Levels(found.levels))(oracle, x_T)
+    fixed = [sampler.replace(spacing=one)(oracle, x_T) for one in FIXED]
+    return distance(at_found, exact), min(distance(x, exact) for x in fixed)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(5), DDIM(10), DPMSolverPP(8), Heun(5)], ids=named)
+@pytest.mark.parametrize("schedule", [Cosine(), Linear()], ids=lambda one: type(one).__name__)
+def test_on_normal_data_the_levels_found_beat_every_fixed_spacing_against_the_exact_solution(
+    sampler, schedule
+):
+    oracle = Gaussian(schedule, torch.zeros(4), VARIANCES.diag())
+    seen, fresh = noise(64, 4, seed=0), noise(256, 4, seed=1)
+    found = find_levels(sampler, schedule, lambda one: one(oracle, seen))
+    last = float(schedule.alpha[-1]) ** 2 * VARIANCES + float(schedule.sigma[-1]) ** 2
+    exact = (VARIANCES / last).sqrt() * fresh  # the flow keeps each coordinate's quantile
+    ours, best_fixed = distances_on_fresh_noise(found, sampler, oracle, fresh, exact)
+    assert ours < best_fixed
+
+
+@pytest.mark.parametrize("sampler", [DDIM(5), UniPC(8)], ids=named)
+def test_on_a_mixture_they_do_so_too(sampler):
+    schedule = Cosine()
+    oracle = Mixture(schedule, noise(6, 8, seed=2), torch.full((6,), 0.01))
+    seen, fresh = noise(256, 8, seed=0), noise(500, 8, seed=1)
+    found = find_levels(sampler, schedule, lambda one: one(oracle, seen))
+    exact = Heun(200)(oracle, fresh)
+    ours, best_fixed = distances_on_fresh_noise(found, sampler, oracle, fresh, exact)
+    assert ours < best_fixed
+
+
+def test_the_error_found_is_never_above_that_of_a_fixed_spacing():
+    oracle = Gaussian(Cosine(40), torch.zeros(4), VARIANCES.diag())
+    x_T = noise(8, 4, seed=0)
+    found = find_levels(DDIM(30), oracle.schedule, lambda one: one(oracle, x_T))
+    assert found.error <= min(found.fixed.values())
+    assert found.levels[0] == 40
+    assert found.levels[-1] == 0
+    assert all(t > s for t, s in pairwise(found.levels))
+
+
+def test_the_search_comes_to_the_least_of_a_convex_error():
+    wanted = [1000, 700, 333, 20, 0]
+    found = descend(
+        [1000, 750, 500, 250, 0],
+        lambda levels: sum(abs(a - b) for a, b in zip(levels, wanted, strict=True)),
+    )
+    assert max(abs(a - b) for a, b in zip(found, wanted, strict=True)) <= 20
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (DDPM(8), "adds noise at its steps"),
+        (DDIM(8, eta=0.5), "adds noise at its steps"),
+        (Euler(8, churn=40.0), "adds noise at its steps"),
+        (DPMSolverPPSDE(8), "adds noise at its steps"),
+        (PredictorCorrector(8), "adds noise at its steps"),
+        (AdaptiveODE(8), "chooses its own levels"),
+        (DDIM(None), "has no level to place"),
+        (DDIM(1), "has no level to place"),
+    ],
+    ids=named,
+)
+def test_samplers_without_steps_to_place_are_refused_before_a_sample_is_drawn(sampler, message):
+    with pytest.raises(InputError, match=message):
+        find_levels(sampler, Cosine(), pytest.fail)
+
+
+# The spacing
+
+
+def table(sampler=DDIM(3), schedule=Cosine(40)) -> dict:
+    return {
+        "levels": LEVELS,
+        "sampler": settings_of(sampler),
+        "schedule": json_value(schedule.describe()),
+    }
+
+
+@pytest.mark.parametrize("sampler", [DDIM(3), Euler(3), UniPC(3, clip=(-1.0, 1.0))], ids=named)
+def test_a_sampler_walks_the_levels_of_the_file(sampler, tmp_path):
+    path = tmp_path / "levels.json"
+    path.write_text(json.dumps(table(sampler)))
+    with_file = sampler.replace(spacing=OptimizedSpacing(str(path)))
+    assert with_file.levels(Cosine(40)) == LEVELS
+    path.unlink()
+    assert build(with_file.describe()).levels(Cosine(40)) == LEVELS
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "message"),
+    [
+        (UniPC(3), Cosine(40), r"found for DDIM\(eta=0.0\), not for UniPC"),
+        (DDIM(3, eta=0.5), Cosine(40), r"not for DDIM\(eta=0.5\)"),
+        (DDIM(3), Cosine(50), "not for Cosine.T=50"),
+        (DDIM(3), Linear(40), "not for Linear"),
+        (DDIM(4), Cosine(40), "found for 3 steps, not for 4; give --sampler.steps 3"),
+    ],
+)
+def test_levels_of_another_sampler_schedule_or_number_are_refused(sampler, schedule, message):
+    with pytest.raises(InputError, match=message):
+        sampler.replace(spacing=OptimizedSpacing(table())).levels(schedule)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[3, 0]", "{}", '{"levels": [3, 0], "sampler": 1, "schedule": {}}']
+)
+def test_a_file_that_holds_something_else_is_refused(text, tmp_path):
+    path = tmp_path / "levels.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="OptimizedSpacing"):
+        OptimizedSpacing(str(path))
+
+
+def test_a_missing_file_is_told_with_the_command_that_makes_it():
+    with pytest.raises(InputError, match=r"no file gone.json; .* find_steps --ckpt"):
+        OptimizedSpacing("gone.json")
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def found(lively_checkpoint, tmp_path_factory):
+    """A checkpoint, and the file of levels beside it."""
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path_factory.mktemp("found")))
+    main(["find_steps", f"--ckpt={checkpoint}", "--n=2", "--sampler=DDIM", "--sampler.steps=2"])
+    return checkpoint, checkpoint.with_suffix(".ddim2_ema.json")
+
+
+def test_samples_at_the_levels_found_are_those_at_the_levels_in_the_file(found, tmp_path):
+    checkpoint, path = found
+    draw = ["sample", f"--ckpt={checkpoint}", "--n=1", "--sampler=DDIM"]
+    optimized = "--sampler.spacing=OptimizedSpacing", f"--sampler.spacing.table={path}"
+    main([*draw, f"--out={tmp_path / 'a'}", "--sampler.steps=2", *optimized])
+    levels = json.loads(path.read_text())["levels"]
+    stated = "--sampler.spacing=Levels", f"--sampler.spacing.levels={levels}"
+    main([*draw, f"--out={tmp_path / 'b'}", "--sampler.steps=2", *stated])
+    images = [(tmp_path / name / "000000.png").read_bytes() for name in "ab"]
+    pixels = [data[data.index(b"IDAT") :] for data in images]  # behind what says how it was made
+    assert pixels[0] == pixels[1]
+    # The same command goes on with the folder's own record of the settings.
+    main([*draw, f"--out={tmp_path / 'a'}", "--sampler.steps=2", *optimized])
+
+
+def test_a_second_search_finds_the_same(found):
+    checkpoint, path = found
+    before = path.read_bytes()
+    main(["find_steps", f"--ckpt={checkpoint}", "--n=2", "--sampler=DDIM", "--sampler.steps=2"])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "DDPM adds noise"),
+        (["--sampler=DDIM", "--sampler.steps=4", "--guidance=2", "--n=0"], "n=0"),
+        (["--sampler=DDIM", "--sampler.steps=41"], "41 sampling steps; this model takes 1 to 40"),
+    ],
+)
+def test_a_mistake_is_one_line(lively_checkpoint, flags, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["find_steps", f"--ckpt={lively_checkpoint}", *flags])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]

@@ -23,14 +23,14 @@ MOST, AT_A_TIME = 4096, 64
 def measure_scale(codec: Codec, trainer: Trainer) -> None:
     """Measure shift and scale at the start of a new run, on the first process for all.
 
+    A checkpoint that is resumed is restored before, because its codec is measured.
+
     Raises InputError: The data is of no module that can give samples outside training, or its
-    latents are another codec's or not finite.
+    latents are not finite.
     """
-    if isinstance(codec, Identity) or bool(codec.measured) or trainer.ckpt_path is not None:
+    if isinstance(codec, Identity) or bool(codec.measured):
         return
     data: Any = getattr(trainer, "datamodule", None)
-    if not trainer.strategy.restore_checkpoint_after_setup:  # FSDP2 has not restored it yet
-        check_latents(codec, data)
     if not isinstance(data, DiffusionData):
         raise InputError(
             f"{type(codec).__name__} measures its latents on a data module of "

@@ -81,8 +81,8 @@ class SampleSet(Request):
         """
         if module.data.num_classes is None and self.prompts is not None:
             place = {tuple(words_of(text)): k for k, text in enumerate(texts)}
-            known = {*vocabulary(texts)[0]}
-            asked = [place.get(tuple(words_of(one, known)), NULL_LABEL) for one in self.prompts]
+            words = {*vocabulary(texts)[0]}
+            asked = [place.get(tuple(words_of(one, words)), NULL_LABEL) for one in self.prompts]
             return torch.tensor(asked)[torch.arange(self.n) % len(asked)]
         return self.label(module, torch.arange(self.n), known)
 

@@ -15,6 +15,7 @@ from ddpm_lightning.checkpoint import KEY, read_checkpoint, rebuild
 from ddpm_lightning.codecs.measuring import check_latents
 from ddpm_lightning.configurable import build, with_download
 from ddpm_lightning.data.data_module import DiffusionData
+from ddpm_lightning.data.wrapper import set_place
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.trust import check_trust
@@ -147,19 +148,9 @@ def described_data(
     if description is None:
         raise InputError(f"{path} does not state its data: its data module was not Configurable")
     check_trust(path, description, trust=trust)
-    # Conditioned wraps another data module, which is the one with the files.
-    inner = description["init_args"].get("data")
-    files = inner if isinstance(inner, dict) and "init_args" in inner else description
-    if place.root is not None:
-        if "root" not in files["init_args"]:
-            raise InputError(f"{files['class_path']} takes no root; leave out --data.root")
-        files["init_args"]["root"] = str(place.root)
-    if place.folder is not None:
-        if "folder" not in description["init_args"]:
-            raise InputError(
-                f"{description['class_path']} takes no folder; leave out --data.folder"
-            )
-        description["init_args"]["folder"] = str(place.folder)
+    for name in ("root", "folder"):
+        if (value := getattr(place, name)) is not None:
+            set_place(description, name, str(value))
     description = with_download(description, place.download)
     try:
         data = build(description)

@@ -186,11 +186,12 @@ class DiffusionModule(TrainedModule):
 
     @override
     def on_fit_start(self) -> None:
-        measure_scale(self.codec, self.trainer)
+        if not self.trainer.strategy.restore_checkpoint_after_setup:
+            self._prepare_codec()
 
     @override
     def on_train_start(self) -> None:
-        self._check_latents()  # not before, because FSDP2 restores a checkpoint after setup
+        self._prepare_codec()  # again, because FSDP2 restores a checkpoint after on_fit_start
         self._losses.clear()
         super().on_train_start()
 
@@ -200,14 +201,17 @@ class DiffusionModule(TrainedModule):
     def on_validation_start(self) -> None:
         trainer = self.trainer
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
-            self._check_latents()
+            self._prepare_codec()
 
     @override
     def on_test_start(self) -> None:
-        self._check_latents()
+        self._prepare_codec()
 
-    def _check_latents(self) -> None:
+    def _prepare_codec(self) -> None:
+        """Refuse the latents of another codec; measure the scale of a new run's."""
         check_latents(self.codec, getattr(self.trainer, "datamodule", None))
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            measure_scale(self.codec, self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log the loss of raw and EMA weights at fixed timesteps and noise."""

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
+from ddpm_lightning import Autoencoder
 from ddpm_lightning.cli import main
 from ddpm_lightning.codecs import Haar
 from ddpm_lightning.codecs.codec import Codec
@@ -25,6 +26,7 @@ from ddpm_lightning.data.data_module import Tensors, identity
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.loaded import DataPlace, Loaded
+from ddpm_lightning.networks import Autoencoder2d
 from tests.core import normal
 from tests.small import TinyUNet, fail, fit, image_spec, tiny_data, tiny_module, trainer
 
@@ -228,6 +230,15 @@ def test_latents_of_another_codec_are_refused_for_a_checkpoint(folder, tmp_path)
     described = CachedLatents(tiny_data(), folder).describe()
     with pytest.raises(InputError, match="encoded by another codec"):
         replace(loaded, description=described).data.source("train")
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_an_autoencoder_is_not_trained_or_measured_on_latents(folder, tmp_path, stage):
+    data = CachedLatents(tiny_data(), folder)
+    net = partial(Autoencoder2d, channels=8, multipliers=[1, 2], groups=4, latent_channels=2)
+    run = trainer(tmp_path, 1, limit_val_batches=1, limit_test_batches=1)
+    with pytest.raises(InputError, match="trained on images, and CachedLatents holds latents"):
+        getattr(run, stage)(Autoencoder(data.spec, net), data)
 
 
 def test_a_data_set_without_test_images_is_refused_before_anything_is_written(tmp_path):

@@ -97,6 +97,13 @@ def test_so_it_is_for_the_flags_of_fit(words, broken, capsys):
     assert line.startswith(f"error: {words[2:].split('=')[0].rstrip('+')}: {said}")
 
 
+def test_so_it_is_for_a_list_of_metrics(broken):
+    name, said = broken
+    with pytest.raises(InputError) as caught:
+        as_metrics(["fd", f"{name}.Foo"])
+    assert str(caught.value).startswith(f"metrics: cannot import {name}.Foo: {said}")
+
+
 def test_so_it_is_for_a_checkpoint(broken, tiny_checkpoint, tmp_path, capsys):
     name, said = broken
 

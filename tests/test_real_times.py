@@ -279,13 +279,15 @@ def test_settings_out_of_range_are_refused(make, words):
 
 
 @pytest.mark.parametrize(
-    "parts",
+    ("parts", "setting", "flag"),
     [
-        {"parameterization": PosteriorMean()},
-        {"objective": MSE(VLB())},
-        {"objective": Hybrid(), "variance": LearnedRange()},
+        ({"parameterization": PosteriorMean()}, "parameterization PosteriorMean", "param.* Eps"),
+        ({"parameterization": MeanShift()}, "parameterization MeanShift", "param.* Eps"),
+        ({"objective": MSE(VLB())}, r"objective MSE\(VLB\)", "objective MSE"),
+        ({"objective": Hybrid(), "variance": LearnedRange()}, "objective Hybrid", "objective MSE"),
     ],
 )
-def test_a_module_that_cannot_train_at_real_times_is_not_built(parts):
-    with pytest.raises(InputError, match=r"--model.timesteps Uniform"):
+def test_a_module_that_cannot_train_at_real_times_is_not_built(parts, setting, flag):
+    fix = rf"\(--model\.timesteps Uniform\), .*--model\.{flag}$"
+    with pytest.raises(InputError, match=rf"^model\.{setting} needs whole levels, .* {fix}"):
         tiny_module(timesteps=RealTimes(), **parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from einops import rearrange
@@ -10,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from ddpm_lightning.batch import Condition
-from ddpm_lightning.callbacks.periodic import Periodic
+from ddpm_lightning.callbacks.drawing import Drawing
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError, at_least
@@ -23,7 +22,7 @@ from ddpm_lightning.sampling import Frames, Request
 from ddpm_lightning.trackers import show
 
 
-class Marginals(Periodic):
+class Marginals(Drawing):
     """Draws q(x_t) above p(x_t): data noised to some levels, and samples at the same levels.
 
     The figure of tutorials of the first diffusion paper, where points in the plane have 2 × 3
@@ -38,7 +37,7 @@ class Marginals(Periodic):
         **sampling: How to sample, see Request.
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A number is out of range, or the name no folder's.
     """
 
     def __init__(
@@ -49,12 +48,11 @@ class Marginals(Periodic):
         name: str = "marginals",
         **sampling: Any,
     ) -> None:
-        super().__init__(every_n_steps)
+        super().__init__(every_n_steps, name)
         at_least(1, self, n=n)
         at_least(2, self, columns=columns)
         self.n = n
         self.columns = columns
-        self.name = name
         self.request = Request(**sampling)
 
     @override
@@ -69,6 +67,7 @@ class Marginals(Periodic):
             raise InputError("Marginals needs data of a DiffusionData; leave it out")
         self._pictures = pictures_of(spec.shape)
         self.request.check(pl_module)
+        super().setup(trainer, pl_module, stage)
 
     @override
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
@@ -86,7 +85,7 @@ class Marginals(Periodic):
         batch = data.finished("train", self.n)
         data_x_t = noised(module, batch, frames.levels, self.request.seed)
         picture = marginals_picture(self._pictures, data_x_t, frames)
-        file = Path(trainer.default_root_dir) / self.name / f"step_{step:08d}.png"
+        file = self.folder(trainer) / f"step_{step:08d}.png"
         about = made_by(state_of(self.request, module, Condition()), {"step": step})
         write_png(file, picture, about)
         show(trainer, self.name, file, step)

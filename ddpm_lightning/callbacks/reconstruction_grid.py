@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +9,15 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from ddpm_lightning.autoencoder import Autoencoder, psnr
-from ddpm_lightning.callbacks.periodic import Periodic
-from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.callbacks.drawing import Drawing
+from ddpm_lightning.errors import at_least
 from ddpm_lightning.images import write_png
 from ddpm_lightning.plots.pictures import pictures_of
 from ddpm_lightning.plots.strips import captioned
 from ddpm_lightning.trackers import show
 
 
-class ReconstructionGrid(Periodic):
+class ReconstructionGrid(Drawing):
     """Draws the first images of the validation split above their reconstructions.
 
     By the averaged weights, from the mean of the latents; as files in the run folder and into the
@@ -31,7 +30,7 @@ class ReconstructionGrid(Periodic):
         name: Folder inside the run folder and tag in the loggers.
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A number is out of range, or the name no folder's.
     """
 
     def __init__(
@@ -41,14 +40,10 @@ class ReconstructionGrid(Periodic):
         columns: int = 8,
         name: str = "reconstructions",
     ) -> None:
-        super().__init__(every_n_steps)
+        super().__init__(every_n_steps, name)
         at_least(1, self, n=n, columns=columns)
-        folder = Path(name)
-        if folder.is_absolute() or ".." in folder.parts or not folder.parts:
-            raise InputError(f"ReconstructionGrid(name={name!r}): name a folder in the run folder")
         self.n = n
         self.columns = columns
-        self.name = name
 
     @override
     def run(self, trainer: Trainer, module: LightningModule, step: int) -> None:
@@ -66,6 +61,6 @@ class ReconstructionGrid(Periodic):
             part = slice(first, first + self.columns)
             rows += [*x[part].cpu(), *again[part].cpu()]
         picture = pictures_of(module.data.shape).together(torch.stack(rows), self.columns)
-        file = Path(trainer.default_root_dir) / self.name / f"step_{step:08d}.png"
+        file = self.folder(trainer) / f"step_{step:08d}.png"
         write_png(file, captioned(picture, title=title), {"step": step, "psnr": mean})
         show(trainer, self.name, file, step)

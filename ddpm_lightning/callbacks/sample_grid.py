@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import NULL_LABEL, Batch, Condition
-from ddpm_lightning.callbacks.periodic import Periodic
+from ddpm_lightning.callbacks.drawing import Drawing
 from ddpm_lightning.callbacks.sharing import gather, share, shows_progress
 from ddpm_lightning.data.data_module import DiffusionData
 from ddpm_lightning.errors import InputError, at_least
@@ -34,7 +33,7 @@ from ddpm_lightning.sampling import Request, check_frames
 from ddpm_lightning.trackers import show, show_samples
 
 
-class SampleGrid(Periodic):
+class SampleGrid(Drawing):
     """Draws samples in a grid: into the loggers and as files in the run folder.
 
     The noise is the same every time, so that the same images take shape over a run. A caption says
@@ -54,11 +53,11 @@ class SampleGrid(Periodic):
             0: neither; otherwise at least 2.
         fps: Frames a second of the animation, 0.002 to 50.
         animation: Its files: gif, mp4 (which TensorBoard does not show) or both.
-        name: Folder inside the run folder and tag in the loggers; two grids need two names.
+        name: Folder inside the run folder and tag in the loggers; no two callbacks have one name.
         **sampling: How to sample, see Request.
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A number is out of range, or the name no folder's.
     """
 
     def __init__(
@@ -72,21 +71,17 @@ class SampleGrid(Periodic):
         name: str = "samples",
         **sampling: Any,
     ) -> None:
-        super().__init__(every_n_steps)
+        super().__init__(every_n_steps, name)
         at_least(1, self, n=n, columns=columns)
         check_memory(f"SampleGrid(n={n})", 8 * n)
         check_frames(frames)
         check_fps(fps)
         check_animation(animation)
-        folder = Path(name)
-        if folder.is_absolute() or ".." in folder.parts or not folder.parts:
-            raise InputError(f"SampleGrid(name={name!r}): name a folder inside the run folder")
         self.n = n
         self.columns = columns
         self.frames = frames
         self.fps = fps
         self.animation = animation
-        self.name = name
         self.request = Request(**sampling)
 
     @override
@@ -99,9 +94,7 @@ class SampleGrid(Periodic):
         except InputError as error:
             raise InputError(f"SampleGrid: {error}; leave the callback out") from error
         self.request.check(pl_module)
-        grids = [grid for grid in trainer.callbacks if isinstance(grid, SampleGrid)]  # type: ignore[attr-defined]
-        if [grid.name for grid in grids].count(self.name) > 1:
-            raise InputError(f"two SampleGrids are called {self.name!r}; give each a name")
+        super().setup(trainer, pl_module, stage)
         self._condition, self._request = Condition(), self.request
         self._bands: dict[str, Tensor] = {}
         if stage != "fit":
@@ -175,7 +168,7 @@ class SampleGrid(Periodic):
         labels: Tensor | None,
     ) -> None:
         """Write and show samples [n, ...], their x_t by level, and their classes int64 [n]."""
-        folder, step = Path(trainer.default_root_dir) / self.name, int(about["step"])
+        folder, step = self.folder(trainer), int(about["step"])
         how = re.sub("_(guidance|interval|rescale)", r" · \1 ", tag).replace("_", " · ")
         title = f"step {step} · {how}"
         columns, rows = self._class_captions(labels)

@@ -12,8 +12,8 @@ from lightning.pytorch import Trainer
 from ddpm_lightning.batch import Moments
 from ddpm_lightning.codecs.codec import Codec, Identity
 from ddpm_lightning.data.cached_latents import CachedLatents
-from ddpm_lightning.data.captioned import without_captions
 from ddpm_lightning.data.data_module import DiffusionData, RawBatch
+from ddpm_lightning.data.wrapper import layers
 from ddpm_lightning.errors import InputError
 
 MOST, AT_A_TIME = 4096, 64
@@ -23,14 +23,14 @@ MOST, AT_A_TIME = 4096, 64
 def measure_scale(codec: Codec, trainer: Trainer) -> None:
     """Measure shift and scale at the start of a new run, on the first process for all.
 
+    A checkpoint that is resumed is restored before, because its codec is measured.
+
     Raises InputError: The data is of no module that can give samples outside training, or its
-    latents are another codec's or not finite.
+    latents are not finite.
     """
-    if isinstance(codec, Identity) or bool(codec.measured) or trainer.ckpt_path is not None:
+    if isinstance(codec, Identity) or bool(codec.measured):
         return
     data: Any = getattr(trainer, "datamodule", None)
-    if not trainer.strategy.restore_checkpoint_after_setup:  # FSDP2 has not restored it yet
-        check_latents(codec, data)
     if not isinstance(data, DiffusionData):
         raise InputError(
             f"{type(codec).__name__} measures its latents on a data module of "
@@ -56,13 +56,13 @@ def check_latents(codec: Codec, data: object) -> None:
 
     Args:
         codec: With its weights, so that a checkpoint that replaces them is restored before.
-        data: A data module, in Captioned or not; one that is not CachedLatents passes.
+        data: A data module; one without CachedLatents, itself or inside, passes.
 
     Raises InputError: The data is latents of another codec.
     """
-    data = without_captions(data)
-    if isinstance(data, CachedLatents):
-        data.expect(codec.digest(), type(codec).__name__)
+    for layer in layers(data):
+        if isinstance(layer, CachedLatents):
+            layer.expect(codec.digest(), type(codec).__name__)
 
 
 def _latents_of(codec: Codec, data: DiffusionData, device: torch.device) -> Iterator[Moments]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ddpm_lightning.data.cached_latents import CachedLatents
-from ddpm_lightning.data.captioned import without_captions
 from ddpm_lightning.data.data_module import DiffusionData
+from ddpm_lightning.data.wrapper import innermost
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import from_uint8
 from ddpm_lightning.images.decoding import Decoding
@@ -46,9 +44,8 @@ class ShownData:
         if self.picture is not None:
             return self.picture
         assert self.data is not None
-        data: Any = without_captions(self.data)
-        if isinstance(data, CachedLatents):
-            data = data.data  # because a latent is no picture
+        # Of what is inside, because a latent of CachedLatents is no picture.
+        data: DiffusionData = innermost(self.data)
         return data.finished("train", n).x0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition, Moments
-from ddpm_lightning.data.data_module import PLACES, RawBatch, Split, Tensors, identity
-from ddpm_lightning.data.image_set import ImageSet, StoredImages
+from ddpm_lightning.data.data_module import RawBatch, Split, Tensors, identity
+from ddpm_lightning.data.image_set import ImageSet
+from ddpm_lightning.data.wrapper import DataWrapper
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write
 
@@ -39,7 +39,7 @@ class Origin:
     name: str
 
 
-class CachedLatents(ImageSet):
+class CachedLatents(DataWrapper, ImageSet):
     """A data set whose images were encoded by the encode command: fit reads no image.
 
     Mean and deviation of each image's latents, and of the mirrored image's where the data is
@@ -53,39 +53,22 @@ class CachedLatents(ImageSet):
         InputError: The folder holds latents of other data, or of no mirrored images.
     """
 
-    places = (*PLACES, "folder")
-
     def __init__(self, data: ImageSet, folder: Path) -> None:
-        super().__init__(data.global_batch_size, data.predict_n, data.seed, data.flip)
+        super().__init__(data)
         if data.crop_draws:
             raise InputError(
                 "CachedLatents: random crops differ in every epoch, so they cannot be encoded "
                 "once; leave out the crop (--data.data.crop), or train on the images"
             )
-        self.data = data
+        self.places = (*data.places, "folder")
         self.folder = Path(folder)
-        self.num_classes = data.num_classes
         self._sources: dict[Split, Tensors] = {}
         self._origins: dict[Split, Origin] = {}
         self._expected: tuple[str, str] | None = None
 
-    @property
     @override
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    @override
-    def texts(self) -> Sequence[str]:
-        return self.data.texts
-
-    @override
-    def captions(self, split: Split) -> Sequence[str] | None:
-        return self.data.captions(split)
-
-    @override
-    def images(self, split: Split) -> tuple[Tensor | StoredImages, Tensor]:
-        return self.data.images(split)
+    def prepare_data(self) -> None:
+        """Prepare nothing, because latents are read in place of the images."""
 
     @override
     def source(self, split: Split) -> Tensors:

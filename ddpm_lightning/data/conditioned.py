@@ -7,7 +7,6 @@ instead of p(x0) (SR3, Saharia et al. 2021; Palette, Saharia et al. 2022).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +16,9 @@ from typing_extensions import override
 
 from ddpm_lightning.batch import Batch, Condition
 from ddpm_lightning.configurable import Configurable
-from ddpm_lightning.data.data_module import DiffusionData, RawBatch, Source, Split
+from ddpm_lightning.data.data_module import RawBatch
 from ddpm_lightning.data.image_set import ImageSet
+from ddpm_lightning.data.wrapper import DataWrapper
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.images import read_image, read_transparent
 
@@ -169,7 +169,7 @@ class Inpainting(Task):
         return rows[:, None, :, None] & columns[:, None, None, :]
 
 
-class Conditioned(DiffusionData):
+class Conditioned(DataWrapper):
     """Image data with condition images that a task computes; `predict` takes the test split's.
 
     Args:
@@ -177,34 +177,10 @@ class Conditioned(DiffusionData):
         task: The task, which computes the condition images.
     """
 
-    data_range = ImageSet.data_range
-
     def __init__(self, data: ImageSet, task: Task) -> None:
-        super().__init__(data.global_batch_size, data.predict_n, data.seed, data.flip)
-        self.data = data
+        super().__init__(data)
         self.task = task
-        self.num_classes = data.num_classes
-        self.crop_draws = data.crop_draws
-        self.places = data.places
         self.image_channels = task.channels(data.shape)
-
-    @property
-    @override
-    def shape(self) -> Shape:
-        return self.data.shape
-
-    @property
-    @override
-    def texts(self) -> Sequence[str]:
-        return self.data.texts
-
-    @override
-    def captions(self, split: Split) -> Sequence[str] | None:
-        return self.data.captions(split)
-
-    @override
-    def source(self, split: Split) -> Source:
-        return self.data.source(split)
 
     @override
     def finish(self, raw: RawBatch) -> Batch:
@@ -216,15 +192,6 @@ class Conditioned(DiffusionData):
     def shown(self, condition: Condition) -> Tensor | None:
         assert condition.image is not None
         return self.task.shown(condition.image, self.shape)
-
-    @override
-    def prepare_data(self) -> None:
-        # For the time of the call alone, because what the data needs of a trainer is its stage.
-        self.data.trainer = self.trainer
-        try:
-            self.data.prepare_data()
-        finally:
-            self.data.trainer = None
 
 
 def _masked(x0: Tensor, mask: Tensor) -> Tensor:

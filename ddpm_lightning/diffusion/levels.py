@@ -23,6 +23,10 @@ Scalar = float | Tensor
 """A Python float (one level for the whole batch) or a tensor [B, 1, …] (a level per row)."""
 
 
+class NoLevelError(InputError):
+    """A level is needed at a real time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Level:
     """Level t of a schedule: how much data and how much noise x_t holds.
@@ -69,9 +73,9 @@ class Level:
 
     @property
     def previous(self) -> Level:
-        """Level t − 1; raises InputError at a real time, which has no level before it."""
+        """Level t − 1; raises NoLevelError at a real time, which has no level before it."""
         if is_real(self.t):
-            raise InputError(
+            raise NoLevelError(
                 "a step t − 1 → t is asked for at a real time, which has no level before it: "
                 "train on levels with PosteriorMean, MeanShift, LearnedDiagonal, VLB, "
                 "VariationalBound and Hybrid (--model.timesteps Uniform), or on real times with "
@@ -89,11 +93,11 @@ class Level:
     def entry(self, table: Tensor) -> Scalar:
         """Look up this level in a table [T+1]; a float or [B, 1, …], like alpha.
 
-        Raises InputError: It is a real time, which a table does not know.
+        Raises NoLevelError: It is a real time, which a table does not know.
         """
         t = self.t
         if isinstance(t, float) or is_real(t):
-            raise InputError("a table by level has no entry for a real time; use levels")
+            raise NoLevelError("a table by level has no entry for a real time; use levels")
         if isinstance(self.alpha, Tensor):
             return table.to(self.alpha)[t].view(self.alpha.shape)
         return float(table[t])

@@ -15,6 +15,8 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.diffusion.bound import bound_term
 from ddpm_lightning.diffusion.decoders import Decoder, DiscretizedGaussian
 from ddpm_lightning.diffusion.denoiser import Denoiser
+from ddpm_lightning.diffusion.levels import NoLevelError
+from ddpm_lightning.diffusion.parameterizations import Eps
 from ddpm_lightning.diffusion.prediction import Prediction
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
 from ddpm_lightning.errors import InputError, above
@@ -44,9 +46,26 @@ class Objective(Configurable, ABC):
 
     def check_real_time(self, denoiser: Denoiser, t: float, shape: tuple[int, ...]) -> None:
         """Raise InputError if there is no loss at real time t; a trial without the network."""
-        x = torch.zeros(1, *shape)
+        x, time = torch.zeros(1, *shape), torch.tensor([t])
         outputs = _Zeros(shape[0] + denoiser.variance.extra_channels(shape[0]))
-        self(replace(denoiser, net=outputs), NoisedBatch(x, x, torch.tensor([t]), x))
+        part, other = f"parameterization {_in_words(denoiser.parameterization)}", Eps.__name__
+        try:
+            denoiser.parameterization.coefficients(denoiser.schedule.level(time, like=x))
+            part, other = f"objective {_in_words(self)}", MSE.__name__
+            self(replace(denoiser, net=outputs), NoisedBatch(x, x, time, x))
+        except NoLevelError as error:
+            raise InputError(
+                f"model.{part} needs whole levels, and model.timesteps draws real times between "
+                "them: train on levels (--model.timesteps Uniform), or on real times with "
+                f"--model.{part.split()[0]} {other}"
+            ) from error
+
+
+def _in_words(part: Configurable) -> str:
+    """Name the class of a part, and those that stand in it in place of its own: MSE(VLB)."""
+    own = [one for one in part.changed().values() if isinstance(one, Configurable)]
+    inside = ", ".join(type(one).__name__ for one in own)
+    return type(part).__name__ + f"({inside})" * bool(own)
 
 
 class _Zeros(Network):

@@ -11,9 +11,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ddpm_lightning.batch import Condition
-from ddpm_lightning.data.captioned import without_captions
-from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.data_module import identity
+from ddpm_lightning.data.wrapper import innermost
 from ddpm_lightning.evaluation.judge import Judge
 from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.real_images import RealImages
@@ -69,9 +68,7 @@ class Evaluation:
         samples, labels = self._asked(samples)
         self.judge.check(self.loaded.path, self.loaded.module.data.shape, samples.n)
         if self.judge.measures.needs_labels:
-            data = self.loaded.data
-            data = data.data if isinstance(data, Conditioned) else data
-            self.judge.measures.check_labels(without_captions(data), labels)
+            self.judge.measures.check_labels(innermost(self.loaded.data), labels)
 
     def __call__(self, samples: SampleSet, out: Path) -> list[dict[str, Any]]:
         """Draw and score samples, print a table, and return the records of results.json.

@@ -10,11 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm_lightning.data.cached_latents import CachedLatents
-from ddpm_lightning.data.captioned import without_captions
-from ddpm_lightning.data.conditioned import Conditioned
 from ddpm_lightning.data.data_module import Split, identity
 from ddpm_lightning.data.image_set import ImageSet, StoredImages
+from ddpm_lightning.data.wrapper import innermost
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.images import ImageArchive, UniformFolder, images_at
 from ddpm_lightning.metrics import Features, Measures, Reference
@@ -50,9 +48,7 @@ class RealImages:
 
     def of(self, data: object) -> RealImages:
         """Take the images of a data module; refuse one that is no ImageSet."""
-        if isinstance(data, Conditioned | CachedLatents):
-            data = data.data
-        data = without_captions(data)
+        data = innermost(data)
         if not isinstance(data, ImageSet):
             raise InputError(
                 f"{type(data).__name__} has no images that samples could be compared with (it is "

@@ -24,7 +24,7 @@ from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.processes import Processes
 from ddpm_lightning.progress import show_progress
 from ddpm_lightning.sampling import Request
-from ddpm_lightning.text.words import words_of
+from ddpm_lightning.text.words import vocabulary, words_of
 
 MADE_BY = (
     *("network", "sampler", "variance", "guidance", "weights", "seed", "edit", "images"),
@@ -81,7 +81,8 @@ class SampleSet(Request):
         """
         if module.data.num_classes is None and self.prompts is not None:
             place = {tuple(words_of(text)): k for k, text in enumerate(texts)}
-            asked = [place.get(tuple(words_of(one)), NULL_LABEL) for one in self.prompts]
+            words = {*vocabulary(texts)[0]}
+            asked = [place.get(tuple(words_of(one, words)), NULL_LABEL) for one in self.prompts]
             return torch.tensor(asked)[torch.arange(self.n) % len(asked)]
         return self.label(module, torch.arange(self.n), known)
 

@@ -178,7 +178,10 @@ def as_metrics(metrics: str | Sequence[Metric | str]) -> list[Metric]:
     named.
     """
     words = metric_words(metrics)
-    found = [_named(word) if isinstance(word, str) else word for word in words]
+    try:
+        found = [_named(word) if isinstance(word, str) else word for word in words]
+    except InputError as error:
+        raise InputError(f"metrics: {error}") from error
     if not found or len({metric.name for metric in found}) < len(found):
         names = ", ".join(metric.name for metric in found)
         raise InputError(f"metrics {names or 'of no name'}: name one or more, each once")

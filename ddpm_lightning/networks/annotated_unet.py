@@ -223,14 +223,15 @@ class AnnotatedUNet2022(_Annotated):
         return self.last_block(h)
 
 
-class Down(nn.Module):
-    """Two blocks, attention, then a smaller size: a level on the way down.
+class _Stage(nn.Module):
+    """Two blocks, attention, then another size: what a level has on both ways.
 
     Args:
         blocks: The two blocks.
         attention: Attention among the pixels.
-        resize: Halves height and width, or not.
-        skips: 2: each block leaves a skip, the second after attention; 1: only the second does.
+        resize: Halves or doubles height and width, or not.
+        skips: 2: each block leaves a skip, or is fed with one; 1: only the second leaves one, and
+            only the first is fed.
     """
 
     def __init__(
@@ -241,6 +242,13 @@ class Down(nn.Module):
         self.attention = attention
         self.resize = resize
         self.skips = skips
+
+
+class Down(_Stage):
+    """Two blocks, attention, then a smaller size: a level on the way down.
+
+    Of two skips the second is left after attention; a single one, too.
+    """
 
     def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         """Map features [B, C, H, W] to the next level's; appends to the skips."""
@@ -253,24 +261,8 @@ class Down(nn.Module):
         return self.resize(h)
 
 
-class Up(nn.Module):
-    """Two blocks, attention, then a larger size: a level on the way up.
-
-    Args:
-        blocks: The two blocks.
-        attention: Attention among the pixels.
-        resize: Doubles height and width, or not.
-        skips: 2: each block is fed with a skip; 1: only the first is.
-    """
-
-    def __init__(
-        self, blocks: list[nn.Module], attention: nn.Module, resize: nn.Module, skips: int = 2
-    ):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attention = attention
-        self.resize = resize
-        self.skips = skips
+class Up(_Stage):
+    """Two blocks, attention, then a larger size: a level on the way up."""
 
     def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         """Map features [B, C, H, W] to the next level's; takes skips from the end of the list."""

@@ -22,7 +22,8 @@ class VocabularyEncoder(TextEncoder):
     """Words of a small vocabulary: a token is [one-hot word, one-hot position].
 
     The linear map with which a network begins makes of it a learned embedding of the word plus a
-    learned embedding of the position (Vaswani et al. 2017, section 3.4 and 3.5).
+    learned embedding of the position (Vaswani et al. 2017, section 3.4 and 3.5). A comma or a full
+    stop is a word where captions have it, and otherwise left out of captions and prompts alike.
 
     Args:
         words: The vocabulary; null: all words of the data's captions.
@@ -61,7 +62,7 @@ class VocabularyEncoder(TextEncoder):
         tokens = torch.zeros(len(texts), self.length, self.width)
         mask = torch.zeros(len(texts), self.length, dtype=torch.bool)
         for row, text in enumerate(texts):
-            words = words_of(text)
+            words = words_of(text, self._place)
             if len(words) > self.length:
                 raise InputError(
                     f"{text!r:.80} has {len(words)} words, the encoder takes {self.length}; say "

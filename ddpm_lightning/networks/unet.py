@@ -130,9 +130,12 @@ class UNet(Network):
         _check_heads([widths[level] for level in attended], heads)
         check_tokens(self, data, image_patch, "cross_attention_levels", cross_attention_levels)
 
-        self.data, self.image_patch, self.patch = data, image_patch, patch
-        self.self_conditioning = self_conditioning
-        self.multipliers = list(multipliers)
+        self.data, self.multipliers = data, list(multipliers)
+        self.image_patch, self.patch, self.self_conditioning = (
+            image_patch,
+            patch,
+            self_conditioning,
+        )
         self.features_per_group = min([channels, *widths][-2:]) // groups  # at the bottom
         self.check_shape(data.shape)
 
@@ -146,12 +149,11 @@ class UNet(Network):
             residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)
             reads = level in cross_attention_levels
             cross = CrossAttention(out, embedding, heads, groups) if reads else None
-            attention = kind(out, heads, groups) if kind else None
-            return Block(residual, attention, cross, activation_checkpointing)
+            mixed = kind(out, heads, groups) if kind else None
+            return Block(residual, mixed, cross, activation_checkpointing)
 
         self.stem = Conv(self.in_channels * patch**2, channels)
         width, skips = channels, [channels]
-
         self.down = nn.ModuleList()
         for level, out in enumerate(widths):
             row = []

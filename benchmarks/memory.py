@@ -83,7 +83,7 @@ def steps_peak(name: str, batch: int) -> float:
 
 
 def manifold_peak(count: int) -> float:
-    """Peak of precision, recall, density and coverage of features [count, 2048], both sets there."""
+    """Peak of precision, recall, density and coverage of features [count, 2048] of both sets."""
     from ddpm_lightning.metrics import Comparison, Features, PrecisionRecall
 
     x, y = torch.randn(count, 2048), torch.randn(count, 2048)

@@ -120,10 +120,7 @@ class UNet(Network):
         check_dropout(dropout)
         bottom = len(multipliers) - 1
         widths = [channels * multiplier for multiplier in multipliers]
-        attention: dict[int, type[Attention]] = {
-            **dict.fromkeys(linear_attention_levels, LinearAttention),
-            **dict.fromkeys(attention_levels, Attention),
-        }
+        attention = _kinds_of_attention(attention_levels, linear_attention_levels)
         _check_channels(channels, groups)
         _check_levels(bottom, attention_levels, linear_attention_levels, cross_attention_levels)
         attended = [*attention, *cross_attention_levels, *([bottom] if mid_attention else ())]
@@ -131,11 +128,8 @@ class UNet(Network):
         check_tokens(self, data, image_patch, "cross_attention_levels", cross_attention_levels)
 
         self.data, self.multipliers = data, list(multipliers)
-        self.image_patch, self.patch, self.self_conditioning = (
-            image_patch,
-            patch,
-            self_conditioning,
-        )
+        self.image_patch, self.patch = image_patch, patch
+        self.self_conditioning = self_conditioning
         self.features_per_group = min([channels, *widths][-2:]) // groups  # at the bottom
         self.check_shape(data.shape)
 
@@ -299,6 +293,10 @@ class Up(nn.Module):
         for block in self.blocks:
             h = block(h, embedding, context, skips.pop())
         return h if self.resize is None else self.resize(h)  # [B, C, 2H, 2W]
+
+
+def _kinds_of_attention(full: Sequence[int], linear: Sequence[int]) -> dict[int, type[Attention]]:
+    return dict.fromkeys(linear, LinearAttention) | dict.fromkeys(full, Attention)
 
 
 def _check_channels(channels: int, groups: int) -> None:

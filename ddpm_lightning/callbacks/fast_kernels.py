@@ -16,7 +16,8 @@ class FastKernels(Callback):
     """Stores the weights of convolutions channels-last and may let float32 products use TF32.
 
     Tensor cores and oneDNN convolve in that format, so that other layouts are converted at each
-    layer. Only strides change: shapes, checkpoints and, but for rounding, results do not.
+    layer. Only strides change, not what a checkpoint holds; numbers change by rounding, and
+    dropout, which draws in the order of memory, zeroes other features.
     ``--trainer.callbacks+ FastKernels`` adds it to a config's callbacks.
 
     Args:

@@ -26,35 +26,18 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from benchmarks.data import Noise
 from benchmarks.loops import CIFAR10, Recipe, Step, autocast, bare_step, diffusers_step
 from benchmarks.report import Report
 from benchmarks.syncs import Watched, per_step, places, told
 from benchmarks.timing import Seconds, Spread, in_turn, ratio, wait_for_gpu
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import FastKernels, LossByTimestep, RunCheckpoint, TrainingMonitor
-from ddpm_lightning.data.image_data import ImageData, OfficialSplit
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise
 from ddpm_lightning.sampling import Request
 
 TESTS = ["tests/test_gpu.py", "tests/test_devices.py", "tests/test_numerics.py"]
-
-
-class Noise(ImageData):
-    """Random colour images in memory, in place of a data set."""
-
-    num_classes = 10
-
-    def __init__(self, side: int, batch: int, n: int = 1024) -> None:
-        self.native_shape = (3, side, side)
-        self.n = n
-        super().__init__(flip=True, global_batch_size=batch)
-
-    def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
-        """Draw them."""
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (self.n, *self.native_shape), generator=generator)
-        return images.to(torch.uint8), torch.arange(self.n) % self.num_classes
 
 
 class Turns(Callback):
@@ -150,7 +133,7 @@ class Run:
                     RunCheckpoint(every_n_steps=10**6),
                 ],
             )
-            trainer.fit(module, Noise(self.recipe.side, self.recipe.batch))
+            trainer.fit(module, Noise(3, self.recipe.side, self.recipe.batch, n=1024, flip=True))
         return trainer
 
 
@@ -173,12 +156,12 @@ def numeric_tests(run: Run, report: Report) -> None:
 
 def training(run: Run, report: Report, fast: bool = False, compile: bool = False) -> None:
     """Images a second of fit beside a bare loop and diffusers' example, in turn."""
-    settings: Any = (run.recipe, run.device, run.dtype)
-    others = {"diffusers": diffusers_step(*settings, compile=compile)}
+    here: Any = {"recipe": run.recipe, "device": run.device, "dtype": run.dtype}
+    others = {"diffusers": diffusers_step(**here, compile=compile)}
     if not compile:  # because each would be compiled, too
-        others["bare loop"] = bare_step(*settings, channels_last=fast)
+        others["bare loop"] = bare_step(**here, channels_last=fast)
     if fast and not compile:
-        others["diffusers, channels-last"] = diffusers_step(*settings, channels_last=True)
+        others["diffusers, channels-last"] = diffusers_step(**here, channels_last=True)
     turns = Turns(others, run.n, run.warm)
     run.fit(run.recipe.module(compile), run.warm + run.n * run.turns, [turns], fast)
     kind = ", ".join(["compiled" if compile else "eager", *["channels-last"] * fast])
@@ -269,7 +252,7 @@ def sampling(run: Run, report: Report, compile: bool = False) -> None:
     """Images a second of DDIM in mixed precision, and that compiling changes no sample much."""
     module = run.recipe.module().to(run.device)
     for net in (module.net, module.ema.net):
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)
     with torch.no_grad():  # because a new network's output is 0, whatever computes it
         for weight in module.ema.net.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.02)

@@ -64,7 +64,7 @@ class Recipe:
             compile=compile,
         )
 
-    def unet2d(self) -> nn.Module:
+    def unet2d(self) -> Any:
         """Return diffusers' network of the same size, set as the published DDPM networks are."""
         from diffusers import UNet2DModel
 

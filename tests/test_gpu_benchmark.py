@@ -48,7 +48,15 @@ def test_the_peer_has_as_many_parameters():
     assert ours == theirs
 
 
-@pytest.mark.parametrize("name", ["eager", "channels_last", "syncs", "noise"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eager",
+        "syncs",
+        "noise",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("channels_last", "breaks")),
+    ],
+)
 def test_a_section_measures_on_the_cpu(name, run):
     report = Report(name)
     gpu.sections(run, report, [name], seconds=100)

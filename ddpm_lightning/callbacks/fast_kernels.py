@@ -42,7 +42,7 @@ class FastKernels(Callback):
         if self.channels_last:
             for net in (pl_module.net, pl_module.ema.net):
                 assert isinstance(net, nn.Module)
-                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                net.to(memory_format=torch.channels_last)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

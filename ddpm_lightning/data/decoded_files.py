@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,8 +25,8 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder, exclusive, write_json
 from ddpm_lightning.images.decoding import Decoding
 
-CHUNK = 64
-"""Images that a worker decodes at a time."""
+CHUNK, CHUNK_BYTES = 64, 2**23
+"""Most images, and bytes of them, that a worker decodes at a time."""
 
 FEW = 256
 """So many images are decoded without workers, because those take longer to start."""
@@ -104,7 +105,9 @@ class Files:
     def all(self, progress: str) -> Iterator[_Chunk]:
         """Decode every image once, in order, with a progress bar of this title."""
         n = len(self)
-        chunks = np.split(np.arange(n), range(CHUNK, n, CHUNK))
+        bytes_each = self.decoding.channels * math.prod(self.decoding.size)
+        size = max(1, min(CHUNK, CHUNK_BYTES // bytes_each))
+        chunks = np.split(np.arange(n), range(size, n, size))
         workers = self.workers if n > FEW else 0
         # Nothing is drawn where nobody looks: a log file would get a line per chunk.
         with tqdm(total=n, desc=progress, unit="image", leave=False, disable=None) as bar:

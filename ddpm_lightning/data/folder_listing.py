@@ -50,7 +50,9 @@ class FolderCollection(Collection):
     @override
     def read(self, place: int) -> bytes:
         try:
-            return (self.root / self.names[place]).read_bytes()
+            # Not by a Path, because making one takes as long as reading a small file.
+            with open(os.path.join(self.root, self.names[place]), "rb") as file:
+                return file.read()
         except ValueError as error:  # a zero byte, or what no file system can encode
             raise InputError(f"no name of a file ({error})") from error
 

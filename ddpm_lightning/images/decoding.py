@@ -78,9 +78,9 @@ class Decoding:
             if mode != "RGBA":
                 colour = ImageColor.getcolor(self.background, "RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
-        elif image.mode not in ("1", "L"):  # because P to L would skip the palette's colours
+        elif image.mode not in ("1", "L", "RGB"):  # because P to L would skip the palette
             image = image.convert("RGB")
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
 
     def _sized(self, image: Image.Image) -> Image.Image:
         height, width = self.size
@@ -115,7 +115,9 @@ def decoded(content: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return ImageOps.exif_transpose(_eight_bits(image))
+            upright = _eight_bits(image)
+            ImageOps.exif_transpose(upright, in_place=True)  # because a copy takes time
+            return upright
     except UnidentifiedImageError as error:
         reason = f"no {KINDS} image" if content else "empty"
         raise InputError(reason) from error

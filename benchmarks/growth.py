@@ -229,6 +229,9 @@ def drawn(fits: Sequence[Fit], path: Path) -> None:
         axes.errorbar(sizes, medians, spread, fmt="o", capsize=2)
         axes.set(xscale="log", yscale="log", xlabel=fit.law.quantity)
         axes.set_xticks(sizes, map(str, sizes))
+        low, high = axes.get_ylim()
+        shown = [one * 10**k for k in range(5) for one in (1, 2, 5) if low < one * 10**k < high]
+        axes.set_yticks(shown, map(str, shown))
         axes.minorticks_off()
         axes.set_title(fit.law.name, fontsize=9)
         axes.legend(fontsize=7)

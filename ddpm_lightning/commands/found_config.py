@@ -51,8 +51,9 @@ def _fetched(settings: Any) -> Iterator[str]:
         if not isinstance(part, dict):
             continue
         argument, kind = HUB.get(str(part.get("class_path")).rpartition(".")[2], ("", ""))
-        arguments = part.get("init_args")
-        name = arguments.get(argument) if isinstance(arguments, dict) else None
+        arguments: Any = part.get("init_args")
+        arguments = arguments if isinstance(arguments, dict) else {}
+        name = arguments.get(argument)
         if not isinstance(name, str) or arguments.get("download") is False:
             continue
         if not Path(name).expanduser().exists() and not _is_cached(name, kind):

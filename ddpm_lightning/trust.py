@@ -77,14 +77,14 @@ def nodes(description: Any) -> Iterator[tuple[Any, Any]]:
     while remaining:
         key, one = remaining.pop()
         yield key, one
-        held = _yaml_in(one) if isinstance(one, str) else one
+        held = yaml_in(one) if isinstance(one, str) else one
         if not isinstance(held, dict | list | tuple) or id(held) in seen:
             continue
         seen[id(held)] = held
         remaining += held.items() if isinstance(held, dict) else enumerate(held)
 
 
-def _yaml_in(text: str) -> Any:
+def yaml_in(text: str) -> Any:
     """What a parser of command lines would make of a string; None: a string."""
     try:
         settings = yaml.safe_load(text) if re.search(r"[\[{:\n-]", text) else None

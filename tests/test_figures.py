@@ -166,7 +166,7 @@ def test_training_draws_the_marginals_that_the_command_draws(tmp_path):
     main(["plot", "marginals", ckpt, "--n=30", "--weights=raw", f"--out={tmp_path / 'a.png'}"])
     assert drawn.name == "step_00000002.png"
     with Image.open(drawn) as ours, Image.open(tmp_path / "a.png") as theirs:
-        assert ours.size == (34 + 3 * 480, 20 + 2 * 480)
+        assert ours.size == (75 + 3 * 360, 780)
         assert ours.tobytes() == theirs.tobytes()
 
 

@@ -69,6 +69,11 @@ def test_the_crop_holds_the_last_steps_and_no_other():
     np.testing.assert_allclose(mean, steps + 1.0 - 10 * (10 - 1) / 2)
 
 
+def test_a_run_of_the_last_steps_alone_is_drawn_once():
+    assert len(loss_figure({step: 1.0 for step in range(1, 1001)}, "x", last=1000).axes) == 1
+    assert len(loss_figure({step: 1.0 for step in range(1, 1002)}, "x", last=1000).axes) == 2
+
+
 def test_a_loss_below_zero_is_drawn_on_a_linear_axis():
     scales = [loss_figure({1: 1.0, 2: low}, "x").axes[0].get_yscale() for low in (0.5, -0.5)]
     assert scales == ["log", "linear"]
@@ -79,7 +84,7 @@ def test_the_command_draws_a_run(tmp_path):
     out = tmp_path / "loss.png"
     main(["plot", "loss", f"--run={tmp_path / 'run'}", f"--out={out}"])
     with Image.open(out) as image:
-        assert image.size == (1000, 360)
+        assert image.size == (690, 480)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 
 from ddpm_lightning.autoencoder import Autoencoder
 from ddpm_lightning.cli.autoencoder import AutoencoderCLI, trains_autoencoder
+from ddpm_lightning.cli.closed_pipe import ended_by_closed_pipe
 from ddpm_lightning.cli.completion import TRIALS, CompletionCLI
 from ddpm_lightning.cli.training import DESCRIPTIONS, DiffusionCLI
 from ddpm_lightning.commands.machine import refusal_of
@@ -45,7 +46,7 @@ def main(
 
     Raises:
         SystemExit: Code 2 and one line on standard error for bad input, code 130 after Ctrl-C, 143
-            after SIGTERM.
+            after SIGTERM, 141 where the reader of the output has gone.
     """
     given = sys.argv if args is None else [PROGRAM, *args]
     if given[1:2] == ["--"]:  # where the flags of torchrun end
@@ -56,6 +57,12 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a locale may lack −, ± or ×
             stream.reconfigure(errors="replace")
+    with ended_by_closed_pipe():
+        _run(words, None if args is None else words, module_class)
+
+
+def _run(words: list[str], args: list[str] | None, module_class: type[DiffusionModule]) -> None:
+    """Run a command; ``args`` is None where LightningCLI is to read the process's own words."""
     try:
         check_command(words, [*DESCRIPTIONS, *TRIALS, "completion", *COMMANDS])
         with trusting(words):
@@ -69,9 +76,9 @@ def main(
             elif words[0] in COMMANDS:
                 run_command(words[0], words[1:], main)
             elif encodes:
-                AutoencoderCLI(Autoencoder, None if args is None else words)
+                AutoencoderCLI(Autoencoder, args)
             else:
-                DiffusionCLI(module_class, None if args is None else words)
+                DiffusionCLI(module_class, args)
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)

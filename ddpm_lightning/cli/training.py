@@ -36,6 +36,7 @@ from ddpm_lightning.callbacks import (
     TrainingMonitor,
 )
 from ddpm_lightning.checkpoint import check_description, read_checkpoint
+from ddpm_lightning.cli.closed_pipe import ended_by_closed_pipe
 from ddpm_lightning.commands.base_config import NO_DATA, with_base
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,
@@ -115,6 +116,11 @@ LOGGING = (LearningRateMonitor, DeviceStatsMonitor)
 
 UNSUITED = {"LearningRateFinder": NO_LR_FINDER, "BatchSizeFinder": NO_BATCH_SIZE_FINDER}
 """Callbacks of Lightning that cannot work here, and why."""
+
+STOPPED = (
+    "error: training ended because the reader of its output has gone (a closed pipe); go on by "
+    "the same command with --ckpt_path auto, and keep its output in a file: > log.txt"
+)
 
 
 class RunParser(Parser, LightningArgumentParser):
@@ -238,6 +244,7 @@ class DiffusionCLI(LightningCLI):
     def hold(self, run_folder: str) -> None:
         """Lock the run folder until the command ends."""
         self._held.enter_context(locked(run_folder))
+        self._held.enter_context(ended_by_closed_pipe(STOPPED))
 
     def before_instantiate_classes(self) -> None:
         """Keep a run from being mixed with another."""

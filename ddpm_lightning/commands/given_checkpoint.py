@@ -9,15 +9,14 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-import yaml
 from typing_extensions import override
 
+from ddpm_lightning.commands.found_config import check_found_config
 from ddpm_lightning.commands.paths import expanded
 from ddpm_lightning.commands.words import read_words
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.parser import PROGRAM
-from ddpm_lightning.trust import check_trust, nodes
 
 DEFAULT_ROOT = "runs/default"
 """The run folder where none is given."""
@@ -58,7 +57,7 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
         root = Path(given.get("trainer.default_root_dir", DEFAULT_ROOT))
     if not Path(expanded(str(root / "config.yaml"), "--ckpt_path")).is_file():
         return []
-    _check_found_config(root / "config.yaml")
+    check_found_config(root / "config.yaml")
     return [f"--config={root / 'config.yaml'}", f"--trainer.default_root_dir={root}"]
 
 
@@ -99,30 +98,6 @@ def checkpoint_named(name: str, root: str) -> Path:
 def is_finished(config: Any, checkpoint: dict[str, Any]) -> bool:
     """Whether a run has made the steps that the command line asks for."""
     return 0 <= config.trainer.get("max_steps", -1) <= int(checkpoint["global_step"])
-
-
-def _check_found_config(path: Path) -> None:
-    """Raise InputError if a configuration that nobody named would import what nobody allowed."""
-    try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return  # whoever reads it next says so
-    check_trust(path, settings, trust=("torch.optim", "lightning.pytorch"))
-    for _, value in nodes(settings):
-        if isinstance(value, str) and any(map(_has_settings, (Path(value), path.parent / value))):
-            raise InputError(
-                f"{path} takes settings from {value}, a file that nobody has named; if you know "
-                f"what it says: --config {path} --trainer.default_root_dir {path.parent}"
-            )
-
-
-def _has_settings(path: Path) -> bool:
-    """Whether a parser that is given the name of a file would take settings from it."""
-    try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return False
-    return isinstance(found, dict | list)
 
 
 def check_resume(

@@ -18,13 +18,19 @@ from ddpm_lightning.diffusion.prediction import FixedLarge, Prediction, Variance
 from ddpm_lightning.diffusion.samplers import DDPM
 from ddpm_lightning.diffusion.schedules import Linear
 from ddpm_lightning.diffusion.weightings import Plain, Weighting
-from ddpm_lightning.plots.figure import new_figure
+from ddpm_lightning.plots.figure import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    new_figure,
+)
 from ddpm_lightning.randomness import IndexedNoise
 
-# Okabe and Ito's colours, which the colour-blind tell apart; a name has the same one everywhere.
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
-COLOURS = {
+COLOURS = {  # a name has the same one everywhere
     "Linear": BLUE,
     "Cosine": RED,
     "Sigmoid": GREEN,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,12 +19,22 @@ from torch import Tensor
 from ddpm_lightning.files import atomic_write
 from ddpm_lightning.images import to_pil, write_png
 
+# Okabe and Ito's colours, which the colour-blind tell apart.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+
 
 def new_figure(width: float, height: float, dpi: int = 100) -> Figure:
     """Make an empty figure of that many inches, whose parts do not overlap."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def open_axes(axes: Axes, *sides: str) -> None:
+    """Leave out the frame's lines of some sides; by default top and right."""
+    for side in sides or ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def pixels_of(figure: Figure) -> Tensor:

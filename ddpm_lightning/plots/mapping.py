@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
@@ -13,8 +13,8 @@ from ddpm_lightning.data.toy2d import COMPONENTS, NOISE
 from ddpm_lightning.diffusion.oracles import Mixture, Oracle
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.diffusion.schedules import Linear
-from ddpm_lightning.plots.didactic import BLACK, BLUE, GREEN, ORANGE, two_peaks
-from ddpm_lightning.plots.figure import new_figure
+from ddpm_lightning.plots.didactic import two_peaks
+from ddpm_lightning.plots.figure import BLACK, BLUE, GREEN, ORANGE, new_figure, open_axes
 from ddpm_lightning.randomness import IndexedNoise
 
 PATHS = 25
@@ -40,17 +40,20 @@ def carried(oracle: Oracle, z: Tensor) -> Tensor:
 
 def mapping_figure(n: int = 2000, seed: int = 0) -> Figure:
     """Draw how samples of a normal distribution are carried to those of data, 1-D and 2-D."""
-    figure = new_figure(13, 4)
-    from_, between, to, plane = figure.subplots(1, 4, width_ratios=(1, 3.2, 1, 3.4))
+    figure = new_figure(11, 3.4, dpi=150)
+    halves: Any = figure.subfigures(1, 2, width_ratios=(7.5, 3.5))
+    line, plane = halves
+    from_, between, to = line.subplots(1, 3, sharey=True, width_ratios=(1, 4, 1))
     _draw_line(from_, between, to)
     noise = IndexedNoise(seed, torch.arange(n))
     paths = carried(ring(), noise(0, (2,)))
-    z, x = paths[0], paths[-1]
-    plane.scatter(z[:, 0], z[:, 1], s=3, color=ORANGE, alpha=0.5, linewidths=0, label="z")
-    plane.plot(*paths[:, : 4 * PATHS].unbind(-1), color=BLACK, alpha=0.35, linewidth=0.5)
-    plane.scatter(x[:, 0], x[:, 1], s=3, color=BLUE, alpha=0.8, linewidths=0, label="x")
-    plane.set(title="the same in the plane", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
-    plane.legend(fontsize="small", markerscale=3, loc="upper right")
+    axes = plane.add_subplot(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+    for points, colour, label in ((paths[0], ORANGE, "z"), (paths[-1], BLUE, "x")):
+        axes.scatter(*points.T, s=4, color=colour, alpha=0.6, linewidths=0, label=f"${label}$")
+    axes.plot(*paths[:, : 4 * PATHS].unbind(-1), color=BLACK, alpha=0.3, linewidth=0.5)
+    axes.set_title("the same in the plane", fontsize="medium")
+    axes.set(xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+    axes.legend(fontsize="small", markerscale=3, loc="upper right", frameon=False)
     return figure
 
 
@@ -59,20 +62,28 @@ def _draw_line(from_: Axes, between: Axes, to: Axes) -> None:
     oracle = two_peaks()
     z = torch.special.ndtri((torch.arange(PATHS, dtype=torch.float64) + 0.5) / PATHS)
     share = torch.arange(oracle.schedule.T, -1, -1) / oracle.schedule.T
-    between.plot(share, carried(oracle, z[:, None])[..., 0], color=GREEN, linewidth=0.9)
-    between.set(xlim=(1, 0), xlabel="t/T", title=f"{PATHS} paths, as likely as each other")
+    paths = carried(oracle, z[:, None])[..., 0]
+    between.plot(share, paths, color=BLACK, alpha=0.55, linewidth=0.8)
+    ends: dict[str, Any] = {"s": 14, "zorder": 3, "clip_on": False}
+    between.scatter(torch.ones(PATHS), paths[0], color=ORANGE, **ends)
+    between.scatter(torch.zeros(PATHS), paths[-1], color=BLUE, **ends)
+    between.set(xlim=(1, 0), ylim=(-3, 3), xlabel="$t/T$", yticks=(-2, 0, 2))
+    between.set_title(f"{PATHS} paths of the same probability", fontsize="medium")
     y = torch.linspace(-3, 3, 601, dtype=torch.float64)
     normal = (-y.square() / 2).exp() / (2 * torch.pi) ** 0.5
     data = oracle.log_density(y[:, None], 0).exp()
     for axes, density, colour, title in (
-        (from_, normal, ORANGE, "p(z), normal"),
-        (to, data, BLUE, "p(x), data"),
+        (from_, normal, ORANGE, "$p(z)$, normal"),
+        (to, data, BLUE, "$p(x)$, data"),
     ):
-        axes.fill_betweenx(y, density, color=colour, alpha=0.5, linewidth=0)
-        axes.set(title=title, xticks=[])
+        axes.fill_betweenx(y, density, color=colour, alpha=0.6, linewidth=0)
+        axes.set_title(title, fontsize="medium")
+        axes.set(xticks=[], xlim=(0, 1.1 * float(density.max())))
     from_.invert_xaxis()
-    for axes in (from_, between, to):
-        axes.set_ylim(-3, 3)
+    open_axes(from_, "top", "right", "bottom")
+    open_axes(between, "top", "left", "right")
+    open_axes(to, "top", "right", "bottom")
+    between.tick_params(left=False)
 
 
 class Learned(NamedTuple):

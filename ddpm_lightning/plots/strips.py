@@ -17,7 +17,7 @@ from ddpm_lightning.batch import Batch
 from ddpm_lightning.diffusion.levels import Schedule
 from ddpm_lightning.images import from_uint8, grid
 from ddpm_lightning.module import DiffusionModule
-from ddpm_lightning.plots.figure import pixels_of
+from ddpm_lightning.plots.figure import BLUE, RED, new_figure, pixels_of
 from ddpm_lightning.plots.pictures import Pictures, Scatter
 from ddpm_lightning.randomness import IndexedNoise
 from ddpm_lightning.sampling import Frames
@@ -100,13 +100,29 @@ def marginals_picture(pictures: Pictures, data: Tensor, frames: Frames) -> Tenso
     """
     levels, rows = frames.levels[::-1], (data.flip(0), frames.x_t.flip(0))
     if isinstance(pictures, Scatter):
-        drawn = [torch.cat([pictures.together(x) for x in row], dim=2) for row in rows]
-        names = ["$q(x_t)$", "$p(x_t)$"]
-    else:
-        drawn = [_rows(pictures, row) for row in rows]
-        names = ["$q(x_t)$"] * rows[0].shape[1] + ["$p(x_t)$"] * rows[1].shape[1]
-        drawn[0] = drawn[0][:, :-2]  # the border that the lower rows begin with
+        return _marginal_plots(pictures, levels, *rows)
+    drawn = [_rows(pictures, row) for row in rows]
+    names = ["$q(x_t)$"] * rows[0].shape[1] + ["$p(x_t)$"] * rows[1].shape[1]
+    drawn[0] = drawn[0][:, :-2]  # the border that the lower rows begin with
     return captioned(torch.cat(drawn, dim=1), [f"t={t}" for t in levels], names)
+
+
+def _marginal_plots(pictures: Scatter, levels: Sequence[int], data: Tensor, x: Tensor) -> Tensor:
+    """Plot points [F, m, 2] of data above samples [F, n, 2], a column a level, on equal axes."""
+    figure = new_figure(0.5 + 2.4 * len(levels), 5.2, dpi=150)
+    plots = figure.subplots(2, len(levels), sharex=True, sharey=True, squeeze=False)
+    rows = (("data, $q(x_t)$", data, BLUE), ("samples, $p(x_t)$", x, RED))
+    for row, (name, frames, colour) in zip(plots, rows, strict=True):
+        row[0].set_ylabel(name, fontsize="large")
+        for axes, points in zip(row, frames, strict=True):
+            axes.scatter(*points.T, s=2.5, color=colour, alpha=0.5, linewidths=0)
+            axes.set_aspect("equal")
+    for axes, t in zip(plots[0], levels, strict=True):
+        axes.set_title(f"$t = {t}$")
+    (x0, y0), reach = pictures.middle, pictures.reach
+    axes.set(xlim=(x0 - reach, x0 + reach), ylim=(y0 - reach, y0 + reach))
+    axes.locator_params(nbins=4)
+    return pixels_of(figure)
 
 
 def captioned(

@@ -1,0 +1,78 @@
+"""What a configuration may do that lies beside a checkpoint, and that nobody has named.
+
+It may come from others with the checkpoint. So it imports, reads and fetches nothing but what its
+user has allowed; a file that --config names may, because its user has chosen it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.trust import check_trust, nodes, yaml_in
+
+HUB = {
+    "HuggingFaceEncoder": ("path", "model"),
+    "DiffusersAutoencoder": ("source", "model"),
+    "HubImages": ("path", "dataset"),
+}
+"""Classes that fetch what an argument names from the Hugging Face hub: the argument, the kind."""
+
+
+def check_found_config(path: Path) -> None:
+    """Raise InputError if a configuration would import, read or fetch what nobody allowed."""
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return  # whoever reads it next says so
+    check_trust(path, settings, trust=("torch.optim", "lightning.pytorch"))
+    named = f"--config {path} --trainer.default_root_dir {path.parent}"
+    for _, value in nodes(settings):
+        if isinstance(value, str) and any(map(_has_settings, (Path(value), path.parent / value))):
+            raise InputError(
+                f"{path} takes settings from {value}, a file that nobody has named; if you know "
+                f"what it says: {named}"
+            )
+    for name in _fetched(settings):
+        raise InputError(
+            f"{path} fetches {name} from the Hugging Face hub, which nobody has asked for; if you "
+            f"want it: {named}"
+        )
+
+
+def _fetched(settings: Any) -> Iterator[str]:
+    """Names on the hub that would be fetched: they are no file here, nor in the hub's cache."""
+    for _, value in nodes(settings):
+        part = yaml_in(value) if isinstance(value, str) else value
+        if not isinstance(part, dict):
+            continue
+        argument, kind = HUB.get(str(part.get("class_path")).rpartition(".")[2], ("", ""))
+        arguments: Any = part.get("init_args")
+        arguments = arguments if isinstance(arguments, dict) else {}
+        name = arguments.get(argument)
+        if not isinstance(name, str) or arguments.get("download") is False:
+            continue
+        if not Path(name).expanduser().exists() and not _is_cached(name, kind):
+            yield name
+
+
+def _is_cached(name: str, kind: str) -> bool:
+    """Whether a model or a dataset of the hub lies in its cache."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # then nothing is fetched
+        return True
+    return Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").is_dir()
+
+
+def _has_settings(path: Path) -> bool:
+    """Whether a parser that is given the name of a file would take settings from it."""
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    return isinstance(found, dict | list)

@@ -82,6 +82,13 @@ RECIPES: dict[str, Flags] = {
     },
     "EDM preconditioning": {"model.parameterization": "EDMPreconditioning"},
     "flow matching": {"model.schedule": "Straight", "model.parameterization": "Velocity"},
+    "optimal transport": {"model.pairing": "OptimalTransport"},
+    "flow matching, optimal transport, unconditional": {
+        "model.schedule": "Straight",
+        "model.parameterization": "Velocity",
+        "model.pairing": "OptimalTransport",
+        "model.conditional": False,
+    },
     "sigmoid schedule": {"model.schedule": "Sigmoid"},
     "channels-last": {"trainer.callbacks+": "benchmarks.callbacks.ChannelsLast"},
     "bf16": {"trainer.precision": "bf16-mixed"},

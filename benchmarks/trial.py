@@ -32,6 +32,19 @@ WARM, TIMED = 2, 8
 """Steps before the clock of a cost measurement, and timed ones."""
 
 
+QUIET: dict[str, Any] = {
+    "grid": None,
+    "metrics": None,
+    "trainer.limit_val_batches": 0,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.logger": False,
+    "trainer.enable_progress_bar": False,
+    "trainer.enable_model_summary": False,
+    "checkpoint.every_n_steps": 10**9,
+}
+"""Flags of fit that leave training alone, without pictures, measurements and logs."""
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set of the package, by its name and folder."""
@@ -81,6 +94,7 @@ class Trial:
             "trainer.callbacks": callbacks,
             "model.warmup_steps": warm_up,
             "model.lr_schedule.total_iters": steps - warm_up,
+            **QUIET,
             **self.flags,
         }
         words = ["fit", "--config", self.config]

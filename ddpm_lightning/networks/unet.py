@@ -120,13 +120,11 @@ class UNet(Network):
         check_dropout(dropout)
         bottom = len(multipliers) - 1
         widths = [channels * multiplier for multiplier in multipliers]
-        attention: dict[int, type[Attention]] = {
-            **dict.fromkeys(linear_attention_levels, LinearAttention),
-            **dict.fromkeys(attention_levels, Attention),
-        }
+        kinds: dict[int, type[Attention]] = dict.fromkeys(linear_attention_levels, LinearAttention)
+        kinds |= dict.fromkeys(attention_levels, Attention)
         _check_channels(channels, groups)
         _check_levels(bottom, attention_levels, linear_attention_levels, cross_attention_levels)
-        attended = [*attention, *cross_attention_levels, *([bottom] if mid_attention else ())]
+        attended = [*kinds, *cross_attention_levels, *([bottom] if mid_attention else ())]
         _check_heads([widths[level] for level in attended], heads)
         check_tokens(self, data, image_patch, "cross_attention_levels", cross_attention_levels)
 
@@ -156,7 +154,7 @@ class UNet(Network):
         for level, out in enumerate(widths):
             row = []
             for _ in range(blocks):
-                row.append(make(width, out, level, attention.get(level)))
+                row.append(make(width, out, level, kinds.get(level)))
                 width = out
                 skips.append(out)
             if level < bottom:
@@ -170,7 +168,7 @@ class UNet(Network):
         for level, out in reversed(list(enumerate(widths))):
             row = []
             for _ in range(blocks + 1):
-                row.append(make(width + skips.pop(), out, level, attention.get(level)))
+                row.append(make(width + skips.pop(), out, level, kinds.get(level)))
                 width = out
             self.up.append(Up(row, Upsample(out) if level > 0 else None))
 

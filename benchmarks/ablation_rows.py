@@ -82,12 +82,34 @@ RECIPES: dict[str, Flags] = {
     },
     "EDM preconditioning": {"model.parameterization": "EDMPreconditioning"},
     "flow matching": {"model.schedule": "Straight", "model.parameterization": "Velocity"},
+    "optimal transport": {"model.pairing": "OptimalTransport"},
+    "flow matching, optimal transport, unconditional": {
+        "model.schedule": "Straight",
+        "model.parameterization": "Velocity",
+        "model.pairing": "OptimalTransport",
+        "model.conditional": False,
+    },
     "sigmoid schedule": {"model.schedule": "Sigmoid"},
     "channels-last": {"trainer.callbacks+": "benchmarks.callbacks.ChannelsLast"},
     "bf16": {"trainer.precision": "bf16-mixed"},
 }
 
-ROWS: dict[str, Flags] = {BASE: {}} | RECIPES | NETWORKS
+
+def muon(lr: float, **network: Any) -> dict[str, Any]:
+    """Muon for the matrices of a network with these settings."""
+    return {"model.optimizer": "MuonAdamW", "model.optimizer.lr": lr} | unet(**network)
+
+
+COMBINED: dict[str, Flags] = {
+    "channels 32, Muon 2e-3": muon(0.002, channels=32),
+    "channels 32, Muon 4e-3": muon(0.004, channels=32),
+    "channels 48, Muon 2e-3": muon(0.002, channels=48),
+    "channels 32, 2 blocks, Muon 2e-3": muon(0.002, channels=32, blocks=2),
+    "32 × (1, 3), Muon 2e-3": muon(0.002, channels=32, multipliers=[1, 3]),
+    "channels 32, Muon 2e-3, batch 32": muon(0.002, channels=32) | {"data.global_batch_size": 32},
+}
+
+ROWS: dict[str, Flags] = {BASE: {}} | RECIPES | NETWORKS | COMBINED
 """Every row, the base first."""
 
 PLAIN = "DDIM 50"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,29 @@ class Averages(Callback):
             for decay, average in self.averages.items()
         }
         torch.save(states, self.file)
+
+
+class TrainingClock(Callback):
+    """Time what training takes from its first step to its last.
+
+    Args:
+        file: Where ``seconds`` by the clock and ``cpu_seconds``, all threads together, are written
+            at the end of training, as JSON.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+        self.start = self.cpu_start = 0.0
+
+    @override
+    def on_train_start(self, *_: Any) -> None:
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
+
+    @override
+    def on_train_end(self, *_: Any) -> None:
+        seconds = time.perf_counter() - self.start
+        cpu_seconds = time.process_time() - self.cpu_start
+        self.file.write_text(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds}))
 
 
 class StepClock(Callback):

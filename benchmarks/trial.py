@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -31,6 +30,19 @@ WARM_UP = 100
 
 WARM, TIMED = 2, 8
 """Steps before the clock of a cost measurement, and timed ones."""
+
+
+QUIET: dict[str, Any] = {
+    "grid": None,
+    "metrics": None,
+    "trainer.limit_val_batches": 0,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.logger": False,
+    "trainer.enable_progress_bar": False,
+    "trainer.enable_model_summary": False,
+    "checkpoint.every_n_steps": 10**9,
+}
+"""Flags of fit that leave training alone, without pictures, measurements and logs."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class Trial:
             "trainer.callbacks": callbacks,
             "model.warmup_steps": warm_up,
             "model.lr_schedule.total_iters": steps - warm_up,
+            **QUIET,
             **self.flags,
         }
         words = ["fit", "--config", self.config]
@@ -122,15 +135,16 @@ def distances_of_run(
         samples: Number of samples.
 
     Returns:
-        ``seconds`` of training, ``evaluations`` of the network a sample and ``distances``, both by
-        the way of sampling.
+        ``seconds`` and ``cpu_seconds`` of training, and by the way of sampling ``evaluations`` of
+        the network a sample and ``distances``.
     """
     with TemporaryDirectory() as name:
-        file, run = Path(name, "averages.pt"), Path(name, "run")
-        kept = [_callback("Averages", file=str(file), decays=list(decays))] if decays else []
-        start = time.perf_counter()
-        trial.fit(run, steps, kept)
-        seconds = time.perf_counter() - start
+        file, clock, run = Path(name, "averages.pt"), Path(name, "clock.json"), Path(name, "run")
+        callbacks = [_callback("TrainingClock", file=str(clock))]
+        if decays:
+            callbacks.append(_callback("Averages", file=str(file), decays=list(decays)))
+        trial.fit(run, steps, callbacks)
+        took = json.loads(clock.read_text())
         loaded = Loaded.read(run / "checkpoints" / "last.ckpt", device=trial.device)
         averages = torch.load(file, map_location=trial.device) if decays else {}
     judge, module = judge_of(trial.data, trial.device), loaded.module
@@ -149,7 +163,7 @@ def distances_of_run(
         module.ema.net.load_state_dict(state)
         first = next(iter(requests))
         measure(f"EMA {decay}", requests[first].replace(seed=trial.seed))
-    return {"seconds": seconds, "evaluations": evaluations, "distances": distances}
+    return {**took, "evaluations": evaluations, "distances": distances}
 
 
 @lru_cache(maxsize=1)

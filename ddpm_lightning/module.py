@@ -23,6 +23,7 @@ from ddpm_lightning.diffusion.guidance import Guidance
 from ddpm_lightning.diffusion.label_dropout import LabelDropout
 from ddpm_lightning.diffusion.levels import is_real
 from ddpm_lightning.diffusion.losses import MSE, NoisedBatch, Objective
+from ddpm_lightning.diffusion.pairing import Independent, Pairing
 from ddpm_lightning.diffusion.parameterizations import Eps, Parameterization
 from ddpm_lightning.diffusion.prediction import FixedSmall, Variance
 from ddpm_lightning.diffusion.samplers import Sampler
@@ -73,6 +74,7 @@ class DiffusionModule(TrainedModule):
         codec: The latents that are noised, learned and sampled; by default the data itself.
         text: Encoder of the data's captions, for a network with cross-attention, e.g. --model.text
             VocabularyEncoder; null: no text.
+        pairing: Which noise of a training batch belongs to which sample.
 
     Raises:
         InputError: The parts do not fit each other or the data.
@@ -98,6 +100,7 @@ class DiffusionModule(TrainedModule):
         skip_nonfinite: int = 0,
         codec: Codec = Identity(),
         text: TextEncoder | None = None,
+        pairing: Pairing = Independent(),
     ) -> None:
         if conditional and data.num_classes is None:
             raise InputError("conditional: true needs data with classes; this data has none")
@@ -136,6 +139,7 @@ class DiffusionModule(TrainedModule):
         self.objective = objective
         self.timesteps = copy.deepcopy(timesteps)
         self.label_dropout = label_dropout
+        self.pairing = pairing
         self._losses: list[tuple[Tensor, Tensor]] = []  # (t, loss) of a step's micro-batches
         self._denoisers: dict[Weights, Denoiser] = {}
         self.objective.check(self.denoiser())
@@ -162,16 +166,22 @@ class DiffusionModule(TrainedModule):
         condition = self.known(batch)
         if condition.label is not None or condition.tokens is not None:
             condition = self.label_dropout(condition, noise)
-        denoiser, noised = self.denoiser("raw"), self._noised(batch, t, noise, condition)
+        noised = self._noised(batch, t, noise, condition, self.pairing)
+        denoiser = self.denoiser("raw")
         known = self_conditioned(denoiser, noised.x_t, t, condition, noise)
         terms = self.objective(denoiser, replace(noised, condition=known))
         return (weight * terms["loss"]).mean(), t, terms
 
     def _noised(
-        self, batch: Batch, t: Tensor, noise: IndexedNoise, condition: Condition
+        self,
+        batch: Batch,
+        t: Tensor,
+        noise: IndexedNoise,
+        condition: Condition,
+        pairing: Pairing = Independent(),
     ) -> NoisedBatch:
         x0 = self.latents(batch, noise)
-        eps = noise(Draw.EPS, tuple(x0.shape[1:]))
+        eps = pairing(x0, noise(Draw.EPS, tuple(x0.shape[1:])), condition.label)
         return NoisedBatch(x0, eps, t, self.schedule.add_noise(x0, t, eps), condition)
 
     @override

@@ -40,6 +40,7 @@ ALIKE = (
     *(
         "cifar10_cfg",
         "cifar10_jpg",
+        "cifar10_quick",
         "fashion_mnist",
         "folder_small",
         "mnist",

@@ -17,6 +17,7 @@ from ddpm_lightning.diffusion.losses import (
     Regression,
     VariationalBound,
 )
+from ddpm_lightning.diffusion.pairing import Independent, OptimalTransport, Pairing
 from ddpm_lightning.diffusion.parameterizations import (
     X0,
     EDMPreconditioning,

@@ -1,0 +1,206 @@
+"""Quality after the same minutes of training: ours and two peers, in turn.
+
+    python -m benchmarks.time_to_quality                        # digits, a minute or two
+    python -m benchmarks.time_to_quality --data-root DIR        # MNIST, 7 minutes each
+    python -m benchmarks.time_to_quality --data-root DIR --data CIFAR10
+
+Ours is fit with the preset of the data set, as it is; its steps are a share of the preset's where
+other minutes are asked for. Each peer is then trained for as long as ours took. Wall time of
+training counts, sampling does not. 1,000 samples of 50 evaluations at most are compared with all
+training images, by two extractors, of which the second was not used to choose the preset. What is
+in the results is not trained again, so a stopped benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from benchmarks.judges import SAMPLES
+from benchmarks.peers.peer import Peer, train
+from benchmarks.report import Report, machine
+from benchmarks.timing import Spread, ratio
+from benchmarks.trial import Data, Trial, distances_of_run, judge_of
+from ddpm_lightning.diffusion.samplers import DDIM
+from ddpm_lightning.errors import InputError
+from ddpm_lightning.files import write_json
+from ddpm_lightning.sampling import Request
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "time_to_quality.json"
+OURS, PEERS = "ours", ("diffusers", "lucidrains")
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A preset, and what is asked of it.
+
+    Args:
+        preset: Name of the config.
+        minutes: Of training.
+        request: How its samples are drawn.
+        times_lower: How many times lower than each peer's its distance is to be; None: not asked.
+        floors: How many times the floor it may be; None: not asked.
+        steps: Of training, in place of the preset's.
+        samples: Number of samples.
+    """
+
+    preset: str
+    minutes: float
+    request: Request
+    times_lower: float | None = None
+    floors: float | None = None
+    steps: int | None = None
+    samples: int = SAMPLES
+
+    @property
+    def config(self) -> str:
+        """Path of the preset."""
+        return str(HERE.parent / "configs" / f"{self.preset}.yaml")
+
+    def steps_of(self, minutes: float) -> int:
+        """Optimizer steps of so many minutes, the preset's own where they are its own."""
+        steps = self.steps
+        if steps is None:
+            steps = yaml.safe_load(Path(self.config).read_text("utf-8"))["trainer"]["max_steps"]
+        return max(1, round(steps * minutes / self.minutes))
+
+
+DIGIT: Request = Request(DDIM(50))
+TASKS = {
+    "MNIST": Task("mnist_quick", 7, DIGIT, times_lower=10, floors=3),
+    "FashionMNIST": Task("mnist_quick", 7, DIGIT, times_lower=1),
+    "CIFAR10": Task("cifar10_quick", 30, Request(DDIM(50)), times_lower=3),
+    "Digits": Task("mnist_quick", 0.25, DIGIT, steps=200, samples=200),
+}
+"""By the name of the data set. Samplers were chosen with the presets, by `benchmarks.ablation`."""
+
+
+def main() -> int:
+    """Train what the results lack, then print the table; exit code 1 where a bound is missed."""
+    options = parse()
+    data, task = Data(options.data, options.data_root or "data"), TASKS[options.data]
+    runs: list[Entry] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else []
+    for seed in range(options.seeds):
+        for who in (OURS, *PEERS):
+            wanted = {"data": options.data, "minutes": options.minutes, "who": who, "seed": seed}
+            if any(wanted.items() <= run.items() for run in runs):
+                continue
+            if who == OURS:
+                found = ours(task, data, options.minutes, seed)
+            else:
+                own = next(run for run in runs if {**wanted, "who": OURS}.items() <= run.items())
+                found = peers(who, task, data, own["seconds"], seed)
+            runs.append({**wanted, **found, "machine": machine()})
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(options.out, runs)
+            said = f"{who}, seed {seed}: {found['distances']} after {found['images']} images"
+            print(f"  … {said} in {found['seconds']:.0f} s", file=sys.stderr, flush=True)
+    kept = [run for run in runs if (run["data"], run["minutes"]) == (data.name, options.minutes)]
+    return report(kept, task, judge_of(data, "cpu").floor(task.samples), data.name).finish()
+
+
+def ours(task: Task, data: Data, minutes: float, seed: int) -> Entry:
+    """Train the preset and measure its samples."""
+    trial, steps = Trial(task.config, data=data, seed=seed), task.steps_of(minutes)
+    found = distances_of_run(trial, steps, {OURS: task.request}, samples=task.samples)
+    settings = yaml.safe_load(Path(task.config).read_text("utf-8"))
+    batch = settings["data"]["init_args"]["global_batch_size"]
+    return {
+        "seconds": found["seconds"],
+        "cpu_seconds": found["cpu_seconds"],
+        "images": steps * batch,
+        "evaluations": found["evaluations"][OURS],
+        "distances": found["distances"][OURS],
+    }
+
+
+def peers(name: str, task: Task, data: Data, seconds: float, seed: int) -> Entry:
+    """Train a peer for as long and measure its samples."""
+    judge = judge_of(data, "cpu")
+    images = judge.data.images("train")[0]
+    assert isinstance(images, Tensor)
+    torch.manual_seed(seed)
+    peer = peer_named(name)(images.shape[1], images.shape[2])
+    trained = train(peer, images, seconds, seed)
+    samples = peer.sample(task.samples, seed)
+    return {**asdict(trained), "evaluations": 50.0, "distances": judge(samples)}
+
+
+def peer_named(name: str) -> Callable[[int, int], Peer]:
+    """The peer of a name, imported now because its library need not be installed.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        if name == "diffusers":
+            from benchmarks.peers.diffusers_example import DiffusersExample
+
+            return DiffusersExample
+        from benchmarks.peers.lucidrains import Lucidrains
+
+        return Lucidrains
+    except ImportError as error:
+        raise InputError(
+            f"a peer is missing ({error}): pip install diffusers denoising-diffusion-pytorch"
+        ) from error
+
+
+def report(runs: list[Entry], task: Task, floor: dict[str, float], data: str) -> Report:
+    """Distances of all, and the ratios that are asked for, over the seeds."""
+    found = Report(f"Time to quality: {data}, {len(runs) // 3} seeds")
+
+    def values(who: str, key: str) -> list[float]:
+        return [
+            run[key] if key in run else run["distances"][key] for run in runs if run["who"] == who
+        ]
+
+    first = next(iter(floor))
+    for who in (OURS, *PEERS):
+        seconds, cpu, images = (
+            Spread.of(values(who, key)).median for key in ("seconds", "cpu_seconds", "images")
+        )
+        note = f"{images:.0f} images in {seconds:.0f} s, {cpu:.0f} s of processors"
+        for name in floor:
+            found.add(f"{name} of {who}", Spread.of(values(who, name)), note=note)
+    for name, value in floor.items():
+        found.add(f"{name} of test images", Spread.of([value]), note="the floor")
+        over = [one / value for one in values(OURS, name)]
+        limit = task.floors if name == first else None
+        found.add(f"ours over the floor, {name}", Spread.of(over), at_most=limit)
+        for who in PEERS:
+            limit = task.times_lower if name == first else task.times_lower and 1.0
+            times = ratio(values(who, name), values(OURS, name))
+            found.add(f"{who} over ours, {name}", times, at_least=limit)
+    return found
+
+
+def parse() -> Namespace:
+    """The command line."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", help="folder of the data; default: digits")
+    parser.add_argument("--data", choices=TASKS, help="MNIST, or Digits without --data-root")
+    parser.add_argument("--minutes", type=float, help="of training; default: the preset's")
+    parser.add_argument("--seeds", type=int, help="how many; 3, of digits 1")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.data = options.data or ("MNIST" if options.data_root else "Digits")
+    options.minutes = options.minutes or TASKS[options.data].minutes
+    options.seeds = options.seeds or (1 if options.data == "Digits" else 3)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

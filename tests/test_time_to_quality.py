@@ -1,0 +1,113 @@
+"""Time to quality: presets, peers, and the bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.peers.peer import Peer, train
+from benchmarks.time_to_quality import OURS, PEERS, TASKS, peer_named, report
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FLOOR = {"fd_lenet": 20.0, "fd_colour": 0.5}
+
+
+class Recorder(Peer):
+    """A peer that keeps what it is given."""
+
+    name = "recorder"
+    batch_size = 4
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+        self.progress: list[float] = []
+
+    def step(self, images, progress):
+        self.seen.append(images)
+        self.progress.append(progress)
+
+    def sample(self, n, seed):
+        return torch.zeros(n, 1, 2, 2)
+
+
+@pytest.mark.parametrize("preset", ["mnist_quick", "cifar10_quick"])
+def test_the_rate_of_a_quick_preset_reaches_zero_with_its_last_step(preset):
+    settings = yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text())
+    steps, model = settings["trainer"]["max_steps"], settings["model"]
+    assert model["warmup_steps"] + model["lr_schedule"]["init_args"]["total_iters"] == steps
+    assert settings["grid"]["every_n_steps"] == settings["metrics"]["init_args"]["every_n_steps"]
+    assert settings["grid"]["every_n_steps"] == steps
+
+
+@pytest.mark.parametrize("data", ["MNIST", "CIFAR10"])
+def test_other_minutes_are_a_share_of_the_preset(data):
+    task = TASKS[data]
+    settings = yaml.safe_load(Path(task.config).read_text())
+    assert task.steps_of(task.minutes) == settings["trainer"]["max_steps"]
+    assert task.steps_of(task.minutes / 2) == round(settings["trainer"]["max_steps"] / 2)
+
+
+def test_a_peer_is_trained_until_the_time_is_over_on_images_that_are_not_mirrored():
+    images = torch.tensor([[[[0, 255], [51, 102]]]], dtype=torch.uint8)
+    peer = Recorder()
+    trained = train(peer, images, 0.05, seed=0)
+    assert trained.seconds >= 0.05
+    assert trained.images == 4 * len(peer.seen) > 0
+    assert peer.progress == sorted(peer.progress)
+    assert 0 <= peer.progress[0] <= peer.progress[-1] < 1
+    expected = torch.tensor([[[-1.0, 1.0], [-0.6, -0.2]]]).expand(4, 1, 2, 2)
+    torch.testing.assert_close(torch.cat(peer.seen), expected.repeat(len(peer.seen), 1, 1, 1))
+
+
+def test_colour_is_mirrored_where_the_recipe_mirrors():
+    peer = Recorder()
+    train(peer, torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 2, 2), 0.05, seed=0)
+    left = {float(image[0, 0, 0]) for images in peer.seen for image in images}
+    assert left == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_learns_and_draws_samples_in_range(name):
+    pytest.importorskip(
+        {"diffusers": "diffusers", "lucidrains": "denoising_diffusion_pytorch"}[name]
+    )
+    torch.manual_seed(0)
+    peer = peer_named(name)(1, 8)
+    before = [weight.clone() for weight in peer.model.parameters()]
+    for _ in range(2):
+        peer.step(torch.rand(2, 1, 8, 8) * 2 - 1, 0.5)
+    moved = [not torch.equal(a, b) for a, b in zip(before, peer.model.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
+    samples = peer.sample(2, seed=1)
+    assert samples.shape == (2, 1, 8, 8)
+    assert -1 <= float(samples.min()) <= float(samples.max()) <= 1
+    torch.testing.assert_close(peer.sample(2, seed=1), samples)
+
+
+@pytest.mark.parametrize(
+    ("lenet", "colour", "code"),
+    [
+        ({OURS: 50.0, "diffusers": 600.0, "lucidrains": 501.0}, {}, 0),
+        ({OURS: 50.0, "diffusers": 600.0, "lucidrains": 499.0}, {}, 1),
+        ({OURS: 61.0, "diffusers": 900.0, "lucidrains": 900.0}, {}, 1),
+        ({OURS: 50.0, "diffusers": 600.0, "lucidrains": 501.0}, {"lucidrains": 0.9}, 1),
+    ],
+    ids=["holds", "a peer is near", "far above the floor", "the other extractor disagrees"],
+)
+def test_the_bounds_are_ten_times_lower_and_three_floors_and_one_order(
+    lenet, colour, code, capsys
+):
+    runs = [
+        {
+            "who": who,
+            "seconds": 420.0,
+            "cpu_seconds": 800.0,
+            "images": 1000,
+            "distances": {"fd_lenet": value, "fd_colour": colour.get(who, value / 50)},
+        }
+        for who, value in lenet.items()
+    ]
+    assert report(runs, TASKS["MNIST"], FLOOR, "MNIST").finish() == code

@@ -146,8 +146,8 @@ class UNet(Network):
             residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)
             reads = level in cross_attention_levels
             cross = CrossAttention(out, embedding, heads, groups) if reads else None
-            attention = kind(out, heads, groups) if kind else None
-            return Block(residual, attention, cross, activation_checkpointing)
+            own = kind(out, heads, groups) if kind else None
+            return Block(residual, own, cross, activation_checkpointing)
 
         self.stem = Conv(self.in_channels * patch**2, channels)
         width, skips = channels, [channels]
@@ -158,9 +158,7 @@ class UNet(Network):
             for _ in range(blocks):
                 row.append(make(width, out, level, attention.get(level)))
                 width = out
-                skips.append(out)
-            if level < bottom:
-                skips.append(out)
+            skips += [out] * (blocks + (level < bottom))  # one a block, one of the halving
             self.down.append(Down(row, Downsample(out) if level < bottom else None))
 
         middle = make(width, width, bottom, Attention if mid_attention else None)

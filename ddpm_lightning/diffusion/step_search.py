@@ -43,7 +43,7 @@ FIXED: tuple[Spacing, ...] = (
 SHARES = (1 / 2, 1 / 4, 1 / 8)
 """How far a level moves towards its neighbour, as a share of the distance, pass by pass."""
 
-GAIN = 5e-3
+GAIN = 1e-3
 """A smaller relative gain is none: it would cost a round of evaluations."""
 
 MANY = 100

@@ -135,7 +135,7 @@ class Guided(_Wrapper):
     negative: Condition = field(default=Condition(), kw_only=True)
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition = Condition()) -> Prediction:
-        """Predict x0 under guidance; few rows, and all on a GPU, go through the network at once."""
+        """Predict x0 under guidance, on a GPU and for few rows by one pass of a doubled batch."""
         if condition.label is None and condition.tokens is None:
             raise InputError(
                 "guidance needs labels, or a prompt; give one, or guidance 1 to leave it out"

@@ -1,6 +1,6 @@
 """Peak memory: a training step, activation checkpointing, evaluation, precision and recall.
 
-python -m benchmarks.memory [--batch 16] [--features 50000]
+python -m benchmarks.memory [--batch 32] [--features 50000]
 
 Every figure is of a process of its own: the peak of its memory less what the imports took; on CUDA
 what torch allocated at most. Time is processor time, the ways in turn.
@@ -83,7 +83,7 @@ def steps_peak(name: str, batch: int) -> float:
 
 
 def manifold_peak(count: int) -> float:
-    """Peak of precision, recall, density and coverage of features [count, 2048] of both sets."""
+    """Peak of precision, recall, density and coverage of two sets of features [count, 2048]."""
     from ddpm_lightning.metrics import Comparison, Features, PrecisionRecall
 
     x, y = torch.randn(count, 2048), torch.randn(count, 2048)
@@ -187,7 +187,7 @@ def add_evaluation(report: Report) -> None:
 def main() -> int:
     """Print the table; 1 if a limit does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=16, help="images of a step")
+    parser.add_argument("--batch", type=int, default=32, help="images of a step")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each way")
     parser.add_argument("--features", type=int, default=50_000, help="of precision and recall")
     parser.add_argument("--measure", help=argparse.SUPPRESS)

@@ -6,7 +6,7 @@ import torch
 from torch import distributions as dist
 
 from ddpm_lightning.batch import Condition
-from ddpm_lightning.diffusion.guidance import Guidance, Guided, guide
+from ddpm_lightning.diffusion.guidance import ROWS_APART, Guidance, Guided, guide
 from ddpm_lightning.diffusion.oracles import Mixture
 from ddpm_lightning.diffusion.prediction import FixedSmall, Prediction
 from ddpm_lightning.diffusion.samplers import DDIM
@@ -175,3 +175,15 @@ def test_an_interval_in_hundredths_ends_at_whole_levels_however_it_is_asked(T):
             assert torch.equal(together == 3, guided)  # −1 + 2·(1 + 1), elsewhere 1
             for t in {max(edge, 1), edge + 1}:
                 assert ours(x[:1], t, y.rows(slice(1))).x0 == together[t - 1]
+
+
+def test_many_rows_on_a_cpu_are_predicted_in_two_passes_with_the_result_of_one():
+    x, y = normal(ROWS_APART, 2), Condition(torch.arange(ROWS_APART) % 2)
+    apart, together = watched(), watched()
+    found = guide(apart, 3.0)(x, 500, y).x0
+    assert rows(apart) == [ROWS_APART, ROWS_APART]
+    few = [
+        guide(together, 3.0)(x[i : i + 8], 500, y.rows(slice(i, i + 8))).x0 for i in (0, 8, 16, 24)
+    ]
+    assert rows(together) == [16] * 4
+    torch.testing.assert_close(found, torch.cat(few))

@@ -31,7 +31,7 @@ def find_steps(
     Draws the same samples again and again with one level moved, from the best fixed spacing on,
     and stores the levels beside the checkpoint, as NAME.SAMPLER.json, for sampling with them:
     --sampler.spacing OptimizedSpacing --sampler.spacing.table FILE. The sampler must be
-    deterministic: DDIM, DPMSolverPP, UniPC, LMS, Heun or Euler. The work is some 100 to 300 times
+    deterministic: DDIM, DPMSolverPP, UniPC, LMS, Heun or Euler. The work is some 50 to 150 times
     n samples.
 
     Args:

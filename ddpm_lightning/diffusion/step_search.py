@@ -40,7 +40,7 @@ FIXED: tuple[Spacing, ...] = (
 )
 """The spacings that the search starts from, the best first."""
 
-SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+SHARES = (1 / 2, 1 / 4, 1 / 8)
 """How far a level moves towards its neighbour, as a share of the distance, pass by pass."""
 
 GAIN = 1e-3
@@ -116,13 +116,12 @@ def descend(levels: list[int], error: Callable[[list[int]], float]) -> list[int]
         moved = True
         while moved:
             moved = False
-            for candidate in (
-                one for i in range(1, len(levels) - 1) for one in _moves(levels, i, share)
-            ):
-                found = error(candidate)
-                if found < (1 - GAIN) * best:
-                    levels, best, moved = candidate, found, True
-                    break
+            for i in range(1, len(levels) - 1):
+                for candidate in _moves(levels, i, share):
+                    found = error(candidate)
+                    if found < (1 - GAIN) * best:
+                        levels, best, moved = candidate, found, True
+                        break
     return levels
 
 

@@ -32,9 +32,9 @@ class Sanity(Callback):
 
     measured = None
 
-    def on_validation_batch_start(self, trainer, module, *args, **kwargs):
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         if trainer.sanity_checking:
-            self.measured = bool(module.codec.measured)
+            self.measured = bool(pl_module.codec.measured)
 
 
 def sharded(folder: Path, steps: int, *callbacks: Callback, resume: bool = False) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +26,7 @@ from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import atomic_write, check_folder, exclusive, write_json
 from ddpm_lightning.images.decoding import Decoding
 
-CHUNK, CHUNK_BYTES = 64, 2**23
+CHUNK, CHUNK_BYTES = 512, 2**23
 """Most images, and bytes of them, that a worker decodes at a time."""
 
 FEW = 256
@@ -41,41 +42,50 @@ Bad = dict[str, str]
 _Result = TypeVar("_Result")
 
 
+class _Chunk(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    bad: Bad
+
+
 class _Images(Dataset[Any]):
-    """Items are an image uint8 [C, H, W], black if it is bad, its label, and what is wrong."""
+    """A chunk of images at a time, by their places; a bad one is black."""
 
     def __init__(self, collection: Collection, decoding: Decoding) -> None:
         self.collection = collection
         self.decoding = decoding
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int, tuple[str, str] | None]:
-        label = int(self.collection.labels[place])
-        found = reading(self.collection, place, self.decoding)
-        if not isinstance(found, str):
-            return found, label, None
-        black = torch.zeros(self.decoding.channels, *self.decoding.size, dtype=torch.uint8)
-        return black, label, (self.collection.names[place], found)
+    def __getitems__(self, places: list[int]) -> _Chunk:
+        shape = (len(places), self.decoding.channels, *self.decoding.size)
+        images, bad = torch.zeros(shape, dtype=torch.uint8), Bad()
+        with unwarned():
+            for image, place in zip(images, places, strict=True):
+                found = reading(self.collection, place, self.decoding)
+                if isinstance(found, str):
+                    bad[self.collection.names[place]] = found
+                else:
+                    image.copy_(found)
+        return _Chunk(images, torch.from_numpy(self.collection.labels[places]), bad)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Hide what Pillow remarks on odd files, which it has read all the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def reading(collection: Collection, place: int, read: Callable[[bytes], _Result]) -> _Result | str:
     """Apply a reader to the bytes of a file; whatever is wrong with it is returned as text."""
-    with warnings.catch_warnings():
-        # What Pillow remarks on odd files it has read all the same.
-        warnings.simplefilter("ignore")
-        try:
-            return read(collection.read(place))
-        except InputError as error:
-            return str(error)
-        except FileNotFoundError:
-            return "missing"
-        except OSError as error:
-            return error.strerror or str(error)
-
-
-class _Chunk(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    bad: Bad
+    try:
+        return read(collection.read(place))
+    except InputError as error:
+        return str(error)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +116,8 @@ class Files:
         """Decode every image once, in order, with a progress bar of this title."""
         n = len(self)
         bytes_each = self.decoding.channels * math.prod(self.decoding.size)
-        size = max(1, min(CHUNK, CHUNK_BYTES // bytes_each))
+        a_worker = n // (8 * max(1, self.workers))  # so that all end at about the same time
+        size = max(1, min(CHUNK, CHUNK_BYTES // bytes_each, a_worker))
         chunks = np.split(np.arange(n), range(size, n, size))
         workers = self.workers if n > FEW else 0
         # Nothing is drawn where nobody looks: a log file would get a line per chunk.
@@ -128,14 +139,13 @@ class Files:
                 _Images(self.collection, self.decoding),
                 batch_sampler=(index.tolist() for index in indices),
                 num_workers=workers,
-                collate_fn=_collate,
+                collate_fn=_as_it_is,
             )
         )
 
 
-def _collate(items: list[tuple[Tensor, int, tuple[str, str] | None]]) -> _Chunk:
-    images, labels, bad = zip(*items, strict=True)
-    return _Chunk(torch.stack(images), torch.tensor(labels), dict(one for one in bad if one))
+def _as_it_is(chunk: _Chunk) -> _Chunk:
+    return chunk
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ddpm_lightning.data.collection import Collection
-from ddpm_lightning.data.decoded_files import CHUNK, FEW, Bad, reading
+from ddpm_lightning.data.decoded_files import FEW, Bad, reading, unwarned
 from ddpm_lightning.images.decoding import decoded, is_transparent
 from ddpm_lightning.images.duplicates import (
     difference_hash,
@@ -52,7 +52,8 @@ class _Looks(Dataset[Any]):
         return len(self.collection)
 
     def __getitem__(self, place: int) -> Look | Bad:
-        found = reading(self.collection, place, lambda content: look(place, content))
+        with unwarned():
+            found = reading(self.collection, place, lambda content: look(place, content))
         return {self.collection.names[place]: found} if isinstance(found, str) else found
 
 
@@ -135,7 +136,7 @@ def _looked(collection: Collection, workers: int) -> Iterator[Look | Bad]:
     n = len(collection)
     loader: DataLoader[Any] = DataLoader(
         _Looks(collection),
-        batch_size=CHUNK,
+        batch_size=64,
         num_workers=workers if n > FEW else 0,
         collate_fn=list,
     )

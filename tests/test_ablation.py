@@ -67,6 +67,11 @@ def test_noise_is_further_than_the_floor_by_both_extractors(judge):
     assert all(noise[name] > 2 * floor[name] for name in floor)
 
 
+def test_labels_come_in_the_shares_of_the_training_images(judge):
+    shares = judge.data.images("train")[1].bincount() / len(judge.data.images("train")[1])
+    torch.testing.assert_close(judge.labels(300).bincount() / 300, shares, atol=1 / 300, rtol=0)
+
+
 def test_channels_are_repeated_or_weighted_as_luma():
     colour = torch.tensor([[[[200]], [[100]], [[50]]]], dtype=torch.uint8)
     luma = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ class Seconds:
 
     Args:
         wall: Seconds by the clock, one a round.
-        cpu: Seconds of processor time of this process, all its threads together, one a round.
+        cpu: Seconds of processor time, one a round: of this process, all its threads together,
+            and of those that it has started and waited for.
     """
 
     wall: list[float]
@@ -72,12 +74,18 @@ def in_turn(
     for i in range(rounds):
         for name in list(ways)[:: 1 if i % 2 == 0 else -1]:
             wait_for_gpu()
-            clock, process = time.perf_counter(), time.process_time()
+            clock, processor = time.perf_counter(), processor_seconds()
             ways[name]()
             wait_for_gpu()
             seconds[name].wall.append(time.perf_counter() - clock)
-            seconds[name].cpu.append(time.process_time() - process)
+            seconds[name].cpu.append(processor_seconds() - processor)
     return seconds
+
+
+def processor_seconds() -> float:
+    """Processor time so far, of this process and of those that it has waited for."""
+    waited = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + waited.ru_utime + waited.ru_stime
 
 
 def wait_for_gpu() -> None:

@@ -2,6 +2,9 @@
 
 import os
 import sys
+from io import TextIOWrapper
+
+from ddpm_lightning.stored_help import stored_help
 
 
 def console() -> None:
@@ -15,6 +18,11 @@ def console() -> None:
 
 def run() -> None:
     """Run the command line; Ctrl-C while it is imported is one line, too."""
+    if (text := stored_help(sys.argv[1:])) is not None:  # importing the parsers takes seconds
+        if isinstance(sys.stdout, TextIOWrapper):  # a locale may lack −, ± or ×
+            sys.stdout.reconfigure(errors="replace")
+        print(text, end="")
+        return
     try:
         from ddpm_lightning.cli import main
     except KeyboardInterrupt:

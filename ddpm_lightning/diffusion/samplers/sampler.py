@@ -86,6 +86,10 @@ class Sampler(Configurable, ABC):
         self.clip = clip
         self.threshold = threshold
 
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
+        return f"{type(self).__name__}({arguments})"
+
     @abstractmethod
     def path(
         self, predict: Predict, schedule: Schedule, x: Tensor, draw: Draw

@@ -1,0 +1,63 @@
+"""Help without waiting: the stored texts are those of the parsers, and need no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ddpm_lightning.stored_help import stored_help
+
+WALK = """
+import contextlib, io, sys
+from ddpm_lightning.__main__ import run
+from ddpm_lightning.stored_help import FOLDER
+
+for path in sorted(FOLDER.glob("*.txt")):
+    name = path.stem
+    words = [] if name == "program" else name.split("_", maxsplit=name.startswith("plot_"))
+    sys.argv[1:] = [*words, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        run()
+    assert shown.getvalue() == path.read_text("utf-8") != "", words
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def python(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_help_of_no_plain_command_imports_what_takes_seconds():
+    imported = set(python("-c", WALK).split())
+    assert imported & {"torch", "lightning", "torchvision", "matplotlib", "jsonargparse"} == set()
+
+
+def test_the_stored_help_is_what_the_parsers_print():
+    python("-m", "ddpm_lightning.cli.help_texts", "--check")
+
+
+@pytest.mark.parametrize("words", [["-h"], ["sample", "-h"], ["list-configs", "--help"]])
+def test_help_has_short_forms(words):
+    assert (stored_help(words) or "").startswith("usage: python -m ddpm_lightning")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["sample"],
+        ["fit", "--help"],
+        ["plot", "nothing", "--help"],
+        ["../sample", "--help"],
+        ["sample", "--n", "--help"],
+        ["versions", "--help"],
+    ],
+)
+def test_other_words_are_the_parsers_own(words):
+    assert stored_help(words) is None

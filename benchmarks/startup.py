@@ -21,7 +21,7 @@ from benchmarks.report import Report
 from benchmarks.timing import Seconds, Spread, in_turn, ratio
 from ddpm_lightning.stored_help import FOLDER
 
-TRAINING = ("fit", "validate", "test", "predict", "doctor", "find_lr")
+TRAINING = ("fit", "validate", "test", "predict")
 IMPORTS = "import torch, lightning, torchvision"
 BUILDS = f"""{IMPORTS}
 from ddpm_lightning.networks import UNet
@@ -105,7 +105,7 @@ def measure(rounds: int) -> int:
             "fit": first_step(runs),
             "sample": one_sample(checkpoint, samples),
         }
-        return report(in_turn(ways, rounds)).finish()
+        return report(in_turn(ways, rounds, warm=0)).finish()
 
 
 def report(seconds: dict[str, Seconds]) -> Report:
@@ -134,5 +134,5 @@ def report(seconds: dict[str, Seconds]) -> Report:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     sys.exit(measure(parser.parse_args().rounds))

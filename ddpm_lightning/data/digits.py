@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from typing_extensions import override
 
@@ -26,6 +25,8 @@ class Digits(ImageData):
 
     @override
     def read(self, split: OfficialSplit) -> tuple[Tensor, Tensor]:
+        from sklearn.datasets import load_digits  # here, because it takes half a second
+
         digits = load_digits()
         part = slice(TRAINING_IMAGES) if split == "train" else slice(TRAINING_IMAGES, None)
         images = np.round(digits.images[part] * (255 / 16)).astype(np.uint8)

@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.random import RandomState
-from sklearn.datasets import make_moons, make_swiss_roll
 from torch import Tensor
 from typing_extensions import override
 
@@ -93,6 +92,8 @@ class Toy2D(InMemoryData):
 
 def draw(kind: Kind, n: int, noise: float, random: RandomState) -> tuple[np.ndarray, np.ndarray]:
     """Draw points float64 [n, 2] and labels [n] of a distribution with Gaussian noise."""
+    from sklearn.datasets import make_moons, make_swiss_roll  # here, for it takes half a second
+
     if kind == "swiss_roll":
         spiral, _ = make_swiss_roll(n, noise=10 * noise, random_state=random)
         return spiral[:, [0, 2]] / 10, np.zeros(n)

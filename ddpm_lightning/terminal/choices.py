@@ -55,7 +55,7 @@ def hint_of(flag: str, flags: Mapping[str, Action]) -> Any:
     parent, _, name = flag.rpartition(".")
     if flag in flags or not parent:
         return getattr(flags.get(flag), "_typehint", None)
-    parsers = [parser_of(cls) for cls in classes(hint_of(parent, flags)).values()]
+    parsers = (parser_of(cls) for cls in classes(hint_of(parent, flags)).values())
     return next((hint_of(name, flags_of(one)) for one in parsers if name in flags_of(one)), None)
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningR
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import (
     LinearLR,
     LRScheduler,
@@ -199,6 +199,27 @@ def refuse_settings(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
             "a fused optimizer cannot clip gradients under mixed precision; use fused: false "
             "(or foreach: true), or leave out gradient_clip_val"
         )
+
+
+def use_fused_kernel(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
+    """Let Adam and AdamW make their steps by torch's fused kernel, where the settings allow it.
+
+    It takes a third of the time on the CPU, and reads no step counter. Settings that say how the
+    steps are made stay (fused, foreach, capturable, differentiable), and so does 16-mixed, whose
+    scaler leaves a fused optimizer to unscale its gradients.
+    """
+    if not isinstance(optimizer, Adam | AdamW) or str(trainer.precision) == "16-mixed":
+        return
+    for group in optimizer.param_groups:
+        stated = any(group[name] for name in ("foreach", "capturable", "differentiable"))
+        if group["fused"] is None and not stated and all(map(_has_kernel, group["params"])):
+            group["fused"] = True
+
+
+def _has_kernel(parameter: Tensor) -> bool:
+    """Whether a parameter lies where fused kernels are, and is no shard of FSDP2."""
+    whole = type(parameter) in (Tensor, nn.Parameter)
+    return whole and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
 
 
 def refuse_callbacks(trainer: Trainer) -> None:

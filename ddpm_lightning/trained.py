@@ -30,6 +30,7 @@ from ddpm_lightning.optimization import (
     refuse_callbacks,
     refuse_settings,
     refuse_short_schedule,
+    use_fused_kernel,
 )
 from ddpm_lightning.processes import leave_at_exit
 from ddpm_lightning.randomness import BatchNoise, step_seed
@@ -51,6 +52,10 @@ from ddpm_lightning.training_state import check_loops, check_training_state
 
 class TrainedModule(Configurable, LightningModule, ABC):
     """A network that a run trains, with the average of its weights.
+
+    Attributes:
+        last_means: Means of the last step's loss terms over this process, or over all where they
+            are logged, by tag.
 
     A subclass defines ``training_loss``, calls :meth:`checked` in ``training_step``, and states
     what rebuilds it by ``save_hyperparameters(self.described(data))``.
@@ -98,6 +103,7 @@ class TrainedModule(Configurable, LightningModule, ABC):
         self._optimization: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
         self._means = StepMeans()
+        self.last_means: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ training
 
@@ -149,16 +155,20 @@ class TrainedModule(Configurable, LightningModule, ABC):
         means: dict[str, Any] = (
             self._means.reduce(self.trainer.strategy) if is_logged else self._means.own()
         )
-        means = {f"train/{name}": mean for name, mean in means.items()}
-        self.log_dict(means, prog_bar=True, logger=False)
+        self.last_means = {f"train/{name}": mean for name, mean in means.items()}
+        # Because Lightning reads what it logs for a bar at every step; ours read last_means.
+        bar = self.trainer.progress_bar_callback
+        wanted = bar is not None and not getattr(bar, "reads_means", False)
+        self.log_dict(self.last_means, prog_bar=wanted, logger=False)
         for logger in self.trainer.loggers if is_logged else ():
-            logger.log_metrics(means, step)
+            logger.log_metrics(self.last_means, step)
         self._means.clear()
 
     @override
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.net, self.optimizer, self.lr)
         refuse_settings(optimizer, self.trainer)
+        use_fused_kernel(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
         refuse_short_schedule(scheduler, self.warmup_steps, last_step(self.trainer))
         self._optimization = describe_optimization(optimizer, scheduler)

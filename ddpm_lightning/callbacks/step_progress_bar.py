@@ -11,7 +11,19 @@ from typing_extensions import override
 from ddpm_lightning.progress import INTERVAL, Lines
 
 
-class StepProgressBar(TQDMProgressBar):
+class ShowsMeans(ProgressBar):
+    """Metrics of a bar: those of Lightning, and the means of the last step's loss terms."""
+
+    reads_means = True
+
+    @override
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        means: dict[str, Any] = getattr(pl_module, "last_means", {})
+        found = {name: float(mean) for name, mean in means.items()}
+        return found | super().get_metrics(trainer, pl_module)
+
+
+class StepProgressBar(ShowsMeans, TQDMProgressBar):
     """One bar over all of max_steps, where Lightning's starts anew every epoch.
 
     Args:
@@ -42,7 +54,7 @@ class StepProgressBar(TQDMProgressBar):
             bar.refresh()
 
 
-class StepLines(ProgressBar):
+class StepLines(ShowsMeans):
     """A line now and then with steps, metrics and the time left, where no bar can be drawn.
 
     Args:

@@ -27,10 +27,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from benchmarks.data import Noise
-from benchmarks.loops import CIFAR10, Recipe, Step, autocast, bare_step, diffusers_step
+from benchmarks.loops import CIFAR10, Recipe, autocast, bare_step, diffusers_step
 from benchmarks.report import Report
 from benchmarks.syncs import Watched, per_step, places, told
-from benchmarks.timing import Seconds, Spread, in_turn, ratio, wait_for_gpu
+from benchmarks.timing import Spread, in_turn, ratio
+from benchmarks.turns import Turns
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.callbacks import FastKernels, LossByTimestep, RunCheckpoint, TrainingMonitor
 from ddpm_lightning.diffusion.samplers import DDIM
@@ -38,50 +39,6 @@ from ddpm_lightning.randomness import BatchNoise, Draw, IndexedNoise
 from ddpm_lightning.sampling import Request
 
 TESTS = ["tests/test_gpu.py", "tests/test_devices.py", "tests/test_numerics.py"]
-
-
-class Turns(Callback):
-    """Times n steps of fit, then as many of every other loop, in turn.
-
-    Args:
-        others: The other loops.
-        n: Steps a turn.
-        warm: Steps before the first, of all.
-    """
-
-    def __init__(self, others: dict[str, Step], n: int, warm: int) -> None:
-        self.others = others
-        self.n = n
-        self.warm = warm
-        self.seconds = {name: Seconds([], []) for name in ("fit", *others)}
-        self._since = 0.0, 0.0
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """At the end of a turn of fit, give the others theirs."""
-        step = trainer.global_step - self.warm
-        if step < 0 or step % self.n:
-            return
-        if step:
-            self._keep("fit")
-        for name, run in self.others.items():
-            for _ in range(0 if step else self.warm):
-                run()
-            self._start()
-            for _ in range(self.n if step else 0):
-                run()
-            if step:
-                self._keep(name)
-        self._start()
-
-    def _start(self) -> None:
-        wait_for_gpu()
-        self._since = time.perf_counter(), time.process_time()
-
-    def _keep(self, name: str) -> None:
-        wait_for_gpu()
-        clock, process = self._since
-        self.seconds[name].wall.append((time.perf_counter() - clock) / self.n)
-        self.seconds[name].cpu.append((time.process_time() - process) / self.n)
 
 
 @dataclass(frozen=True)

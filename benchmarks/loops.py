@@ -32,8 +32,9 @@ class Recipe:
         attention_levels: Levels with self-attention.
         groups: Groups of its norms.
         dropout: Its dropout.
-        side: Height and width of the images, of three channels.
+        side: Height and width of the images.
         batch: Images a step.
+        colours: Channels of the images.
     """
 
     channels: int = 128
@@ -44,11 +45,12 @@ class Recipe:
     dropout: float = 0.1
     side: int = 32
     batch: int = 128
+    colours: int = 3
 
     @property
     def spec(self) -> DataSpec:
         """Its data."""
-        return DataSpec((3, self.side, self.side), (-1.0, 1.0))
+        return DataSpec((self.colours, self.side, self.side), (-1.0, 1.0))
 
     def module(self, compile: bool = False) -> DiffusionModule:
         """Our model."""
@@ -72,6 +74,8 @@ class Recipe:
         kinds = ["Attn" * (level in self.attention_levels) for level in levels]
         return UNet2DModel(
             sample_size=self.side,
+            in_channels=self.colours,
+            out_channels=self.colours,
             block_out_channels=tuple(self.channels * m for m in self.multipliers),
             layers_per_block=self.blocks,
             down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
@@ -85,13 +89,25 @@ class Recipe:
         )
 
     def images(self, device: torch.device) -> Tensor:
-        """A batch of noise in place of images, float32 [B, 3, side, side]."""
+        """A batch of noise in place of images, float32 [B, C, side, side]."""
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch, *self.spec.shape)
         return torch.rand(shape, generator=generator).mul(2).sub(1).to(device)
 
 
 CIFAR10 = Recipe()
+
+SMALL = Recipe(
+    channels=32,
+    multipliers=(1, 2, 3),
+    attention_levels=(2,),
+    groups=8,
+    dropout=0.0,
+    side=28,
+    batch=64,
+    colours=1,
+)
+"""A network of 2.6 M weights for MNIST."""
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
@@ -112,7 +128,7 @@ def bare_step(
     if channels_last:
         for one in (net, ema.net):
             one.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(net.parameters(), lr=2e-4)
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True)  # as fit makes it
     x0 = recipe.images(device)
 
     def step() -> None:

@@ -1,0 +1,138 @@
+"""Images a second in training: python -m benchmarks.train_step [--data-root data].
+
+fit with the network of configs/cifar10.yaml and with a small one for MNIST, in turn with the loop
+of diffusers' example around a network of the same size; the peer also in memory format
+channels-last, and the convolutions of our network alone. Limits are on processor time, because
+machines are shared. Without a folder of MNIST and CIFAR-10 the images are noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+
+from benchmarks.data import Noise
+from benchmarks.loops import CIFAR10, SMALL, Recipe, Step, diffusers_step
+from benchmarks.report import Report
+from benchmarks.timing import Spread, ratio
+from benchmarks.turns import Turns
+from ddpm_lightning import DiffusionModule
+from ddpm_lightning import data as data_sets
+from ddpm_lightning.callbacks import FastKernels
+from ddpm_lightning.data.image_data import ImageData
+
+LIMITS = {"CIFAR-10": 1.15, "MNIST": 1.2}
+"""Of our images a second by the peer's."""
+
+RECIPES = {"CIFAR-10": replace(CIFAR10, batch=16), "MNIST": SMALL}
+"""Networks and batches; 16 is the example's batch, and 128 images take a minute on a CPU."""
+
+CPU = torch.device("cpu")
+
+
+def images_of(name: str, recipe: Recipe, root: str | None) -> ImageData:
+    """The data of a recipe: noise, or the set of that name below a folder."""
+    if root is None:
+        return Noise(recipe.colours, recipe.side, recipe.batch, n=8 * recipe.batch)
+    kind = {"CIFAR-10": data_sets.CIFAR10, "MNIST": data_sets.MNIST}[name]
+    return kind(root=root, download=False, global_batch_size=recipe.batch)
+
+
+def convolutions(net: nn.Module, x: Tensor) -> Step:
+    """Every convolution of a network and its backward pass, on inputs of the shapes it meets."""
+    calls: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
+
+    def keep(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        of_images = given[0] is x  # which need no gradient
+        calls.append(
+            (layer, given[0].detach().requires_grad_(not of_images), torch.randn_like(made))
+        )
+
+    hooks = [
+        one.register_forward_hook(keep) for one in net.modules() if isinstance(one, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        net(x, torch.zeros(len(x)))
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> None:
+        for layer, given, gradient in calls:
+            wanted = [one for one in (given, *layer.parameters()) if one.requires_grad]
+            torch.autograd.grad(layer(given), wanted, gradient)
+
+    return run
+
+
+def train(
+    module: DiffusionModule, data: ImageData, max_steps: int, callbacks: Sequence[Callback]
+) -> None:
+    """Run fit on the CPU, clipping gradients, without logs and saves."""
+    with TemporaryDirectory() as folder:
+        trainer = Trainer(
+            default_root_dir=folder,
+            accelerator="cpu",
+            devices=1,
+            max_steps=max_steps,
+            gradient_clip_val=1.0,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=list(callbacks),
+        )
+        trainer.fit(module, data)
+
+
+def measure(
+    report: Report, name: str, recipe: Recipe, data: ImageData, turns: int, fast: bool, n: int = 1
+) -> None:
+    """Add the rows of a recipe; fast: convolutions of ours in channels-last (FastKernels)."""
+    module = recipe.module()
+    peers = {
+        "diffusers": diffusers_step(recipe, CPU, None),
+        "diffusers, channels-last": diffusers_step(recipe, CPU, None, channels_last=True),
+    }
+    alone = convolutions(recipe.module().net, recipe.images(CPU))
+    timed = Turns({**peers, "our convolutions alone": alone}, n, warm=1)
+    train(module, data, 1 + n * turns, [timed, *([FastKernels()] if fast else [])])
+    ours = timed.seconds["fit"]
+    for way, seconds in timed.seconds.items():
+        speed = Spread.of([recipe.batch / s for s in seconds.cpu])
+        wall = Spread.of([recipe.batch / s for s in seconds.wall])
+        report.add(f"{name}: {way}, images a second of processor time", speed, note=f"wall {wall}")
+    for way in peers:
+        limit = LIMITS[name] if way == "diffusers" else None
+        faster = ratio(timed.seconds[way].cpu, ours.cpu)
+        report.add(f"{name}: fit / {way}", faster, at_least=limit)
+    share = ratio(timed.seconds["our convolutions alone"].cpu, ours.cpu)
+    report.add(f"{name}: share of our convolutions in a step", share)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure both recipes, print the table and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-root", help="folder of MNIST and CIFAR-10; default: noise")
+    parser.add_argument("--only", choices=RECIPES, help="one of the recipes")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--contiguous", action="store_true", help="without FastKernels")
+    given = parser.parse_args(words)
+    report = Report("Training, beside the loop of diffusers' example")
+    for name in [given.only] if given.only else RECIPES:
+        recipe = RECIPES[name]
+        data = images_of(name, recipe, given.data_root)
+        measure(report, name, recipe, data, given.turns, not given.contiguous)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

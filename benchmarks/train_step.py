@@ -51,10 +51,8 @@ def convolutions(net: nn.Module, x: Tensor) -> Step:
 
     def keep(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
         assert isinstance(layer, nn.Conv2d)
-        of_images = given[0] is x  # which need no gradient
-        calls.append(
-            (layer, given[0].detach().requires_grad_(not of_images), torch.randn_like(made))
-        )
+        x_in = given[0].detach().requires_grad_(bool(calls))  # images need no gradient
+        calls.append((layer, x_in, torch.randn_like(made)))
 
     hooks = [
         one.register_forward_hook(keep) for one in net.modules() if isinstance(one, nn.Conv2d)
@@ -66,8 +64,9 @@ def convolutions(net: nn.Module, x: Tensor) -> Step:
 
     def run() -> None:
         for layer, given, gradient in calls:
-            wanted = [one for one in (given, *layer.parameters()) if one.requires_grad]
-            torch.autograd.grad(layer(given), wanted, gradient)
+            layer(given).backward(gradient)
+            given.grad = None
+        net.zero_grad()
 
     return run
 

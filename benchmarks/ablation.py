@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ablation_rows import BASE, DECAYS, PLAIN, REQUESTS, ROWS
+from benchmarks.ablation_rows import BASE, DECAYS, GUIDED, PLAIN, QUICK, REQUESTS, ROWS
 from benchmarks.judges import SAMPLES
 from benchmarks.report import machine
 from benchmarks.timing import Spread
@@ -46,8 +46,8 @@ FEW = (BASE, "Muon, lr 2e-3", "x0 with v-loss", "weight MinSNR")
 
 FEW_SAMPLES = 200
 
-FEW_WAYS = (PLAIN, "DPM++ 25", "guidance 1.5 (50 evaluations)")
-"""Ways in which the base is sampled on digits."""
+SAMPLED = (BASE, QUICK)
+"""Rows whose checkpoints are sampled in every way."""
 
 WORK = ("model.net", "model.codec", "model.optimizer", "data.", "trainer.")
 """Settings on which the work of a step depends; RATE is none of them."""
@@ -154,9 +154,11 @@ def train(rows: Iterable[str], options: Namespace, results: Results) -> None:
         pending = {}
         for trial, entry in wanted:
             steps = round(options.budget / costs[entry["row"]]["seconds"])
-            names = (PLAIN,) if entry["row"] != BASE else options.ways
-            ways, decays = {name: REQUESTS[name] for name in names}, options.decays
-            future = pool.submit(distances_of_run, trial, steps, ways, decays, options.samples)
+            every = entry["row"] in SAMPLED and options.decays
+            ways = {name: REQUESTS[name] for name in (REQUESTS if every else (PLAIN, GUIDED))}
+            future = pool.submit(
+                distances_of_run, trial, steps, ways, options.decays, options.samples
+            )
             pending[future] = {**entry, "steps": steps, "flags": dict(trial.flags)}
         for future in as_completed(pending):
             entry = pending[future]
@@ -183,14 +185,17 @@ def table(results: Results) -> str:
         title = f"{data}, {budget:.0f} processor seconds a row; floor of test images: {said}"
         names = list(floor)
         parts += [title, "\n".join(rows_of(runs, results.costs(data), names))]
-        parts += ["The same checkpoints sampled otherwise", "\n".join(ways_of(runs, names))]
-    machines = sorted({run["machine"] for run in results.runs})
+        for row in SAMPLED:
+            if lines := list(ways_of([run for run in runs if run["row"] == row], names)):
+                parts += [f"The checkpoints of {row} sampled otherwise", "\n".join(lines)]
+    machines = sorted({run["machine"].partition(", load")[0] for run in results.runs})
     return "\n\n".join([*parts, *machines])
 
 
 def rows_of(runs: list[Entry], costs: dict[str, Entry], names: list[str]) -> Iterator[str]:
     """A line a row, the best first: its cost, length, and median distances over the seeds."""
-    head = ["row", "ms a step", "steps", "images", "seeds", *names, "best average"]
+    guided = f"{names[0]}, {GUIDED}"
+    head = ["row", "ms a step", "steps", "images", "seeds", *names, guided, "best average"]
     yield line(head)
     yield line(["---"] * len(head))
     by_row: dict[str, list[Entry]] = {}
@@ -203,7 +208,8 @@ def rows_of(runs: list[Entry], costs: dict[str, Entry], names: list[str]) -> Ite
     for row in sorted(by_row, key=lambda row: distance(row, names[0]).median):
         steps = by_row[row][0]["steps"]
         batch = int(by_row[row][0]["flags"].get("data.global_batch_size", 64))
-        averages = [way for way in by_row[row][0]["distances"] if way.startswith("EMA")]
+        done = by_row[row][0]["distances"]
+        averages = [way for way in done if way.startswith("EMA")]
         ways = {way: distance(row, names[0], way).median for way in [PLAIN, *averages]}
         best = min(ways, key=lambda way: ways[way])
         yield line(
@@ -214,17 +220,19 @@ def rows_of(runs: list[Entry], costs: dict[str, Entry], names: list[str]) -> Ite
                 str(steps * batch),
                 str(len(by_row[row])),
                 *(str(distance(row, name)) for name in names),
+                str(distance(row, names[0], GUIDED)) if GUIDED in done else "",
                 f"{best.removeprefix('EMA ') if best != PLAIN else 'own'}: {ways[best]:.3g}",
             ]
         )
 
 
 def ways_of(runs: list[Entry], names: list[str]) -> Iterator[str]:
-    """A line for each way of sampling the base's checkpoints."""
-    runs = [run for run in runs if run["row"] == BASE]
+    """A line for each way of sampling the checkpoints of some runs."""
+    if not runs:
+        return
     yield line(["sampling", "evaluations", *names])
     yield line(["---"] * (2 + len(names)))
-    for way in runs[0]["distances"] if runs else ():
+    for way in runs[0]["distances"]:
         found = [Spread.of([run["distances"][way][name] for run in runs]) for name in names]
         yield line([way, f"{runs[0]['evaluations'][way]:g}", *map(str, found)])
 
@@ -252,9 +260,7 @@ def parse() -> Namespace:
     options = parser.parse_args()
     options.data = options.data or ("MNIST" if options.data_root else "Digits")
     options.budget = options.budget or (BUDGET if options.data_root else SHORT)
-    options.ways, options.decays = (
-        (tuple(REQUESTS), DECAYS) if options.data_root else (FEW_WAYS, ())
-    )
+    options.decays = DECAYS if options.data_root else ()
     options.samples = SAMPLES if options.data_root else FEW_SAMPLES
     return options
 

@@ -112,7 +112,10 @@ COMBINED: dict[str, Flags] = {
 ROWS: dict[str, Flags] = {BASE: {}} | RECIPES | NETWORKS | COMBINED
 """Every row, the base first."""
 
-PLAIN = "DDIM 50"
+PLAIN, GUIDED = "DDIM 50", "DDIM 25, guidance 1.5"
+
+QUICK = "channels 32, Muon 2e-3"
+"""The row from which the quick presets were made."""
 
 REQUESTS: dict[str, Request] = {
     PLAIN: Request(DDIM(50)),
@@ -126,13 +129,22 @@ REQUESTS: dict[str, Request] = {
     "DPM++ SDE 50": Request(DPMSolverPPSDE(50)),
     "UniPC 25": Request(UniPC(25)),
     "Heun 25 (49 evaluations)": Request(Heun(25)),
-    "guidance 1.25 (50 evaluations)": Request(DDIM(25), guidance=1.25),
-    "guidance 1.5 (50 evaluations)": Request(DDIM(25), guidance=1.5),
-    "guidance 2 (50 evaluations)": Request(DDIM(25), guidance=2.0),
-    "guidance 1.5 above 0.3": Request(DDIM(28), guidance=Guidance(1.5, interval=(0.3, 1.0))),
-    "guidance 1.5 in 0.2…0.8": Request(DDIM(30), guidance=Guidance(1.5, interval=(0.2, 0.8))),
+    "DDIM 25, guidance 1.25": Request(DDIM(25), guidance=1.25),
+    GUIDED: Request(DDIM(25), guidance=1.5),
+    "DDIM 25, guidance 2": Request(DDIM(25), guidance=2.0),
+    "DDIM 25, eta 1, guidance 1.25": Request(DDIM(25, eta=1.0), guidance=1.25),
+    "DDIM 25, eta 1, guidance 1.5": Request(DDIM(25, eta=1.0), guidance=1.5),
+    "DPM++ SDE 25, guidance 1.25": Request(DPMSolverPPSDE(25), guidance=1.25),
+    "DPM++ SDE 25, guidance 1.5": Request(DPMSolverPPSDE(25), guidance=1.5),
+    "DDIM 28, guidance 1.5 above 0.3": Request(
+        DDIM(28), guidance=Guidance(1.5, interval=(0.3, 1.0))
+    ),
+    "DDIM 30, guidance 1.5 in 0.2…0.8": Request(
+        DDIM(30), guidance=Guidance(1.5, interval=(0.2, 0.8))
+    ),
 }
-"""Ways to sample the base's checkpoint, at 50 evaluations a sample or fewer."""
+"""Ways to sample, at 50 evaluations a sample or fewer; all are tried on the checkpoints of the
+base and of QUICK, PLAIN and GUIDED on every row's."""
 
 DECAYS = (0.99, 0.995, 0.998, 0.9995)
 """Decays of further averages of the weights, kept beside the base's own."""

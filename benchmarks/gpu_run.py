@@ -34,7 +34,7 @@ class Plan:
     Args:
         root: Folder of the images.
         out: Folder for everything.
-        seconds: Wall time of training, both halves together.
+        seconds: Wall time of training, both halves together, from when fit is set up.
         n: Samples that are scored.
         steps: Of the sampler.
         device: As sample and evaluate take it.
@@ -87,21 +87,23 @@ class Plan:
                 self.failures.append(f"{name} ended with code {code}")
 
     def _call(self, name: str, words: list[str], seconds: float | None = None) -> int:
-        """Run a command, with its output in a log; after some seconds send SIGTERM."""
-        start, used = time.monotonic(), 0
+        """Run a command, with its output in a log; some seconds after it trains send SIGTERM."""
+        start, used, since = time.time(), 0, float("inf")
         print("+", " ".join(["python -m ddpm_lightning", *words]), flush=True)
         with (self.out / f"{name}.log").open("a") as log:
             process = subprocess.Popen([*PROGRAM, *words], stdout=log, stderr=subprocess.STDOUT)
             asked = False
             while process.poll() is None:
-                if seconds is not None and not asked and time.monotonic() - start > seconds:
+                if (config := self.run / "config.yaml").exists():  # written as training begins
+                    written = config.stat().st_mtime
+                    since = written if written > start else since
+                if seconds is not None and not asked and time.time() - since > seconds:
                     process.send_signal(signal.SIGTERM)
                     asked = True
                 used = max(used, memory_used())
                 time.sleep(0.5)
         print(
-            f"{name}: code {process.returncode}, {time.monotonic() - start:.1f} s, "
-            f"memory {used:,} MiB",
+            f"{name}: code {process.returncode}, {time.time() - start:.1f} s, memory {used:,} MiB",
             flush=True,
         )
         if process.returncode not in (0, 128 + signal.SIGTERM):

@@ -79,7 +79,7 @@ class Fit:
         medians = np.array([one.median for one in self.times])
         self.coefficients = list(nnls(terms / medians[:, None], np.ones(len(medians)))[0])
 
-    def __call__(self, sizes: Sequence[float]) -> np.ndarray:
+    def __call__(self, sizes: Sequence[float] | np.ndarray) -> np.ndarray:
         """Seconds by the model."""
         return self._terms(sizes) @ np.array(self.coefficients)
 
@@ -99,7 +99,7 @@ class Fit:
             parts += [f"{1000 * value:.3g}{'·' * bool(power)}{symbol}"] if value else []
         return " + ".join(parts) + " ms"
 
-    def _terms(self, sizes: Sequence[float]) -> np.ndarray:
+    def _terms(self, sizes: Sequence[float] | np.ndarray) -> np.ndarray:
         return np.array(sizes, float)[:, None] ** np.array(self.law.powers, float)
 
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def diffusers_unet() -> nn.Module:
 
     down = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
     up = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-    return UNet2DModel(
+    network: Any = UNet2DModel(
         sample_size=32,
         block_out_channels=(128, 256, 256, 256),
         down_block_types=down,
@@ -46,6 +47,8 @@ def diffusers_unet() -> nn.Module:
         downsample_padding=0,
         dropout=0.1,
     )
+    assert isinstance(network, nn.Module)
+    return network
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -35,10 +35,10 @@ class Turns(Callback):
         if step:
             self._keep("fit")
         for name, run in self.others.items():
-            for _ in range(0 if step else self.warm):
+            for _warm in range(0 if step else self.warm):
                 run()
             self._start()
-            for _ in range(self.n if step else 0):
+            for _turn in range(self.n if step else 0):
                 run()
             if step:
                 self._keep(name)

@@ -49,7 +49,7 @@ class DiffusersExample(Peer):
         )
         self.model: nn.Module = net
         self.shape = (channels, side, side)
-        self.noises = DDPMScheduler(num_train_timesteps=1000)
+        self.noises: Any = DDPMScheduler(num_train_timesteps=1000)
         self.optimizer = torch.optim.AdamW(
             net.parameters(), lr=self.lr, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
         )
@@ -62,7 +62,7 @@ class DiffusersExample(Peer):
     def step(self, images: Tensor, progress: float) -> None:
         eps = torch.randn_like(images)
         t = torch.randint(0, 1000, (len(images),))
-        noisy = self.noises.add_noise(images, eps, t)  # type: ignore[arg-type]
+        noisy = self.noises.add_noise(images, eps, t)
         loss = F.mse_loss(self.model(noisy, t, return_dict=False)[0], eps)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -144,7 +144,7 @@ class Files:
         )
 
 
-def _as_it_is(chunk: _Chunk) -> _Chunk:
+def _as_it_is(chunk: Any) -> _Chunk:
     return chunk
 
 

@@ -27,7 +27,7 @@ class Turns(Callback):
         self.seconds = {name: Seconds([], []) for name in ("fit", *others)}
         self._since = 0.0, 0.0
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """At the end of a turn of fit, give the others theirs."""
         step = trainer.global_step - self.warm
         if step < 0 or step % self.n:

@@ -120,7 +120,7 @@ def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
     """Every parameter drawn anew, so that no layer is zero and no norm is the identity."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in net.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
         if parameter.ndim > 1:
             parameter.data = noise / math.sqrt(parameter[0].numel())
         else:

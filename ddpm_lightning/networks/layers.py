@@ -280,8 +280,8 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     The softmax of q is over features, that of k over pixels; both in float32 at least.
     """
     dtype = torch.promote_types(v.dtype, torch.float32)
-    keys = k.softmax(dim=-2, dtype=dtype).to(v.dtype)
-    queries = q.softmax(dim=-1, dtype=dtype).to(v.dtype)
+    keys = k.to(dtype).softmax(dim=-2).to(v.dtype)
+    queries = q.to(dtype).softmax(dim=-1).to(v.dtype)
     return queries @ (keys.transpose(-2, -1) @ v)  # context [B, heads, d, d] in brackets
 
 

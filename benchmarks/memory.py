@@ -134,6 +134,9 @@ def measured(name: str, *arguments: object) -> dict[str, float]:
 
 def measure(words: str) -> None:
     """Do one measure in this process, and print it as JSON."""
+    import ddpm_lightning.cli
+    import ddpm_lightning.metrics  # noqa: F401 (so that the base has all imports)
+
     name, *arguments = json.loads(words)
     if DEVICE == "cpu":
         torch.randn(8, 8).mm(torch.randn(8, 8))

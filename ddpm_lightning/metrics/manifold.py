@@ -20,11 +20,11 @@ from ddpm_lightning.metrics.jackknife import (
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 from ddpm_lightning.metrics.statistics import check_features, mean_of
 
-DISTANCES = 2**23
-"""Distances held at a time: 64 MB."""
+DISTANCES = 2**22
+"""Distances held at a time: 32 MB."""
 
-FEATURES = 2**21
-"""Numbers of features held in float64 at a time: 16 MB."""
+FEATURES = 2**20
+"""Numbers of features held in float64 at a time: 8 MB."""
 
 SPARE = 16
 """Neighbours kept beyond the k-th: one block of 20 holds so many of them once in 1e20 times."""
@@ -144,7 +144,8 @@ class _Balls:
     def add(self, distance: Tensor, rows: Tensor, block: int) -> None:
         """Count the distances [r, m] of these rows of the samples, all of one block."""
         self.precise[rows] = (distance <= self.real_radius).any(dim=1)
-        self.dense[rows] = (distance < self.real_radius).sum(dim=1).double() / self.k
+        inside = (distance < self.real_radius).sum(dim=1, dtype=torch.int32)  # half of int64's
+        self.dense[rows] = inside.double() / self.k
         self.reached[block] |= (distance <= self.radius[rows, None]).any(dim=0)
         # Without another block most balls are what they were: those that had no neighbour in it.
         for other in range(self.blocks if self.blocks > 1 else 0):
@@ -230,7 +231,7 @@ def _distances(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
     a = a.double() - centre
     first = 0
     for part in b.split(max(1, FEATURES // b.shape[1])):  # float64 of all would take gigabytes
-        columns = part.double() - centre
+        columns = part.double().sub_(centre)
         distance[:, first : first + len(part)] = torch.cdist(
             a, columns, compute_mode="use_mm_for_euclid_dist"
         )

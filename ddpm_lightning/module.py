@@ -140,6 +140,11 @@ class DiffusionModule(TrainedModule):
         self.timesteps = copy.deepcopy(timesteps)
         self.label_dropout = label_dropout
         self.pairing = pairing
+        if not isinstance(pairing, Independent) and (known.token_width or known.image_channels):
+            raise InputError(
+                f"pairing {type(pairing).__name__} pairs noise within classes, not for texts or "
+                "condition images, of which it would tell; leave out --model.pairing"
+            )
         self._losses: list[tuple[Tensor, Tensor]] = []  # (t, loss) of a step's micro-batches
         self._denoisers: dict[Weights, Denoiser] = {}
         self.objective.check(self.denoiser())

@@ -27,10 +27,10 @@ from ddpm_lightning.optimization import (
     last_step,
     make_lr_schedule,
     make_optimizer,
+    prepare_steps,
     refuse_callbacks,
     refuse_settings,
     refuse_short_schedule,
-    use_fused_kernel,
 )
 from ddpm_lightning.processes import leave_at_exit
 from ddpm_lightning.randomness import BatchNoise, step_seed
@@ -168,7 +168,6 @@ class TrainedModule(Configurable, LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.net, self.optimizer, self.lr)
         refuse_settings(optimizer, self.trainer)
-        use_fused_kernel(optimizer, self.trainer)
         scheduler = make_lr_schedule(optimizer, self.warmup_steps, self.lr_schedule)
         refuse_short_schedule(scheduler, self.warmup_steps, last_step(self.trainer))
         self._optimization = describe_optimization(optimizer, scheduler)
@@ -206,6 +205,8 @@ class TrainedModule(Configurable, LightningModule, ABC):
         if self._resumed is not None and self._optimization is not None:
             apply_settings(self.trainer, self._resumed, self._optimization)
         self._resumed = None
+        for optimizer in self.trainer.optimizers:
+            prepare_steps(optimizer)
 
     @override
     def on_validation_end(self) -> None:

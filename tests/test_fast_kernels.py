@@ -42,6 +42,14 @@ def test_a_plain_run_goes_on_channels_last_and_back_on_its_way(tmp_path):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
+def test_a_channels_last_run_goes_on_as_a_plain_one_on_its_way(tmp_path):
+    plain = fit(tmp_path / "plain", 6, net=Net)
+    fit(tmp_path / "mixed", 3, FastKernels(), net=Net)
+    mixed = fit(tmp_path / "mixed", 6, resume=True, net=Net)
+    for a, b in zip(mixed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["highest", "high"])
 def test_the_precision_of_products_is_set(name, tmp_path):
     fit(tmp_path, 1, FastKernels(channels_last=False, float32_matmul_precision=name))

@@ -10,6 +10,7 @@ import torch
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.batch import Batch, Condition, DataSpec
 from ddpm_lightning.diffusion import Independent, OptimalTransport
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import MLP
 
 pytestmark = pytest.mark.core
@@ -60,3 +61,22 @@ def module_noise(module, batch):
 def test_the_pairing_is_stored_with_the_model():
     module = DiffusionModule(DataSpec((2,), None), MLP, pairing=OptimalTransport())
     assert module.hparams["pairing"]["class_path"].endswith("diffusion.OptimalTransport")
+
+
+def test_products_of_the_assignment_are_exact_in_mixed_precision():
+    torch.manual_seed(2)
+    x0, eps = torch.randn(16, 3), torch.randn(16, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        paired = OptimalTransport()(x0, eps, None)
+    assert torch.equal(paired, OptimalTransport()(x0, eps, None))
+
+
+def test_data_that_is_not_finite_is_left_for_the_loss_to_tell():
+    x0, eps = torch.full((3, 2), torch.nan), torch.randn(3, 2)
+    assert torch.equal(OptimalTransport()(x0, eps, None), eps)
+
+
+def test_conditions_beside_a_class_are_refused():
+    data = DataSpec((3, 8, 8), image_channels=1)
+    with pytest.raises(InputError, match="pairs noise within classes"):
+        DiffusionModule(data, pairing=OptimalTransport())

@@ -242,3 +242,15 @@ def test_a_picture_is_never_written_over(capsys, tmp_path):
     message = "a.png is a file; choose another folder"
     assert message in fail(capsys, "plot", "schedule", f"--out={out}/b.png")
     assert out.read_text() == "precious"
+
+
+def test_a_cloud_of_points_is_drawn_with_many_unless_told_otherwise(tmp_path, capsys):
+    flags = ["--data", "Toy2D", "--data.kind", "moons", "--levels", "2"]
+    main(["plot", "forward", *flags, "--out", str(tmp_path / "a.png")])
+    assert "3000 samples of Toy2D" in capsys.readouterr().out
+
+
+def test_a_hint_does_not_end_at_the_authors_of_a_paper(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "configs/digits.yaml", "--model.net.block", "resnet"])
+    assert "(Liu et al. 2022)" in " ".join(capsys.readouterr().err.split())

@@ -39,7 +39,9 @@ def test_help_of_no_plain_command_imports_what_takes_seconds():
 
 
 def test_the_stored_help_is_what_the_parsers_print():
-    python("-m", "ddpm_lightning.cli.help_texts", "--check")
+    said = python("-m", "ddpm_lightning.cli.help_texts", "--check")
+    if "not compared" in said:
+        pytest.skip(said)
 
 
 @pytest.mark.parametrize("words", [["-h"], ["sample", "-h"], ["list-configs", "--help"]])

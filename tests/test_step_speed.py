@@ -74,7 +74,14 @@ def test_the_fused_kernel_trains_as_the_plain_one(tmp_path, kind):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"foreach": True}, {"fused": False}])
+@pytest.mark.parametrize("settings", [{"foreach": True}, {"foreach": False}, {"fused": False}])
 def test_how_the_optimizer_steps_stays_as_it_is_stated(tmp_path, settings):
     module = fit(tmp_path, 1, optimizer=partial(torch.optim.Adam, **settings))
     assert not module.optimizers().param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize(("before", "now"), [({}, {"fused": False}), ({"fused": False}, {})])
+def test_a_run_that_goes_on_steps_as_it_says_itself(tmp_path, before, now):
+    fit(tmp_path, 3, optimizer=partial(torch.optim.Adam, **before))
+    module = fit(tmp_path, 6, resume=True, optimizer=partial(torch.optim.Adam, **now))
+    assert bool(module.optimizers().param_groups[0]["fused"]) == (now == {})

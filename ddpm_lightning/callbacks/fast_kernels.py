@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from typing_extensions import override
 
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.trained import TrainedModule
 
 
@@ -16,8 +18,8 @@ class FastKernels(Callback):
     """Stores the weights of convolutions channels-last and may let float32 products use TF32.
 
     Tensor cores and oneDNN convolve in that format, so that other layouts are converted at each
-    layer. Only strides change, not what a checkpoint holds; numbers change by rounding, and
-    dropout, which draws in the order of memory, zeroes other features.
+    layer. Only strides change; numbers change by rounding, and dropout, which draws in the
+    order of memory, zeroes other features. A run may go on with it or without.
     ``--trainer.callbacks+ FastKernels`` adds it to a config's callbacks.
 
     Args:
@@ -25,6 +27,9 @@ class FastKernels(Callback):
         float32_matmul_precision: highest: float32 throughout; high: TF32 (10 bits of mantissa) on
             GPUs that have it; medium: bfloat16. For the rest of the process; it says nothing
             about mixed precision.
+
+    Raises:
+        InputError: In setup: the strategy shards the network, which needs contiguous weights.
     """
 
     def __init__(
@@ -40,20 +45,11 @@ class FastKernels(Callback):
         assert isinstance(pl_module, TrainedModule)
         torch.set_float32_matmul_precision(self.float32_matmul_precision)
         if self.channels_last:
+            if isinstance(trainer.strategy, ModelParallelStrategy):
+                raise InputError(
+                    "FastKernels: FSDP2 shards contiguous weights alone; leave the callback out, "
+                    "or give channels_last: false"
+                )
             for net in (pl_module.net, pl_module.ema.net):
                 assert isinstance(net, nn.Module)
                 net.to(memory_format=torch.channels_last)
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A checkpoint holds contiguous moments, and an optimizer's fused loops need one format.
-        for optimizer in trainer.optimizers if self.channels_last else ():
-            for state in optimizer.state.values():
-                for name, value in state.items():
-                    state[name] = _channels_last(value)
-
-
-def _channels_last(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.ndim == 4:
-        return value.contiguous(memory_format=torch.channels_last)
-    return value

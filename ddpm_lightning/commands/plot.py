@@ -43,6 +43,9 @@ from ddpm_lightning.randomness import check_seed
 from ddpm_lightning.sampling import Request
 from ddpm_lightning.trackers.scalars import logged
 
+POINTS = 3000
+"""Points in the plane that a figure shows unless told otherwise."""
+
 
 def plot_schedule(
     out: Path,
@@ -83,7 +86,7 @@ def plot_forward(
     image: Path | None = None,
     schedule: Schedule | None = None,
     ckpt: Path | None = None,
-    n: int = 6,
+    n: int | None = None,
     levels: int | list[int] = 10,
     seed: int = 0,
 ) -> None:
@@ -96,7 +99,7 @@ def plot_forward(
         image: A picture file in place of data, scaled to cover 128×128 pixels and cut.
         schedule: The forward process. Default: the checkpoint's, or Linear.
         ckpt: A checkpoint whose data and schedule are taken where none is given.
-        n: Training samples, a row each; of points in the plane, all in one plot.
+        n: Training samples; default: 6 images, a row each, or 3000 points, all in one plot.
         levels: Columns after the first, evenly spread; or the levels: --levels "[0, 50, 100]".
         seed: Seed of the noise.
 
@@ -109,7 +112,7 @@ def plot_forward(
     shown = shown_data(data, image, ckpt)
     schedule = schedule or (shown.loaded.module.schedule if shown.loaded else Linear())
     chosen = levels_of(levels, schedule.T)
-    x0 = shown.first(n)
+    x0 = shown.first(_shown(n, shown.shape, images=6))
     pictures = pictures_of(shown.shape, shown.data)
     write_picture(out, forward_strip(pictures, x0, schedule, chosen, seed))
     what = shown.name if image else f"{len(x0)} samples of {shown.name}"
@@ -119,7 +122,7 @@ def plot_forward(
 def plot_reverse(
     ckpt: Path,
     out: Path,
-    n: int = 4,
+    n: int | None = None,
     frames: int = 10,
     fps: float = 5.0,
     data: DataPlace = DataPlace(),
@@ -132,7 +135,7 @@ def plot_reverse(
         ckpt: The checkpoint; it describes its model itself.
         out: The file to write, which must be new: a PNG, PDF or SVG for a strip, a GIF or MP4
             for an animation.
-        n: Number of samples; they are those of the sample command.
+        n: Number of samples, those of the sample command; default: 4 images, or 3000 points.
         frames: Levels shown, at most one a step.
         fps: Frames a second of an animation, 0.002 to 50.
         data: Where the data is now, if it has moved; points are drawn in front of it.
@@ -157,6 +160,7 @@ def plot_reverse(
         )
     pictures = pictures_of(spec.shape, loaded.background)
     request.check(loaded.module)
+    n = _shown(n, spec.shape, images=4)
     shown = loaded.module.generate(torch.arange(n), request, frames=frames).frames
     assert shown is not None
     if out.suffix.lower() not in FIGURES:
@@ -202,7 +206,7 @@ def plot_marginals(
             f"{ckpt} models data given an image beside x_t, which plot marginals does not draw; "
             "use sample --grid.frames 10"
         )
-    n = n or (3000 if len(spec.shape) == 1 else 4)
+    n = _shown(n, spec.shape, images=4)
     request.check(loaded.module)
     batch = loaded.data.finished("train", n)
     frames = loaded.module.generate(torch.arange(n), request, frames=columns).frames
@@ -258,6 +262,11 @@ def named(schedules: list[Schedule]) -> dict[str, Schedule]:
             stated = schedule.plain_arguments().items()
             names[i] += f"({', '.join(f'{key}={value}' for key, value in stated)})"
     return dict(zip(names, schedules, strict=True))
+
+
+def _shown(n: int | None, shape: tuple[int, ...], images: int) -> int:
+    """The number that is asked for, or one that shows what the data is: a cloud needs many."""
+    return n or (POINTS if len(shape) == 1 else images)
 
 
 def _weighting(ckpt: Path, module: DiffusionModule) -> Weighting:

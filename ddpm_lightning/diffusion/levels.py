@@ -152,7 +152,7 @@ class Schedule(Configurable, nn.Module, ABC):
             warnings.warn(
                 f"{name}: x_T is not noise, alpha_T/sigma_T = {float(alpha[-1] / sigma[-1]):.3g} "
                 "(samples start from pure noise, so keep it below 0.1): use more levels or "
-                "larger betas",
+                "larger betas, as Linear's rescale: true does",
                 stacklevel=3,
             )
 

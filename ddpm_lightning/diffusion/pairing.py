@@ -42,7 +42,9 @@ class OptimalTransport(Pairing):
     Straighter paths from noise to data (Tong et al. 2024, alg. 3; Pooladian et al. 2023). With
     labels each class is assigned for itself, because noise chosen among other classes would tell
     of the class (Cheng & Schwing 2025). Only this process's micro-batch is paired, so the result
-    depends on how a global batch is divided.
+    depends on how a global batch is divided. Noise is then not independent of the data, and what
+    is learned is the ODE alone: sample without noise in between (DDIM, Heun, DPMSolverPP, …);
+    samplers that add noise, the bound and the score are those of another process.
     """
 
     @override
@@ -52,7 +54,10 @@ class OptimalTransport(Pairing):
         order = torch.arange(len(x0), device=x0.device)
         groups = torch.zeros_like(order) if label is None else label
         # Of the squared distance only −2·x0·eps depends on the pairs.
-        cost = -(x0.flatten(1).float() @ eps.flatten(1).float().T)
+        with torch.autocast(x0.device.type, enabled=False):
+            cost = -(x0.flatten(1).float() @ eps.flatten(1).float().T)
+        if not bool(cost.isfinite().all()):  # the loss will say so
+            return eps
         for group in groups.unique():
             rows = (groups == group).nonzero().flatten()
             block = cost[rows][:, rows].cpu().numpy()

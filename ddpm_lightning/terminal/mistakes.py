@@ -86,7 +86,7 @@ def _explain(causes: list[BaseException]) -> str:
         return f"{where}: {no_class(value[1], hint)}"
     listed = "list" in spelled(hint) and re.search("[, ]", value[1])
     about = "" if listed else getattr(flags.get(keys[-1]), "help", "") or ""
-    more = LIST if listed else re.split("[.;]( |$)", about)[0]
+    more = LIST if listed else re.split(r"(?<!et al)[.;]( |$)", " ".join(about.split()))[0]
     return f"{where}: expected {spelled(hint)}, got {value[1]:.60}{more and f'; {more}'}"
 
 

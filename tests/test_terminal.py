@@ -279,6 +279,7 @@ def test_a_new_class_has_its_own_defaults(flags, run_parser):
     net = configured(run_parser, "cifar10", *flags)["model"]["net"]
     own = {"patch": 2, "width": 384, "depth": 12, "heads": 6, "mlp_ratio": 4}
     own |= {"cross_attention": False, "context_depth": 2, "image_patch": 0}
+    own |= {"activation_checkpointing": False}
     assert net["init_args"] == own
 
 

@@ -47,8 +47,46 @@ def test_a_name_on_the_hub_that_nobody_gave_is_not_fetched(kind, nested, tmp_pat
 @pytest.mark.parametrize("kind", FETCHING)
 def test_what_the_hubs_cache_has_is_used(kind, tmp_path, cache):
     is_data = kind == "HubImages"
-    (cache / f"{'dataset' if is_data else 'model'}s--some--one").mkdir(parents=True)
+    folder = cache / f"{'dataset' if is_data else 'model'}s--some--one" / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
     assert words_of(tmp_path, {"class_path": kind, "init_args": FETCHING[kind]})
+
+
+@pytest.mark.parametrize("kind", FETCHING)
+def test_a_folder_of_the_cache_without_files_is_not_enough(kind, tmp_path, cache):
+    for prefix in ("dataset", "model"):
+        (cache / f"{prefix}s--some--one" / "snapshots" / "0123").mkdir(parents=True)
+    with pytest.raises(InputError, match="fetches some/one from"):
+        words_of(tmp_path, {"class_path": kind, "init_args": FETCHING[kind]})
+
+
+DOTTED = """
+- {data.class_path: HubImages, data.init_args.path: some/one}
+- {data: {class_path: Digits}, data.class_path: HubImages, data.init_args: {path: some/one}}
+- {model: {text: {class_path: HuggingFaceEncoder, init_args.path: some/one}}}
+- {model: {text: "{class_path: HuggingFaceEncoder, init_args.path: some/one}"}}
+- {model: {text.class_path: HuggingFaceEncoder, text.init_args.path: some/one}}
+- {model.text.class_path: HuggingFaceEncoder, model.text.init_args.path: some/one}
+- {model.text: {class_path: HuggingFaceEncoder, init_args: {path: some/one}}}
+"""
+
+
+@pytest.mark.parametrize("settings", yaml.safe_load(DOTTED), ids=str)
+@pytest.mark.usefixtures("cache")
+def test_dotted_keys_hide_nothing(settings, tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    with pytest.raises(InputError, match=r"has the dotted key '.*\..*'.*: --config .*config\."):
+        config_of_checkpoint(["--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt")])
+
+
+@pytest.mark.parametrize("harmless", [{"path": "."}, {"path": ".", "download": False}])
+@pytest.mark.usefixtures("cache")
+def test_other_arguments_that_the_parser_merges_hide_nothing(harmless, tmp_path):
+    stated = {"path": "some/one"} | dict.fromkeys(harmless.keys() & {"download"}, True)
+    part = {"class_path": "HubImages", "init_args": harmless, "dict_kwargs": stated}
+    with pytest.raises(InputError, match="fetches some/one from"):
+        words_of(tmp_path, part)
 
 
 @pytest.mark.usefixtures("cache")

@@ -31,7 +31,12 @@ def check_found_config(path: Path) -> None:
         return  # whoever reads it next says so
     check_trust(path, settings, trust=("torch.optim", "lightning.pytorch"))
     named = f"--config {path} --trainer.default_root_dir {path.parent}"
-    for _, value in nodes(settings):
+    for key, value in nodes(settings):
+        if isinstance(key, str) and "." in key:  # it sets an argument of another entry
+            raise InputError(
+                f"{path} has the dotted key {key!r:.80}, which no run writes into its settings; "
+                f"nest it, or if you know what the file says: {named}"
+            )
         if isinstance(value, str) and any(map(_has_settings, (Path(value), path.parent / value))):
             raise InputError(
                 f"{path} takes settings from {value}, a file that nobody has named; if you know "
@@ -51,22 +56,26 @@ def _fetched(settings: Any) -> Iterator[str]:
         if not isinstance(part, dict):
             continue
         argument, kind = HUB.get(str(part.get("class_path")).rpartition(".")[2], ("", ""))
-        arguments: Any = part.get("init_args")
-        arguments = arguments if isinstance(arguments, dict) else {}
-        name = arguments.get(argument)
-        if not isinstance(name, str) or arguments.get("download") is False:
+        stated = [part.get("init_args"), part.get("dict_kwargs")]  # the parser merges them
+        given = [one for one in stated if isinstance(one, dict)]
+        downloads = [one["download"] for one in given if "download" in one]
+        if downloads and all(one is False for one in downloads):
             continue
-        if not Path(name).expanduser().exists() and not _is_cached(name, kind):
-            yield name
+        for name in (one.get(argument) for one in given):
+            if not isinstance(name, str) or Path(name).expanduser().exists():
+                continue
+            if not _is_cached(name, kind):
+                yield name
 
 
 def _is_cached(name: str, kind: str) -> bool:
-    """Whether a model or a dataset of the hub lies in its cache."""
+    """Whether files of a model or a dataset of the hub lie in its cache."""
     try:
         from huggingface_hub import constants
     except ImportError:  # then nothing is fetched
         return True
-    return Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").is_dir()
+    folder = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
+    return any(path.is_file() for path in folder.glob("snapshots/*/**/*"))
 
 
 def _has_settings(path: Path) -> bool:

@@ -283,7 +283,7 @@ def test_settings_out_of_range_are_refused(make, words):
     [
         ({"parameterization": PosteriorMean()}, "parameterization PosteriorMean", "param.* Eps"),
         ({"parameterization": MeanShift()}, "parameterization MeanShift", "param.* Eps"),
-        ({"objective": MSE(VLB())}, r"objective MSE\(VLB\)", "objective MSE"),
+        ({"objective": MSE(VLB())}, r"objective MSE\(VLB\)", "objective.weighting EpsMSE"),
         ({"objective": Hybrid(), "variance": LearnedRange()}, "objective Hybrid", "objective MSE"),
     ],
 )

@@ -35,7 +35,13 @@ class NoisedBatch:
 
 
 class Objective(Configurable, ABC):
-    """A training loss: per-sample terms of a noised batch, averaged and logged by the module."""
+    """A training loss: per-sample terms of a noised batch, averaged and logged by the module.
+
+    Attributes:
+        real_time_flag: The flag that makes of it a loss for real times.
+    """
+
+    real_time_flag = "--model.objective MSE"
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, batch: NoisedBatch) -> dict[str, Tensor]:
@@ -48,16 +54,16 @@ class Objective(Configurable, ABC):
         """Raise InputError if there is no loss at real time t; a trial without the network."""
         x, time = torch.zeros(1, *shape), torch.tensor([t])
         outputs = _Zeros(shape[0] + denoiser.variance.extra_channels(shape[0]))
-        part, other = f"parameterization {_in_words(denoiser.parameterization)}", Eps.__name__
+        part = f"parameterization {_in_words(denoiser.parameterization)}"
+        flag = f"--model.parameterization {Eps.__name__}"
         try:
             denoiser.parameterization.coefficients(denoiser.schedule.level(time, like=x))
-            part, other = f"objective {_in_words(self)}", MSE.__name__
+            part, flag = f"objective {_in_words(self)}", self.real_time_flag
             self(replace(denoiser, net=outputs), NoisedBatch(x, x, time, x))
         except NoLevelError as error:
             raise InputError(
                 f"model.{part} needs whole levels, and model.timesteps draws real times between "
-                "them: train on levels (--model.timesteps Uniform), or on real times with "
-                f"--model.{part.split()[0]} {other}"
+                f"them: train on levels (--model.timesteps Uniform), or on real times with {flag}"
             ) from error
 
 
@@ -86,6 +92,8 @@ class Regression(Objective):
     Args:
         weighting: Weight over noise levels; Plain weighs the output's error equally.
     """
+
+    real_time_flag = "--model.objective.weighting EpsMSE"  # another objective keeps its weighting
 
     def __init__(self, weighting: Weighting = Plain()) -> None:
         self.weighting = weighting

@@ -136,7 +136,7 @@ class Request(Configurable):
         prompts = [*(self.prompts or ()), *filter(None, [self.negative_prompt])]
         if model.text is not None:
             if prompts:
-                model.text(prompts)
+                _encoded(model, model.text, prompts)
         elif prompts or self.negative_prompt is not None:
             flag = "--prompt" if self.prompts else "--negative_prompt"
             raise InputError(
@@ -207,12 +207,12 @@ class Request(Configurable):
         given = given._replace(label=None).repeated(indices)._replace(label=label)
         if model.text is None:
             return given
-        if not model.knows_null and not all(map(str.strip, self.prompts or [""])):
+        if not model.knows_null and self.prompts is None:
             raise InputError(NO_NULL.format("a prompt"))
         if self.prompts is None:
             return given
         prompts = [self.prompts[k % len(self.prompts)] for k in indices.tolist()]
-        tokens, mask = model.text(prompts)
+        tokens, mask = _encoded(model, model.text, prompts)
         return given._replace(tokens=tokens, mask=mask)
 
     def label(self, model: Model, indices: Tensor, given: Condition) -> Tensor | None:
@@ -234,6 +234,14 @@ class Request(Configurable):
         if model.text is None or self.negative_prompt is None:
             return Condition()
         return Condition(None, None, *model.text([self.negative_prompt], model.device))
+
+
+def _encoded(model: Model, text: TextEncoder, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Tokens [n, L, D] and mask [n, L] of prompts; a text without tokens is the null caption."""
+    tokens, mask = text(prompts)
+    if not model.knows_null and not bool(mask.any(1).all()):
+        raise InputError(NO_NULL.format("a prompt"))
+    return tokens, mask
 
 
 @dataclass(frozen=True, eq=False)

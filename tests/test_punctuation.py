@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from ddpm_lightning.batch import Condition
+from ddpm_lightning.diffusion import LabelDropout
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.sample_set import SampleSet
+from ddpm_lightning.sampling import Request
 from ddpm_lightning.text import VocabularyEncoder
 from ddpm_lightning.text.words import vocabulary, words_of
 from tests.test_text import text_module
@@ -59,3 +61,17 @@ def test_a_prompt_asks_for_the_caption_that_it_is_but_for_punctuation():
     samples = SampleSet(n=3, prompt=["A red ring.", "a blue, ring", "a ring"])
     labels = samples.labels_of(text_module(), Condition(), ["a blue ring", "a red ring"])
     assert labels.tolist() == [1, 0, -1]
+
+
+@pytest.mark.parametrize("prompt", ["", "...", ",", ["a red ring", "…"]])
+def test_a_prompt_without_words_is_none_to_a_model_that_was_trained_with_all_captions(prompt):
+    module = text_module(label_dropout=LabelDropout(0.0))
+    with pytest.raises(InputError, match="no unconditional prediction: give a prompt"):
+        Request(prompt=prompt).check(module)
+
+
+def test_a_prompt_without_words_is_the_null_caption_to_other_models():
+    module = text_module(label_dropout=LabelDropout(0.1))
+    condition = Request(prompt="...").condition(module, torch.arange(2), Condition())
+    assert condition.mask is not None
+    assert not condition.mask.any()

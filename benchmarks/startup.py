@@ -61,8 +61,8 @@ def program(*words: str) -> tuple[str, ...]:
 
 def plain_helps() -> list[tuple[str, ...]]:
     """The command lines that ask for the help of the program, and of each plain command."""
-    names = sorted(path.stem for path in FOLDER.glob("*.txt") if "plot_" not in path.stem)
-    return [program(*([] if name == "program" else [name]), "--help") for name in names]
+    commands = sorted(path.stem.split(".")[1:] for path in FOLDER.glob("*.txt"))
+    return [program(*words, "--help") for words in commands if len(words) < 2]
 
 
 def fit(folder: Path, *words: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import os
 import sys
 from io import TextIOWrapper
 
+from ddpm_lightning.closed_pipe import ended_by_closed_pipe
 from ddpm_lightning.stored_help import stored_help
 
 
@@ -21,7 +22,8 @@ def run() -> None:
     if (text := stored_help(sys.argv[1:])) is not None:  # importing the parsers takes seconds
         if isinstance(sys.stdout, TextIOWrapper):  # a locale may lack −, ± or ×
             sys.stdout.reconfigure(errors="replace")
-        print(text, end="")
+        with ended_by_closed_pipe():
+            print(text, end="")
         return
     try:
         from ddpm_lightning.cli import main

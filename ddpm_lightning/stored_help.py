@@ -13,8 +13,11 @@ FOLDER = Path(__file__).with_name("help")
 
 
 def file_of(words: Sequence[str]) -> Path:
-    """The file of a command's help: plot_loss.txt of plot loss, program.txt of no command."""
-    return FOLDER / f"{'_'.join(words) or 'program'}.txt"
+    """The file of a command's help: ddpm_lightning.plot.loss.txt of plot loss.
+
+    Words with dots are no commands, so no two commands share a file.
+    """
+    return FOLDER / f"{'.'.join((FOLDER.parent.name, *words))}.txt"
 
 
 def stored_help(words: Sequence[str]) -> str | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from contextlib import redirect_stdout
 
 import pytest
 
+from ddpm_lightning.__main__ import run
 from ddpm_lightning.cli import main
-from ddpm_lightning.cli.closed_pipe import ended_by_closed_pipe
+from ddpm_lightning.closed_pipe import ended_by_closed_pipe
 
 
 @pytest.fixture(params=["buffered", "unbuffered"])
@@ -28,6 +30,15 @@ def unread(request):
 def test_a_command_ends_quietly_as_by_sigpipe(words, unread, capsys):
     with pytest.raises(SystemExit) as end, redirect_stdout(unread):
         main(words)
+    assert end.value.code == 141
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["evaluate", "--help"], ["plot", "loss", "-h"]])
+def test_stored_help_ends_quietly_too(words, unread, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ddpm_lightning", *words])
+    with pytest.raises(SystemExit) as end, redirect_stdout(unread):
+        run()
     assert end.value.code == 141
     assert capsys.readouterr().err == ""
 

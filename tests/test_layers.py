@@ -13,7 +13,8 @@ import ddpm_lightning
 # From the bottom up. A name is a file or a folder; a file imports from its own row and the rows
 # above it in this table. Imports in functions and under TYPE_CHECKING count like any other.
 LAYERS = (
-    ("errors", "imports", "files", "memory", "busy", "typed", "trust", "stored_help"),
+    ("errors", "imports", "files", "memory", "busy", "typed", "trust"),
+    ("closed_pipe", "stored_help"),
     ("configurable", "batch", "progress"),
     ("randomness", "processes"),
     ("diffusion", "networks", "text"),

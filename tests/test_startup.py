@@ -15,8 +15,7 @@ from ddpm_lightning.__main__ import run
 from ddpm_lightning.stored_help import FOLDER
 
 for path in sorted(FOLDER.glob("*.txt")):
-    name = path.stem
-    words = [] if name == "program" else name.split("_", maxsplit=name.startswith("plot_"))
+    words = path.stem.split(".")[1:]
     sys.argv[1:] = [*words, "--help"]
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         run()
@@ -59,6 +58,11 @@ def test_help_has_short_forms(words):
         ["../sample", "--help"],
         ["sample", "--n", "--help"],
         ["versions", "--help"],
+        ["program", "--help"],
+        ["ddpm_lightning", "--help"],
+        ["plot_loss", "--help"],
+        ["plot-loss", "--help"],
+        ["plot.loss", "--help"],
     ],
 )
 def test_other_words_are_the_parsers_own(words):

@@ -10,9 +10,9 @@ from io import TextIOWrapper
 
 from ddpm_lightning.autoencoder import Autoencoder
 from ddpm_lightning.cli.autoencoder import AutoencoderCLI, trains_autoencoder
-from ddpm_lightning.cli.closed_pipe import ended_by_closed_pipe
 from ddpm_lightning.cli.completion import TRIALS, CompletionCLI
 from ddpm_lightning.cli.training import DESCRIPTIONS, DiffusionCLI
+from ddpm_lightning.closed_pipe import ended_by_closed_pipe
 from ddpm_lightning.commands.machine import refusal_of
 from ddpm_lightning.commands.run import COMMANDS, run_command
 from ddpm_lightning.commands.words import check_command

@@ -36,7 +36,7 @@ from ddpm_lightning.callbacks import (
     TrainingMonitor,
 )
 from ddpm_lightning.checkpoint import check_description, read_checkpoint
-from ddpm_lightning.cli.closed_pipe import ended_by_closed_pipe
+from ddpm_lightning.closed_pipe import ended_by_closed_pipe
 from ddpm_lightning.commands.base_config import NO_DATA, with_base
 from ddpm_lightning.commands.given_checkpoint import (
     DEFAULT_ROOT,

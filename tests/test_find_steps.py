@@ -157,6 +157,32 @@ def test_a_file_that_holds_something_else_is_refused(text, tmp_path):
         OptimizedSpacing(str(path))
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("levels", [float("inf"), 0]),
+        ("levels", [100.9, 50.7, "10", False]),
+        ("levels", [40, 25, 8, False]),
+        ("levels", "40"),
+        ("levels", {"40": 0}),
+        *(
+            (entry, part)
+            for entry in ("sampler", "schedule")
+            for part in (
+                {"class_path": "DDIM"},
+                {"init_args": {}},
+                {"class_path": "DDIM", "init_args": []},
+                {"class_path": 5, "init_args": {}},
+                [],
+            )
+        ),
+    ],
+)
+def test_a_table_of_other_types_is_refused(entry, value):
+    with pytest.raises(InputError, match="holds no levels with their sampler and schedule"):
+        OptimizedSpacing(table() | {entry: value})
+
+
 def test_a_missing_file_is_told_with_the_command_that_makes_it():
     with pytest.raises(InputError, match=r"no file gone.json; .* find_steps --ckpt"):
         OptimizedSpacing("gone.json")

@@ -20,6 +20,10 @@ FIND = "find them: python -m ddpm_lightning find_steps --ckpt CHECKPOINT --sampl
 class OptimizedSpacing(Spacing):
     """The levels that find_steps has found for one sampler, schedule and number of steps.
 
+    Another sampler, another setting of it but for ``clip``, another schedule or number of steps is
+    refused. Another checkpoint of the same schedule, other guidance and other weights are
+    accepted, though the levels may not be the best there.
+
     Args:
         table: The .json file that the command has written, or what it holds: the ``levels``, and
             the ``sampler`` and the ``schedule`` that they were found for, as plain data.

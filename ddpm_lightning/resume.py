@@ -28,6 +28,10 @@ from ddpm_lightning.configurable import Configurable
 from ddpm_lightning.data.data_module import PLACES
 from ddpm_lightning.errors import InputError
 
+MEANS = ("activation_checkpointing",)
+"""Arguments of parts of a model that say how it is computed, not what: a resumed run may change
+them, e.g. after memory has run out."""
+
 
 def is_resume(trainer: Trainer) -> bool:
     """Whether a checkpoint is read for a run that goes on.

@@ -7,8 +7,11 @@ import torch
 
 from ddpm_lightning import EMA
 from ddpm_lightning.batch import Condition, DataSpec
+from ddpm_lightning.cli import main
 from ddpm_lightning.networks import DiT, UNet
+from ddpm_lightning.run_folder import last_checkpoint
 from tests.small import TinyUNet, tiny_data, tiny_module, trainer
+from tests.test_cli import tiny_run
 
 SPEC = DataSpec((1, 8, 8), (-1.0, 1.0), num_classes=10, token_width=6)
 UNET = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention_levels": [1], "groups": 4}
@@ -90,6 +93,22 @@ def test_a_run_ends_with_the_same_weights_and_averages(tmp_path):
         states.append(module.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-5, atol=1e-7)
+
+
+def saved_network(run):
+    return torch.load(last_checkpoint(run), weights_only=True)["hyper_parameters"]["net"]
+
+
+def test_a_run_that_goes_on_may_switch_it_on_and_keeps_it(tmp_path):
+    main(["fit", *tiny_run(tmp_path, max_steps=1)])
+    assert saved_network(tmp_path)["init_args"]["activation_checkpointing"] is False
+    going_on = ["fit", f"--ckpt_path={last_checkpoint(tmp_path)}"]
+    main([*going_on, "--trainer.max_steps=2", "--model.net.activation_checkpointing=true"])
+    on = saved_network(tmp_path)
+    assert on["init_args"]["activation_checkpointing"] is True
+    assert on["init_args"]["channels"] == 8
+    main([*going_on, "--trainer.max_steps=3"])
+    assert saved_network(tmp_path) == on
 
 
 @pytest.mark.slow

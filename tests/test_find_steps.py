@@ -32,6 +32,7 @@ from ddpm_lightning.diffusion.step_search import FIXED, descend, distance, find_
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import json_value
 from tests.core import named
+from tests.test_cli import tiny_run
 
 VARIANCES = torch.tensor([4.0, 1.0, 0.1, 0.01], dtype=torch.float64)
 LEVELS = [40, 25, 8, 0]
@@ -157,6 +158,32 @@ def test_a_file_that_holds_something_else_is_refused(text, tmp_path):
         OptimizedSpacing(str(path))
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("levels", [float("inf"), 0]),
+        ("levels", [100.9, 50.7, "10", False]),
+        ("levels", [40, 25, 8, False]),
+        ("levels", "40"),
+        ("levels", {"40": 0}),
+        *(
+            (entry, part)
+            for entry in ("sampler", "schedule")
+            for part in (
+                {"class_path": "DDIM"},
+                {"init_args": {}},
+                {"class_path": "DDIM", "init_args": []},
+                {"class_path": 5, "init_args": {}},
+                [],
+            )
+        ),
+    ],
+)
+def test_a_table_of_other_types_is_refused(entry, value):
+    with pytest.raises(InputError, match="holds no levels with their sampler and schedule"):
+        OptimizedSpacing(table() | {entry: value})
+
+
 def test_a_missing_file_is_told_with_the_command_that_makes_it():
     with pytest.raises(InputError, match=r"no file gone.json; .* find_steps --ckpt"):
         OptimizedSpacing("gone.json")
@@ -208,3 +235,16 @@ def test_a_mistake_is_one_line(lively_checkpoint, flags, message, capsys):
         main(["find_steps", f"--ckpt={lively_checkpoint}", *flags])
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1]
+
+
+def test_a_run_that_names_the_file_in_its_config_goes_on(tmp_path):
+    path, run = tmp_path / "levels.json", tmp_path / "run"
+    levels = {"levels": [1000, 500, 10, 0]}
+    path.write_text(json.dumps(table(DDIM(3), Cosine(1000)) | levels))
+    spacing = {"class_path": "OptimizedSpacing", "init_args": {"table": str(path)}}
+    sampler = {"class_path": "DDIM", "init_args": {"steps": 3, "spacing": spacing}}
+    grid = json.dumps({"class_path": "SampleGrid", "init_args": {"n": 1, "sampler": sampler}})
+    main(["fit", *tiny_run(run, f"--trainer.callbacks=[{grid}]", max_steps=1)])
+    last = run / "checkpoints" / "last.ckpt"
+    main(["fit", f"--ckpt_path={last}", "--trainer.max_steps=2"])
+    assert torch.load(last, weights_only=True)["global_step"] == 2

@@ -11,10 +11,11 @@ import pytest
 from ddpm_lightning import DiffusionModule
 from ddpm_lightning.checkpoint import KEY
 from ddpm_lightning.cli import main
+from ddpm_lightning.commands.found_config import check_found_config
 from ddpm_lightning.configurable import with_download
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.loaded import DataPlace, Loaded
-from ddpm_lightning.trust import check_trust, class_paths, is_trusted
+from ddpm_lightning.trust import check_trust, class_paths, is_trusted, trusting
 from tests.test_whole_checkpoints import altered
 
 MNIST = {"class_path": "ddpm_lightning.data.MNIST", "init_args": {"root": "data"}}
@@ -154,6 +155,23 @@ def test_a_found_configuration_takes_nothing_from_another_file(
     assert f"takes settings from {other}" in error
     assert f"--config {tmp_path}/run/config.yaml" in error
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("first", ["near.Thing", "near.OptimizedSpacing", "OptimizedSpacing"])
+def test_only_the_table_of_our_spacing_may_be_a_file_that_nobody_named(tmp_path, first):
+    other = tmp_path / "d.json"
+    other.write_text('{"class_path": "far_away.Thing"}')
+    # The alias gives the same arguments to two classes.
+    (tmp_path / "config.yaml").write_text(
+        f"a: {{class_path: {first}, init_args: &same {{table: {other}}}}}\n"
+        "b: {class_path: OptimizedSpacing, init_args: *same}\n"
+    )
+    with trusting(["--trust", "near"]):
+        if first == "OptimizedSpacing":
+            check_found_config(tmp_path / "config.yaml")
+        else:
+            with pytest.raises(InputError, match="takes settings from"):
+                check_found_config(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("name", ["init_from", "path", "default_root_dir", "project", "cache"])

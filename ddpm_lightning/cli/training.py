@@ -48,6 +48,7 @@ from ddpm_lightning.commands.given_checkpoint import (
     config_of_checkpoint,
     differences,
     is_finished,
+    stated_model,
 )
 from ddpm_lightning.commands.group_help import group_help
 from ddpm_lightning.commands.nulls import check_nulls
@@ -376,12 +377,7 @@ class DiffusionCLI(LightningCLI):
         checkpoint = read_checkpoint(path)
         check_description(checkpoint, path, self.base)
         config.ckpt_path = str(path)
-        stated = {
-            name: value
-            for name, value in checkpoint["hyper_parameters"].items()
-            # Two are linked, and how a network is compiled is no part of the model.
-            if name not in ("data", "seed", "compile")
-        }
+        stated = stated_model(checkpoint)
         different = differences(config.model.as_dict(), stated)
         if auto and is_finished(config, checkpoint):
             print(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.commands.given_images import given_images
 from ddpm_lightning.diffusion.samplers import Sampler, UniformSpacing
 from ddpm_lightning.diffusion.samplers.optimized import settings_of
@@ -31,8 +30,8 @@ def find_steps(
     Draws the same samples again and again with one level moved, from the best fixed spacing on,
     and stores the levels beside the checkpoint, as NAME.SAMPLER.json, for sampling with them:
     --sampler.spacing OptimizedSpacing --sampler.spacing.table FILE. The sampler must be
-    deterministic: DDIM, DPMSolverPP, UniPC, LMS, Heun or Euler. The work is some 50 to 150 times
-    n samples.
+    deterministic: DDIM, DPMSolverPP, UniPC, LMS, Heun or Euler. The samples drawn grow with the
+    steps, from about 50 n for 5 steps to 400 n for 20.
 
     Args:
         ckpt: The checkpoint; it describes its model itself.
@@ -68,7 +67,6 @@ def find_steps(
         "guidance": request.guidance.tag,
         "n": n,
         "seed": request.seed,
-        "network": weights_digest(module.denoiser(request.weights).net),
     }
     write_json(path, table)
     print(_summary(found, n))

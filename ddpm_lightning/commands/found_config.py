@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ddpm_lightning.diffusion.samplers import OptimizedSpacing
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.trust import check_trust, nodes, yaml_in
 
@@ -22,6 +23,9 @@ HUB = {
 }
 """Classes that fetch what an argument names from the Hugging Face hub: the argument, the kind."""
 
+SPACING = ("OptimizedSpacing", OptimizedSpacing.class_path())
+"""What a configuration calls the class."""
+
 
 def check_found_config(path: Path) -> None:
     """Raise InputError if a configuration would import, read or fetch what nobody allowed."""
@@ -31,12 +35,17 @@ def check_found_config(path: Path) -> None:
         return  # whoever reads it next says so
     check_trust(path, settings, trust=("torch.optim", "lightning.pytorch"))
     named = f"--config {path} --trainer.default_root_dir {path.parent}"
+<<<<<<< HEAD
     for key, value in nodes(settings):
         if isinstance(key, str) and "." in key:  # it sets an argument of another entry
             raise InputError(
                 f"{path} has the dotted key {key!r:.80}, which no run writes into its settings; "
                 f"nest it, or if you know what the file says: {named}"
             )
+=======
+    _drop_tables(settings)
+    for _, value in nodes(settings):
+>>>>>>> fixb
         if isinstance(value, str) and any(map(_has_settings, (Path(value), path.parent / value))):
             raise InputError(
                 f"{path} takes settings from {value}, a file that nobody has named; if you know "
@@ -47,6 +56,16 @@ def check_found_config(path: Path) -> None:
             f"{path} fetches {name} from the Hugging Face hub, which nobody has asked for; if you "
             f"want it: {named}"
         )
+
+
+def _drop_tables(settings: Any) -> None:
+    """Drop the files of OptimizedSpacing from settings, because it reads them as plain data."""
+    for _, part in nodes(settings):
+        if isinstance(part, dict) and str(part.get("class_path")) in SPACING:
+            arguments = part.get("init_args")
+            if isinstance(arguments, dict) and isinstance(arguments.get("table"), str):
+                # A new dict, because an alias can give the old one to another class, too.
+                part["init_args"] = {k: v for k, v in arguments.items() if k != "table"}
 
 
 def _fetched(settings: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ from ddpm_lightning.commands.found_config import check_found_config
 from ddpm_lightning.commands.paths import expanded
 from ddpm_lightning.commands.words import read_words
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.resume import MEANS
 from ddpm_lightning.run_folder import last_checkpoint
 from ddpm_lightning.terminal.parser import PROGRAM
 
@@ -126,6 +127,25 @@ def check_resume(
             f"model.{key} is {theirs} in {path}, not {ours}, and a run goes on with what it began "
             "with; leave that out, or start a new run"
         )
+
+
+def stated_model(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint states of its model, without what is a command line's to say."""
+    # Two are linked, and how a network is compiled is no part of the model.
+    others = ("data", "seed", "compile")
+    return {
+        name: _without_means(value)
+        for name, value in checkpoint["hyper_parameters"].items()
+        if name not in others
+    }
+
+
+def _without_means(description: Any) -> Any:
+    if isinstance(description, list):
+        return [_without_means(item) for item in description]
+    if not isinstance(description, dict):
+        return description
+    return {k: _without_means(value) for k, value in description.items() if k not in MEANS}
 
 
 def differences(

@@ -20,6 +20,10 @@ FIND = "find them: python -m ddpm_lightning find_steps --ckpt CHECKPOINT --sampl
 class OptimizedSpacing(Spacing):
     """The levels that find_steps has found for one sampler, schedule and number of steps.
 
+    Another sampler, another setting of it but for ``clip``, another schedule or number of steps is
+    refused. Another checkpoint of the same schedule, other guidance and other weights are
+    accepted, though the levels may not be the best there.
+
     Args:
         table: The .json file that the command has written, or what it holds: the ``levels``, and
             the ``sampler`` and the ``schedule`` that they were found for, as plain data.
@@ -30,16 +34,14 @@ class OptimizedSpacing(Spacing):
 
     def __init__(self, table: str | dict[str, Any]) -> None:
         found = _read(table) if isinstance(table, str) else table
-        try:
-            kept = {name: found[name] for name in ("levels", "sampler", "schedule")}
-            self.levels = Levels([int(level) for level in kept["levels"]])
-            self.sampler, self.schedule = kept["sampler"], kept["schedule"]
-            self._names = self.sampler["class_path"], self.schedule["class_path"]
-        except (KeyError, TypeError, ValueError) as error:
+        if not _is_table(found):
             raise InputError(
                 f"OptimizedSpacing: {table!s:.80} holds no levels with their sampler and "
                 f"schedule; {FIND} DDIM --sampler.steps 8"
-            ) from error
+            )
+        kept = {name: found[name] for name in ("levels", "sampler", "schedule")}
+        self.levels = Levels(kept["levels"])
+        self.sampler, self.schedule = kept["sampler"], kept["schedule"]
         # A checkpoint holds the levels, so that it loads wherever the file is.
         self._arguments["table"] = kept
 
@@ -76,6 +78,22 @@ def settings_of(sampler: Configurable) -> dict[str, Any]:
 def _words(description: dict[str, Any]) -> str:
     settings = ", ".join(f"{k}={v}" for k, v in description["init_args"].items() if v is not None)
     return f"{description['class_path'].rpartition('.')[2]}({settings})"
+
+
+def _is_table(found: Any) -> bool:
+    """Whether plain data is of the types that find_steps writes."""
+    if not isinstance(found, dict) or not isinstance(found.get("levels"), list):
+        return False
+    whole = all(type(level) is int for level in found["levels"])  # and no bool
+    return whole and all(_is_description(found.get(name)) for name in ("sampler", "schedule"))
+
+
+def _is_description(part: Any) -> bool:
+    return (
+        isinstance(part, dict)
+        and isinstance(part.get("class_path"), str)
+        and isinstance(part.get("init_args"), dict)
+    )
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -35,17 +35,14 @@ def check_found_config(path: Path) -> None:
         return  # whoever reads it next says so
     check_trust(path, settings, trust=("torch.optim", "lightning.pytorch"))
     named = f"--config {path} --trainer.default_root_dir {path.parent}"
-<<<<<<< HEAD
     for key, value in nodes(settings):
         if isinstance(key, str) and "." in key:  # it sets an argument of another entry
             raise InputError(
                 f"{path} has the dotted key {key!r:.80}, which no run writes into its settings; "
                 f"nest it, or if you know what the file says: {named}"
             )
-=======
     _drop_tables(settings)
     for _, value in nodes(settings):
->>>>>>> fixb
         if isinstance(value, str) and any(map(_has_settings, (Path(value), path.parent / value))):
             raise InputError(
                 f"{path} takes settings from {value}, a file that nobody has named; if you know "

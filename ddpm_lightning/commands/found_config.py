@@ -35,7 +35,7 @@ def check_found_config(path: Path) -> None:
         return  # whoever reads it next says so
     check_trust(path, settings, trust=("torch.optim", "lightning.pytorch"))
     named = f"--config {path} --trainer.default_root_dir {path.parent}"
-    for key, value in nodes(settings):
+    for key, _ in nodes(settings):
         if isinstance(key, str) and "." in key:  # it sets an argument of another entry
             raise InputError(
                 f"{path} has the dotted key {key!r:.80}, which no run writes into its settings; "

@@ -13,7 +13,12 @@ from ddpm_lightning.data import Captioned, Conditioned, Digits, SuperResolution
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks import DiT, SmallUNet
-from ddpm_lightning.networks.context import Context, ContextEmbedding, TokenAttention
+from ddpm_lightning.networks.context import (
+    Context,
+    ContextEmbedding,
+    CrossAttention,
+    TokenAttention,
+)
 from ddpm_lightning.sampling import Request
 from ddpm_lightning.text import TextEncoder, VocabularyEncoder
 from tests.small import TinyUNet, fit, lively
@@ -333,3 +338,15 @@ def test_guidance_needs_a_model_that_was_trained_with_null_captions():
     module = text_module(label_dropout=LabelDropout(0.0))
     with pytest.raises(InputError, match="no unconditional prediction: give a prompt"):
         Request(guidance=2.0, prompt="a ring").check(module)
+
+
+@pytest.mark.parametrize("position", [False, True])
+def test_pixels_that_look_alike_read_alike_unless_they_know_their_place(position):
+    torch.manual_seed(0)
+    cross = CrossAttention(8, 12, heads=2, groups=4, position=position)
+    for weight in cross.parameters():
+        torch.nn.init.normal_(weight)
+    context = Context(torch.randn(1, 3, 12), torch.ones(1, 3, dtype=torch.bool))
+    read = cross(torch.randn(1, 8, 1, 1).expand(1, 8, 4, 4), context)
+    alike = torch.allclose(read, read[..., :1, :1].expand_as(read), atol=1e-5)
+    assert alike is not position

@@ -142,15 +142,28 @@ class CrossAttention(nn.Module):
         context: Features of the context.
         heads: Number of heads, each of channels/heads features.
         groups: Groups of the normalization.
+        position: Add the sines and cosines of row and column to the queries, which convolutions
+            hardly know.
     """
 
-    def __init__(self, channels: int, context: int, heads: int = 1, groups: int = 32):
+    def __init__(
+        self,
+        channels: int,
+        context: int,
+        heads: int = 1,
+        groups: int = 32,
+        position: bool = False,
+    ):
         super().__init__()
+        self.position = position
         self.norm = group_norm(channels, groups)
         self.attention = TokenAttention(channels, context, heads, gain=0.0)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, channels, H, W] to the same shape."""
         pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        if self.position:
+            place = position_embedding(*x.shape[2:], pixels[..., : x.shape[1] // 4 * 4])
+            pixels = pixels + F.pad(place, (0, x.shape[1] % 4))
         read = self.attention(pixels, context)
         return x + rearrange(read, "b (h w) c -> b c h w", h=x.shape[2])

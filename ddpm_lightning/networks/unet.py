@@ -78,6 +78,8 @@ class UNet(Network):
         context_depth: Transformer blocks that mix the tokens before.
         image_patch: Read the condition's image, too, by cross-attention, in patches of so many
             pixels a side, in place of stacking it onto x; 0 stacks it.
+        cross_attention_position: Let pixels that read the tokens know their row and column, of
+            which convolutions know little: a text may say what is left of what.
         patch: Work on patches of so many pixels a side, whose pixels are stacked as channels
             (pixel-unshuffle, Shi et al. 2016): level 0 is then at size / patch, which saves most
             of the work on small images. 1: on pixels.
@@ -110,6 +112,7 @@ class UNet(Network):
         cross_attention_levels: Sequence[int] = (),
         context_depth: int = 2,
         image_patch: int = 0,
+        cross_attention_position: bool = False,
         patch: int = 1,
         self_conditioning: bool = False,
         activation_checkpointing: bool = False,
@@ -142,7 +145,8 @@ class UNet(Network):
         def make(width: int, out: int, level: int, kind: type[Attention] | None = None) -> Block:
             residual = BLOCKS[block](width, out, embedding, groups, dropout, scale_shift)
             reads = level in cross_attention_levels
-            cross = CrossAttention(out, embedding, heads, groups) if reads else None
+            given = (out, embedding, heads, groups, cross_attention_position)
+            cross = CrossAttention(*given) if reads else None
             mixed = kind(out, heads, groups) if kind else None
             return Block(residual, mixed, cross, activation_checkpointing)
 

@@ -16,6 +16,7 @@ from ddpm_lightning.ema import EMA
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.networks.autoencoder import Autoencoder2d
 from ddpm_lightning.networks.checks import check_size
+from ddpm_lightning.perceptual import Perceptual
 from ddpm_lightning.randomness import Draw
 from ddpm_lightning.sampling import Weights
 from ddpm_lightning.trained import TrainedModule
@@ -24,7 +25,8 @@ from ddpm_lightning.trained import TrainedModule
 class Autoencoder(TrainedModule):
     """An autoencoder of images: reconstruction by L1, and the bottleneck's penalty.
 
-    loss = mean |x − d(e)| + penalty/values of an image, with e drawn from q(e | x). Validation
+    loss = mean |x − d(e)| + penalty/values of an image, with e drawn from q(e | x), and a
+    perceptual distance of x and d(e), if there is one. Validation
     reconstructs from the mean of e and logs the peak signal-to-noise ratio, val/psnr, of the
     averaged weights.
 
@@ -39,6 +41,8 @@ class Autoencoder(TrainedModule):
         seed: Seed of the draws of e; the command line takes it from seed_everything.
         skip_nonfinite: Steps in a row that may be skipped because their gradients are not finite,
             without a trace in weights and average; one more ends the run.
+        perceptual: Distance of features that is added to the loss, e.g. --model.perceptual VGG
+            --model.perceptual.path vgg16-397923af.pth; null: none.
 
     Raises:
         InputError: The network does not fit the data, or the data has condition images.
@@ -55,6 +59,7 @@ class Autoencoder(TrainedModule):
         compile: bool = False,
         seed: int = 0,
         skip_nonfinite: int = 0,
+        perceptual: Perceptual | None = None,
     ) -> None:
         if data.image_channels:
             raise InputError("an autoencoder is given no condition images; leave out Conditioned")
@@ -63,7 +68,14 @@ class Autoencoder(TrainedModule):
             net(data), ema, optimizer, warmup_steps, lr_schedule, compile, seed, skip_nonfinite
         )
         self.data = data
+        self.perceptual = perceptual
         self.save_hyperparameters(self.described(data))
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.perceptual is not None:
+            self.perceptual.prepare(self.data.shape)
+        super().setup(stage)
 
     @override
     def training_loss(
@@ -74,7 +86,11 @@ class Autoencoder(TrainedModule):
         x, penalties = self.net(batch.x0, partial(noise, Draw.POSTERIOR))
         l1 = (x - batch.x0).abs().flatten(1).mean(1)
         loss = l1 + torch.stack(list(penalties.values())).sum(0)
-        terms = {"loss": loss, "l1": l1.detach(), **{k: p.detach() for k, p in penalties.items()}}
+        terms = {"l1": l1, **penalties}
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(x, batch.x0)
+            loss = loss + self.perceptual.weight * terms["perceptual"]
+        terms = {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
         return loss.mean(), torch.zeros_like(batch.index), terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ LAYERS = (
     ("closed_pipe", "stored_help"),
     ("configurable", "batch", "progress"),
     ("randomness", "processes"),
-    ("diffusion", "networks", "text"),
+    ("diffusion", "networks", "text", "perceptual"),
     ("images",),
     ("trackers",),
     ("data",),

@@ -163,7 +163,8 @@ class CrossAttention(nn.Module):
         """Map [B, channels, H, W] to the same shape."""
         pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")
         if self.position:
-            place = position_embedding(*x.shape[2:], pixels[..., : x.shape[1] // 4 * 4])
-            pixels = pixels + F.pad(place, (0, x.shape[1] % 4))
+            channels, rows, columns = x.shape[1:]
+            place = position_embedding(rows, columns, pixels[..., : channels // 4 * 4])
+            pixels = pixels + F.pad(place, (0, channels % 4))
         read = self.attention(pixels, context)
         return x + rearrange(read, "b (h w) c -> b c h w", h=x.shape[2])

@@ -1,5 +1,6 @@
 """Self-conditioning: what a network is shown of its own estimates in training and sampling."""
 
+import inspect
 from functools import partial
 
 import pytest
@@ -83,12 +84,14 @@ def test_the_estimate_is_stacked_behind_x_and_the_conditions_image():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in small_networks() if name != "AnnotatedUNet"])
-def test_any_network_here_takes_the_estimate_in_a_subclass_that_says_so(name):
+@pytest.mark.parametrize("name", small_networks())
+def test_any_network_here_takes_the_estimate_by_an_argument_or_in_a_subclass(name):
     net = small_networks()[name]
-    shown = type("Shown", (net.func,), {"self_conditioning": True})
+    shown, arguments = net.func, {**net.keywords, "self_conditioning": True}
+    if "self_conditioning" not in inspect.signature(net.func).parameters:
+        shown, arguments = type("Shown", (net.func,), {"self_conditioning": True}), net.keywords
     spec = spec_of(name)
-    one = randomized(shown(spec, spec.shape[0], **net.keywords))
+    one = randomized(shown(spec, spec.shape[0], **arguments))
     x, t = inputs(2, *spec.shape)
     outputs = [one(x, t, Condition(estimate=e)) for e in (None, x.flip(0))]
     assert [output.shape for output in outputs] == [x.shape] * 2

@@ -238,9 +238,13 @@ def _laid_out(name: str, value: Any, parameter: Tensor, group: dict[str, Any]) -
 
 
 def _has_kernel(parameter: Tensor) -> bool:
-    """Whether a parameter lies where fused kernels are, and is no shard of FSDP2."""
-    whole = type(parameter) in (Tensor, nn.Parameter)
-    return whole and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+    """Whether the kernel takes it: no shard of FSDP2, and nothing as narrow as half precision.
+
+    Squares of gradients fall to 0 in float16; the plain step then fails, which is told, and the
+    fused one, which computes in float32 between, goes on with steps that are too long.
+    """
+    whole = type(parameter) in (Tensor, nn.Parameter) and parameter.device.type in ("cpu", "cuda")
+    return whole and parameter.dtype in (torch.float32, torch.float64)
 
 
 def refuse_callbacks(trainer: Trainer) -> None:

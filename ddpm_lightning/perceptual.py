@@ -97,6 +97,9 @@ def _read(path: Path) -> nn.Sequential:
     """Build the convolutions of VGG-16 around the tensors of a file; one with code is refused."""
     from torchvision.models.vgg import cfgs, make_layers
 
+    ways = f"download {SOURCE} there, or state its place: --model.perceptual.path PATH"
+    if not path.is_file():
+        raise InputError(f"VGG: there is no file {path}; {ways}")
     with torch.random.fork_rng(devices=[]):  # its initial weights are not our randomness
         layers: nn.Sequential = make_layers(cfgs["D"])
     try:
@@ -108,9 +111,7 @@ def _read(path: Path) -> nn.Sequential:
     except Exception as error:  # a damaged file can fail in any way
         reason = textwrap.shorten(str(error), width=200, placeholder=" …")
         raise InputError(
-            f"{path} does not hold the plain weights of torchvision's VGG-16: {reason}; download "
-            f"{SOURCE} on another machine and put it there, or state its place: "
-            "--model.perceptual.path PATH"
+            f"{path} does not hold the plain weights of torchvision's VGG-16: {reason}; {ways}"
         ) from error
     for layer in layers:
         if isinstance(layer, nn.ReLU):

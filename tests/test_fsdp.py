@@ -134,6 +134,8 @@ def assert_alike(one: Path, other: Path, what: str, tolerance: float, capsys) ->
         assert max(errors.values()) <= tolerance, max(errors, key=errors.__getitem__)
     settings = [dict(flat([c["optimizer_states"], c["lr_schedulers"]])) for c in (ours, theirs)]
     for a, b in zip(*(s.items() for s in settings), strict=True):
+        if a[0].endswith("/fused"):  # which kernel makes the steps: shards have none
+            continue
         assert isinstance(a[1], torch.Tensor) or a == b
     mine, others = logged(one), logged(other)
     assert mine.keys() == others.keys()

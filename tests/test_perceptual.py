@@ -74,12 +74,19 @@ def test_it_is_trained_with_and_its_weights_are_in_no_checkpoint(file, tmp_path)
         moved.rename(file)
 
 
-@pytest.mark.parametrize("content", [None, b"no weights", {"features.0.weight": torch.zeros(3)}])
+def test_a_missing_file_is_told_with_where_it_is_published(tmp_path):
+    with pytest.raises(
+        InputError, match=r"there is no file .*; download https://.*vgg16-397923af"
+    ):
+        VGG(str(tmp_path / "vgg.pth")).prepare((3, 32, 32))
+
+
+@pytest.mark.parametrize("content", [b"no weights", {"features.0.weight": torch.zeros(3)}])
 def test_a_file_of_something_else_is_refused_before_training(content, tmp_path):
     path = tmp_path / "vgg.pth"
     if isinstance(content, dict):
         torch.save(content, path)
-    elif content is not None:
+    else:
         path.write_bytes(content)
     with pytest.raises(
         InputError, match="does not hold the plain weights of torchvision's VGG-16"

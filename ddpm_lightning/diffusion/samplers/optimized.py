@@ -54,18 +54,24 @@ class OptimizedSpacing(Spacing):
                 f"--sampler.steps {len(self.levels.levels) - 1}"
             )
 
+    @property
+    def _sampler_name(self) -> str:
+        return str(self.sampler["class_path"]).rpartition(".")[2]
+
     @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
         if (asked := json_value(schedule.describe())) != self.schedule:
             raise InputError(
                 f"OptimizedSpacing: the levels were found for the schedule "
-                f"{_words(self.schedule)}, not for {_words(asked)}; {FIND} DDIM --sampler.steps 8"
+                f"{_words(self.schedule)}, not for {_words(asked)}; {FIND} {self._sampler_name} "
+                f"--sampler.steps {len(self.levels.levels) - 1}"
             )
         found = len(self.levels.levels) - 1
         if steps not in (None, found):
             raise InputError(
                 f"OptimizedSpacing: the levels were found for {found} steps, not for {steps}; "
-                f"give --sampler.steps {found}, or {FIND} DDIM --sampler.steps {steps}"
+                f"give --sampler.steps {found}, or {FIND} {self._sampler_name} "
+                f"--sampler.steps {steps}"
             )
         return self.levels(schedule, None)
 

@@ -251,7 +251,8 @@ class GenerativeMetrics(Periodic):
         """Generate this process's share, uint8, a batch at a time: the images are not kept."""
         progress = shows_progress(trainer)
         batches = share(self.n, trainer).split(request.batch_size)
-        for indices in show_progress(batches, desc="samples", leave=False, disable=not progress):
+        shown = {"desc": "batches of samples", "leave": False, "disable": not progress}
+        for indices in show_progress(batches, **shown):
             with trainer.precision_plugin.forward_context():
                 x = module.generate(indices, request, self._known, progress=progress).x
             images = to_uint8(x)

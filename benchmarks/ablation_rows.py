@@ -109,13 +109,39 @@ COMBINED: dict[str, Flags] = {
     "channels 32, Muon 2e-3, batch 32": muon(0.002, channels=32) | {"data.global_batch_size": 32},
 }
 
-ROWS: dict[str, Flags] = {BASE: {}} | RECIPES | NETWORKS | COMBINED
+QUICK = "channels 32, Muon 2e-3"
+"""The row from which the quick presets were made."""
+
+FROM_QUICK: dict[str, Flags] = {
+    f"quick, {name}": COMBINED[QUICK] | change
+    for name, change in {
+        "lr 1e-3": {"model.optimizer.lr": 0.001},
+        "lr 8e-3": {"model.optimizer.lr": 0.008},
+        "batch 128": {"data.global_batch_size": 128},
+        "no decay of the rate": {"model.lr_schedule.power": 0.0},
+        "no attention": unet(attention_levels=[], mid_attention=False),
+        "scale and shift": unet(scale_shift=True),
+        "wavelet stem": unet(patch=1) | {"model.codec": "Haar"},
+        "self-conditioning": unet(self_conditioning=True),
+        "unconditional": {"model.conditional": False},
+        "timesteps stratified": {"model.timesteps": "Stratified"},
+        "timesteps LogitNormal": RECIPES["timesteps LogitNormal"],
+        "weight MinSNR": RECIPES["weight MinSNR"],
+        "sigmoid schedule": RECIPES["sigmoid schedule"],
+        "flow matching": RECIPES["flow matching"],
+        "optimal transport": RECIPES["optimal transport"],
+        "EDM preconditioning": RECIPES["EDM preconditioning"],
+        "channels-last": RECIPES["channels-last"],
+        "bf16": RECIPES["bf16"],
+        "bf16, channels-last": RECIPES["bf16"] | RECIPES["channels-last"],
+    }.items()
+}
+"""Changes to QUICK."""
+
+ROWS: dict[str, Flags] = {BASE: {}} | RECIPES | NETWORKS | COMBINED | FROM_QUICK
 """Every row, the base first."""
 
 PLAIN, GUIDED = "DDIM 50", "DDIM 25, guidance 1.5"
-
-QUICK = "channels 32, Muon 2e-3"
-"""The row from which the quick presets were made."""
 
 REQUESTS: dict[str, Request] = {
     PLAIN: Request(DDIM(50)),
@@ -134,8 +160,12 @@ REQUESTS: dict[str, Request] = {
     "DDIM 25, guidance 2": Request(DDIM(25), guidance=2.0),
     "DDIM 25, eta 1, guidance 1.25": Request(DDIM(25, eta=1.0), guidance=1.25),
     "DDIM 25, eta 1, guidance 1.5": Request(DDIM(25, eta=1.0), guidance=1.5),
+    "DPM++ SDE 25, guidance 1.1": Request(DPMSolverPPSDE(25), guidance=1.1),
     "DPM++ SDE 25, guidance 1.25": Request(DPMSolverPPSDE(25), guidance=1.25),
     "DPM++ SDE 25, guidance 1.5": Request(DPMSolverPPSDE(25), guidance=1.5),
+    "DPM++ SDE 25, log SNR, guidance 1.25": Request(
+        DPMSolverPPSDE(25, spacing=LogSNRSpacing()), guidance=1.25
+    ),
     "DDIM 28, guidance 1.5 above 0.3": Request(
         DDIM(28), guidance=Guidance(1.5, interval=(0.3, 1.0))
     ),

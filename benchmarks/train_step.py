@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from tempfile import TemporaryDirectory
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -35,6 +36,9 @@ RECIPES = {"CIFAR-10": replace(CIFAR10, batch=16), "MNIST": SMALL}
 """Networks and batches; 16 is the example's batch, and 128 images take a minute on a CPU."""
 
 CPU = torch.device("cpu")
+
+Precision = Literal["32-true", "bf16-mixed"]
+"""Of ours; the peer computes in float32, as its example does."""
 
 
 def images_of(name: str, recipe: Recipe, root: str | None) -> ImageData:
@@ -72,7 +76,11 @@ def convolutions(net: nn.Module, x: Tensor) -> Step:
 
 
 def train(
-    module: DiffusionModule, data: ImageData, max_steps: int, callbacks: Sequence[Callback]
+    module: DiffusionModule,
+    data: ImageData,
+    max_steps: int,
+    callbacks: Sequence[Callback],
+    precision: Precision,
 ) -> None:
     """Run fit on the CPU, clipping gradients, without logs and saves."""
     with TemporaryDirectory() as folder:
@@ -80,6 +88,7 @@ def train(
             default_root_dir=folder,
             accelerator="cpu",
             devices=1,
+            precision=precision,
             max_steps=max_steps,
             gradient_clip_val=1.0,
             limit_val_batches=0,
@@ -93,7 +102,13 @@ def train(
 
 
 def measure(
-    report: Report, name: str, recipe: Recipe, data: ImageData, turns: int, fast: bool, n: int = 1
+    report: Report,
+    name: str,
+    recipe: Recipe,
+    data: ImageData,
+    turns: int,
+    fast: bool,
+    precision: Precision,
 ) -> None:
     """Add the rows of a recipe; fast: convolutions of ours in channels-last (FastKernels)."""
     module = recipe.module()
@@ -102,8 +117,8 @@ def measure(
         "diffusers, channels-last": diffusers_step(recipe, CPU, None, channels_last=True),
     }
     alone = convolutions(recipe.module().net, recipe.images(CPU))
-    timed = Turns({**peers, "our convolutions alone": alone}, n, warm=1)
-    train(module, data, 1 + n * turns, [timed, *([FastKernels()] if fast else [])])
+    timed = Turns({**peers, "our convolutions alone": alone}, 1, warm=1)
+    train(module, data, 1 + turns, [timed, *([FastKernels()] if fast else [])], precision)
     ours = timed.seconds["fit"]
     for way, seconds in timed.seconds.items():
         speed = Spread.of([recipe.batch / s for s in seconds.cpu])
@@ -124,12 +139,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=RECIPES, help="one of the recipes")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--contiguous", action="store_true", help="without FastKernels")
+    parser.add_argument("--precision", choices=get_args(Precision), default="32-true")
     given = parser.parse_args(words)
-    report = Report("Training, beside the loop of diffusers' example")
+    report = Report(f"Training in {given.precision}, beside the loop of diffusers' example")
     for name in [given.only] if given.only else RECIPES:
         recipe = RECIPES[name]
         data = images_of(name, recipe, given.data_root)
-        measure(report, name, recipe, data, given.turns, not given.contiguous)
+        fast, precision = not given.contiguous, given.precision
+        measure(report, name, recipe, data, given.turns, fast, precision)
     return report.finish()
 
 

@@ -31,6 +31,7 @@ from ddpm_lightning.checkpoint_structure import check_structure, check_weights
 from ddpm_lightning.configurable import build, check_arguments, configurable_class, with_download
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.integrity import bytes_of, check_plain, check_tensors, walk
+from ddpm_lightning.shipped_models import find_model, shipped_models
 from ddpm_lightning.trust import check_trust
 
 KEY = "ddpm_lightning"
@@ -71,7 +72,8 @@ def read_checkpoint(
     checkpoint must look like. Nothing that it names is imported, but modules of this library.
 
     Args:
-        path: The .ckpt file, or the .safetensors file that export has made of one.
+        path: The .ckpt file, the .safetensors file that export has made of one, or the name of a
+            model that comes with the package.
         map_location: Device for the tensors, as for torch.load.
         weights: Compare the tensors, too; whoever uses them does so once.
         mmap: Map tensors into memory in place of reading them.
@@ -81,7 +83,7 @@ def read_checkpoint(
             this library or by a later version of it. For a damaged one the newest sound
             checkpoint of the folder is named.
     """
-    path = Path(path)
+    path = find_model(Path(path))
     if path.is_dir():
         if any((path / name).is_file() for name in ("model_index.json", "config.json")):
             raise InputError(
@@ -419,9 +421,13 @@ def _nearby(path: Path) -> str:
     """List the checkpoints next to a path, for a message."""
     folder = path.parent
     found = [*sorted(folder.glob("*.ckpt")), *sorted(folder.glob("checkpoints/*.ckpt"))]
-    if not found:
-        return f"; the folder {folder} holds none"
-    return "; the folder holds " + ", ".join(str(file.relative_to(folder)) for file in found[:8])
+    if found:
+        names = ", ".join(str(file.relative_to(folder)) for file in found[:8])
+        return f"; the folder holds {names}"
+    if path.name == str(path) and not path.suffix:  # a word, as the name of a model would be
+        named = ", ".join(shipped_models())
+        return f"; the folder {folder} holds none, and the package one named {named}"
+    return f"; the folder {folder} holds none"
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ LAYERS = (
     ("trackers",),
     ("data",),
     ("metrics",),
-    ("integrity", "checkpoint_structure", "run_folder"),
+    ("integrity", "checkpoint_structure", "run_folder", "shipped_models"),
     ("checkpoint", "checkpoint_io", "training_state"),
     ("codecs",),
     ("compilation", "sharding", "ema", "muon", "optimization", "sampling", "resume"),

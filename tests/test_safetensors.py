@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ddpm_lightning import DiffusionModule
-from ddpm_lightning.checkpoint import KEY
+from ddpm_lightning.checkpoint import KEY, read_checkpoint
 from ddpm_lightning.cli import main
 from ddpm_lightning.diffusion.samplers import DDIM
 from ddpm_lightning.errors import InputError
+from ddpm_lightning.interchange.safetensors import write_safetensors
 from ddpm_lightning.loaded import Loaded
 from tests.small import assert_same_weights, fail, tiny_module
 
@@ -54,6 +56,26 @@ def test_weights_of_one_kind_are_stored_once_and_read_as_both(weights, tiny_chec
     for net in (after.net, after.ema.net):
         assert_same_weights(net, before.denoiser(weights).net)
     assert {name.partition(".")[0] for name in load_file(path)} == {"net"}
+
+
+def test_float16_halves_the_file_and_reads_as_the_rounded_weights(tiny_checkpoint, tmp_path):
+    path = tmp_path / "half.safetensors"
+    words = [f"--ckpt={tiny_checkpoint}", "--format=safetensors-float16", "--weights=ema"]
+    main(["export", *words, f"--out={path}"])
+    before, after = (Loaded.read(one).module for one in (tiny_checkpoint, path))
+    assert {value.dtype for value in load_file(path).values()} == {torch.float16}
+    for name, value in before.ema.net.state_dict().items():
+        read = after.net.state_dict()[name]
+        assert read.dtype == torch.float32
+        assert torch.equal(read, value.half().float()), name
+
+
+def test_weights_too_large_for_float16_are_refused(tiny_checkpoint, tmp_path):
+    checkpoint = read_checkpoint(tiny_checkpoint)
+    name = next(name for name in checkpoint["state_dict"] if name.startswith("net."))
+    checkpoint["state_dict"][name] = torch.full_like(checkpoint["state_dict"][name], 1e6)
+    with pytest.raises(InputError, match=f"{re.escape(name)} holds numbers too large"):
+        write_safetensors(checkpoint, tmp_path / "half.safetensors", None, half=True)
 
 
 def test_sample_reads_the_file(tiny_checkpoint, tmp_path):

@@ -44,7 +44,7 @@ def test_the_convolutions_alone_are_those_of_a_step():
 def test_a_step_is_timed_beside_both_layouts_of_the_peer(capsys):
     report = Report("tiny")
     data = Noise(1, TINY.side, TINY.batch, n=16)
-    train_step.measure(report, "MNIST", TINY, data, turns=1, fast=True)
+    train_step.measure(report, "MNIST", TINY, data, 1, fast=True, precision="32-true")
     limited = {row.name: row.at_least for row in report.rows if row.at_least}
     assert limited == {"MNIST: fit / diffusers": 1.2}
     assert sum("diffusers, channels-last" in row.name for row in report.rows) == 2

@@ -22,22 +22,22 @@ from benchmarks.peers.peer import Peer
 class DiffusersExample(Peer):
     """A UNet2DModel of 2.5 M weights on grey images: three levels, attention at the second.
 
-    AdamW 1e-4 with betas (0.95, 0.999) and decay 1e-6, batches of 16, 500 warm-up steps, then a
+    AdamW with betas (0.95, 0.999) and decay 1e-6, batches of 16, 500 warm-up steps, then a
     cosine, here to the end of the time, gradients clipped to 1, noise predicted on 1000 linear
     levels, EMA with power 3/4 up to 0.9999.
 
     Args:
         channels: Channels of the images.
         side: Their height and width.
+        lr: Learning rate after the warm-up; the default is the example's.
     """
 
     name = "diffusers"
     batch_size = 16
-    lr = 1e-4
     warm_up = 500
     widths = (32, 64, 96)
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, side: int, lr: float = 1e-4) -> None:
         net: Any = UNet2DModel(
             sample_size=side,
             in_channels=channels,
@@ -48,6 +48,7 @@ class DiffusersExample(Peer):
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         )
         self.model: nn.Module = net
+        self.lr = lr
         self.shape = (channels, side, side)
         self.noises: Any = DDPMScheduler(num_train_timesteps=1000)
         self.optimizer = torch.optim.AdamW(

@@ -20,13 +20,14 @@ from benchmarks.peers.peer import Peer
 class Lucidrains(Peer):
     """A Unet of 2.6 M weights on grey images: width 32 with multipliers 1, 2, 4.
 
-    Adam 1e-4 with betas (0.9, 0.99), constant, batches of 16, gradients clipped to 1, EMA 0.995
+    Adam with betas (0.9, 0.99), constant, batches of 16, gradients clipped to 1, EMA 0.995
     every 10 steps; v is predicted on 1000 levels of the sigmoid schedule, the defaults of
     GaussianDiffusion.
 
     Args:
         channels: Channels of the images.
         side: Their height and width.
+        lr: Learning rate; the default is the Trainer's.
     """
 
     name = "lucidrains"
@@ -34,13 +35,13 @@ class Lucidrains(Peer):
     width = 32
     multipliers = (1, 2, 4)
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, side: int, lr: float = 1e-4) -> None:
         net = Unet(dim=self.width, dim_mults=self.multipliers, channels=channels)
         diffusion: Any = GaussianDiffusion(
             net, image_size=side, timesteps=1000, sampling_timesteps=50
         )
         self.model: nn.Module = diffusion
-        self.optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(diffusion.parameters(), lr=lr, betas=(0.9, 0.99))
         self.ema: Any = EMA(diffusion, beta=0.995, update_every=10)
 
     @override

@@ -25,7 +25,7 @@ WITH_LABEL = "; for one, export a class by --label K, or --label -1 for no class
 def export(
     ckpt: Path,
     out: Path,
-    format: Literal["diffusers", "safetensors"] = "diffusers",
+    format: Literal["diffusers", "safetensors", "safetensors-float16"] = "diffusers",
     weights: Weights | None = None,
     label: int | None = None,
     variance: Variance | None = None,
@@ -39,7 +39,8 @@ def export(
     name. Their timesteps 0…T − 1 are the levels 1…T here; spacing is trailing, as here.
 
     safetensors: one file of any model, with all that describes it in the metadata; the commands
-    here take it as --ckpt, and fit as --init_from.
+    here take it as --ckpt, and fit as --init_from. safetensors-float16: the same with its weights
+    rounded to float16, half the size.
 
     Args:
         ckpt: The checkpoint; it describes its model itself.
@@ -66,7 +67,7 @@ def export(
         step = checkpoint["global_step"]
         records, picture = results_of(ckpt, results, step), picture_of(ckpt, results, step)
     folder, published = out, [(out, ".")]
-    if format == "safetensors":
+    if format != "diffusers":
         for name, value in (("label", label), ("variance", variance)):
             if value is not None:
                 raise InputError(f"--{name} is for --format diffusers; a checkpoint has them all")
@@ -77,8 +78,10 @@ def export(
         for name in beside:
             check_new_file(folder / name, (".md", ".png"))
         published = [(folder / name, name) for name in (out.name, *beside)]
-        write_safetensors(read_checkpoint(ckpt, weights=True), out, weights)
-        print(f"{out} holds the {weights or 'ema and raw'} weights with all that describes them")
+        half = format == "safetensors-float16"
+        write_safetensors(read_checkpoint(ckpt, weights=True), out, weights, half)
+        kind = f"{weights or 'ema and raw'} weights" + ", rounded to float16," * half
+        print(f"{out} holds the {kind} with all that describes them")
         print(
             f"Draw from it: {PROGRAM} sample --ckpt {out} --sampler DDIM --sampler.steps 50 "
             "--out FOLDER"

@@ -42,20 +42,21 @@ class Overview:
     """The picture of all samples, and how they came about.
 
     Args:
-        columns: Images a row; no matter for points.
+        columns: Images a row, no matter for points; default: one for each class of a model of 4
+            to 16 classes, else 8.
         frames: Also write the way from noise to sample as trajectory.gif with this many frames;
             0: no, otherwise at least 2.
         fps: Frames a second of the animation, 0.002 to 50.
         animation: Its files: gif, mp4 or both.
     """
 
-    columns: int = 8
+    columns: int | None = None
     frames: int = 0
     fps: float = 10.0
     animation: Animation = "gif"
 
     def __post_init__(self) -> None:
-        if self.columns < 1:
+        if self.columns is not None and self.columns < 1:
             raise InputError(f"columns={self.columns}: at least 1")
         check_frames(self.frames)
         check_fps(self.fps)
@@ -143,11 +144,12 @@ def sample(
         print(f"{n} samples in {out}{_cost(spent)}")
         return
     bands, prompts = given.bands(n), request.prompts
+    columns = grid.columns or _columns(module.data.num_classes)
 
     def overview(x: Tensor) -> Tensor:
         if prompts is None or edit is not None:
-            return pictures.together(x, grid.columns, samples.inputs, **bands)
-        return grid_of_prompts(pictures, x, prompts, grid.columns, bands)
+            return pictures.together(x, columns, samples.inputs, **bands)
+        return grid_of_prompts(pictures, x, prompts, columns, bands)
 
     about = made_by(stated, loaded.origin)
     write_png(out / pictures.overview, overview(samples.x), about)
@@ -157,6 +159,10 @@ def sample(
     print(f"{n} samples in {out}, all of them in {out / pictures.overview}{_cost(spent)}")
     if agreement := given.agreement(samples.x):
         print(agreement)
+
+
+def _columns(classes: int | None) -> int:
+    return classes if classes is not None and 4 <= classes <= 16 else 8
 
 
 def _cost(spent: list[float]) -> str:

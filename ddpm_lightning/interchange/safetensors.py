@@ -20,18 +20,23 @@ KEPT = ("class_path", "data", "precision", "accumulate")
 """Entries of this library's that describe the model and its training."""
 
 
-def write_safetensors(checkpoint: dict[str, Any], path: Path, weights: Weights | None) -> None:
+def write_safetensors(
+    checkpoint: dict[str, Any], path: Path, weights: Weights | None, half: bool = False
+) -> None:
     """Write the weights of a checkpoint, and in the metadata everything that describes them.
 
     Args:
         checkpoint: The content, from read_checkpoint.
         path: The file to write.
         weights: ema or raw: these alone, which read as both; None: both.
+        half: Round the weights to float16; they become float32 again where they are loaded.
 
     Raises:
-        InputError: The state holds more than tensors.
+        InputError: The state holds more than tensors, or numbers too large for float16.
     """
     state = _chosen(checkpoint["state_dict"], weights)
+    if half:
+        state = {name: _rounded(name, value) for name, value in state.items()}
     own = {k: v for k, v in checkpoint[KEY].items() if k in KEPT}
     described = {
         "global_step": checkpoint["global_step"],
@@ -63,6 +68,15 @@ def _chosen(state: dict[str, Any], weights: Weights | None) -> dict[str, Tensor]
     source, other = (AVERAGE, NET) if weights == "ema" else (NET, AVERAGE)
     names = [name.removeprefix(source) for name in state if name.startswith(source)]
     return state | {f"{other}{name}": state[f"{source}{name}"] for name in names}
+
+
+def _rounded(name: str, value: Tensor) -> Tensor:
+    if not (value.is_floating_point() and name.startswith((NET, AVERAGE))):
+        return value
+    rounded = value.half()
+    if not torch.equal(rounded.isfinite(), value.isfinite()):
+        raise InputError(f"{name} holds numbers too large for float16; take --format safetensors")
+    return rounded
 
 
 def _is_its_average(state: dict[str, Tensor]) -> bool:

@@ -112,29 +112,30 @@ COMBINED: dict[str, Flags] = {
 QUICK = "channels 32, Muon 2e-3"
 """The row from which the quick presets were made."""
 
+CHANGES: dict[str, Flags] = {
+    "lr 1e-3": {"model.optimizer.lr": 0.001},
+    "lr 8e-3": {"model.optimizer.lr": 0.008},
+    "batch 128": {"data.global_batch_size": 128},
+    "no decay of the rate": {"model.lr_schedule.power": 0.0},
+    "no attention": unet(attention_levels=[], mid_attention=False),
+    "scale and shift": unet(scale_shift=True),
+    "wavelet stem": unet(patch=1) | {"model.codec": "Haar"},
+    "self-conditioning": unet(self_conditioning=True),
+    "unconditional": {"model.conditional": False},
+    "timesteps stratified": {"model.timesteps": "Stratified"},
+    "timesteps LogitNormal": RECIPES["timesteps LogitNormal"],
+    "weight MinSNR": RECIPES["weight MinSNR"],
+    "sigmoid schedule": RECIPES["sigmoid schedule"],
+    "flow matching": RECIPES["flow matching"],
+    "optimal transport": RECIPES["optimal transport"],
+    "EDM preconditioning": RECIPES["EDM preconditioning"],
+    "channels-last": RECIPES["channels-last"],
+    "bf16": RECIPES["bf16"],
+    "bf16, channels-last": {**RECIPES["bf16"], **RECIPES["channels-last"]},
+}
+
 FROM_QUICK: dict[str, Flags] = {
-    f"quick, {name}": {**COMBINED[QUICK], **change}
-    for name, change in {
-        "lr 1e-3": {"model.optimizer.lr": 0.001},
-        "lr 8e-3": {"model.optimizer.lr": 0.008},
-        "batch 128": {"data.global_batch_size": 128},
-        "no decay of the rate": {"model.lr_schedule.power": 0.0},
-        "no attention": unet(attention_levels=[], mid_attention=False),
-        "scale and shift": unet(scale_shift=True),
-        "wavelet stem": unet(patch=1) | {"model.codec": "Haar"},
-        "self-conditioning": unet(self_conditioning=True),
-        "unconditional": {"model.conditional": False},
-        "timesteps stratified": {"model.timesteps": "Stratified"},
-        "timesteps LogitNormal": RECIPES["timesteps LogitNormal"],
-        "weight MinSNR": RECIPES["weight MinSNR"],
-        "sigmoid schedule": RECIPES["sigmoid schedule"],
-        "flow matching": RECIPES["flow matching"],
-        "optimal transport": RECIPES["optimal transport"],
-        "EDM preconditioning": RECIPES["EDM preconditioning"],
-        "channels-last": RECIPES["channels-last"],
-        "bf16": RECIPES["bf16"],
-        "bf16, channels-last": {**RECIPES["bf16"], **RECIPES["channels-last"]},
-    }.items()
+    f"quick, {name}": {**COMBINED[QUICK], **change} for name, change in CHANGES.items()
 }
 """Changes to QUICK."""
 

@@ -10,8 +10,8 @@ training counts, sampling does not. Ours is told the classes, in training and, i
 set's shares, for its samples, and is guided; the peers are as their examples are, without classes
 or guidance, so the ratios measure that, too. Their learning rate is their example's, which is for
 longer runs; with the first seed each is trained once more with ten times that. 1,000 samples of 50
-evaluations at most are compared with all training images, by two extractors, of which the second is
-not tuned for. What is in the results is not trained again, so a stopped benchmark goes on.
+evaluations at most are compared with all training images, by two extractors, of which the second
+is not tuned for. What is in the results is not trained again, so a stopped benchmark goes on.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from benchmarks.peers.peer import Peer, train
-from benchmarks.time_to_quality import OURS, PEERS, TASKS, peer_named, report
+from benchmarks.time_to_quality import FASTER, OURS, PEERS, TASKS, peer_named, report
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FLOOR = {"fd_lenet": 20.0, "fd_colour": 0.5}
@@ -91,11 +91,18 @@ def test_a_peer_learns_and_draws_samples_in_range(name):
     ("lenet", "colour", "code"),
     [
         ({OURS: 50.0, "diffusers": 600.0, "lucidrains": 501.0}, {}, 0),
+        ({OURS: 50.0, "diffusers": 600.0, "lucidrains": 501.0, FASTER[0]: 90.0}, {}, 0),
         ({OURS: 50.0, "diffusers": 600.0, "lucidrains": 499.0}, {}, 1),
         ({OURS: 61.0, "diffusers": 900.0, "lucidrains": 900.0}, {}, 1),
         ({OURS: 50.0, "diffusers": 600.0, "lucidrains": 501.0}, {"lucidrains": 0.9}, 1),
     ],
-    ids=["holds", "a peer is near", "far above the floor", "the other extractor disagrees"],
+    ids=[
+        "holds",
+        "whatever a faster peer does",
+        "a peer is near",
+        "far above the floor",
+        "the other extractor disagrees",
+    ],
 )
 def test_the_bounds_are_ten_times_lower_and_three_floors_and_one_order(
     lenet, colour, code, capsys
@@ -103,6 +110,7 @@ def test_the_bounds_are_ten_times_lower_and_three_floors_and_one_order(
     runs = [
         {
             "who": who,
+            "seed": 0,
             "seconds": 420.0,
             "cpu_seconds": 800.0,
             "images": 1000,

@@ -1,5 +1,6 @@
 """Entry point of python -m ddpm_lightning, and of the console command ddpm_lightning."""
 
+import gc
 import os
 import sys
 from io import TextIOWrapper
@@ -25,11 +26,14 @@ def run() -> None:
         with ended_by_closed_pipe():
             print(text, end="")
         return
+    gc.disable()  # it would go through all that is imported, which stays, again and again
     try:
         from ddpm_lightning.cli import main
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+    gc.freeze()
+    gc.enable()
     main()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Of every process, because the threads of small networks wait for each other more than they
@@ -44,7 +45,13 @@ def pytest_addoption(parser):
     parser.addoption("--dtype", default="float32", choices=DTYPES, help="in what precision")
 
 
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_configure(config):
+    gc.disable()  # while tests import what stays, which it would go through again and again
     name = config.getoption("--device")
     try:
         torch.zeros(1, device=name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
 import pytest
 
+from ddpm_lightning.__main__ import run
 from ddpm_lightning.stored_help import stored_help
 
 WALK = """
@@ -35,6 +37,16 @@ def python(*words: str) -> str:
 def test_help_of_no_plain_command_imports_what_takes_seconds():
     imported = set(python("-c", WALK).split())
     assert imported & {"torch", "lightning", "torchvision", "matplotlib", "jsonargparse"} == set()
+
+
+def test_the_collector_leaves_the_imports_alone_and_runs_when_the_program_does(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["ddpm_lightning", "list_configs"])
+    monkeypatch.setattr("ddpm_lightning.cli.main", lambda: seen.append(gc.isenabled()))
+    gc.unfreeze()
+    run()
+    assert seen == [True]
+    assert gc.get_freeze_count() > 100_000
 
 
 def test_the_stored_help_is_what_the_parsers_print():

@@ -80,7 +80,8 @@ def sample(
     Sample k depends on the seed and k alone, whatever n and the batch size.
 
     Args:
-        ckpt: The checkpoint; it describes its model itself.
+        ckpt: The checkpoint, which describes its model itself, or mnist_quick, a model of
+            handwritten digits that comes with the package.
         out: Folder for the files, new or empty; or x.npz, a file of arr_0, uint8 [n, H, W, C],
             and for a conditional model arr_1, its labels. After a stop the same command goes on.
         n: Number of samples.

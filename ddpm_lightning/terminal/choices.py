@@ -55,8 +55,15 @@ def hint_of(flag: str, flags: Mapping[str, Action]) -> Any:
     parent, _, name = flag.rpartition(".")
     if flag in flags or not parent:
         return getattr(flags.get(flag), "_typehint", None)
-    parsers = (parser_of(cls) for cls in classes(hint_of(parent, flags)).values())
+    owners = (cls for cls in classes(hint_of(parent, flags)).values() if _may_take(cls, name))
+    parsers = map(parser_of, owners)
     return next((hint_of(name, flags_of(one)) for one in parsers if name in flags_of(one)), None)
+
+
+def _may_take(cls: type, name: str) -> bool:
+    """Whether a class can have an argument; its parser, which takes longer, knows for certain."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def help_for(flag: str, name: str, hint: Any) -> str:

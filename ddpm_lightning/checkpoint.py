@@ -31,7 +31,7 @@ from ddpm_lightning.checkpoint_structure import check_structure, check_weights
 from ddpm_lightning.configurable import build, check_arguments, configurable_class, with_download
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.integrity import bytes_of, check_plain, check_tensors, walk
-from ddpm_lightning.shipped_models import find_model, shipped_models
+from ddpm_lightning.shipped_models import shipped_models
 from ddpm_lightning.trust import check_trust
 
 KEY = "ddpm_lightning"
@@ -83,7 +83,9 @@ def read_checkpoint(
             this library or by a later version of it. For a damaged one the newest sound
             checkpoint of the folder is named.
     """
-    path = find_model(Path(path))
+    path = Path(path)
+    if not path.exists():
+        path = shipped_models().get(str(path), path)
     if path.is_dir():
         if any((path / name).is_file() for name in ("model_index.json", "config.json")):
             raise InputError(

@@ -62,7 +62,7 @@ def hint_of(flag: str, flags: Mapping[str, Action]) -> Any:
 
 def _may_take(cls: type, name: str) -> bool:
     """Whether a class can have an argument; its parser, which takes longer, knows for certain."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
+    parameters = inspect.signature(cls).parameters.values()
     return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
 
 

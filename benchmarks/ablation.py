@@ -148,7 +148,7 @@ def train(rows: Iterable[str], options: Namespace, results: Results) -> None:
             entry = {"row": row, "data": options.data, "budget": options.budget, "seed": seed}
             if not results.has(entry):
                 wanted.append((Trial(CONFIG, ROWS[row], data, options.device, seed), entry))
-    # The longest first, so that none is left alone at the end.
+    # The most steps first: on a GPU these take longest, and none is left alone at the end.
     wanted.sort(key=lambda one: (one[1]["seed"], costs[one[1]["row"]]["seconds"]))
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which share the cores
     spawn = multiprocessing.get_context("spawn")

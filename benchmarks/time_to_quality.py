@@ -41,8 +41,8 @@ from ddpm_lightning.sampling import Request
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "time_to_quality.json"
 OURS, PEERS = "ours", ("diffusers", "lucidrains")
-FASTER = tuple(f"{peer}, lr 1e-3" for peer in PEERS)
-"""The peers at ten times the learning rate of their examples."""
+FASTER = {f"{peer}, lr 1e-3": peer for peer in PEERS}
+"""The peers at ten times the learning rate of their examples, by their names in the results."""
 
 Entry = dict[str, Any]
 
@@ -139,9 +139,8 @@ def peers(name: str, task: Task, data: Data, seconds: float, seed: int) -> Entry
     images = judge.data.images("train")[0]
     assert isinstance(images, Tensor)
     torch.manual_seed(seed)
-    library, _, rate = name.partition(", lr ")
-    settings = {"lr": float(rate)} if rate else {}
-    peer = peer_named(library)(images.shape[1], images.shape[2], **settings)
+    settings = {"lr": 1e-3} if name in FASTER else {}
+    peer = peer_named(FASTER.get(name, name))(images.shape[1], images.shape[2], **settings)
     trained = train(peer, images, seconds, seed)
     samples = peer.sample(task.samples, seed)
     return {**asdict(trained), "evaluations": 50.0, "distances": judge(samples)}
@@ -173,10 +172,12 @@ def report(runs: list[Entry], task: Task, floor: dict[str, float], data: str) ->
     seeds = len({run["seed"] for run in runs})
     found = Report(f"Time to quality: {data}, {seeds} seeds")
 
-    def values(who: str, key: str) -> list[float]:
-        return [
-            run[key] if key in run else run["distances"][key] for run in runs if run["who"] == who
-        ]
+    def values(who: str, key: str, beside: str | None = None) -> list[float]:
+        """Of all seeds, or of those that another has, too, in their order."""
+        seeds = {run["seed"] for run in runs if run["who"] == (beside or who)}
+        kept = [run for run in runs if run["who"] == who and run["seed"] in seeds]
+        kept.sort(key=lambda run: run["seed"])
+        return [run[key] if key in run else run["distances"][key] for run in kept]
 
     first = next(iter(floor))
     for who in names:
@@ -191,10 +192,10 @@ def report(runs: list[Entry], task: Task, floor: dict[str, float], data: str) ->
         over = [one / value for one in values(OURS, name)]
         limit = task.floors if name == first else None
         found.add(f"ours over the floor, {name}", Spread.of(over), at_most=limit)
-        for who in names[1:]:
+        for who in [one for one in names if one != OURS]:
             limit = task.times_lower if name == first else task.times_lower and 1.0
             limit = limit if who in PEERS else None
-            times = ratio(values(who, name), values(OURS, name)[: len(values(who, name))])
+            times = ratio(values(who, name, OURS), values(OURS, name, who))
             found.add(f"{who} over ours, {name}", times, at_least=limit)
     return found
 

@@ -84,7 +84,7 @@ def read_checkpoint(
             checkpoint of the folder is named.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file() and not _checkpoints_in(path):  # a run folder is named in the error
         path = shipped_models().get(str(path), path)
     if path.is_dir():
         if any((path / name).is_file() for name in ("model_index.json", "config.json")):
@@ -422,14 +422,16 @@ def weights_digest(net: nn.Module) -> str:
 def _nearby(path: Path) -> str:
     """List the checkpoints next to a path, for a message."""
     folder = path.parent
-    found = [*sorted(folder.glob("*.ckpt")), *sorted(folder.glob("checkpoints/*.ckpt"))]
-    if found:
-        names = ", ".join(str(file.relative_to(folder)) for file in found[:8])
-        return f"; the folder holds {names}"
-    if path.name == str(path) and not path.suffix:  # a word, as the name of a model would be
-        named = ", ".join(shipped_models())
-        return f"; the folder {folder} holds none, and the package one named {named}"
-    return f"; the folder {folder} holds none"
+    found = ", ".join(str(file.relative_to(folder)) for file in _checkpoints_in(folder)[:8])
+    said = f"; the folder holds {found}" if found else f"; the folder {folder} holds none"
+    if path.name == str(path):  # as the name of a model would be
+        said += f"; models of the package: {', '.join(shipped_models())}"
+    return said
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, which may be that of a run."""
+    return [*sorted(folder.glob("*.ckpt")), *sorted(folder.glob("checkpoints/*.ckpt"))]
 
 
 def _first_line(error: Exception) -> str:

@@ -67,7 +67,7 @@ class Loaded:
         """Read a checkpoint and rebuild its model.
 
         Args:
-            path: The .ckpt file.
+            path: The file, or the name of a model that comes with the package.
             place: Where its data is now.
             device: cpu, cuda, cuda:1, mps, or auto.
             trust: Packages whose classes may be imported, besides this library and what is

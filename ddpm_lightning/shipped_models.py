@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parent / "weights"
 
 
 def shipped_models() -> dict[str, Path]:
     """The models by name: safetensors files, which export has written."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+    return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}

@@ -45,13 +45,16 @@ def pytest_addoption(parser):
     parser.addoption("--dtype", default="float32", choices=DTYPES, help="in what precision")
 
 
+def pytest_collectstart():
+    gc.disable()  # while tests import what stays, which it would go through again and again
+
+
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
 
 
 def pytest_configure(config):
-    gc.disable()  # while tests import what stays, which it would go through again and again
     name = config.getoption("--device")
     try:
         torch.zeros(1, device=name)

@@ -21,9 +21,9 @@ from ddpm_lightning.diffusion import FixedLarge, Guidance, Schedule, SohlDickste
 from ddpm_lightning.errors import InputError, nearest
 from ddpm_lightning.networks.checks import check_image
 from ddpm_lightning.sampling import Request
-from ddpm_lightning.terminal.choices import classes
+from ddpm_lightning.terminal.choices import _may_take, classes
 from ddpm_lightning.terminal.mistakes import users_mistake
-from ddpm_lightning.terminal.parser import Parser, flags_of
+from ddpm_lightning.terminal.parser import Parser, flags_of, parser_of
 from tests.slips import SLIPS, Slip, command_line
 from tests.small import fail
 
@@ -382,3 +382,14 @@ def test_the_line_after_a_run_samples_as_its_grid_did(request_):
     for part in ("sampler", "variance"):
         ours, theirs = getattr(drawn, part), getattr(request_, part)
         assert ours is theirs is None or ours.describe() == theirs.describe()
+
+
+def test_no_argument_of_a_class_is_ruled_out_before_its_parser_is_asked():
+    own = [one for one in classes(Configurable).values() if one.__module__.startswith("ddpm_")]
+    assert len(own) > 50
+    for cls in own:
+        direct = {name for name in flags_of(parser_of(cls)) if "." not in name} - {
+            "help",
+            "config",
+        }
+        assert [name for name in direct if not _may_take(cls, name)] == [], cls

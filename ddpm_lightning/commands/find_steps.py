@@ -34,7 +34,8 @@ def find_steps(
     steps, from about 50 n for 5 steps to 400 n for 20.
 
     Args:
-        ckpt: The checkpoint; it describes its model itself.
+        ckpt: The checkpoint; it describes its model itself. Of a model that comes with the package
+            (mnist_quick) the levels go into the working directory.
         n: Number of samples that are compared.
         data: Where its data is now, if it has moved; read for condition images only.
         device: cpu, cuda, cuda:1, mps, or auto.

@@ -17,6 +17,7 @@ from ddpm_lightning.commands.words import read_words
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.resume import MEANS
 from ddpm_lightning.run_folder import last_checkpoint
+from ddpm_lightning.shipped_models import shipped_models
 from ddpm_lightning.terminal.parser import PROGRAM
 
 DEFAULT_ROOT = "runs/default"
@@ -52,6 +53,8 @@ def config_of_checkpoint(words: list[str]) -> list[str]:
     checkpoint = given.get("ckpt_path")
     # A command with auto is the one that started the run, and says all by itself.
     if not checkpoint or checkpoint == "auto" or {"c", "config"} & given.keys():
+        return []
+    if checkpoint in shipped_models():  # which have no run
         return []
     root = Path(checkpoint).parent.parent
     if checkpoint == "last":

@@ -109,6 +109,7 @@ def sample(
         check_place(out, folder)
     loaded = Loaded.read(ckpt, data, device)
     module, given = loaded.module, GivenImages()
+    columns = grid.columns or _columns(module.data.num_classes)
     pictures = pictures_of(module.data.shape, loaded.background)
     check_drawn(out, pictures)
     if edit is None:
@@ -132,7 +133,7 @@ def sample(
         "n": n,
         "edit": edit and edit.describe(),
         "images": digest_of(edit, given.condition.image),
-        "grid": asdict(grid),
+        "grid": {**asdict(grid), "columns": columns},
         **state_of(request, module, given.condition),
     }
     shown = pictures if folder == out else None
@@ -145,7 +146,6 @@ def sample(
         print(f"{n} samples in {out}{_cost(spent)}")
         return
     bands, prompts = given.bands(n), request.prompts
-    columns = grid.columns or _columns(module.data.num_classes)
 
     def overview(x: Tensor) -> Tensor:
         if prompts is None or edit is not None:

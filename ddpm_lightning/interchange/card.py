@@ -15,6 +15,7 @@ from ddpm_lightning.data.data_module import PLACES
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.report import with_error
 from ddpm_lightning.metrics.result import NAMES, read_records
+from ddpm_lightning.shipped_models import shipped_models
 
 PICTURE = "samples.png"
 
@@ -143,7 +144,8 @@ def picture_of(ckpt: Path, results: Path | None, step: int) -> Path | None:
 def _run(ckpt: Path) -> Path | None:
     """The folder of the run that saved a checkpoint; None: it lies elsewhere."""
     folder = ckpt.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
+    shipped = str(ckpt) in shipped_models()
+    return folder.parent if folder.name == "checkpoints" and not shipped else None
 
 
 def _folder(path: Path) -> Path:

@@ -280,6 +280,7 @@ def stopped(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_a_kill_takes_nothing_from_wandb_that_was_logged_before_the_save(stopped):
     saved = {key for key in values(stopped) if key[1] <= 2}
+    saved -= {("lr-Adam", 2)}  # which is logged where the step after the save begins
     there = {
         (tag, step) for tag, step in json.loads((stopped / "after_the_kill.json").read_text())
     }

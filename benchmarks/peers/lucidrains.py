@@ -20,8 +20,8 @@ from benchmarks.peers.peer import Peer
 class Lucidrains(Peer):
     """A Unet of 2.6 M weights on grey images: width 32 with multipliers 1, 2, 4.
 
-    Adam with betas (0.9, 0.99), constant, batches of 16, gradients clipped to 1, EMA 0.995
-    every 10 steps; v is predicted on 1000 levels of the sigmoid schedule, the defaults of
+    Adam with betas (0.9, 0.99) at a constant rate, batches of 16, gradients clipped to 1, EMA
+    0.995 every 10 steps; v is predicted on 1000 levels of the sigmoid schedule, the defaults of
     GaussianDiffusion.
 
     Args:

@@ -37,7 +37,8 @@ def analytic_variance(
     guidance; after further training, sample refuses it: estimate it anew.
 
     Args:
-        ckpt: The checkpoint; it describes its model and data itself.
+        ckpt: The checkpoint; it describes its model and data itself. Of a model that comes with
+            the package (mnist_quick) the table goes into the working directory.
         data: Where the data is now, if it has moved.
         n: Training samples per level; the work is n × T evaluations of the network.
         seed: Seed of noise and choice of samples.

@@ -41,12 +41,15 @@ def test_the_convolutions_alone_are_those_of_a_step():
     assert dict(alone.get_flop_counts()["Global"]) == convolved
 
 
-def test_a_step_is_timed_beside_both_layouts_of_the_peer(capsys):
+@pytest.mark.parametrize(
+    ("precision", "limits"),
+    [("32-true", {"MNIST: fit / diffusers": 1.2}), ("bf16-mixed", {})],
+)
+def test_a_step_is_timed_beside_both_layouts_of_the_peer(precision, limits, capsys):
     report = Report("tiny")
     data = Noise(1, TINY.side, TINY.batch, n=16)
-    train_step.measure(report, "MNIST", TINY, data, 1, fast=True, precision="32-true")
-    limited = {row.name: row.at_least for row in report.rows if row.at_least}
-    assert limited == {"MNIST: fit / diffusers": 1.2}
+    train_step.measure(report, "MNIST", TINY, data, 1, fast=True, precision=precision)
+    assert {row.name: row.at_least for row in report.rows if row.at_least} == limits
     assert sum("diffusers, channels-last" in row.name for row in report.rows) == 2
 
 

@@ -46,7 +46,7 @@ FEW = (BASE, "Muon, lr 2e-3", "x0 with v-loss", "weight MinSNR")
 
 FEW_SAMPLES = 200
 
-SAMPLED = (BASE, QUICK)
+SAMPLED = (QUICK,)
 """Rows whose checkpoints are sampled in every way."""
 
 WORK = ("model.net", "model.codec", "model.optimizer", "data.", "trainer.")

@@ -105,7 +105,8 @@ def main() -> int:
             if any(wanted.items() <= run.items() for run in runs):
                 continue
             if who == OURS:
-                found = ours(task, data, options.minutes, seed)
+                keep = options.keep and options.keep / f"{data.name}_seed{seed}"
+                found = ours(task, data, options.minutes, seed, keep)
             else:
                 own = next(run for run in runs if {**wanted, "who": OURS}.items() <= run.items())
                 found = peers(who, task, data, own["seconds"], seed)
@@ -118,10 +119,10 @@ def main() -> int:
     return report(kept, task, judge_of(data, "cpu").floor(task.samples), data.name).finish()
 
 
-def ours(task: Task, data: Data, minutes: float, seed: int) -> Entry:
+def ours(task: Task, data: Data, minutes: float, seed: int, keep: Path | None) -> Entry:
     """Train the preset and measure its samples."""
     trial, steps = Trial(task.config, data=data, seed=seed), task.steps_of(minutes)
-    found = distances_of_run(trial, steps, {OURS: task.request}, samples=task.samples)
+    found = distances_of_run(trial, steps, {OURS: task.request}, samples=task.samples, keep=keep)
     settings = yaml.safe_load(Path(task.config).read_text("utf-8"))
     batch = settings["data"]["init_args"]["global_batch_size"]
     return {
@@ -208,6 +209,7 @@ def parse() -> Namespace:
     parser.add_argument("--minutes", type=float, help="of training; default: the preset's")
     parser.add_argument("--seeds", type=int, help="how many; 3, of digits 1")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--keep", type=Path, help="folder that our runs stay in; default: deleted")
     options = parser.parse_args()
     options.data = options.data or ("MNIST" if options.data_root else "Digits")
     options.minutes = options.minutes or TASKS[options.data].minutes

@@ -124,6 +124,7 @@ def distances_of_run(
     requests: Mapping[str, Request],
     decays: tuple[float, ...] = (),
     samples: int = SAMPLES,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Train, draw samples in every way, and measure their distances.
 
@@ -133,13 +134,15 @@ def distances_of_run(
         requests: Ways of sampling by name; the first one also with each further average.
         decays: Decays of further averages of the weights.
         samples: Number of samples.
+        keep: Folder of the run; None: it is deleted.
 
     Returns:
         ``seconds`` and ``cpu_seconds`` of training, and by the way of sampling ``evaluations`` of
         the network a sample and ``distances``.
     """
     with TemporaryDirectory() as name:
-        file, clock, run = Path(name, "averages.pt"), Path(name, "clock.json"), Path(name, "run")
+        file, clock = Path(name, "averages.pt"), Path(name, "clock.json")
+        run = keep or Path(name, "run")
         callbacks = [_callback("TrainingClock", file=str(clock))]
         if decays:
             callbacks.append(_callback("Averages", file=str(file), decays=list(decays)))

@@ -82,7 +82,7 @@ class Task:
         return max(1, round(steps * minutes / self.minutes))
 
 
-GREY, COLOUR = (Request(DPMSolverPPSDE(25), guidance=scale) for scale in (1.25, 1.5))
+GREY, COLOUR = (Request(DPMSolverPPSDE(25), guidance=scale) for scale in (1.25, 2.0))
 """50 evaluations a sample, since guidance takes two a step; as in the presets."""
 
 TASKS = {

@@ -183,7 +183,7 @@ def table(results: Results) -> str:
     parts = []
     for (data, budget), runs in sorted(groups.items()):
         floor = results.values["floors"][data]
-        said = ", ".join(f"{name} {value:.1f}" for name, value in floor.items())
+        said = ", ".join(f"{name} {value:.3g}" for name, value in floor.items())
         title = f"{data}, {budget:.0f} processor seconds a row; floor of test images: {said}"
         names = list(floor)
         parts += [title, "\n".join(rows_of(runs, results.costs(data), names))]

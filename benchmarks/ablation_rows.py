@@ -177,8 +177,8 @@ REQUESTS: dict[str, Request] = {
         DDIM(30), guidance=Guidance(1.5, interval=(0.2, 0.8))
     ),
 }
-"""Ways to sample, at 50 evaluations a sample or fewer; all are tried on the checkpoints of
-QUICK, PLAIN and GUIDED on every row's."""
+"""Ways to sample, at 50 evaluations a sample or fewer: all of them for QUICK, PLAIN and
+GUIDED for every row."""
 
 DECAYS = (0.99, 0.995, 0.998, 0.9995)
 """Decays of further averages of the weights, kept beside the base's own."""

@@ -102,6 +102,11 @@ def machine() -> str:
     found = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
-        f"Python {platform.python_version()}, {found}; {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, {found}; {processor()}, "
         f"{torch.get_num_threads()} threads{gpu}, load average {os.getloadavg()[0]:.1f}"
     )
+
+
+def processor() -> str:
+    """What decides most about the time of a step on a CPU: its cores and vector instructions."""
+    return f"{os.cpu_count()} cores with {torch.backends.cpu.get_cpu_capability()}"

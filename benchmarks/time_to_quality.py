@@ -11,7 +11,8 @@ set's shares, for its samples, and is guided; the peers are as their examples ar
 or guidance, so the ratios measure that, too. Their learning rate is their example's, which is for
 longer runs; with the first seed each is trained once more with ten times that. 1,000 samples of 50
 evaluations at most are compared with all training images, by two extractors, of which the second
-is not tuned for. What is in the results is not trained again, so a stopped benchmark goes on.
+is not tuned for. What is in the results is not trained again, so a stopped benchmark goes on, on
+a processor with the same number of cores and the same vector instructions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from benchmarks.judges import SAMPLES
 from benchmarks.peers.peer import Peer, train
-from benchmarks.report import Report, machine
+from benchmarks.report import Report, machine, processor
 from benchmarks.timing import Spread, ratio
 from benchmarks.trial import Data, Trial, distances_of_run, judge_of
 from ddpm_lightning.diffusion.samplers import DPMSolverPPSDE
@@ -109,6 +110,7 @@ def main() -> int:
                 found = ours(task, data, options.minutes, seed, keep)
             else:
                 own = next(run for run in runs if {**wanted, "who": OURS}.items() <= run.items())
+                check_processor(own, options.out)
                 found = peers(who, task, data, own["seconds"], seed)
             runs.append({**wanted, **found, "machine": machine()})
             options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,19 @@ def ours(task: Task, data: Data, minutes: float, seed: int, keep: Path | None) -
         "evaluations": found["evaluations"][OURS],
         "distances": found["distances"][OURS],
     }
+
+
+def check_processor(own: Entry, results: Path) -> None:
+    """Refuse to give a peer the time that ours took on another processor.
+
+    Raises InputError: It was another one.
+    """
+    if processor() not in own["machine"]:
+        raise InputError(
+            f"ours, seed {own['seed']}, in {results} was trained on another processor than this "
+            f"one ({own['machine']}; here {processor()}), on which a peer sees more or fewer "
+            "images in the same time; train all on one: --out NEW.json"
+        )
 
 
 def peers(name: str, task: Task, data: Data, seconds: float, seed: int) -> Entry:
@@ -218,4 +233,7 @@ def parse() -> Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -9,7 +9,17 @@ import torch
 import yaml
 
 from benchmarks.peers.peer import Peer, train
-from benchmarks.time_to_quality import FASTER, OURS, PEERS, TASKS, peer_named, report
+from benchmarks.report import machine
+from benchmarks.time_to_quality import (
+    FASTER,
+    OURS,
+    PEERS,
+    TASKS,
+    check_processor,
+    peer_named,
+    report,
+)
+from ddpm_lightning.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FLOOR = {"fd_lenet": 20.0, "fd_colour": 0.5}
@@ -85,6 +95,12 @@ def test_a_peer_learns_and_draws_samples_in_range(name):
     assert samples.shape == (2, 1, 8, 8)
     assert -1 <= float(samples.min()) <= float(samples.max()) <= 1
     torch.testing.assert_close(peer.sample(2, seed=1), samples)
+
+
+def test_a_peer_is_not_given_the_time_that_ours_took_on_another_processor(tmp_path):
+    check_processor({"seed": 0, "machine": machine()}, tmp_path)
+    with pytest.raises(InputError, match=r"another processor.*3 cores with 3DNow!.*--out NEW"):
+        check_processor({"seed": 0, "machine": "3 cores with 3DNow!, 1 threads"}, tmp_path)
 
 
 @pytest.mark.parametrize(

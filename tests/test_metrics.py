@@ -319,13 +319,13 @@ def plain_manifold(fake, real, k):
 
 
 @pytest.mark.parametrize(("k", "offset"), [(1, 0.0), (3, 0.5), (5, 1000.0)])
-def test_manifold_is_the_plain_one_whatever_the_blocks(monkeypatch, k, offset):
+def test_manifold_is_the_plain_one_whatever_the_tiles(monkeypatch, k, offset):
     fake, real = gaussian(61, 4, seed=0, scale=0.7) + offset, gaussian(83, 4, seed=1) + offset
     expected = plain_manifold(fake, real, k)
     first = manifold(fake, real, k)
     assert values(first) == pytest.approx(expected)
     module = sys.modules["ddpm_lightning.metrics.manifold"]  # the function has its name
-    monkeypatch.setattr(module, "DISTANCES", 83 * 2)
+    monkeypatch.setattr(module, "TILE", 7)
     assert values(manifold(fake, real, k)) == pytest.approx(expected)
     assert errors(manifold(fake, real, k)) == pytest.approx(errors(first))
     assert 0 < expected["recall"] < 1

@@ -40,15 +40,16 @@ class UniformFolder:
         if n is not None and n > len(found):
             raise InputError(f"{folder} holds {len(found)} images, fewer than n = {n}; lower --n")
         self.files = found[:n]
-        headers = [ImageFile.open(file) for file in self.files]
-        self.shape = _shape(headers[0])
-        for header in headers:
+        self.shape = _shape(ImageFile.open(self.files[0]))
+        several: list[str] = []
+        for header in map(ImageFile.open, self.files):
             if (shape := _shape(header)) != self.shape:
                 raise InputError(
                     f"{header.path} is {_words(shape)}, but {self.files[0].name} is "
                     f"{_words(self.shape)}; bring all images to one size and kind"
                 )
-        several = [header.path.name for header in headers if header.frames > 1]
+            if header.frames > 1:
+                several.append(header.path.name)
         if several:
             warnings.warn(
                 f"{folder}: {len(several)} images have several frames ({several[0]}, …), of which "

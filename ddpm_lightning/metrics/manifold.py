@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,11 +20,8 @@ from ddpm_lightning.metrics.jackknife import (
 from ddpm_lightning.metrics.metric import Comparison, Metric, Score
 from ddpm_lightning.metrics.statistics import check_features, mean_of
 
-DISTANCES = 2**22
-"""Distances held at a time: 32 MB."""
-
-FEATURES = 2**20
-"""Numbers of features held in float64 at a time: 8 MB."""
+TILE = 1024
+"""Vectors of each set whose distances are held at a time; with 2048 features they take 80 MB."""
 
 SPARE = 16
 """Neighbours kept beyond the k-th: one block of 20 holds so many of them once in 1e20 times."""
@@ -80,7 +77,7 @@ def manifold(
     jackknife over 20 disjoint random blocks of samples (with the balls that the others have by
     themselves), which needs k + 1 samples without a block.
 
-    Distances are float64, in blocks: the memory grows with n + m, the time with their product.
+    Distances are float64, in tiles: the memory grows with n + m, the time with their product.
 
     Args:
         x: float32 [n, d] features of the samples, n > k.
@@ -115,11 +112,12 @@ def manifolds(
     }
     nearest = torch.full((blocks, len(y)), torch.inf, dtype=torch.float64)  # by block
     for block, part in enumerate(parts):
-        for rows in part.split(max(1, DISTANCES // len(y))):
-            distance = _distances(x[rows], y, centre)
-            nearest[block] = torch.minimum(nearest[block], distance.amin(dim=0))
-            for one in balls.values():
-                one.add(distance, rows, block)
+        for rows in part.split(TILE):
+            for columns, distance in _distances(x[rows], y, centre):
+                near_block = nearest[block, columns]
+                torch.minimum(near_block, distance.amin(dim=0), out=near_block)
+                for one in balls.values():
+                    one.add(distance, rows, columns, block)
     return {k: one.scores(nearest, errors, seed) for k, one in balls.items()}
 
 
@@ -136,35 +134,36 @@ class _Balls:
         self.radius, self.without = radii
         self.real_radius, self.k = real_radius, k
         n, m, self.blocks = len(self.radius), len(real_radius), len(self.without)
-        self.precise = torch.empty(n, dtype=torch.bool)
-        self.dense = torch.empty(n, dtype=torch.float64)
+        self.precise = torch.zeros(n, dtype=torch.bool)
+        self.around = torch.zeros(n, dtype=torch.float64)
         self.reached = torch.zeros(self.blocks, m, dtype=torch.bool)
         self.reached_wider = torch.zeros(self.blocks, m, dtype=torch.bool)
 
-    def add(self, distance: Tensor, rows: Tensor, block: int) -> None:
-        """Count the distances [r, m] of these rows of the samples, all of one block."""
-        self.precise[rows] = (distance <= self.real_radius).any(dim=1)
-        inside = (distance < self.real_radius).sum(dim=1, dtype=torch.int32)  # half of int64's
-        self.dense[rows] = inside.double() / self.k
-        self.reached[block] |= (distance <= self.radius[rows, None]).any(dim=0)
+    def add(self, distance: Tensor, rows: Tensor, columns: slice, block: int) -> None:
+        """Count distances [r, c] of rows of the samples, all of one block, from real vectors."""
+        real_radius = self.real_radius[columns]
+        self.precise[rows] |= (distance <= real_radius).any(dim=1)
+        self.around[rows] += (distance < real_radius).sum(dim=1)
+        self.reached[block, columns] |= (distance <= self.radius[rows, None]).any(dim=0)
         # Without another block most balls are what they were: those that had no neighbour in it.
         for other in range(self.blocks if self.blocks > 1 else 0):
             radius = self.without[other, rows]
             wider = (radius > self.radius[rows]).nonzero()[:, 0]
             if other != block and len(wider):
                 within = distance[wider] <= radius[wider, None]
-                self.reached_wider[other] |= within.any(dim=0)
+                self.reached_wider[other, columns] |= within.any(dim=0)
 
     def scores(self, nearest: Tensor, errors: bool, seed: int) -> dict[str, Score]:
         """The four scores; nearest is float64 [blocks, m], of a real image to each block."""
         n, numbers = len(self.radius), torch.arange(self.blocks)
-        precision, density = _share(self.precise), float(self.dense.mean())
+        dense = self.around / self.k
+        precision, density = _share(self.precise), float(dense.mean())
         recall = _share(self.reached.any(dim=0))
         coverage = _share(nearest.amin(dim=0) < self.real_radius)
         left_out: dict[str, list[float]] = {}
         error = {
             "precision": binomial_error(precision, n),
-            "density": float(self.dense.std()) / n**0.5,
+            "density": float(dense.std()) / n**0.5,
         }
         if self.blocks > 1:
             others = [numbers != block for block in numbers]
@@ -174,7 +173,7 @@ class _Balls:
                 "recall": [
                     _share(a | b) for a, b in zip(recalled, self.reached_wider, strict=True)
                 ],
-                "density": means_left_out(self.dense, seed),
+                "density": means_left_out(dense, seed),
                 "coverage": [_share(nearest[r].amin(dim=0) < self.real_radius) for r in others],
             }
             error |= {name: jackknife(left_out[name]) for name in ("recall", "coverage")}
@@ -203,11 +202,21 @@ def _neighbours(x: Tensor, centre: Tensor, count: int) -> tuple[Tensor, Tensor]:
     count = min(count, len(x) - 1)
     near = torch.empty(len(x), count, dtype=torch.float64)
     neighbour = torch.empty(len(x), count, dtype=torch.long)
-    for rows in torch.arange(len(x)).split(max(1, DISTANCES // len(x))):
-        distance = _distances(x[rows], x, centre)
-        distance[torch.arange(len(rows)), rows] = torch.inf
-        near[rows], neighbour[rows] = distance.topk(count, dim=1, largest=False)
+    for rows in torch.arange(len(x)).split(TILE):
+        nearest, which = near.new_empty(len(rows), 0), neighbour.new_empty(len(rows), 0)
+        for columns, distance in _distances(x[rows], x, centre):
+            if columns.start == rows[0]:
+                distance.fill_diagonal_(torch.inf)
+            some, places = _smallest(distance, count)
+            nearest, order = _smallest(torch.cat([nearest, some], dim=1), count)
+            which = torch.cat([which, places + columns.start], dim=1).gather(1, order)
+        near[rows], neighbour[rows] = nearest, which
     return near, neighbour
+
+
+def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The smallest of each row, or all if there are fewer, and where they are."""
+    return values.topk(min(count, values.shape[1]), dim=1, largest=False)
 
 
 def _radii(
@@ -225,18 +234,17 @@ def _radii(
     return near[:, k - 1].clone(), without
 
 
-def _distances(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
-    """Distances float64 [r, m] of rows from rows, after the centre is taken from both."""
-    distance = torch.empty(len(a), len(b), dtype=torch.float64)
-    a = a.double() - centre
-    first = 0
-    for part in b.split(max(1, FEATURES // b.shape[1])):  # float64 of all would take gigabytes
-        columns = part.double().sub_(centre)
-        distance[:, first : first + len(part)] = torch.cdist(
-            a, columns, compute_mode="use_mm_for_euclid_dist"
-        )
+def _distances(a: Tensor, b: Tensor, centre: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield which of b a tile is, and the distances float64 [r, c] of a from it.
+
+    The centre is taken from both.
+    """
+    a, first = a.double() - centre, 0
+    for part in b.split(TILE):  # float64 of all would take gigabytes
+        tile = part.double().sub_(centre)
+        distance = torch.cdist(a, tile, compute_mode="use_mm_for_euclid_dist")
+        yield slice(first, first + len(part)), distance
         first += len(part)
-    return distance
 
 
 def _share(chosen: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddpm_lightning.errors import InputError
 
-ROWS = 4096
+ROWS = 512
 """Vectors that are float64 at a time, because all of them would take gigabytes."""
 
 

@@ -90,7 +90,7 @@ RECIPES: dict[str, Flags] = {
         "model.conditional": False,
     },
     "sigmoid schedule": {"model.schedule": "Sigmoid"},
-    "channels-last": {"trainer.callbacks+": "benchmarks.callbacks.ChannelsLast"},
+    "channels-last": {"trainer.callbacks+": "FastKernels"},
     "bf16": {"trainer.precision": "bf16-mixed"},
 }
 

@@ -16,14 +16,6 @@ from typing_extensions import override
 from ddpm_lightning.ema import EMA
 
 
-class ChannelsLast(Callback):
-    """Keep the network's kernels in memory format channels-last, which its features follow."""
-
-    @override
-    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
-        module.net.to(memory_format=torch.channels_last)
-
-
 class Averages(Callback):
     """Keep further averages of the weights, and write them at the end of training.
 

@@ -200,23 +200,26 @@ def _neighbours(x: Tensor, centre: Tensor, count: int) -> tuple[Tensor, Tensor]:
     float64 and int64 [n, count], count at most n − 1.
     """
     count = min(count, len(x) - 1)
-    near = torch.empty(len(x), count, dtype=torch.float64)
-    neighbour = torch.empty(len(x), count, dtype=torch.long)
-    for rows in torch.arange(len(x)).split(TILE):
-        nearest, which = near.new_empty(len(rows), 0), neighbour.new_empty(len(rows), 0)
-        for columns, distance in _distances(x[rows], x, centre):
-            if columns.start == rows[0]:
+    near = torch.full((len(x), count), torch.inf, dtype=torch.float64)
+    neighbour = torch.zeros(len(x), count, dtype=torch.long)
+
+    def keep_nearest(rows: slice, distance: Tensor, first: int) -> None:
+        """Join the nearest of some rows with their distances from the vectors from first on."""
+        some, places = distance.topk(min(count, distance.shape[1]), dim=1, largest=False)
+        which = torch.cat([neighbour[rows], places + first], dim=1)
+        near[rows], order = torch.cat([near[rows], some], dim=1).topk(count, dim=1, largest=False)
+        neighbour[rows] = which.gather(1, order)
+
+    for first in range(0, len(x), TILE):
+        rows = slice(first, first + TILE)
+        for later, distance in _distances(x[rows], x[first:], centre):  # the others by symmetry
+            columns = slice(first + later.start, first + later.stop)
+            if columns.start == first:
                 distance.fill_diagonal_(torch.inf)
-            some, places = _smallest(distance, count)
-            nearest, order = _smallest(torch.cat([nearest, some], dim=1), count)
-            which = torch.cat([which, places + columns.start], dim=1).gather(1, order)
-        near[rows], neighbour[rows] = nearest, which
+            else:
+                keep_nearest(columns, distance.T, first)
+            keep_nearest(rows, distance, columns.start)
     return near, neighbour
-
-
-def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The smallest of each row, or all if there are fewer, and where they are."""
-    return values.topk(min(count, values.shape[1]), dim=1, largest=False)
 
 
 def _radii(

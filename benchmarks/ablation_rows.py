@@ -90,7 +90,12 @@ RECIPES: dict[str, Flags] = {
         "model.conditional": False,
     },
     "sigmoid schedule": {"model.schedule": "Sigmoid"},
-    "channels-last": {"trainer.callbacks+": "FastKernels"},
+    "channels-last": {
+        "trainer.callbacks+": {
+            "class_path": "FastKernels",
+            "init_args": {"float32_matmul_precision": "highest"},  # it stays set in the process
+        }
+    },
     "bf16": {"trainer.precision": "bf16-mixed"},
 }
 

@@ -141,11 +141,12 @@ def check_processor(own: Entry, results: Path) -> None:
 
     Raises InputError: It was another one.
     """
-    if processor() not in own["machine"]:
+    here = f"{processor()}, {torch.get_num_threads()} threads"
+    if f"; {here}," not in own["machine"]:
         raise InputError(
             f"ours, seed {own['seed']}, in {results} was trained on another processor than this "
-            f"one ({own['machine']}; here {processor()}), on which a peer sees more or fewer "
-            "images in the same time; train all on one: --out NEW.json"
+            f"one ({own['machine']}; here {here}), on which a peer sees more or fewer images in "
+            "the same time; train all on one: --out NEW.json"
         )
 
 

@@ -17,6 +17,9 @@ from ddpm_lightning.optimization import Group, NetworkParameters, groups_by_deca
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x³ and x⁵, which raise small singular values as fast as possible."""
 
+STACK = 2**22
+"""Numbers of matrices that are turned together: 16 MiB in float32."""
+
 
 class MuonAdamW(Optimizer):
     """Muon for the hidden matrices of a network, AdamW for all else.
@@ -28,7 +31,8 @@ class MuonAdamW(Optimizer):
     biases do not decay. The first and the last layer and embeddings are AdamW's.
 
     Args:
-        params: Parameters of a network, or groups of them, which are taken as they are.
+        params: Parameters of a network, or groups of them, which are taken as they are; of a group
+            with ``muon: true`` lr, weight_decay and momentum count.
         lr: Learning rate.
         weight_decay: Decay per step and learning rate.
         momentum: Of Muon, in Nesterov's form.
@@ -82,17 +86,19 @@ class MuonAdamW(Optimizer):
 
     def _step_matrices(self, group: Group) -> None:
         """Step kernels and matrices [out, ...], those of one shape together."""
-        lr, momentum = group["lr"], group["momentum"]
-        alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                alike[len(parameter), parameter[0].numel()].append(parameter)
-        for shape, parameters in alike.items():
-            updates = torch.stack([self._momentum(one, momentum) for one in parameters])
-            rate = lr * 0.2 * max(shape) ** 0.5
-            for parameter, update in zip(parameters, orthogonal(updates), strict=True):
-                parameter.mul_(1 - lr * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape), alpha=-rate)
+        alike: dict[Any, list[nn.Parameter]] = defaultdict(list)
+        for one in group["params"]:
+            if one.grad is not None:
+                alike[len(one), one[0].numel(), one.device, one.dtype].append(one)
+        for (rows, columns, *_), parameters in alike.items():
+            rate = group["lr"] * 0.2 * max(rows, columns) ** 0.5
+            together = max(1, STACK // (rows * columns))
+            for k in range(0, len(parameters), together):
+                some = parameters[k : k + together]
+                updates = torch.stack([self._momentum(one, group["momentum"]) for one in some])
+                for parameter, update in zip(some, orthogonal(updates), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.reshape(parameter.shape), alpha=-rate)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Average the gradient in, and look ahead as Nesterov: [out, rest]."""
@@ -105,15 +111,17 @@ class MuonAdamW(Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Bring the singular values of matrices [k, m, n] to about 1: 0.68 to 1.13 but for tiny ones.
+    """Bring the singular values of matrices [k, m, n] to about 1.
 
-    In bfloat16 on CUDA, as Muon's authors do; elsewhere in the matrices' own precision, because
-    bfloat16 products take many times as long on CPUs that have none.
+    Those above a hundredth of a matrix's norm end between 0.68 and 1.14. float32 is rounded to
+    bfloat16, as by Muon's authors, where the device multiplies that itself; elsewhere such
+    products take many times as long.
 
     Source: Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    rounded = matrices.dtype == torch.float32 and _multiplies_bfloat16(matrices.device)
+    x = matrices.bfloat16() if rounded else matrices
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)  # none is above 1
@@ -121,6 +129,13 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are no emulation: on CUDA, and CPUs with AVX512_BF16."""
+    if device.type == "cpu":
+        return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # from torch 2.6 on
+    return device.type == "cuda"
 
 
 def _by_method(params: Iterable[Any]) -> list[Group]:

@@ -97,7 +97,24 @@ def test_matrices_become_the_quintic_of_their_singular_values(shape):
     assert np.all((values > 0.68) & (values < 1.14))
 
 
-def test_matrices_of_one_shape_step_as_each_alone():
+def test_matrices_are_rounded_where_bfloat16_is_multiplied(monkeypatch):
+    matrices = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
+    found = []
+    for answer in (True, False):
+        monkeypatch.setattr(
+            "ddpm_lightning.muon._multiplies_bfloat16", lambda _, is_so=answer: is_so
+        )
+        found.append(orthogonal(matrices))
+    exact = orthogonal(matrices.double())
+    assert [one.dtype for one in found] == [torch.float32] * 2
+    rounded, plain = (float((one - exact).abs().max()) for one in found)
+    assert plain < 1e-5 < rounded < 0.05
+
+
+@pytest.mark.parametrize("stack", [2**22, 48, 1])
+def test_matrices_of_one_shape_step_as_each_alone(stack, monkeypatch):
+    monkeypatch.setattr("ddpm_lightning.muon._multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr("ddpm_lightning.muon.STACK", stack)
     torch.manual_seed(0)
     shapes = [(6, 4), (5, 4, 1, 1), (6, 2, 2, 1), (6, 4)]
     together, alone = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))

@@ -108,7 +108,7 @@ def test_matrices_are_rounded_where_bfloat16_is_multiplied(monkeypatch):
     exact = orthogonal(matrices.double())
     assert [one.dtype for one in found] == [torch.float32] * 2
     rounded, plain = (float((one - exact).abs().max()) for one in found)
-    assert plain < 1e-5 < rounded < 0.05
+    assert plain < 1e-5 < rounded < 0.1
 
 
 @pytest.mark.parametrize("stack", [2**22, 48, 1])

@@ -111,17 +111,28 @@ def numeric_tests(run: Run, report: Report) -> None:
     report.add("numeric tests pass", passed, at_least=1, note=lines[-1].strip("= "))
 
 
-def training(run: Run, report: Report, fast: bool = False, compile: bool = False) -> None:
-    """Images a second of fit beside a bare loop and diffusers' example, in turn."""
+def training(
+    run: Run, report: Report, fast: bool = False, compile: bool = False, peer: bool = False
+) -> None:
+    """Images a second of fit beside a bare loop and diffusers' example, in turn.
+
+    Args:
+        run: What is measured.
+        report: Gets the rows.
+        fast: Weights channels-last.
+        compile: Our network is compiled, which takes minutes; a bare loop is then left out.
+        peer: diffusers' network is compiled, too, for as many minutes more.
+    """
     here: Any = {"recipe": run.recipe, "device": run.device, "dtype": run.dtype}
-    others = {"diffusers": diffusers_step(**here, compile=compile)}
-    if not compile:  # because each would be compiled, too
+    others = {"diffusers": diffusers_step(**here, compile=peer)}
+    if not compile:
         others["bare loop"] = bare_step(**here, channels_last=fast)
     if fast and not compile:
         others["diffusers, channels-last"] = diffusers_step(**here, channels_last=True)
     turns = Turns(others, run.n, run.warm)
     run.fit(run.recipe.module(compile), run.warm + run.n * run.turns, [turns], fast)
-    kind = ", ".join(["compiled" if compile else "eager", *["channels-last"] * fast])
+    compiled = "both compiled" if peer else "compiled" if compile else "eager"
+    kind = ", ".join([compiled, *["channels-last"] * fast])
     ours = turns.seconds["fit"]
     for name, seconds in turns.seconds.items():
         speed = Spread.of([run.recipe.batch / s for s in seconds.wall])
@@ -258,6 +269,7 @@ SECTIONS: dict[str, Callable[[Run, Report], None]] = {
     "compiled": partial(training, fast=True, compile=True),
     "sampling": partial(sampling, compile=True),
     "ema": average,
+    "both_compiled": partial(training, fast=True, compile=True, peer=True),
 }
 
 

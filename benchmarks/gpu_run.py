@@ -68,7 +68,8 @@ class Plan:
         words += f" --trainer.default_root_dir {self.run} --data.cache {self.out / 'cache'}"
         words += " --trainer.precision bf16-mixed --trainer.benchmark true --grid null"
         words += " --metrics null --trainer.callbacks+ FastKernels --trainer.limit_val_batches 0"
-        words += " --model.warmup_steps 500 --model.ema.decay 0.999"
+        words += " --model.warmup_steps 500"
+        words += " --model.ema.decay 0.999 --model.ema.warmup true"
         code = self._call("fit", [*words.split(), *self.words], seconds)
         if code != 128 + signal.SIGTERM:
             self.failures.append(f"fit ended with code {code}, not 143")

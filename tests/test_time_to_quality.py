@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from benchmarks.peers.peer import Peer, train
+from benchmarks import rates
+from benchmarks.peers.length import OURS, length_of
+from benchmarks.peers.peer import Peer, after_images, after_seconds, train
 from benchmarks.report import machine
 from benchmarks.time_to_quality import (
     FASTER,
-    OURS,
     PEERS,
     TASKS,
-    check_processor,
     peer_named,
     report,
 )
@@ -63,7 +64,7 @@ def test_other_minutes_are_a_share_of_the_preset(data):
 def test_a_peer_is_trained_until_the_time_is_over_on_images_that_are_not_mirrored():
     images = torch.tensor([[[[0, 255], [51, 102]]]], dtype=torch.uint8)
     peer = Recorder()
-    trained = train(peer, images, 0.05, seed=0)
+    trained = train(peer, images, after_seconds(0.05), seed=0)
     assert trained.seconds >= 0.05
     assert trained.images == 4 * len(peer.seen) > 0
     assert peer.progress == sorted(peer.progress)
@@ -74,7 +75,12 @@ def test_a_peer_is_trained_until_the_time_is_over_on_images_that_are_not_mirrore
 
 def test_colour_is_mirrored_where_the_recipe_mirrors():
     peer = Recorder()
-    train(peer, torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 2, 2), 0.05, seed=0)
+    train(
+        peer,
+        torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 2, 2),
+        after_images(64),
+        seed=0,
+    )
     left = {float(image[0, 0, 0]) for images in peer.seen for image in images}
     assert left == {-1.0, 1.0}
 
@@ -97,14 +103,68 @@ def test_a_peer_learns_and_draws_samples_in_range(name):
     torch.testing.assert_close(peer.sample(2, seed=1), samples)
 
 
+def test_a_peer_is_trained_until_it_has_seen_as_many_images():
+    peer = Recorder()
+    trained = train(peer, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), after_images(12), seed=0)
+    assert trained.images == 12
+    assert peer.progress == [0, 1 / 3, 2 / 3]
+
+
+def own_run(data="MNIST", where=None):
+    images = {"seconds": 100.0, "images": 1000, "machine": where or machine()}
+    return {"data": data, "minutes": 7, "who": OURS, "seed": 0, **images}
+
+
+def wanted(who="diffusers", data="MNIST", seed=0):
+    return {"data": data, "minutes": 7, "who": who, "seed": seed}
+
+
+def test_the_first_seed_of_a_peer_trains_for_the_seconds_that_ours_took():
+    length = length_of("diffusers", wanted(), [own_run()], {"MNIST": {"diffusers": 0.5}})
+    assert length.progress(50.0, 0) == 0.5
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        wanted(seed=2),
+        wanted(data="FashionMNIST"),
+        wanted(data="FashionMNIST", seed=1),
+        wanted(who="diffusers, lr 1e-3"),
+    ],
+    ids=["another seed", "Fashion-MNIST", "another seed of it", "another learning rate"],
+)
+def test_further_runs_of_a_peer_see_as_many_images_as_its_first(asked):
+    elsewhere = own_run(where="Z80; 1 cores with NONE, 1 threads, load average 0")
+    first = {**wanted(), "images": 160}
+    length = length_of("diffusers", asked, [elsewhere, first], {})
+    assert length.progress(1e9, 40) == 0.25
+
+
 @pytest.mark.parametrize(
     "change", [("; ", "; 1"), (" with ", " with 3DNow! and "), (" threads", "0 threads")]
 )
-def test_a_peer_is_not_given_the_time_that_ours_took_on_another_processor(change, tmp_path):
-    check_processor({"seed": 0, "machine": machine()}, tmp_path)
-    other = machine().replace(*change)
-    with pytest.raises(InputError, match=r"another processor.*--out NEW"):
-        check_processor({"seed": 0, "machine": other}, tmp_path)
+def test_on_another_processor_the_first_seed_sees_the_measured_share_of_our_images(change):
+    runs = [own_run(where=machine().replace(*change))]
+    length = length_of("diffusers", wanted(), runs, {"MNIST": {"diffusers": 0.5}})
+    assert length.progress(1e9, 250) == 0.5
+    with pytest.raises(InputError, match=r"another processor.*benchmarks\.rates.*--out NEW"):
+        length_of("diffusers", wanted(), runs, {"CIFAR10": {"diffusers": 0.5}})
+
+
+def test_the_rate_of_ours_is_that_of_its_training_clock(monkeypatch):
+    took = iter([2.0, 1.0, 10.0])
+    asked = []
+
+    def fit(trial, folder, steps, callbacks):
+        asked.append(steps)
+        file = callbacks[0]["init_args"]["file"]
+        Path(file).write_text(json.dumps({"seconds": next(took)}))
+
+    monkeypatch.setattr(rates.Trial, "fit", fit)
+    speed = rates.speed_of_ours(TASKS["MNIST"], rates.Data(), seconds=12)
+    assert asked == [8, 48, 384]  # as long as was asked for, at most eight times the last
+    assert speed == 64 * 384 / 10
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ class DiffusersExample(Peer):
         channels: Channels of the images.
         side: Their height and width.
         lr: Learning rate after the warm-up; the default is the example's.
+        device: Where it is trained.
     """
 
     name = "diffusers"
@@ -37,7 +38,7 @@ class DiffusersExample(Peer):
     warm_up = 500
     widths = (32, 64, 96)
 
-    def __init__(self, channels: int, side: int, lr: float = 1e-4) -> None:
+    def __init__(self, channels: int, side: int, lr: float = 1e-4, device: str = "cpu") -> None:
         net: Any = UNet2DModel(
             sample_size=side,
             in_channels=channels,
@@ -47,8 +48,8 @@ class DiffusersExample(Peer):
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         )
-        self.model: nn.Module = net
-        self.lr = lr
+        self.model: nn.Module = net.to(device)
+        self.lr, self.device = lr, device
         self.shape = (channels, side, side)
         self.noises: Any = DDPMScheduler(num_train_timesteps=1000)
         self.optimizer = torch.optim.AdamW(
@@ -61,8 +62,8 @@ class DiffusersExample(Peer):
 
     @override
     def step(self, images: Tensor, progress: float) -> None:
-        eps = torch.randn_like(images)
-        t = torch.randint(0, 1000, (len(images),))
+        eps = torch.randn(images.shape).to(self.device)
+        t = torch.randint(0, 1000, (len(images),)).to(self.device)
         noisy = self.noises.add_noise(images, eps, t)
         loss = F.mse_loss(self.model(noisy, t, return_dict=False)[0], eps)
         loss.backward()
@@ -84,9 +85,9 @@ class DiffusersExample(Peer):
         scheduler.set_timesteps(50)
         noise = torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(seed))
         parts = []
-        for x in noise.split(250):
+        for x in noise.to(self.device).split(250):
             for t in scheduler.timesteps:
                 eps = self.model(x, t, return_dict=False)[0]
                 x = scheduler.step(eps, t, x, eta=0.0).prev_sample
-            parts.append(x.clamp(-1, 1))
+            parts.append(x.clamp(-1, 1).cpu())
         return torch.cat(parts)

@@ -28,6 +28,7 @@ class Lucidrains(Peer):
         channels: Channels of the images.
         side: Their height and width.
         lr: Learning rate; the default is the Trainer's.
+        device: Where it is trained.
     """
 
     name = "lucidrains"
@@ -35,12 +36,13 @@ class Lucidrains(Peer):
     width = 32
     multipliers = (1, 2, 4)
 
-    def __init__(self, channels: int, side: int, lr: float = 1e-4) -> None:
+    def __init__(self, channels: int, side: int, lr: float = 1e-4, device: str = "cpu") -> None:
         net = Unet(dim=self.width, dim_mults=self.multipliers, channels=channels)
         diffusion: Any = GaussianDiffusion(
             net, image_size=side, timesteps=1000, sampling_timesteps=50
         )
-        self.model: nn.Module = diffusion
+        self.model: nn.Module = diffusion.to(device)
+        self.device = device
         self.optimizer = torch.optim.Adam(diffusion.parameters(), lr=lr, betas=(0.9, 0.99))
         self.ema: Any = EMA(diffusion, beta=0.995, update_every=10)
 
@@ -59,4 +61,4 @@ class Lucidrains(Peer):
         torch.manual_seed(seed)
         model = self.ema.ema_model.eval()
         parts = [model.sample(batch_size=min(250, n - i)) for i in range(0, n, 250)]
-        return torch.cat(parts).clamp(0, 1) * 2 - 1
+        return torch.cat(parts).cpu().clamp(0, 1) * 2 - 1

@@ -1,9 +1,10 @@
-"""What a peer of a comparison must offer, and its training for a given time."""
+"""What a peer of a comparison must offer, and its training for a time or a number of images."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,14 @@ class Peer(ABC):
         model: The network that is trained.
         batch_size: Images of a step.
         flips: Whether the recipe mirrors half of its images.
+        device: Where the network is.
     """
 
     name: str
     model: nn.Module
     batch_size: int
     flips: bool = True
+    device: str = "cpu"
 
     @abstractmethod
     def step(self, images: Tensor, progress: float) -> None:
@@ -31,7 +34,7 @@ class Peer(ABC):
 
         Args:
             images: float32 [B, C, H, W] in [−1, 1].
-            progress: Share of the training time that is over, for the learning rate.
+            progress: Share of the training that is over, for the learning rate.
         """
 
     @abstractmethod
@@ -59,8 +62,22 @@ class Trained:
     images: int
 
 
-def train(peer: Peer, images: Tensor, seconds: float, seed: int) -> Trained:
-    """Train a peer on images uint8 [N, C, H, W] in memory until a time is over.
+Progress = Callable[[float, int], float]
+"""The share of a training that is over, of its seconds and images so far; it ends at 1."""
+
+
+def after_seconds(limit: float) -> Progress:
+    """Let a training end after a wall time."""
+    return lambda seconds, images: seconds / limit
+
+
+def after_images(limit: int) -> Progress:
+    """Let a training end after a number of images."""
+    return lambda seconds, images: images / limit
+
+
+def train(peer: Peer, images: Tensor, progress: Progress, seed: int) -> Trained:
+    """Train a peer on images uint8 [N, C, H, W] in memory until its progress is 1.
 
     The images come from memory, which is faster than the peers' own pipelines. Digits are not
     mirrored, whatever the recipe says: it would teach shapes that the data has not.
@@ -68,13 +85,14 @@ def train(peer: Peer, images: Tensor, seconds: float, seed: int) -> Trained:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     mirrored = peer.flips and images.shape[1] == 3
-    start, cpu, steps = time.perf_counter(), time.process_time(), 0
-    while (elapsed := time.perf_counter() - start) < seconds:
+    start, cpu, seen, seconds = time.perf_counter(), time.process_time(), 0, 0.0
+    while (done := progress(seconds, seen)) < 1:
         rows = torch.randint(len(images), (peer.batch_size,), generator=generator)
         batch = images[rows].float().div_(127.5).sub_(1)
         if mirrored:
             flip = torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5
             batch = torch.where(flip, batch.flip(-1), batch)
-        peer.step(batch, elapsed / seconds)
-        steps += 1
-    return Trained(elapsed, time.process_time() - cpu, steps * peer.batch_size)
+        peer.step(batch.to(peer.device), done)
+        seen += peer.batch_size
+        seconds = time.perf_counter() - start
+    return Trained(seconds, time.process_time() - cpu, seen)

@@ -1,6 +1,6 @@
 """What a CUDA GPU makes of it: numeric tests, speed, synchronisations, graph breaks, memory.
 
-    python -m benchmarks.gpu [--seconds 180] [--only tests,eager,…]
+    python -m benchmarks.gpu [--seconds 600] [--only tests,eager,…]
 
 Each section is a few rows; one that fails is a row FAILED, and the others run. Without a GPU it
 says so and ends with exit code 0.
@@ -121,10 +121,11 @@ def training(
         report: Gets the rows.
         fast: Weights channels-last.
         compile: Our network is compiled, which takes minutes; a bare loop is then left out.
-        peer: diffusers' network is compiled, too, for as many minutes more.
+        peer: diffusers' network is compiled, too, for as many minutes more, and channels-last
+            where ours is.
     """
     here: Any = {"recipe": run.recipe, "device": run.device, "dtype": run.dtype}
-    others = {"diffusers": diffusers_step(**here, compile=peer)}
+    others = {"diffusers": diffusers_step(**here, channels_last=fast and peer, compile=peer)}
     if not compile:
         others["bare loop"] = bare_step(**here, channels_last=fast)
     if fast and not compile:
@@ -293,7 +294,7 @@ def sections(run: Run, report: Report, names: Iterable[str], seconds: float) -> 
 def main(args: list[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=180, help="no section starts later")
+    parser.add_argument("--seconds", type=float, default=600, help="no section starts later")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by comma")
     given = parser.parse_args(args)
     if not torch.cuda.is_available():

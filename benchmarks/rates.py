@@ -1,6 +1,6 @@
 """Images that a peer sees in the time in which ours sees one: fit and the peers, in turn.
 
-    python -m benchmarks.rates                                   # digits, a minute
+    python -m benchmarks.rates                                   # digits, two minutes
     python -m benchmarks.rates --data-root DIR --data CIFAR10
 
 `benchmarks.time_to_quality` reads the medians where it goes on elsewhere than it began. The shares
@@ -40,8 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     data, task = Data(options.data, options.data_root), TASKS[options.data]
     images = data().images("train")[0]
-    if not isinstance(images, torch.Tensor):
-        raise TypeError(f"{options.data} does not hold its images in memory")
+    assert isinstance(images, torch.Tensor)
     speeds = {OURS: partial(speed_of_ours, task, data)}
     for name in PEERS:
         peer = peer_named(name)(images.shape[1], images.shape[2])

@@ -10,12 +10,15 @@ Wall time of training counts, sampling does not. Its other seeds, its other lear
 those on Fashion-MNIST, whose images are as large as MNIST's, see as many images as it saw in that
 time, and so can be trained elsewhere (--device cuda). Where ours was trained on other cores or
 vector instructions, the first seed also sees a number of images: ours times the share that
-`benchmarks.rates` measured. Ours is told the classes, in training and, in the training
-set's shares, for its samples, and is guided; the peers are as their examples are, without classes
-or guidance, so the ratios measure that, too. Their learning rate is their example's, which is for
-longer runs; with the first seed each is trained once more with ten times that. 1,000 samples of 50
-evaluations at most are compared with all training images, by two extractors, of which the second
-is not tuned for. What is in the results is not trained again, so a stopped benchmark goes on.
+`benchmarks.rates` measured.
+
+Ours is told the classes, in training and, in the training set's shares, for its samples, and is
+guided; the peers are as their examples are, without classes or guidance, and are sampled by 50
+steps of DDIM, so the ratios measure that, too. Their learning rate is their example's, which is
+for longer runs; with the first seed each is trained once more with ten times that. 1,000 samples
+of 50 evaluations at most are compared with all training images, by two extractors, of which the
+second is not tuned for. What is in the results is not trained again, so a stopped benchmark goes
+on.
 """
 
 from __future__ import annotations
@@ -113,7 +116,12 @@ def main() -> int:
             else:
                 rates = json.loads(RATES.read_text("utf-8")) if RATES.exists() else {}
                 length = length_of(FASTER.get(who, who), wanted, runs, rates)
-                found = peers(who, task, data, length, seed, options.device)
+                if length.told == TIME and options.device != "cpu":
+                    raise InputError(
+                        f"{who} trains for as long as ours took on a processor: leave out "
+                        f"--device {options.device}"
+                    )
+                found = of_peer(who, task, data, length, seed, options.device)
             runs.append({**wanted, **found, "machine": machine()})
             options.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(options.out, runs)
@@ -121,9 +129,8 @@ def main() -> int:
             print(f"  … {said} in {found['seconds']:.0f} s", file=sys.stderr, flush=True)
     kept = [run for run in runs if (run["data"], run["minutes"]) == (data.name, options.minutes)]
     if not kept:
-        raise InputError(
-            f"{options.out} has no run on {data.name}; without --print it trains them"
-        )
+        asked = f"{data.name}, {options.minutes:g} minutes"
+        raise InputError(f"{options.out} has no run on {asked}; without --print it trains them")
     return report(kept, task, judge_of(data, "cpu").floor(task.samples), data.name).finish()
 
 
@@ -142,7 +149,7 @@ def ours(task: Task, data: Data, minutes: float, seed: int, keep: Path | None) -
     }
 
 
-def peers(name: str, task: Task, data: Data, length: Length, seed: int, device: str) -> Entry:
+def of_peer(name: str, task: Task, data: Data, length: Length, seed: int, device: str) -> Entry:
     """Train a peer and measure its samples."""
     judge = judge_of(data, "cpu")
     images = judge.data.images("train")[0]
@@ -185,8 +192,7 @@ def peer_named(name: str) -> Callable[..., Peer]:
 def report(runs: list[Entry], task: Task, floor: dict[str, float], data: str) -> Report:
     """Distances of all, and the ratios that are asked for, over the seeds."""
     names = list(dict.fromkeys(run["who"] for run in runs))
-    seeds = len({run["seed"] for run in runs})
-    found = Report(f"Time to quality: {data}, {seeds} seeds")
+    found = Report(f"Time to quality: {data}")
 
     def values(who: str, key: str, beside: str | None = None) -> list[float]:
         """Of all seeds, or of those that another has, too, in their order."""
@@ -198,7 +204,7 @@ def report(runs: list[Entry], task: Task, floor: dict[str, float], data: str) ->
     first = next(iter(floor))
     for who in names:
         first_run = min((run for run in runs if run["who"] == who), key=lambda run: run["seed"])
-        note = f"{first_run['images']} images"
+        note = f"{len(values(who, 'images'))} seeds; {first_run['images']} images"
         if first_run.get("length", TIME) == TIME:
             cpu = first_run["cpu_seconds"]
             note += f" in {first_run['seconds']:.0f} s, {cpu:.0f} s of processors (seed 0)"
@@ -209,7 +215,12 @@ def report(runs: list[Entry], task: Task, floor: dict[str, float], data: str) ->
         over = [one / value for one in values(OURS, name)]
         limit = task.floors if name == first else None
         found.add(f"ours over the floor, {name}", Spread.of(over), at_most=limit)
-        for who in [one for one in names if one != OURS]:
+        for who in dict.fromkeys((*PEERS, *names)):
+            if who == OURS:
+                continue
+            if who not in names:
+                found.fail(f"{who} over ours, {name}", "not trained yet")
+                continue
             limit = task.times_lower if name == first else task.times_lower and 1.0
             limit = limit if who in PEERS else None
             times = ratio(values(who, name, OURS), values(OURS, name, who))

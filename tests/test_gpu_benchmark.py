@@ -64,6 +64,31 @@ def test_a_section_measures_on_the_cpu(name, run):
     assert [row for row in report.rows if row.failure] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "peer", "layout"),
+    [("compiled", False, False), ("both_compiled", True, True)],
+)
+def test_the_peer_is_compiled_and_channels_last_only_where_both_are(
+    name, peer, layout, run, monkeypatch
+):
+    seen = {}
+
+    def diffusers(recipe, device, dtype, channels_last=False, compile=False):
+        seen.update(compile=compile, channels_last=channels_last)
+        return lambda: None
+
+    def fit(run, module, max_steps, callbacks, fast):
+        for seconds in callbacks[0].seconds.values():
+            seconds.wall.append(1.0)
+            seconds.cpu.append(1.0)
+
+    monkeypatch.setattr(gpu, "diffusers_step", diffusers)
+    monkeypatch.setattr(type(TINY), "module", lambda self, compile: seen.update(ours=compile))
+    monkeypatch.setattr(gpu.Run, "fit", fit)
+    gpu.SECTIONS[name](run, Report(name))
+    assert seen == {"compile": peer, "channels_last": layout, "ours": True}
+
+
 def test_fit_and_the_others_take_turns(run):
     seen = []
     turns = gpu.Turns({"other": lambda: seen.append("other")}, n=2, warm=1)

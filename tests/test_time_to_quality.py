@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import rates
-from benchmarks.peers.length import OURS, length_of
+from benchmarks import rates, time_to_quality
+from benchmarks.peers.length import OURS, TIME, length_of
 from benchmarks.peers.peer import Peer, after_images, after_seconds, train
 from benchmarks.report import machine
 from benchmarks.time_to_quality import (
@@ -23,6 +23,7 @@ from benchmarks.time_to_quality import (
 from ddpm_lightning.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+RUN = {"cpu_seconds": 9.0, "distances": {"fd_lenet": 1.0, "fd_colour": 1.0}}
 FLOOR = {"fd_lenet": 20.0, "fd_colour": 0.5}
 
 
@@ -110,6 +111,13 @@ def test_a_peer_is_trained_until_it_has_seen_as_many_images():
     assert peer.progress == [0, 1 / 3, 2 / 3]
 
 
+ELSEWHERE = "Z80; 1 cores with NONE, 1 threads, load average 0"
+
+
+def shares(share=0.5, where=None):
+    return {"diffusers": share, "machine": where or machine()}
+
+
 def own_run(data="MNIST", where=None):
     images = {"seconds": 100.0, "images": 1000, "machine": where or machine()}
     return {"data": data, "minutes": 7, "who": OURS, "seed": 0, **images}
@@ -134,22 +142,98 @@ def test_the_first_seed_of_a_peer_trains_for_the_seconds_that_ours_took():
     ],
     ids=["another seed", "Fashion-MNIST", "another seed of it", "another learning rate"],
 )
-def test_further_runs_of_a_peer_see_as_many_images_as_its_first(asked):
-    elsewhere = own_run(where="Z80; 1 cores with NONE, 1 threads, load average 0")
-    first = {**wanted(), "images": 160}
-    length = length_of("diffusers", asked, [elsewhere, first], {})
+@pytest.mark.parametrize("where", [machine(), ELSEWHERE], ids=["there", "elsewhere"])
+def test_further_runs_of_a_peer_see_as_many_images_as_its_first(asked, where):
+    other_minutes = {**wanted(), "minutes": 1, "images": 10}
+    runs = [own_run(where=where), other_minutes, {**wanted(), "images": 160}]
+    length = length_of("diffusers", asked, runs, {})
     assert length.progress(1e9, 40) == 0.25
 
 
-@pytest.mark.parametrize(
-    "change", [("; ", "; 1"), (" with ", " with 3DNow! and "), (" threads", "0 threads")]
-)
-def test_on_another_processor_the_first_seed_sees_the_measured_share_of_our_images(change):
+@pytest.mark.parametrize("change", [("; ", "; 1"), (" cores", "0 cores")])
+def test_on_other_cores_the_first_seed_sees_the_measured_share_of_our_images(change):
     runs = [own_run(where=machine().replace(*change))]
-    length = length_of("diffusers", wanted(), runs, {"MNIST": {"diffusers": 0.5}})
+    length = length_of("diffusers", wanted(), runs, {"MNIST": shares()})
     assert length.progress(1e9, 250) == 0.5
+
+
+def test_shares_of_mnist_hold_for_fashion_mnist():
+    runs = [own_run("FashionMNIST", machine().replace("; ", "; 1"))]
+    asked = wanted(data="FashionMNIST")
+    assert length_of("diffusers", asked, runs, {"MNIST": shares()}).progress(1e9, 250) == 0.5
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [{}, {"CIFAR10": shares()}, {"MNIST": shares(where=ELSEWHERE)}],
+    ids=["none", "of other data", "of other instructions"],
+)
+def test_a_first_seed_is_refused_where_nothing_says_how_many_images_it_would_have_seen(rates):
+    runs = [own_run(where=machine().replace("; ", "; 1"))]
     with pytest.raises(InputError, match=r"another processor.*benchmarks\.rates.*--out NEW"):
-        length_of("diffusers", wanted(), runs, {"CIFAR10": {"diffusers": 0.5}})
+        length_of("diffusers", wanted(), runs, rates)
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """Results whose runs are made up at once; what was asked of the peers."""
+    asked = []
+    distances = {"fd_lenet": 1.0, "fd_colour": 1.0}
+    run = {"seconds": 9.0, "cpu_seconds": 9.0, "images": 8, "distances": distances}
+
+    def of_peer(name, task, data, length, seed, device):
+        asked.append((name, seed, device, length.told))
+        return {**run, "length": length.told}
+
+    monkeypatch.setattr(time_to_quality, "ours", lambda *_: run)
+    monkeypatch.setattr(time_to_quality, "of_peer", of_peer)
+    return tmp_path / "results.json", asked
+
+
+def call(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["time_to_quality", "--out", *map(str, words)])
+    return time_to_quality.main()
+
+
+def test_each_peer_is_timed_once_and_counted_after_that(stored, monkeypatch):
+    file, asked = stored
+    call(monkeypatch, file, "--seeds", 2)
+    counted = [f"images of {peer}, Digits, seed 0" for peer in PEERS]
+    first = [(peer, 0, "cpu", TIME) for peer in PEERS]
+    faster = [(name, 0, "cpu", told) for name, told in zip(FASTER, counted, strict=True)]
+    second = [(peer, 1, "cpu", told) for peer, told in zip(PEERS, counted, strict=True)]
+    assert asked == first + faster + second
+    call(monkeypatch, file, "--seeds", 2)
+    assert len(asked) == 6
+
+
+def test_a_peer_that_is_timed_is_not_trained_on_a_gpu(stored, monkeypatch):
+    with pytest.raises(InputError, match="leave out --device cuda"):
+        call(monkeypatch, stored[0], "--device", "cuda")
+
+
+def test_print_trains_nothing(stored, monkeypatch, capsys):
+    file, asked = stored
+    with pytest.raises(InputError, match=r"no run on Digits, 0\.25 minutes"):
+        call(monkeypatch, file, "--print")
+    file.write_text(json.dumps([{**own_run("Digits"), "minutes": 0.25, **RUN}]))
+    assert call(monkeypatch, file, "--print") == 1
+    assert asked == []
+    assert (
+        "| diffusers over ours, fd_lenet | FAILED: not trained yet | | |"
+        in capsys.readouterr().out
+    )
+
+
+def test_shares_are_images_of_the_peer_over_ours(monkeypatch, tmp_path):
+    speeds = {"ours": 100.0, "diffusers": 20.0, "lucidrains": 10.0}
+    monkeypatch.setattr(rates, "speed_of_ours", lambda *_: speeds["ours"])
+    monkeypatch.setattr(rates, "peer_named", lambda name: lambda *_: name)
+    monkeypatch.setattr(rates, "speed_of_peer", lambda peer, *_: speeds[peer])
+    monkeypatch.setattr("sys.argv", ["rates", "--rounds", "2", "--out", str(tmp_path / "r.json")])
+    assert rates.main() == 0
+    written = json.loads((tmp_path / "r.json").read_text())["Digits"]
+    assert written == {"diffusers": 0.2, "lucidrains": 0.1, "machine": written["machine"]}
 
 
 def test_the_rate_of_ours_is_that_of_its_training_clock(monkeypatch):

@@ -1,7 +1,7 @@
 """diffusers' UNet2DModel, trained as its example of unconditional generation does.
 
 Source: examples/unconditional_image_generation/train_unconditional.py of huggingface/diffusers,
-with its default arguments and EMA.
+with its default arguments, EMA and, of colour, --random_flip, as its README calls it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DiffusersExample(Peer):
     """A UNet2DModel of 2.5 M weights on grey images: three levels, attention at the second.
 
     AdamW with betas (0.95, 0.999) and decay 1e-6, batches of 16, 500 warm-up steps, then a
-    cosine, here to the end of the time, gradients clipped to 1, noise predicted on 1000 linear
+    cosine, here to the end of training, gradients clipped to 1, noise predicted on 1000 linear
     levels, EMA with power 3/4 up to 0.9999.
 
     Args:

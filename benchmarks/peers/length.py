@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,15 +42,20 @@ def length_of(
 ) -> Length:
     """How long a peer trains so that it has the time that ours took.
 
+    As many images as its first seed saw, on this data set or one whose images are as large. The
+    first seed itself: the seconds of ours, where cores, vector instructions and threads are those
+    that ours had; else ours' images times a share that was measured with such instructions and as
+    many threads.
+
     Args:
         peer: Its library.
         wanted: The data, minutes, name and seed of the run.
         runs: All runs so far.
-        rates: Of each data set, the images that a peer sees in the time in which ours sees one.
+        rates: Of each data set, the images that a peer sees in the time in which ours sees one,
+            and the machine on which that was measured.
 
     Raises:
-        InputError: The processor is not the one that ours had, and nothing says how many images
-            the peer would have seen there.
+        InputError: Nothing says how many images the peer would have seen beside ours.
     """
     data: str = wanted["data"]
     alike = LIKE.get(data, data)
@@ -61,12 +67,19 @@ def length_of(
     here = f"{processor()}, {torch.get_num_threads()} threads"
     if f"; {here}," in own["machine"]:
         return Length(after_seconds(own["seconds"]), TIME)
-    if peer in rates.get(data, {}):
-        images = round(own["images"] * rates[data][peer])
-        return Length(after_images(images), f"images of ours × {rates[data][peer]:.4f}")
+    shares = rates.get(data) or rates.get(alike, {})
+    if peer in shares and _instructions(shares["machine"]) == _instructions(own["machine"]):
+        images = round(own["images"] * shares[peer])
+        return Length(after_images(images), f"images of ours × {shares[peer]:.4f}")
     raise InputError(
         f"ours was trained on {data} on another processor than this one ({own['machine']}; here "
         f"{here}), on which a peer sees more or fewer images in the same time; measure that on a "
         f"processor like that one: python -m benchmarks.rates --data {data}; or train all on this "
         "one: --out NEW.json"
     )
+
+
+def _instructions(machine: str) -> str:
+    """The vector instructions and threads of a machine, on which shares depend."""
+    found = re.search(r" with (\S+, \d+ threads),", machine)
+    return found[1] if found else machine

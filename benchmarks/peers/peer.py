@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import wait_for_gpu
+
 
 class Peer(ABC):
     """A small network of another library with that library's own recipe.
@@ -95,4 +97,6 @@ def train(peer: Peer, images: Tensor, progress: Progress, seed: int) -> Trained:
         peer.step(batch.to(peer.device), done)
         seen += peer.batch_size
         seconds = time.perf_counter() - start
+    wait_for_gpu()
+    seconds = time.perf_counter() - start
     return Trained(seconds, time.process_time() - cpu, seen)

@@ -64,8 +64,9 @@ def main() -> int:
 
 def speed_of_ours(task: Task, data: Data, seconds: float) -> float:
     """Images a second of fit over about so many seconds, by its own clock of training."""
-    batch = yaml.safe_load(Path(task.config).read_text("utf-8"))["data"]["init_args"]
-    batch, steps, took = batch["global_batch_size"], 8, 0.0
+    settings = yaml.safe_load(Path(task.config).read_text("utf-8"))
+    batch = settings["data"]["init_args"]["global_batch_size"]
+    steps, took = 8, 0.0
     with TemporaryDirectory() as name:
         clock = Path(name, "clock.json")
         callback = {

@@ -69,6 +69,8 @@ def shortened(words: list[str]) -> list[str]:
         return [*words, f"--trainer.max_steps={steps}", *SMALL]
     if words[0] in ("evaluate", "sweep"):
         words[words.index("--n") + 1] = "120"
+    if "RePaint" in words:
+        return [*words, "--edit.resamplings", "2"]
     return words
 
 

@@ -109,9 +109,10 @@ def measure(
     turns: int,
     fast: bool,
     precision: Precision,
+    compiled: bool,
 ) -> None:
     """Add the rows of a recipe; fast: convolutions of ours in channels-last (FastKernels)."""
-    module = recipe.module()
+    module = recipe.module(compiled)
     peers = {
         "diffusers": diffusers_step(recipe, CPU, None),
         "diffusers, channels-last": diffusers_step(recipe, CPU, None, channels_last=True),
@@ -140,6 +141,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=RECIPES, help="one of the recipes")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--contiguous", action="store_true", help="without FastKernels")
+    parser.add_argument("--compile", action="store_true", help="ours with --model.compile true")
     parser.add_argument("--precision", choices=get_args(Precision), default="32-true")
     given = parser.parse_args(words)
     report = Report(f"Training in {given.precision}, beside the loop of diffusers' example")
@@ -147,7 +149,7 @@ def main(words: Sequence[str] | None = None) -> int:
         recipe = RECIPES[name]
         data = images_of(name, recipe, given.data_root)
         fast, precision = not given.contiguous, given.precision
-        measure(report, name, recipe, data, given.turns, fast, precision)
+        measure(report, name, recipe, data, given.turns, fast, precision, given.compile)
     return report.finish()
 
 

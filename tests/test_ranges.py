@@ -22,7 +22,7 @@ from ddpm_lightning.diffusion import (
     LogNormal,
     Sigmoid,
 )
-from ddpm_lightning.diffusion.samplers import KarrasSpacing
+from ddpm_lightning.diffusion.samplers import KarrasSpacing, PowerSpacing
 from ddpm_lightning.diffusion.weightings import EDM
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.sweep import Sweep
@@ -81,6 +81,7 @@ Metrics = partial(GenerativeMetrics, LeNet())
         (LogitNormal, "uniform", 1.5),
         (MMD, "bandwidths", []),
         (Metrics, "neighbours", -1),
+        (PowerSpacing, "power", 0.0),
         (PrecisionRecall, "k", 0),
         (Request, "batch_size", 0),
         (SampleGrid, "columns", 0),

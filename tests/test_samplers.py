@@ -26,6 +26,7 @@ from ddpm_lightning.diffusion.samplers import (
     KarrasSpacing,
     Levels,
     LogSNRSpacing,
+    PowerSpacing,
     QuadraticSpacing,
     SingleStep,
     UniformSpacing,
@@ -56,6 +57,7 @@ SPACINGS = [
     LogSNRSpacing(),
     KarrasSpacing(),
     KarrasSpacing(rho=1.0),
+    PowerSpacing(),
 ]
 EVERY_SAMPLER = pytest.mark.parametrize("make", SAMPLERS, ids=lambda make: make.__name__)
 
@@ -116,6 +118,7 @@ def test_every_spacing_takes_as_many_strictly_falling_steps_as_asked(spacing, da
     [
         (UniformSpacing(), LINEAR, 4, [1000, 750, 500, 250, 0]),
         (QuadraticSpacing(), LINEAR, 5, [1000, 640, 360, 160, 40, 0]),
+        (PowerSpacing(0.5), LINEAR, 5, [1000, 894, 775, 632, 447, 0]),
         # 21·(i/8)² = 21, 16.1, 11.8, 8.2, 5.25, 2.95, 1.3, 0.33, 0: nothing but 0.33 must move.
         (QuadraticSpacing(), Linear(21), 8, [21, 16, 12, 8, 5, 3, 2, 1, 0]),
         # From zero terminal SNR the levels that are even in the noise start below T.
@@ -205,7 +208,7 @@ def test_the_tag_names_what_differs_from_the_default(sampler, tag):
 def test_with_exact_eps_every_number_of_steps_ends_at_the_data_point(schedule, make):
     point = normal(3, 2)
     denoiser = Denoiser(ExactEps(schedule, point), schedule, Eps())
-    for steps, spacing in zip((1, 2, 7, 49, 50), SPACINGS, strict=True):
+    for steps, spacing in zip((1, 2, 7, 30, 49, 50), SPACINGS, strict=True):
         x0 = make(steps, spacing=spacing)(denoiser, normal(4, 3, 2), noise=None)
         np.testing.assert_allclose(x0, point.expand(4, 3, 2), atol=1e-10)
 
@@ -261,6 +264,12 @@ def test_the_first_step_from_zero_terminal_snr_is_a_plain_one(make):
         for sampler in (make(5), DDIM(5, eta))
     )
     torch.testing.assert_close(ours.x_t, ddim.x_t, rtol=1e-12, atol=1e-12)
+
+
+def test_the_sde_without_noise_is_the_ode():
+    denoiser, x_T = Denoiser(Waves(), LINEAR, V()), normal(2, 2)
+    sde, ode = DPMSolverPPSDE(10, eta=0.0), DPMSolverPP(10)
+    torch.testing.assert_close(sde(denoiser, x_T), ode(denoiser, x_T), rtol=0, atol=0)
 
 
 @EVERY_SAMPLER
@@ -687,6 +696,8 @@ def test_few_steps_find_both_modes_of_a_mixture_whatever_the_schedules_last_leve
         (lambda: DDPM(clip=(1.0, -1.0)), "low < high"),
         (lambda: DDIM(eta=-0.1), "eta lies between 0"),
         (lambda: DDIM(eta=1.1), "eta lies between 0"),
+        (lambda: DPMSolverPPSDE(eta=-0.1), "eta lies between 0"),
+        (lambda: DPMSolverPPSDE(eta=1.1), "eta lies between 0"),
         (lambda: OwnStep().clipped((-1.0, 1.0)), "OwnStep does not take clip"),
         (
             lambda: encode(Denoiser(Waves(), Straight(20), X0()), normal(2, 3), steps=1),

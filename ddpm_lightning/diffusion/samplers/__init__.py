@@ -24,6 +24,7 @@ from ddpm_lightning.diffusion.samplers.spacings import (
     KarrasSpacing,
     Levels,
     LogSNRSpacing,
+    PowerSpacing,
     QuadraticSpacing,
     Spacing,
     UniformSpacing,

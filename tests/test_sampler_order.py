@@ -101,7 +101,6 @@ STOCHASTIC_ORDERS = [
     (DDIM, {"eta": 1.0}, 1),
     (DPMSolverPPSDE, {"order": 1}, 1),
     (DPMSolverPPSDE, {"order": 2}, 2),
-    (DPMSolverPPSDE, {"eta": 0.5}, 2),
     (Euler, {"churn": 20.0}, 1),
     (Heun, {"churn": 20.0}, 2),
 ]

@@ -266,12 +266,6 @@ def test_the_first_step_from_zero_terminal_snr_is_a_plain_one(make):
     torch.testing.assert_close(ours.x_t, ddim.x_t, rtol=1e-12, atol=1e-12)
 
 
-def test_the_sde_without_noise_is_the_ode():
-    denoiser, x_T = Denoiser(Waves(), LINEAR, V()), normal(2, 2)
-    sde, ode = DPMSolverPPSDE(10, eta=0.0), DPMSolverPP(10)
-    torch.testing.assert_close(sde(denoiser, x_T), ode(denoiser, x_T), rtol=0, atol=0)
-
-
 @EVERY_SAMPLER
 @pytest.mark.parametrize("schedule", [LINEAR, Cosine(4000)], ids=named)
 @pytest.mark.parametrize("steps", [2, 50])
@@ -696,8 +690,6 @@ def test_few_steps_find_both_modes_of_a_mixture_whatever_the_schedules_last_leve
         (lambda: DDPM(clip=(1.0, -1.0)), "low < high"),
         (lambda: DDIM(eta=-0.1), "eta lies between 0"),
         (lambda: DDIM(eta=1.1), "eta lies between 0"),
-        (lambda: DPMSolverPPSDE(eta=-0.1), "eta lies between 0"),
-        (lambda: DPMSolverPPSDE(eta=1.1), "eta lies between 0"),
         (lambda: OwnStep().clipped((-1.0, 1.0)), "OwnStep does not take clip"),
         (
             lambda: encode(Denoiser(Waves(), Straight(20), X0()), normal(2, 3), steps=1),

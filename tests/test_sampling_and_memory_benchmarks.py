@@ -42,7 +42,17 @@ def test_levels_found_are_compared_with_fixed_ones_on_other_noise(lively_checkpo
     settings = argparse.Namespace(n=200, seed=1, search_n=2, data_root=None)
     trials = Trials(checkpoint, tmp_path / "out", settings)
     found, fixed = trials.optimized(DDIM, 3), trials.fixed(DDIM, 3)
-    assert [trial.evaluations for trial in (found, *fixed)] == [3] * 5
+    assert [trial.evaluations for trial in (found, *fixed)] == [3] * 6
     assert len({trial.distance for trial in (found, *fixed)}) > 1
     assert "±" in found.against(fixed[0])
     assert found.against(found).startswith("DDIM, levels found: 0 ± 0")
+
+
+def test_guidance_doubles_the_evaluations(lively_checkpoint, tmp_path):
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
+    settings = argparse.Namespace(n=200, seed=1, search_n=2, data_root=None)
+    trials = Trials(checkpoint, tmp_path / "out", settings)
+    plain, guided = trials.optimized(DDIM, 3), trials.optimized(DDIM, 3, 2.0)
+    assert trials.guidable
+    assert (plain.evaluations, guided.evaluations) == (3, 6)
+    assert plain.distance != guided.distance

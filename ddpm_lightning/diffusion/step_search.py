@@ -24,6 +24,7 @@ from ddpm_lightning.diffusion.samplers import (
     KarrasSpacing,
     Levels,
     LogSNRSpacing,
+    PowerSpacing,
     QuadraticSpacing,
     Sampler,
     Spacing,
@@ -34,6 +35,7 @@ from ddpm_lightning.progress import show_progress
 
 FIXED: tuple[Spacing, ...] = (
     UniformSpacing(),
+    PowerSpacing(),
     QuadraticSpacing(),
     LogSNRSpacing(),
     KarrasSpacing(),

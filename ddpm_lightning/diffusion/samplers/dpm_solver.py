@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor
 from typing_extensions import override
@@ -35,7 +36,7 @@ class DPMSolverPP(Sampler):
         InputError: order is neither 1 nor 2.
     """
 
-    eta: float = 0.0
+    eta: ClassVar[float] = 0.0
 
     def __init__(
         self,
@@ -67,37 +68,10 @@ class DPMSolverPP(Sampler):
 class DPMSolverPPSDE(DPMSolverPP):
     """SDE-DPM-Solver++(2M): the same with the noise of the reverse SDE (Lu et al. 2022b).
 
-    Its step is that of DDIM at eta = 1 with x0 extrapolated; order 1 is DDIM at eta = 1. A smaller
-    eta, which the paper has not, is DDIM's: still of second order, and often better in few steps.
-
-    Args:
-        steps: Number of network evaluations; None visits every level.
-        order: 2 extrapolates; 1 is DDIM.
-        eta: Share of the SDE's noise, 0 to 1; 0 is DPMSolverPP.
-        spacing: Which levels are visited.
-        clip: Limit each prediction of x0 to this range, e.g. [-1, 1]; None never does.
-        threshold: Dynamic thresholding: share of values kept in the range, e.g. 0.995.
-
-    Raises:
-        InputError: order is neither 1 nor 2, or eta is outside [0, 1].
+    Its step is that of DDIM at eta = 1 with x0 extrapolated; order 1 is DDIM at eta = 1.
     """
 
-    def __init__(
-        self,
-        steps: int | None = 20,
-        order: int = 2,
-        eta: float = 1.0,
-        spacing: Spacing = UniformSpacing(),
-        clip: tuple[float, float] | None = None,
-        threshold: float | None = None,
-    ) -> None:
-        super().__init__(steps, order, spacing, clip, threshold)
-        if not 0 <= eta <= 1:
-            raise InputError(
-                f"{type(self).__name__}(eta={eta}): eta lies between 0 (no noise, as DPMSolverPP) "
-                "and 1 (the noise of the reverse SDE)"
-            )
-        self.eta = eta
+    eta: ClassVar[float] = 1.0
 
 
 def extrapolate(prediction: Prediction, previous: Prediction | None, s: int) -> Prediction:

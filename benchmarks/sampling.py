@@ -41,6 +41,7 @@ from ddpm_lightning.diffusion.samplers import (
     Euler,
     Heun,
     OptimizedSpacing,
+    PowerSpacing,
     PredictorCorrector,
     ReverseDiffusion,
     Sampler,
@@ -66,6 +67,8 @@ SAMPLERS = (
 )
 FEW: tuple[Callable[[int], Sampler], ...] = (DDIM, DPMSolverPP, UniPC)
 """Samplers of one evaluation a step, whose levels are compared."""
+SPACINGS = (*FIXED, PowerSpacing())
+"""Fixed spacings: those that find_steps starts from, and one that has few levels near the data."""
 GUIDANCE = 1.1
 """A weak one, for which half of the steps are given up: it doubles the evaluations of each."""
 
@@ -197,7 +200,7 @@ class Trials:
 
     def fixed(self, few: Callable[[int], Sampler], steps: int) -> list[Trial]:
         """The trials of the fixed spacings."""
-        samplers = [few(steps).replace(spacing=spacing) for spacing in FIXED]
+        samplers = [few(steps).replace(spacing=spacing) for spacing in SPACINGS]
         return [
             self(one, f"{type(one).__name__}, {type(one.spacing).__name__}") for one in samplers
         ]
@@ -222,7 +225,7 @@ def add_quality(report: Report, trials: Trials, evaluations: Sequence[int]) -> N
         fixed = [one for few in FEW for one in trials.fixed(few, steps)]
         found = [trials.optimized(few, steps) for few in FEW]
         rows += fixed + found
-        if steps % 2 == 0 and trials.guidable:
+        if steps % 2 == 0 and steps > 2 and trials.guidable:
             rows += [trials.optimized(few, steps // 2, GUIDANCE) for few in FEW]
         best_fixed, best_found = (min(part, key=lambda t: t.distance) for part in (fixed, found))
         report.add(

@@ -24,7 +24,6 @@ from ddpm_lightning.diffusion.samplers import (
     KarrasSpacing,
     Levels,
     LogSNRSpacing,
-    PowerSpacing,
     QuadraticSpacing,
     Sampler,
     Spacing,
@@ -35,7 +34,6 @@ from ddpm_lightning.progress import show_progress
 
 FIXED: tuple[Spacing, ...] = (
     UniformSpacing(),
-    PowerSpacing(),
     QuadraticSpacing(),
     LogSNRSpacing(),
     KarrasSpacing(),

@@ -109,7 +109,7 @@ def measure(
     turns: int,
     fast: bool,
     precision: Precision,
-    compiled: bool,
+    compiled: bool = False,
 ) -> None:
     """Add the rows of a recipe; fast: convolutions of ours in channels-last (FastKernels)."""
     module = recipe.module(compiled)

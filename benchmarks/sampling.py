@@ -4,8 +4,9 @@ python -m benchmarks.sampling [--ckpt CKPT --data-root FOLDER] [--n 5000] [--out
 
 Samplers run on a network that does nothing; their processor time is divided by that of as many
 evaluations of a U-Net. Then samples of 5, 8 and 10 evaluations, with every spacing and with the
-levels of find_steps, are compared by the Fréchet distance with samples of 250 steps of DDPM of
-other noise than find_steps saw. With --out the same command goes on where a stopped one was.
+levels of find_steps (also in half as many guided steps), are compared by the Fréchet distance with
+samples of 250 steps of DDPM, all of other noise than find_steps saw. With --out the same command
+goes on where a stopped one was.
 Without --ckpt it is a small model of 8×8 digits, trained in a minute or two.
 """
 
@@ -70,7 +71,7 @@ FEW: tuple[Callable[[int], Sampler], ...] = (DDIM, DPMSolverPP, UniPC)
 SPACINGS = (*FIXED, PowerSpacing())
 """Fixed spacings: those that find_steps starts from, and one that has few levels near the data."""
 GUIDANCE = 1.1
-"""A weak one, for which half of the steps are given up: it doubles the evaluations of each."""
+"""Of trials in half as many steps, since a guided step evaluates the network twice."""
 
 
 class Nothing(Network):

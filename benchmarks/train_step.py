@@ -144,7 +144,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="ours with --model.compile true")
     parser.add_argument("--precision", choices=get_args(Precision), default="32-true")
     given = parser.parse_args(words)
-    report = Report(f"Training in {given.precision}, beside the loop of diffusers' example")
+    compiled = ", compiled" * given.compile
+    report = Report(
+        f"Training in {given.precision}{compiled}, beside the loop of diffusers' example"
+    )
     for name in [given.only] if given.only else RECIPES:
         recipe = RECIPES[name]
         data = images_of(name, recipe, given.data_root)

@@ -45,15 +45,14 @@ class QuadraticSpacing(Spacing):
 
     @override
     def __call__(self, schedule: Schedule, steps: int | None) -> list[int]:
-        steps = checked_steps(schedule, steps)
-        return distinct([schedule.T * (i / steps) ** 2 for i in range(steps, -1, -1)])
+        return PowerSpacing(2.0)(schedule, steps)
 
 
 class PowerSpacing(Spacing):
     """From T to 0 by a power: t = T·(i/steps)^power.
 
-    Below 1 the distances shrink towards the noise, where an image's shape is decided, and the last
-    step is long: for few steps, 10 or so. 1 is uniform, 2 is QuadraticSpacing.
+    Below 1 the distances shrink towards the noise and the last step is the longest, which served
+    mnist_quick best in 8 and 10 steps of UniPC. 1 is UniformSpacing, 2 is QuadraticSpacing.
 
     Args:
         power: The exponent, above 0.

@@ -5,8 +5,9 @@ python -m benchmarks.sampling [--ckpt CKPT --data-root FOLDER] [--n 5000] [--out
 Samplers run on a network that does nothing; their processor time is divided by that of as many
 evaluations of a U-Net. Then samples of 5, 8 and 10 evaluations, with every spacing and with the
 levels of find_steps (also in half as many guided steps), are compared by the Fréchet distance with
-samples of 250 steps of DDPM, all of other noise than find_steps saw. With --out the same command
-goes on where a stopped one was.
+samples of 250 steps of DDPM, all of other noise than find_steps saw. Levels are found for every
+sampler with --goal ode, and for the best of them at fixed spacings with --goal data, too. With
+--out the same command goes on where a stopped one was.
 Without --ckpt it is a small model of 8×8 digits, trained in a minute or two.
 """
 
@@ -28,7 +29,7 @@ from benchmarks.report import Report
 from benchmarks.timing import Spread, in_turn, ratio
 from ddpm_lightning.batch import Condition, DataSpec
 from ddpm_lightning.cli import main as run_command_line
-from ddpm_lightning.commands.find_steps import find_steps
+from ddpm_lightning.commands.find_steps import Goal, find_steps, levels_file
 from ddpm_lightning.diffusion.denoiser import Denoiser
 from ddpm_lightning.diffusion.guidance import guide
 from ddpm_lightning.diffusion.parameterizations import V
@@ -42,7 +43,6 @@ from ddpm_lightning.diffusion.samplers import (
     Euler,
     Heun,
     OptimizedSpacing,
-    PowerSpacing,
     PredictorCorrector,
     ReverseDiffusion,
     Sampler,
@@ -68,8 +68,6 @@ SAMPLERS = (
 )
 FEW: tuple[Callable[[int], Sampler], ...] = (DDIM, DPMSolverPP, UniPC)
 """Samplers of one evaluation a step, whose levels are compared."""
-SPACINGS = (*FIXED, PowerSpacing())
-"""Fixed spacings: those that find_steps starts from, and one that has few levels near the data."""
 GUIDANCE = 1.1
 """Of trials in half as many steps, since a guided step evaluates the network twice."""
 
@@ -201,21 +199,23 @@ class Trials:
 
     def fixed(self, few: Callable[[int], Sampler], steps: int) -> list[Trial]:
         """The trials of the fixed spacings."""
-        samplers = [few(steps).replace(spacing=spacing) for spacing in SPACINGS]
+        samplers = [few(steps).replace(spacing=spacing) for spacing in FIXED]
         return [
             self(one, f"{type(one).__name__}, {type(one.spacing).__name__}") for one in samplers
         ]
 
-    def optimized(self, few: Callable[[int], Sampler], steps: int, guidance: float = 1.0) -> Trial:
+    def optimized(
+        self, few: Callable[[int], Sampler], steps: int, guidance: float = 1.0, goal: Goal = "ode"
+    ) -> Trial:
         """The trial of the levels that find_steps finds, unguided, with noise of its own."""
         sampler, seed = few(steps), self.settings.seed + 1
-        name = f"{sampler.tag(self.loaded.module.schedule)}_ema.json"
-        path = self.ckpt.with_suffix(f".{name}")
+        path = levels_file(self.ckpt, Request(sampler).tag(self.loaded.module), goal)
         if not path.is_file():
-            find_steps(self.ckpt, self.settings.search_n, self.place, sampler=sampler, seed=seed)
+            n = self.settings.search_n if goal == "ode" else None
+            find_steps(self.ckpt, n, goal, data=self.place, sampler=sampler, seed=seed)
         found = sampler.replace(spacing=OptimizedSpacing(str(path)))
         how = "" if guidance == 1 else f", guidance {guidance:g}"
-        return self(found, f"{type(sampler).__name__}, levels found{how}", guidance)
+        return self(found, f"{type(sampler).__name__}, levels found ({goal}){how}", guidance)
 
 
 def add_quality(report: Report, trials: Trials, evaluations: Sequence[int]) -> None:
@@ -223,11 +223,15 @@ def add_quality(report: Report, trials: Trials, evaluations: Sequence[int]) -> N
     many = trials(DDPM(trials.settings.ddpm_steps), f"DDPM, {trials.settings.ddpm_steps} steps")
     rows = [many]
     for steps in sorted(evaluations):
-        fixed = [one for few in FEW for one in trials.fixed(few, steps)]
-        found = [trials.optimized(few, steps) for few in FEW]
+        of_sampler = {few: trials.fixed(few, steps) for few in FEW}
+        fixed = [one for few in FEW for one in of_sampler[few]]
+        best_few = min(FEW, key=lambda few: min(one.distance for one in of_sampler[few]))
+        searches: list[tuple[Callable[[int], Sampler], Goal]] = [(few, "ode") for few in FEW]
+        searches.append((best_few, "data"))
+        found = [trials.optimized(few, steps, goal=goal) for few, goal in searches]
         rows += fixed + found
         if steps % 2 == 0 and steps > 2 and trials.guidable:
-            rows += [trials.optimized(few, steps // 2, GUIDANCE) for few in FEW]
+            rows += [trials.optimized(few, steps // 2, GUIDANCE, goal) for few, goal in searches]
         best_fixed, best_found = (min(part, key=lambda t: t.distance) for part in (fixed, found))
         report.add(
             f"{steps} evaluations: levels found / best fixed spacing",

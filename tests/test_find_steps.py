@@ -28,9 +28,17 @@ from ddpm_lightning.diffusion.samplers import (
     UniPC,
 )
 from ddpm_lightning.diffusion.samplers.optimized import settings_of
-from ddpm_lightning.diffusion.step_search import FIXED, descend, distance, find_levels
+from ddpm_lightning.diffusion.step_search import (
+    FIXED,
+    descend,
+    distance,
+    distance_from_many,
+    find_levels,
+)
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.files import json_value
+from ddpm_lightning.metrics.frechet import frechet_distance
+from ddpm_lightning.metrics.statistics import Statistics
 from tests.core import named
 from tests.test_cli import tiny_run
 
@@ -40,6 +48,10 @@ LEVELS = [40, 25, 8, 0]
 
 def noise(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def from_many(sampler, oracle, x_T):
+    return distance_from_many(sampler, oracle.schedule, lambda one: one(oracle, x_T))
 
 
 def distances_on_fresh_noise(found, sampler, oracle, x_T, exact):
@@ -56,7 +68,7 @@ def test_on_normal_data_the_levels_found_beat_every_fixed_spacing_against_the_ex
 ):
     oracle = Gaussian(schedule, torch.zeros(4), VARIANCES.diag())
     seen, fresh = noise(64, 4, seed=0), noise(256, 4, seed=1)
-    found = find_levels(sampler, schedule, lambda one: one(oracle, seen))
+    found = find_levels(sampler, schedule, from_many(sampler, oracle, seen))
     last = float(schedule.alpha[-1]) ** 2 * VARIANCES + float(schedule.sigma[-1]) ** 2
     exact = (VARIANCES / last).sqrt() * fresh  # the flow keeps each coordinate's quantile
     ours, best_fixed = distances_on_fresh_noise(found, sampler, oracle, fresh, exact)
@@ -68,16 +80,30 @@ def test_on_a_mixture_they_do_so_too(sampler):
     schedule = Cosine()
     oracle = Mixture(schedule, noise(6, 8, seed=2), torch.full((6,), 0.01))
     seen, fresh = noise(256, 8, seed=0), noise(500, 8, seed=1)
-    found = find_levels(sampler, schedule, lambda one: one(oracle, seen))
+    found = find_levels(sampler, schedule, from_many(sampler, oracle, seen))
     exact = Heun(200)(oracle, fresh)
     ours, best_fixed = distances_on_fresh_noise(found, sampler, oracle, fresh, exact)
     assert ours < best_fixed
 
 
+@pytest.mark.parametrize("sampler", [DDIM(5), UniPC(4)], ids=named)
+def test_the_levels_of_least_frechet_distance_have_the_least_on_fresh_noise_too(sampler):
+    oracle = Gaussian(Cosine(), torch.zeros(4), VARIANCES.diag())
+    data = Statistics(torch.zeros(4).double(), VARIANCES.diag(), 1000)
+
+    def error(one, x_T):
+        return frechet_distance(Statistics.of(one(oracle, x_T)), data)
+
+    seen, fresh = noise(1000, 4, seed=0), noise(1000, 4, seed=1)
+    found = find_levels(sampler, oracle.schedule, lambda one: error(one, seen))
+    fixed = [error(sampler.replace(spacing=one), fresh) for one in FIXED]
+    assert error(sampler.replace(spacing=Levels(found.levels)), fresh) < min(fixed)
+
+
 def test_the_error_found_is_never_above_that_of_a_fixed_spacing():
     oracle = Gaussian(Cosine(40), torch.zeros(4), VARIANCES.diag())
     x_T = noise(8, 4, seed=0)
-    found = find_levels(DDIM(30), oracle.schedule, lambda one: one(oracle, x_T))
+    found = find_levels(DDIM(30), oracle.schedule, from_many(DDIM(30), oracle, x_T))
     assert found.error <= min(found.fixed.values())
     assert found.levels[0] == 40
     assert found.levels[-1] == 0
@@ -215,6 +241,20 @@ def test_samples_at_the_levels_found_are_those_at_the_levels_in_the_file(found, 
     main([*draw, f"--out={tmp_path / 'a'}", "--sampler.steps=2", *optimized])
 
 
+def test_the_distance_from_the_data_is_what_evaluate_finds_at_the_levels(
+    lively_checkpoint, tmp_path
+):
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
+    asked = [f"--ckpt={checkpoint}", "--n=100", "--seed=3", "--sampler=DDIM", "--sampler.steps=2"]
+    main(["find_steps", *asked, "--goal=data"])
+    found = json.loads(checkpoint.with_suffix(".ddim2_ema_data.json").read_text())
+    at_them = "--sampler.spacing=Levels", f"--sampler.spacing.levels={found['levels']}"
+    main(["evaluate", *asked, *at_them, f"--out={tmp_path / 'scores'}"])
+    (record,) = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert found["goal"] == f"{record['metric']} to the training images"
+    assert found["distance"] == pytest.approx(record["value"])
+
+
 def test_a_second_search_finds_the_same(found):
     checkpoint, path = found
     before = path.read_bytes()
@@ -227,6 +267,11 @@ def test_a_second_search_finds_the_same(found):
     [
         ([], "DDPM adds noise"),
         (["--sampler=DDIM", "--sampler.steps=4", "--guidance=2", "--n=0"], "n=0"),
+        (
+            ["--sampler=DDIM", "--sampler.steps=2", "--extractor=LeNet"],
+            "add it, or leave both out",
+        ),
+        (["--sampler=DDIM", "--sampler.steps=2", "--goal=data", "--n=1"], "n is at least 2"),
         (["--sampler=DDIM", "--sampler.steps=41"], "41 sampling steps; this model takes 1 to 40"),
     ],
 )

@@ -45,7 +45,14 @@ def test_levels_found_are_compared_with_fixed_ones_on_other_noise(lively_checkpo
     assert [trial.evaluations for trial in (found, *fixed)] == [3] * 6
     assert len({trial.distance for trial in (found, *fixed)}) > 1
     assert "±" in found.against(fixed[0])
-    assert found.against(found).startswith("DDIM, levels found: 0 ± 0")
+    assert found.against(found).startswith("DDIM, levels found (ode): 0 ± 0")
+
+
+def test_levels_are_found_by_the_distance_from_the_data_too(lively_checkpoint, tmp_path):
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
+    settings = argparse.Namespace(n=200, seed=1, search_n=2, data_root=None)
+    Trials(checkpoint, tmp_path / "out", settings).optimized(DDIM, 2, goal="data")
+    assert checkpoint.with_suffix(".ddim2_ema_data.json").is_file()
 
 
 def test_guidance_doubles_the_evaluations(lively_checkpoint, tmp_path):

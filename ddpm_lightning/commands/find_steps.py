@@ -1,9 +1,9 @@
-"""The find_steps command: the levels at which few steps of a sampler come closest to many."""
+"""The find_steps command: the levels at which few steps of a sampler do best."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,40 +11,67 @@ from torch import Tensor
 from ddpm_lightning.commands.given_images import given_images
 from ddpm_lightning.diffusion.samplers import Sampler, UniformSpacing
 from ddpm_lightning.diffusion.samplers.optimized import settings_of
-from ddpm_lightning.diffusion.step_search import MANY, Found, check_places, find_levels
-from ddpm_lightning.errors import at_least
+from ddpm_lightning.diffusion.step_search import (
+    MANY,
+    Error,
+    Found,
+    check_places,
+    distance_from_many,
+    find_levels,
+)
+from ddpm_lightning.errors import InputError, at_least
+from ddpm_lightning.evaluation.evaluation import Evaluation
+from ddpm_lightning.evaluation.real_images import RealImages
+from ddpm_lightning.evaluation.sample_set import SampleSet
 from ddpm_lightning.files import check_folder, json_value, write_json
 from ddpm_lightning.loaded import DataPlace, Loaded
+from ddpm_lightning.metrics import FeatureExtractor
 from ddpm_lightning.sampling import Request
+
+Goal = Literal["ode", "data"]
+"""What few steps shall come close to."""
+
+SAMPLES: dict[Goal, int] = {"ode": 128, "data": 1000}
+"""How many samples are compared unless said, by goal."""
 
 
 def find_steps(
     ckpt: Path,
-    n: int = 128,
+    n: int | None = None,
+    goal: Goal = "ode",
+    extractor: FeatureExtractor | Literal["auto"] = "auto",
     data: DataPlace = DataPlace(),
     device: str = "auto",
     **sampling: Any,
 ) -> None:
-    """Find the levels at which a sampler with few steps comes closest to many steps.
+    """Find the levels at which a sampler with few steps does best.
 
     Draws the same samples again and again with one level moved, from the best fixed spacing on,
-    and stores the levels beside the checkpoint, as NAME.SAMPLER.json, for sampling with them:
-    --sampler.spacing OptimizedSpacing --sampler.spacing.table FILE. The sampler must be
-    deterministic: DDIM, DPMSolverPP, UniPC, LMS, Heun or Euler. The samples drawn grow with the
-    steps, from about 50 n for 5 steps to 400 n for 20.
+    and stores the levels beside the checkpoint, as NAME.SAMPLER.json or NAME.SAMPLER_data.json,
+    for sampling with them: --sampler.spacing OptimizedSpacing --sampler.spacing.table FILE. The
+    sampler must be deterministic: DDIM, DPMSolverPP, UniPC, LMS, Heun or Euler. The samples drawn
+    grow with the steps, from about 50 n for 5 steps to 400 n for 20.
 
     Args:
         ckpt: The checkpoint; it describes its model itself. Of a model that comes with the package
             (mnist_quick) the levels go into the working directory.
-        n: Number of samples that are compared.
-        data: Where its data is now, if it has moved; read for condition images only.
+        n: Number of samples that are compared; default: 128, and 1000 for --goal data.
+        goal: What few steps shall come close to: ode, each sample to what 100 steps make of the
+            same noise; data, all samples to the training images, by the Fréchet distance, which
+            takes longer and may come closer to them than 100 steps do.
+        extractor: Whose features --goal data compares. auto is LeNet for grey images; for colour
+            it is Inception if its weights are in torch hub's cache, else ColourNet.
+        data: Where its data is now, if it has moved; read for --goal data and condition images.
         device: cpu, cuda, cuda:1, mps, or auto.
         **sampling: How to sample, see Request; the levels serve this guidance best.
 
     Raises:
         InputError: The checkpoint, its folder or a setting does not work.
     """
+    n = SAMPLES[goal] if n is None else n
     at_least(1, n=n)
+    if goal == "ode" and extractor != "auto":
+        raise InputError("--extractor is of use with --goal data alone; add it, or leave both out")
     request = Request(**sampling)
     check_folder(ckpt.parent)
     loaded = Loaded.read(ckpt, data, device)
@@ -52,25 +79,26 @@ def find_steps(
     request = request.replace(sampler=sampler)
     check_places(sampler, module.schedule)
     request.check(module)
-    condition = given_images(loaded, None, n).condition
-
-    def draw(one: Sampler) -> Tensor:
-        return module.generate(torch.arange(n), request.replace(sampler=one), condition).x
-
-    found = find_levels(sampler, module.schedule, draw, progress=True)
-    path = ckpt.with_suffix(f".{request.tag(module)}.json")
+    if goal == "ode":
+        what, error = f"distance from the samples of {MANY} steps", _from_many(loaded, request, n)
+    else:
+        samples = SampleSet(n, **sampling).replace(sampler=sampler)
+        what, error = _from_data(loaded, extractor, samples)
+    found = find_levels(sampler, module.schedule, error, progress=True)
+    path = levels_file(ckpt, request.tag(module), goal)
     table = {
         "levels": found.levels,
         "sampler": settings_of(sampler),
         "schedule": json_value(module.schedule.describe()),
         "distance": found.error,
         "distance_of_fixed_spacings": found.fixed,
+        "goal": what,
         "guidance": request.guidance.tag,
         "n": n,
         "seed": request.seed,
     }
     write_json(path, table)
-    print(_summary(found, n))
+    print(f"{what}, {n} samples: {_summary(found)}")
     print(
         f"{path} holds the levels. Sample with them: python -m ddpm_lightning sample "
         f"--ckpt {ckpt} --out FOLDER {_flags(sampler)} --sampler.spacing OptimizedSpacing "
@@ -78,14 +106,41 @@ def find_steps(
     )
 
 
-def _summary(found: Found, n: int) -> str:
+def levels_file(ckpt: Path, tag: str, goal: Goal) -> Path:
+    """Where the levels found are, beside the checkpoint; the tag is the request's."""
+    return ckpt.with_suffix(f".{tag}.json" if goal == "ode" else f".{tag}_{goal}.json")
+
+
+def _from_many(loaded: Loaded, request: Request, n: int) -> Error:
+    """The distance of each of n samples from what many steps make of the same noise."""
+    module, condition = loaded.module, given_images(loaded, None, n).condition
+
+    def draw(one: Sampler) -> Tensor:
+        return module.generate(torch.arange(n), request.replace(sampler=one), condition).x
+
+    return distance_from_many(request.sampler, module.schedule, draw)
+
+
+def _from_data(
+    loaded: Loaded, extractor: FeatureExtractor | Literal["auto"], samples: SampleSet
+) -> tuple[str, Error]:
+    """The Fréchet distance of the samples from the training images, with its name."""
+    evaluation = Evaluation(loaded, "fd", RealImages(), extractor, samples)
+    evaluation.check(samples)
+    assert evaluation.judge is not None
+
+    def error(one: Sampler) -> float:
+        (score,) = evaluation.scores(samples.replace(sampler=one)).values()
+        return score.value
+
+    return f"{evaluation.judge.extractor.name} to the training images", error
+
+
+def _summary(found: Found) -> str:
     fixed = ", ".join(
         f"{name.removesuffix('Spacing')} {error:.4g}" for name, error in found.fixed.items()
     )
-    return (
-        f"distance of {n} samples from those of {MANY} steps: {fixed}, found {found.error:.4g}\n"
-        f"levels: {', '.join(map(str, found.levels))}"
-    )
+    return f"{fixed}, found {found.error:.4g}\nlevels: {', '.join(map(str, found.levels))}"
 
 
 def _flags(sampler: Sampler) -> str:

@@ -1,18 +1,20 @@
-"""Search for the levels at which few steps of a sampler come closest to many steps.
+"""Search for the levels at which few steps of a sampler err least.
 
-The samples of a deterministic sampler are a function of their noise x_T. So its error in few steps
+The samples of a deterministic sampler are a function of their noise x_T. So an error of few steps
 is the distance to what the probability-flow ODE makes of the same noise, and levels are better or
 worse without any judge of images (Xue et al. 2024, "Accelerating diffusion sampling with optimized
 time steps", and Tong et al. 2024, "Learning to discretize denoising diffusion ODEs", LD3, minimise
 such distances by gradients; here levels are whole numbers, and are moved one by one). The distance
 is averaged, not its square, because a few samples that end in another mode would outweigh all
-others.
+others. Any other function of the sampler serves as error, too, if it does not change from call to
+call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from ddpm_lightning.diffusion.samplers import (
     KarrasSpacing,
     Levels,
     LogSNRSpacing,
+    PowerSpacing,
     QuadraticSpacing,
     Sampler,
     Spacing,
@@ -37,6 +40,7 @@ FIXED: tuple[Spacing, ...] = (
     QuadraticSpacing(),
     LogSNRSpacing(),
     KarrasSpacing(),
+    PowerSpacing(),
 )
 """The spacings that the search starts from, the best first."""
 
@@ -52,6 +56,9 @@ MANY = 100
 Draw = Callable[[Sampler], Tensor]
 """draw(sampler) → its samples [n, ...], always from the same noise x_T."""
 
+Error = Callable[[Sampler], float]
+"""error(sampler) → how bad its samples are, always from the same noise x_T."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -59,7 +66,7 @@ class Found:
 
     Args:
         levels: The levels, from T down to 0.
-        error: Mean root mean square distance of a sample from that of many steps.
+        error: The error there.
         fixed: That of each fixed spacing, by its name.
     """
 
@@ -68,8 +75,10 @@ class Found:
     fixed: dict[str, float]
 
 
-def find_levels(sampler: Sampler, schedule: Schedule, draw: Draw, progress: bool = False) -> Found:
-    """Find the levels at which a sampler comes closest to many steps, from the same noise.
+def find_levels(
+    sampler: Sampler, schedule: Schedule, error: Error, progress: bool = False
+) -> Found:
+    """Find the levels at which the error of a sampler is least.
 
     It starts from the best fixed spacing and moves one level at a time, towards either neighbour,
     by ever smaller shares of the distance, for as long as that lessens the error.
@@ -77,31 +86,41 @@ def find_levels(sampler: Sampler, schedule: Schedule, draw: Draw, progress: bool
     Args:
         sampler: The sampler, with its number of steps.
         schedule: The schedule that it walks.
-        draw: Draws its samples.
-        progress: Show how many sets of samples were drawn.
+        error: The error of a sampler, e.g. its :func:`distance_from_many`.
+        progress: Show of how many sets of samples the error was taken.
 
     Raises:
         InputError: The sampler's steps cannot be placed: they are random, or fewer than 2.
     """
     check_places(sampler, schedule)
-    many = DPMSolverPP(min(schedule.T, MANY), clip=sampler.clip, threshold=sampler.threshold)
+    known: dict[tuple[int, ...], float] = {}
     with show_progress(
         desc="sets of samples", unit="set", leave=False, disable=not progress
     ) as bar:
-        wanted = draw(many)
-        known: dict[tuple[int, ...], float] = {}
 
-        def error(levels: list[int]) -> float:
+        def error_at(levels: list[int]) -> float:
             if tuple(levels) not in known:
-                drawn = draw(sampler.replace(spacing=Levels(levels)))
-                known[tuple(levels)] = distance(drawn, wanted)
+                known[tuple(levels)] = error(sampler.replace(spacing=Levels(levels)))
                 bar.update()
             return known[tuple(levels)]
 
         starts = {type(one).__name__: one(schedule, sampler.steps) for one in FIXED}
-        fixed = {name: error(levels) for name, levels in starts.items()}
-        levels = descend(starts[min(fixed, key=lambda name: fixed[name])], error)
-        return Found(levels, error(levels), fixed)
+        fixed = {name: error_at(levels) for name, levels in starts.items()}
+        levels = descend(starts[min(fixed, key=lambda name: fixed[name])], error_at)
+        return Found(levels, error_at(levels), fixed)
+
+
+def distance_from_many(sampler: Sampler, schedule: Schedule, draw: Draw) -> Error:
+    """The distance of a sampler's samples from those of many steps, from the same noise.
+
+    Args:
+        sampler: The sampler; many steps clip as it does.
+        schedule: The schedule that it walks.
+        draw: Draws the samples of a sampler; those of many steps once, at the first use.
+    """
+    many = DPMSolverPP(min(schedule.T, MANY), clip=sampler.clip, threshold=sampler.threshold)
+    wanted = cache(lambda: draw(many))
+    return lambda one: distance(draw(one), wanted())
 
 
 def distance(x: Tensor, y: Tensor) -> float:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ddpm_lightning.batch import Condition
@@ -18,9 +19,9 @@ from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.report import table
 from ddpm_lightning.evaluation.sample_set import SampleSet, draw_into
-from ddpm_lightning.images import UniformFolder
+from ddpm_lightning.images import UniformFolder, to_uint8
 from ddpm_lightning.loaded import Loaded
-from ddpm_lightning.metrics import FeatureExtractor, Metric, Result, as_metrics
+from ddpm_lightning.metrics import FeatureExtractor, Features, Metric, Result, Score, as_metrics
 from ddpm_lightning.metrics.metric import metric_words
 from ddpm_lightning.metrics.result import write_results
 from ddpm_lightning.processes import Processes
@@ -96,6 +97,14 @@ class Evaluation:
         print(f"{out}: {what}")
         print(table(records))
         return records
+
+    def scores(self, samples: SampleSet) -> dict[str, Score]:
+        """Draw and score samples in memory, by one process, without standard errors."""
+        assert self.judge is not None
+        judge, (samples, labels) = self.judge, self._asked(samples)
+        x = self.loaded.module.generate(torch.arange(samples.n), samples, self.known).x
+        features = Features.compute(judge.extractor, to_uint8(x), judge.device, judge.batch_size)
+        return judge.measures(features, judge.reference.features, labels, errors=False)
 
     def _asked(self, samples: SampleSet) -> tuple[SampleSet, Tensor | None]:
         """The samples with the data's captions where they need some, and their classes."""

@@ -49,7 +49,7 @@ FEW_SAMPLES = 200
 SAMPLED = (QUICK,)
 """Rows whose checkpoints are sampled in every way."""
 
-WORK = ("model.net", "model.codec", "model.optimizer", "data.", "trainer.")
+WORK = ("model.net", "model.codec", "model.optimizer", "model.pairing", "data.", "trainer.")
 """Settings on which the work of a step depends; RATE is none of them."""
 
 RATE = "model.optimizer.lr"

@@ -132,7 +132,7 @@ def training(
         others["diffusers, channels-last"] = diffusers_step(**here, channels_last=True)
     turns = Turns(others, run.n, run.warm)
     run.fit(run.recipe.module(compile), run.warm + run.n * run.turns, [turns], fast)
-    compiled = "both compiled" if peer else "compiled" if compile else "eager"
+    compiled = "both compiled" if peer else "ours compiled" if compile else "eager"
     kind = ", ".join([compiled, *["channels-last"] * fast])
     ours = turns.seconds["fit"]
     for name, seconds in turns.seconds.items():

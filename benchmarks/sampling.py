@@ -14,6 +14,7 @@ Without --ckpt it is a small model of 8×8 digits, trained in a minute or two.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ from ddpm_lightning.diffusion.samplers import (
 )
 from ddpm_lightning.diffusion.schedules import Cosine
 from ddpm_lightning.diffusion.step_search import FIXED
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation.compare import difference_error
 from ddpm_lightning.evaluation.evaluation import Evaluation
 from ddpm_lightning.evaluation.real_images import RealImages
@@ -189,11 +191,13 @@ class Trials:
         settings = {"n": self.settings.n, "seed": self.settings.seed}
         return SampleSet(**settings, sampler=sampler, guidance=guidance)
 
-    def __call__(self, sampler: Sampler, name: str, guidance: float = 1.0) -> Trial:
-        """Draw and score the samples of one sampler."""
+    def __call__(
+        self, sampler: Sampler, name: str, guidance: float = 1.0, part: str = "fixed"
+    ) -> Trial:
+        """Draw and score the samples of one sampler, in a folder of a part of the comparison."""
         module = self.loaded.module
         asked = self._set(sampler, guidance)
-        records = self.evaluation(asked, self.out / asked.tag(module))
+        records = self.evaluation(asked, self.out / part / asked.tag(module))
         passes = 1 if guidance == 1 else 2
         return Trial(name, passes * (len(sampler.levels(module.schedule)) - 1), records[0])
 
@@ -213,9 +217,11 @@ class Trials:
         if not path.is_file():
             n = self.settings.search_n if goal == "ode" else None
             find_steps(self.ckpt, n, goal, data=self.place, sampler=sampler, seed=seed)
+        elif json.loads(path.read_text("utf-8"))["seed"] != seed:
+            raise InputError(f"{path} was not found with seed {seed}; move it away")
         found = sampler.replace(spacing=OptimizedSpacing(str(path)))
         how = "" if guidance == 1 else f", guidance {guidance:g}"
-        return self(found, f"{type(sampler).__name__}, levels found ({goal}){how}", guidance)
+        return self(found, f"{type(sampler).__name__}, levels found ({goal}){how}", guidance, goal)
 
 
 def add_quality(report: Report, trials: Trials, evaluations: Sequence[int]) -> None:
@@ -271,7 +277,9 @@ def main() -> int:
     parser.add_argument("--data-root", help="where its data is, if it has moved")
     parser.add_argument("--n", type=int, default=5000, help="samples of each way")
     parser.add_argument("--seed", type=int, default=1, help="find_steps has the next one")
-    parser.add_argument("--search-n", type=int, default=128, help="samples of find_steps")
+    parser.add_argument(
+        "--search-n", type=int, default=128, help="samples of find_steps --goal ode"
+    )
     parser.add_argument("--evaluations", type=int, nargs="+", default=[5, 8, 10])
     parser.add_argument("--ddpm-steps", type=int, default=250)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")

@@ -2,7 +2,8 @@
 
 fit with the network of configs/cifar10.yaml and with a small one for MNIST, in turn with the loop
 of diffusers' example around a network of the same size; the peer also in memory format
-channels-last, and the convolutions of our network alone. Limits are on processor time, because
+channels-last, and the convolutions of our network alone. With --compile ours is compiled, and the
+peer is not. Limits are on processor time, because
 machines are shared. Without a folder of MNIST and CIFAR-10 the images are noise.
 """
 
@@ -144,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="ours with --model.compile true")
     parser.add_argument("--precision", choices=get_args(Precision), default="32-true")
     given = parser.parse_args(words)
-    compiled = ", compiled" * given.compile
+    compiled = ", ours compiled" * given.compile
     report = Report(
         f"Training in {given.precision}{compiled}, beside the loop of diffusers' example"
     )

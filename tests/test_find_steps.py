@@ -241,17 +241,20 @@ def test_samples_at_the_levels_found_are_those_at_the_levels_in_the_file(found, 
     main([*draw, f"--out={tmp_path / 'a'}", "--sampler.steps=2", *optimized])
 
 
+@pytest.mark.parametrize("seed", [None, 3])
 def test_the_distance_from_the_data_is_what_evaluate_finds_at_the_levels(
-    lively_checkpoint, tmp_path
+    seed, lively_checkpoint, tmp_path
 ):
     checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
-    asked = [f"--ckpt={checkpoint}", "--n=100", "--seed=3", "--sampler=DDIM", "--sampler.steps=2"]
-    main(["find_steps", *asked, "--goal=data"])
+    asked = [f"--ckpt={checkpoint}", "--n=100", "--sampler=DDIM", "--sampler.steps=2"]
+    given = [] if seed is None else [f"--seed={seed}"]
+    main(["find_steps", *asked, *given, "--goal=data"])
     found = json.loads(checkpoint.with_suffix(".ddim2_ema_data.json").read_text())
     at_them = "--sampler.spacing=Levels", f"--sampler.spacing.levels={found['levels']}"
-    main(["evaluate", *asked, *at_them, f"--out={tmp_path / 'scores'}"])
+    out = f"--out={tmp_path / 'scores'}"
+    main(["evaluate", *asked, f"--seed={found['seed']}", *at_them, out])
     (record,) = json.loads((tmp_path / "scores" / "results.json").read_text())
-    assert found["goal"] == f"{record['metric']} to the training images"
+    assert found["distance_is"] == f"{record['metric']} to the training images"
     assert found["distance"] == pytest.approx(record["value"])
 
 

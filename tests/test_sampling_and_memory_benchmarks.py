@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from benchmarks.memory import NETWORKS, measured
 from benchmarks.sampling import Nothing, Trials
 from ddpm_lightning.batch import DataSpec
 from ddpm_lightning.diffusion.samplers import DDIM
+from ddpm_lightning.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +53,21 @@ def test_levels_found_are_compared_with_fixed_ones_on_other_noise(lively_checkpo
 def test_levels_are_found_by_the_distance_from_the_data_too(lively_checkpoint, tmp_path):
     checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
     settings = argparse.Namespace(n=200, seed=1, search_n=2, data_root=None)
-    Trials(checkpoint, tmp_path / "out", settings).optimized(DDIM, 2, goal="data")
-    assert checkpoint.with_suffix(".ddim2_ema_data.json").is_file()
+    trials = Trials(checkpoint, tmp_path / "out", settings)
+    by_ode, by_data = (trials.optimized(DDIM, 2, goal=goal) for goal in ("ode", "data"))
+    assert by_ode.evaluations == by_data.evaluations == 2
+    for name in ("ddim2_ema", "ddim2_ema_data"):
+        assert json.loads(checkpoint.with_suffix(f".{name}.json").read_text())["seed"] == 2
+
+
+def test_levels_that_were_found_with_the_noise_of_the_comparison_are_refused(
+    lively_checkpoint, tmp_path
+):
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
+    settings = argparse.Namespace(n=200, seed=1, search_n=2, data_root=None)
+    checkpoint.with_suffix(".ddim2_ema.json").write_text('{"seed": 1}')
+    with pytest.raises(InputError, match="not found with seed 2; move it away"):
+        Trials(checkpoint, tmp_path / "out", settings).optimized(DDIM, 2)
 
 
 def test_guidance_doubles_the_evaluations(lively_checkpoint, tmp_path):

@@ -12,12 +12,12 @@ from ddpm_lightning.commands.given_images import given_images
 from ddpm_lightning.diffusion.samplers import Sampler, UniformSpacing
 from ddpm_lightning.diffusion.samplers.optimized import settings_of
 from ddpm_lightning.diffusion.step_search import (
-    MANY,
     Error,
     Found,
     check_places,
     distance_from_many,
     find_levels,
+    many_steps,
 )
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.evaluation import Evaluation
@@ -78,11 +78,13 @@ def find_steps(
     module, sampler = loaded.module, request.sampler.replace(spacing=UniformSpacing())
     request = request.replace(sampler=sampler)
     check_places(sampler, module.schedule)
-    request.check(module)
     if goal == "ode":
-        what, error = f"distance from the samples of {MANY} steps", _from_many(loaded, request, n)
+        request.check(module)
+        many = many_steps(module.schedule)
+        what, error = f"distance from the samples of {many} steps", _from_many(loaded, request, n)
     else:
-        samples = SampleSet(n, **sampling).replace(sampler=sampler)
+        # Of the request's seed, because a SampleSet has another default.
+        samples = SampleSet(n, **{**sampling, "sampler": sampler, "seed": request.seed})
         what, error = _from_data(loaded, extractor, samples)
     found = find_levels(sampler, module.schedule, error, progress=True)
     path = levels_file(ckpt, request.tag(module), goal)
@@ -92,7 +94,8 @@ def find_steps(
         "schedule": json_value(module.schedule.describe()),
         "distance": found.error,
         "distance_of_fixed_spacings": found.fixed,
-        "goal": what,
+        "distance_is": what,
+        "goal": goal,
         "guidance": request.guidance.tag,
         "n": n,
         "seed": request.seed,
@@ -128,6 +131,7 @@ def _from_data(
     evaluation = Evaluation(loaded, "fd", RealImages(), extractor, samples)
     evaluation.check(samples)
     assert evaluation.judge is not None
+    _ = evaluation.judge.reference  # before the first samples, because it may fail
 
     def error(one: Sampler) -> float:
         (score,) = evaluation.scores(samples.replace(sampler=one)).values()

@@ -42,7 +42,7 @@ FIXED: tuple[Spacing, ...] = (
     KarrasSpacing(),
     PowerSpacing(),
 )
-"""The spacings that the search starts from, the best first."""
+"""The search starts from the best of these spacings."""
 
 SHARES = (1 / 2, 1 / 4, 1 / 8)
 """How far a level moves towards its neighbour, as a share of the distance, pass by pass."""
@@ -51,7 +51,7 @@ GAIN = 1e-3
 """A smaller relative gain is none: it would cost a round of evaluations."""
 
 MANY = 100
-"""Steps of the reference, of which each is a hundredth of the levels or less."""
+"""Steps of the reference, where the schedule has as many."""
 
 Draw = Callable[[Sampler], Tensor]
 """draw(sampler) → its samples [n, ...], always from the same noise x_T."""
@@ -118,9 +118,14 @@ def distance_from_many(sampler: Sampler, schedule: Schedule, draw: Draw) -> Erro
         schedule: The schedule that it walks.
         draw: Draws the samples of a sampler; those of many steps once, at the first use.
     """
-    many = DPMSolverPP(min(schedule.T, MANY), clip=sampler.clip, threshold=sampler.threshold)
+    many = DPMSolverPP(many_steps(schedule), clip=sampler.clip, threshold=sampler.threshold)
     wanted = cache(lambda: draw(many))
     return lambda one: distance(draw(one), wanted())
+
+
+def many_steps(schedule: Schedule) -> int:
+    """Number of steps of the reference."""
+    return min(schedule.T, MANY)
 
 
 def distance(x: Tensor, y: Tensor) -> float:

@@ -51,8 +51,8 @@ class QuadraticSpacing(Spacing):
 class PowerSpacing(Spacing):
     """From T to 0 by a power: t = T·(i/steps)^power.
 
-    Below 1 the distances shrink towards the noise and the last step is the longest, which served
-    mnist_quick best in 8 and 10 steps of UniPC. 1 is UniformSpacing, 2 is QuadraticSpacing.
+    Below 1 the distances shrink towards the noise and the last step is the longest. 1 is
+    UniformSpacing, up to rounding; 2 is QuadraticSpacing.
 
     Args:
         power: The exponent, above 0.

@@ -261,7 +261,17 @@ def test_the_distance_from_the_data_is_what_evaluate_finds_at_the_levels(
 def test_a_second_search_finds_the_same(found):
     checkpoint, path = found
     before = path.read_bytes()
+    path.unlink()
     main(["find_steps", f"--ckpt={checkpoint}", "--n=2", "--sampler=DDIM", "--sampler.steps=2"])
+    assert path.read_bytes() == before
+
+
+def test_levels_that_were_found_before_are_not_overwritten(found, capsys):
+    checkpoint, path = found
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        main(["find_steps", f"--ckpt={checkpoint}", "--sampler=DDIM", "--sampler.steps=2"])
+    assert f"{path} holds levels that were found before; move it away" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 
@@ -272,7 +282,7 @@ def test_a_second_search_finds_the_same(found):
         (["--sampler=DDIM", "--sampler.steps=4", "--guidance=2", "--n=0"], "n=0"),
         (
             ["--sampler=DDIM", "--sampler.steps=2", "--extractor=LeNet"],
-            "add it, or leave both out",
+            "or leave --extractor out",
         ),
         (["--sampler=DDIM", "--sampler.steps=2", "--goal=data", "--n=1"], "n is at least 2"),
         (["--sampler=DDIM", "--sampler.steps=41"], "41 sampling steps; this model takes 1 to 40"),

@@ -56,9 +56,9 @@ def find_steps(
         ckpt: The checkpoint; it describes its model itself. Of a model that comes with the package
             (mnist_quick) the levels go into the working directory.
         n: Number of samples that are compared; default: 128, and 1000 for --goal data.
-        goal: What few steps shall come close to: ode, each sample to what 100 steps make of the
-            same noise; data, all samples to the training images, by the Fréchet distance, which
-            takes longer and may come closer to them than 100 steps do.
+        goal: ode brings each sample close to what 100 steps make of the same noise, data all
+            samples close to the training images, by the Fréchet distance (fd). The latter takes
+            longer, and may come closer to the images than 100 steps do.
         extractor: Whose features --goal data compares. auto is LeNet for grey images; for colour
             it is Inception if its weights are in torch hub's cache, else ColourNet.
         data: Where its data is now, if it has moved; read for --goal data and condition images.
@@ -71,13 +71,18 @@ def find_steps(
     n = SAMPLES[goal] if n is None else n
     at_least(1, n=n)
     if goal == "ode" and extractor != "auto":
-        raise InputError("--extractor is of use with --goal data alone; add it, or leave both out")
+        raise InputError(
+            "--extractor is for --goal data; give that, too, or leave --extractor out"
+        )
     request = Request(**sampling)
     check_folder(ckpt.parent)
     loaded = Loaded.read(ckpt, data, device)
     module, sampler = loaded.module, request.sampler.replace(spacing=UniformSpacing())
     request = request.replace(sampler=sampler)
     check_places(sampler, module.schedule)
+    path = levels_file(ckpt, request.tag(module), goal)
+    if path.exists():
+        raise InputError(f"{path} holds levels that were found before; move it away")
     if goal == "ode":
         request.check(module)
         many = many_steps(module.schedule)
@@ -87,7 +92,6 @@ def find_steps(
         samples = SampleSet(n, **{**sampling, "sampler": sampler, "seed": request.seed})
         what, error = _from_data(loaded, extractor, samples)
     found = find_levels(sampler, module.schedule, error, progress=True)
-    path = levels_file(ckpt, request.tag(module), goal)
     table = {
         "levels": found.levels,
         "sampler": settings_of(sampler),

@@ -87,16 +87,14 @@ def find_levels(
         sampler: The sampler, with its number of steps.
         schedule: The schedule that it walks.
         error: The error of a sampler, e.g. its :func:`distance_from_many`.
-        progress: Show of how many sets of samples the error was taken.
+        progress: Show at how many sets of levels the error was taken.
 
     Raises:
         InputError: The sampler's steps cannot be placed: they are random, or fewer than 2.
     """
     check_places(sampler, schedule)
     known: dict[tuple[int, ...], float] = {}
-    with show_progress(
-        desc="sets of samples", unit="set", leave=False, disable=not progress
-    ) as bar:
+    with show_progress(desc="levels tried", unit="try", leave=False, disable=not progress) as bar:
 
         def error_at(levels: list[int]) -> float:
             if tuple(levels) not in known:

@@ -37,7 +37,7 @@ class OptimizedSpacing(Spacing):
         if not _is_table(found):
             raise InputError(
                 f"OptimizedSpacing: {table!s:.80} holds no levels with their sampler and "
-                f"schedule; {FIND} DDIM --sampler.steps 8"
+                f"schedule; {FIND} SAMPLER --sampler.steps STEPS"
             )
         kept = {name: found[name] for name in ("levels", "sampler", "schedule")}
         self.levels = Levels(kept["levels"])
@@ -107,7 +107,7 @@ def _read(path: str) -> dict[str, Any]:
         return dict(json.loads(Path(path).read_text("utf-8")))
     except FileNotFoundError as error:
         raise InputError(
-            f"OptimizedSpacing: there is no file {path}; {FIND} DDIM --sampler.steps 8"
+            f"OptimizedSpacing: there is no file {path}; {FIND} SAMPLER --sampler.steps STEPS"
         ) from error
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"OptimizedSpacing: {path} is no .json of find_steps: {error}") from error

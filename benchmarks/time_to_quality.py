@@ -192,7 +192,7 @@ def peer_named(name: str) -> Callable[..., Peer]:
 def report(runs: list[Entry], task: Task, floor: dict[str, float], data: str) -> Report:
     """Distances of all, and the ratios that are asked for, over the seeds."""
     names = list(dict.fromkeys(run["who"] for run in runs))
-    found = Report(f"Time to quality: {data}")
+    found = Report(f"Time to quality: {data} (each run's machine is in the results file)")
 
     def values(who: str, key: str, beside: str | None = None) -> list[float]:
         """Of all seeds, or of those that another has, too, in their order."""

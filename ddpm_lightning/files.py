@@ -72,10 +72,10 @@ def json_value(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write plain data, with finite numbers only, as JSON."""
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write plain data, with finite numbers only, as JSON; on one line without an indent."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+        partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", "utf-8")
 
 
 def is_address(path: str) -> bool:

@@ -57,6 +57,7 @@ class Lines:
         self.disable = disable
         self.seconds = seconds
         self.start = self.last = time.monotonic()
+        self.values: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Any]:
         for one in self.work or ():
@@ -72,26 +73,30 @@ class Lines:
     def close(self) -> None:
         """End without a line: what the work gives is told by whoever asked for it."""
 
-    def update(self, n: int = 1, **values: Any) -> None:
-        """Count n more, and print a line with these values if it is time."""
+    def set_postfix(self, refresh: bool = True, **values: Any) -> None:
+        """Give what the next lines end in; ``refresh`` is of tqdm's."""
+        self.values = values
+
+    def update(self, n: int = 1) -> None:
+        """Count n more, and print a line if it is time."""
         self.n += n
         if self.is_due():
             self.last = time.monotonic()
-            self.tell(**values)
+            self.tell()
 
     def is_due(self) -> bool:
         """Whether the next update prints a line."""
         return not self.disable and time.monotonic() - self.last >= self.seconds
 
-    def tell(self, **values: Any) -> None:
-        """Print a line: what is done, the rate, the time left, and these values."""
+    def tell(self) -> None:
+        """Print a line: what is done, the rate, the time left, and the values given."""
         rate = (self.n - self.initial) / max(1e-9, time.monotonic() - self.start)
         words = [f"{self.n} of {self.total}" if self.total else f"{self.n}"]
         words.append(f"{rate:.3g} a second")
         if self.total and rate:
             left = timedelta(seconds=round((self.total - self.n) / rate))
             words.append(f"{left} left")
-        words += [f"{name} {_short(value)}" for name, value in values.items()]
+        words += [f"{name} {_short(value)}" for name, value in self.values.items()]
         print(f"{self.desc}: {', '.join(words)}", file=sys.stderr, flush=True)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm_lightning import DiffusionModule
 from ddpm_lightning.cli import main
 from ddpm_lightning.configurable import build
 from ddpm_lightning.diffusion import Cosine, Linear
@@ -264,6 +265,56 @@ def test_a_second_search_finds_the_same(found):
     path.unlink()
     main(["find_steps", f"--ckpt={checkpoint}", "--n=2", "--sampler=DDIM", "--sampler.steps=2"])
     assert path.read_bytes() == before
+
+
+@pytest.fixture
+def stopped(lively_checkpoint, tmp_path, monkeypatch):
+    """The words of a search that was stopped at its seventh sampler, and a list of later ones."""
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
+    words = ["find_steps", f"--ckpt={checkpoint}", "--n=2", "--sampler=DDIM", "--sampler.steps=3"]
+    drawn, generate = [], DiffusionModule.generate
+
+    def draw(self, *args):
+        drawn.append(args)
+        if len(drawn) == 7:
+            raise KeyboardInterrupt
+        return generate(self, *args)
+
+    monkeypatch.setattr(DiffusionModule, "generate", draw)
+    with pytest.raises(SystemExit):
+        main(words)
+    return words, drawn
+
+
+def test_a_search_that_was_stopped_goes_on_and_finds_the_same(stopped, tmp_path):
+    words, drawn = stopped
+    main(words)
+    in_two, tries = (tmp_path / "last.ddim3_ema.json").read_bytes(), len(drawn)
+    assert not (tmp_path / "last.ddim3_ema.tried.json").exists()
+    (tmp_path / "last.ddim3_ema.json").unlink()
+    main(words)
+    assert (tmp_path / "last.ddim3_ema.json").read_bytes() == in_two
+    # The stopped draw, and that of many steps, are what going on repeats.
+    assert len(drawn) - tries == tries - 2
+
+
+def test_a_search_that_was_stopped_is_not_mixed_with_another(stopped, capsys):
+    words, drawn = stopped
+    with pytest.raises(SystemExit):
+        main([*words, "--seed=3"])
+    message = capsys.readouterr().err
+    assert (
+        "last.ddim3_ema.tried.json is of a search that was stopped, with another seed" in message
+    )
+    assert len(drawn) == 7
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"settings": {}}', '{"settings": {}, "tries": [1]}'])
+def test_a_damaged_file_of_tries_is_refused(text, stopped, tmp_path, capsys):
+    (tmp_path / "last.ddim3_ema.tried.json").write_text(text)
+    with pytest.raises(SystemExit):
+        main(stopped[0])
+    assert "last.ddim3_ema.tried.json is damaged" in capsys.readouterr().err
 
 
 def test_levels_that_were_found_before_are_not_overwritten(found, capsys):

@@ -82,11 +82,11 @@ class StepLines(ShowsMeans):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        metrics = {}
         if self._lines.is_due():  # because reading them waits for the device
             metrics = self.get_metrics(trainer, pl_module)
             metrics.pop("v_num", None)
-        self._lines.update(trainer.global_step - self._lines.n, **metrics)
+            self._lines.set_postfix(**metrics)
+        self._lines.update(trainer.global_step - self._lines.n)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

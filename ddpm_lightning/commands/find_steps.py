@@ -8,7 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ddpm_lightning.batch import Condition
+from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.commands.given_images import given_images
+from ddpm_lightning.commands.tried_levels import TriedLevels
 from ddpm_lightning.diffusion.samplers import Sampler, UniformSpacing
 from ddpm_lightning.diffusion.samplers.optimized import settings_of
 from ddpm_lightning.diffusion.step_search import (
@@ -22,7 +25,7 @@ from ddpm_lightning.diffusion.step_search import (
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.evaluation import Evaluation
 from ddpm_lightning.evaluation.real_images import RealImages
-from ddpm_lightning.evaluation.sample_set import SampleSet
+from ddpm_lightning.evaluation.sample_set import SampleSet, state_of
 from ddpm_lightning.files import check_folder, json_value, write_json
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.metrics import FeatureExtractor
@@ -50,7 +53,8 @@ def find_steps(
     and stores the levels beside the checkpoint, as NAME.SAMPLER.json or NAME.SAMPLER_data.json,
     for sampling with them: --sampler.spacing OptimizedSpacing --sampler.spacing.table FILE. The
     sampler must be deterministic: DDIM, DPMSolverPP, UniPC, LMS, Heun or Euler. The samples drawn
-    grow with the steps, from about 50 n for 5 steps to 400 n for 20.
+    grow with the steps, from about 50 n for 5 steps to 400 n for 20. After a stop the same command
+    goes on.
 
     Args:
         ckpt: The checkpoint; it describes its model itself. Of a model that comes with the package
@@ -91,7 +95,12 @@ def find_steps(
         # Of the request's seed, because a SampleSet has another default.
         samples = SampleSet(n, **{**sampling, "sampler": sampler, "seed": request.seed})
         what, error = _from_data(loaded, extractor, samples)
-    found = find_levels(sampler, module.schedule, error, progress=True)
+    network = weights_digest(module.denoiser(request.weights).net)
+    stated = {"error": what, "n": n, **state_of(request, module, Condition())}
+    tried = TriedLevels(
+        error, module.schedule, path.with_suffix(".tried.json"), {"network": network, **stated}
+    )
+    found = find_levels(sampler, module.schedule, tried, progress=True)
     table = {
         "levels": found.levels,
         "sampler": settings_of(sampler),
@@ -105,6 +114,7 @@ def find_steps(
         "seed": request.seed,
     }
     write_json(path, table)
+    tried.forget()
     print(f"{what}, {n} samples: {_summary(found)}")
     print(
         f"{path} holds the levels. Sample with them: python -m ddpm_lightning sample "

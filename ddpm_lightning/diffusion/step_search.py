@@ -87,7 +87,7 @@ def find_levels(
         sampler: The sampler, with its number of steps.
         schedule: The schedule that it walks.
         error: The error of a sampler, e.g. its :func:`distance_from_many`.
-        progress: Show at how many sets of levels the error was taken.
+        progress: Show at how many sets of levels the error was taken, and the least of them.
 
     Raises:
         InputError: The sampler's steps cannot be placed: they are random, or fewer than 2.
@@ -99,6 +99,7 @@ def find_levels(
         def error_at(levels: list[int]) -> float:
             if tuple(levels) not in known:
                 known[tuple(levels)] = error(sampler.replace(spacing=Levels(levels)))
+                bar.set_postfix(least=min(known.values()), refresh=False)
                 bar.update()
             return known[tuple(levels)]
 

@@ -32,6 +32,7 @@ def judge() -> Judge:
     return Judge(Data("Digits")())
 
 
+@pytest.mark.slow
 def test_a_trial_keeps_further_averages_as_the_module_keeps_its_own(small_config, tmp_path):
     file = tmp_path / "averages.pt"
     averages = {"decays": [0.2, 0.5], "file": str(file)}
@@ -46,6 +47,7 @@ def test_a_trial_keeps_further_averages_as_the_module_keeps_its_own(small_config
     assert not torch.equal(kept[0.5]["stem.weight"], kept[0.2]["stem.weight"])
 
 
+@pytest.mark.slow
 def test_a_trial_keeps_the_settings_of_its_data_and_ends_the_decay_with_the_run(
     small_config, tmp_path
 ):
@@ -57,16 +59,19 @@ def test_a_trial_keeps_the_settings_of_its_data_and_ends_the_decay_with_the_run(
     assert (settings["seed_everything"], steps) == (3, 30)
 
 
+@pytest.mark.slow
 def test_training_images_have_no_distance_to_themselves(judge):
     images = judge.data.images("train")[0]
     assert judge.of_images(images) == pytest.approx({"fd_lenet": 0, "fd_colour": 0}, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_is_further_than_the_floor_by_both_extractors(judge):
     floor, noise = judge.floor(), judge(torch.rand(200, 1, 8, 8) * 2 - 1)
     assert all(noise[name] > 2 * floor[name] for name in floor)
 
 
+@pytest.mark.slow
 def test_labels_come_in_the_shares_of_the_training_images(judge):
     shares = judge.data.images("train")[1].bincount() / len(judge.data.images("train")[1])
     torch.testing.assert_close(judge.labels(300).bincount() / 300, shares, atol=1 / 300, rtol=0)

@@ -99,6 +99,7 @@ def saved_network(run):
     return torch.load(last_checkpoint(run), weights_only=True)["hyper_parameters"]["net"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_may_switch_it_on_and_keeps_it(tmp_path):
     main(["fit", *tiny_run(tmp_path, max_steps=1)])
     assert saved_network(tmp_path)["init_args"]["activation_checkpointing"] is False

@@ -72,6 +72,7 @@ def two_bumps(schedule):
     return Mixture(schedule, means, torch.tensor([0.02, 0.05]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=named)
 def test_it_follows_the_exact_flow_to_its_tolerance(schedule):
     oracle = two_bumps(schedule)
@@ -81,6 +82,7 @@ def test_it_follows_the_exact_flow_to_its_tolerance(schedule):
     assert float((fine - exact).abs().max()) < 5e-4 < float((coarse - exact).abs().max())
 
 
+@pytest.mark.slow
 def test_on_levels_it_is_the_flow_that_scipy_integrates_without_them():
     schedule = VP()
     oracle = Mixture(
@@ -130,6 +132,7 @@ def test_a_sweep_at_equal_evaluations_refuses_it():
         Sweep(samplers=[AdaptiveODE()]).points(Linear())
 
 
+@pytest.mark.slow
 def test_sample_prints_what_it_cost(tiny_checkpoint, tmp_path, capsys):
     words = ["sample", f"--ckpt={tiny_checkpoint}", "--n=2", "--device=cpu"]
     main([*words, f"--out={tmp_path / 'ddim'}", "--sampler=DDIM", "--sampler.steps=4"])

@@ -25,6 +25,7 @@ def draw(checkpoint, out, *flags: str) -> bytes:
     return (out / "000000.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_error_of_an_exact_denoiser_is_the_posterior_variance_whatever_the_batch_size():
     schedule = SohlDickstein()
     variances = torch.tensor([0.25, 4.0], dtype=torch.float64)
@@ -71,6 +72,7 @@ def test_the_command_measures_the_network_on_its_training_data_and_labels(checkp
     assert not np.allclose(of_labels, of_none, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_table_changes_the_samples_of_its_weights_and_is_refused_for_others(
     checkpoint, tmp_path, capsys
 ):
@@ -107,6 +109,7 @@ def learned(tmp_path_factory):
     return root / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["FixedSmall", "FixedLarge"])
 def test_a_learned_variance_can_be_left_out_of_sampling(learned, tmp_path, variance):
     own = draw(learned, tmp_path / "own", *FEW)

@@ -99,6 +99,7 @@ def test_codes_and_encoder_are_drawn_together():
     torch.testing.assert_close(bottleneck.codebook.weight.grad[1], torch.tensor([0.1, 0.4]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", [KLBottleneck(), VQBottleneck(16)], ids=["KL", "VQ"])
 def test_one_batch_is_learned_by_heart(bottleneck):
     torch.manual_seed(0)
@@ -126,6 +127,7 @@ def test_psnr_is_that_of_its_formula():
 # ------------------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_never_stopped(trained, tmp_path):
     through = read_checkpoint(train(tmp_path / "through", 6))
     train(tmp_path / "parts", 4)
@@ -135,6 +137,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(trained, tmp_path):
     assert different == []
 
 
+@pytest.mark.slow
 def test_validation_logs_the_psnr(trained, capsys):
     root = trained.parent.parent
     main(["validate", "--ckpt_path", str(trained), f"--trainer.default_root_dir={root}"])
@@ -171,6 +174,7 @@ def test_the_codec_encodes_by_the_averaged_weights(trained):
     torch.testing.assert_close(codec.decode(codec.encode(x)), module.reconstruct(x))
 
 
+@pytest.mark.slow
 def test_a_latent_run_needs_the_autoencoders_file_no_more(trained, tmp_path):
     own = tmp_path / "autoencoder.ckpt"
     own.write_bytes(trained.read_bytes())

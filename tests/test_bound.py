@@ -68,6 +68,7 @@ def expected_terms(oracle, decoder):
 # Gaussian data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [0.2, 3.0])
 @pytest.mark.parametrize(
     "schedule",
@@ -222,6 +223,7 @@ def test_as_many_evaluations_as_levels_see_every_level():
         assert strata(Linear(50), evaluations) == list(range(51))
 
 
+@pytest.mark.slow
 def test_an_estimate_averages_to_the_bound_and_its_standard_error_covers_the_difference():
     schedule, trials, n = Linear(1000), 150, 40
     oracle = small_gaussian(schedule)

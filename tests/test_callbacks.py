@@ -32,6 +32,7 @@ from tests.small import (
 # ------------------------------------------------------------------------------ SampleGrid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_a_grid_is_drawn_every_n_optimizer_steps_and_at_the_end(tmp_path, micro_batches):
     grid = SampleGrid(every_n_steps=2, n=6, columns=3, sampler=DDIM(2))
@@ -70,6 +71,7 @@ def test_the_slowest_the_fastest_and_the_shortest_animation_are_written(tmp_path
     assert frames_in(tmp_path / "one.gif") == 1
 
 
+@pytest.mark.slow
 def test_drawing_leaves_training_as_it_was(tmp_path):
     grid = SampleGrid(every_n_steps=1, n=2, sampler=DDIM(2, eta=1.0))
     assert_same_weights(logged_fit(tmp_path / "a", 4, grid), logged_fit(tmp_path / "b", 4))
@@ -83,6 +85,7 @@ def test_a_grid_has_a_class_a_row_and_keeps_no_labels_for_the_next_model(tmp_pat
     assert requests[1][0].labels is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "rows", "columns"),
     [
@@ -178,6 +181,7 @@ def test_the_loss_by_timestep_is_the_mean_over_a_range_of_levels():
     assert raw == {"val/loss_q1": 2.0, "val/loss_q2": 5.0, "val/loss_q4": 7.0}
 
 
+@pytest.mark.slow
 def test_losses_by_timestep_reach_tensorboard_and_the_run_folder(tmp_path):
     logged_fit(tmp_path, 8, LossByTimestep(), log_every_n_steps=4, limit_val_batches=None)
     tags = events(tmp_path).Tags()

@@ -34,23 +34,6 @@ CONFIGS = sorted(
     for path in [*FOLDER.glob("*.yaml"), *FOLDER.glob("tutorials/*.yaml")]
     if not path.stem.endswith(("_autoencoder", "_latent"))  # see test_latent_configs.py
 )
-ALIKE = (
-    *("cifar10", "cifar10_edm", "cifar10_flow", "cifar10_iddpm", "cifar10_pretrained"),
-    "cifar10_score",
-    *(
-        "cifar10_cfg",
-        "cifar10_jpg",
-        "cifar10_quick",
-        "fashion_mnist",
-        "folder_small",
-        "mnist",
-        "mnist_convnext",
-        "mnist_dit",
-    ),
-    *("toy2d", "toy2d_score"),
-    *(path.stem for path in FOLDER.glob("tutorials/*.yaml")),
-)
-"""Configs that take the same ways as others through the command line."""
 DIGITS = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 
 
@@ -156,7 +139,7 @@ def shrunk(config: Path, root: Path) -> dict:
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(path, id=named(path), marks=[pytest.mark.slow] * (path.stem in ALIKE))
+        pytest.param(path, id=named(path), marks=[pytest.mark.slow] * (path.stem != "digits"))
         for path in CONFIGS
     ],
 )
@@ -298,6 +281,7 @@ def test_ctrl_c_while_the_program_is_imported_is_one_line(capsys, monkeypatch):
 # ------------------------------------------------------------------- the run's folder
 
 
+@pytest.mark.slow
 def test_a_run_is_one_folder_whatever_the_logger(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     logger = "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"
@@ -309,6 +293,7 @@ def test_a_run_is_one_folder_whatever_the_logger(run, tmp_path, monkeypatch):
     assert not list(run.glob("version*")) + list(run.glob("lightning_logs"))
 
 
+@pytest.mark.slow
 def test_fit_into_a_used_folder_names_both_ways_on(run, capsys, tmp_path):
     line = fail(capsys, "fit", *tiny_run(run))
     assert "holds a run already: go on with it by --ckpt_path last" in line
@@ -318,12 +303,14 @@ def test_fit_into_a_used_folder_names_both_ways_on(run, capsys, tmp_path):
     assert "holds a run already" in line
 
 
+@pytest.mark.slow
 def test_a_trial_with_fast_dev_run_leaves_the_run_alone(run):
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
     main(["fit", *tiny_run(run, "--trainer.fast_dev_run=true")])
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failed_start_does_not_block_the_folder(tmp_path, capsys):
     fail(capsys, "fit", *tiny_run(tmp_path, "--trainer.accumulate_grad_batches=3"))
     main(["fit", *tiny_run(tmp_path)])
@@ -341,6 +328,7 @@ def test_an_error_while_drawing_costs_the_steps_since_the_last_save_alone(tmp_pa
     assert saved["global_step"] == 1
 
 
+@pytest.mark.slow
 def test_a_block_and_a_callback_of_the_list_stand_beside_each_other(tmp_path):
     other = {"class_path": "SampleGrid", "init_args": {"n": 1, "sampler": "DDIM", "name": "b"}}
     grid = ("--grid.n=1", "--grid.sampler=DDIM", "--grid.name=a")
@@ -375,6 +363,7 @@ def test_a_checkpoint_that_does_not_suit_is_refused(
     assert message in fail(capsys, command, *tiny_run(run, *more))
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_in_the_folder_with_the_command_lines_learning_rate(tmp_path, capsys):
     constant = "--model.warmup_steps=0"
     resume = "--ckpt_path=last", "--model.optimizer.lr=1e-5"
@@ -391,6 +380,7 @@ def test_a_resume_goes_on_in_the_folder_with_the_command_lines_learning_rate(tmp
     assert config["ckpt_path"] is None  # which does not resume by itself
 
 
+@pytest.mark.slow
 def test_a_checkpoint_overrides_the_command_line_loudly_and_only_then(run, tmp_path, capsys):
     main(["validate", *tiny_run(run, "--ckpt_path=last", "--model.ema.decay=0.5")])
     assert "ignored: model.ema.init_args.decay=0.5;" in capsys.readouterr().err
@@ -398,6 +388,7 @@ def test_a_checkpoint_overrides_the_command_line_loudly_and_only_then(run, tmp_p
     assert "ignored:" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_its_run_s_configuration_which_stays_as_it_is(run):
     before = (run / "config.yaml").read_text()
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
@@ -421,6 +412,7 @@ def test_sample_writes_images_of_native_size_and_a_grid(lively_checkpoint, tmp_p
     assert Image.open(out / "000000.png").mode == "L"
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_module_under_the_same_settings(lively_checkpoint, tmp_path):
     flags = ["--n=8", "--sampler.steps=10", "--seed=5", "--weights=raw", "--labels=[3, 7]"]
     flags += ["--guidance=4", "--guidance.interval=[0.0, 0.8]", "--guidance.rescale=0.7"]

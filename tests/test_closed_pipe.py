@@ -43,6 +43,7 @@ def test_stored_help_ends_quietly_too(words, unread, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unread", ["unbuffered"], indirect=True)
 def test_training_says_how_to_go_on(unread, tmp_path, capsys):
     run = ["max_steps=4", "limit_val_batches=0", "enable_model_summary=false"]

@@ -309,6 +309,7 @@ def test_a_variation_of_strength_0_is_the_decoded_picture(run, tmp_path):
     assert torch.equal(to_uint8(edited.x)[0], given)
 
 
+@pytest.mark.slow
 def test_an_interpolation_starts_and_ends_near_the_pictures(run, tmp_path):
     files = [tmp_path / "a.png", tmp_path / "b.png"]
     ends = [picture(file, seed) for seed, file in enumerate(files)]

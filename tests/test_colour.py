@@ -86,6 +86,7 @@ def test_other_sizes_are_resized_as_by_pillows_bilinear_filter(colour):
     assert (colour(large) - reference).norm() < 0.02 * reference.norm()
 
 
+@pytest.mark.slow
 def test_the_distance_grows_with_noise(colour):
     real = Statistics.of(colour(photographs(200, seed=0)))
     samples = [noisy(photographs(200, seed=1), sigma) for sigma in (0, 10, 30, 90)]
@@ -152,6 +153,7 @@ def no_inception(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
+@pytest.mark.slow
 def test_the_digits_config_trains_on_colour_data_and_says_which_extractor(
     no_inception, tmp_path, capsys
 ):
@@ -173,6 +175,7 @@ def test_the_digits_config_trains_on_colour_data_and_says_which_extractor(
     assert [one["metric"] for one in scores] == ["fd_colour", "accuracy"]
 
 
+@pytest.mark.slow
 def test_the_digits_config_keeps_lenet_and_its_tag(tmp_path, capsys):
     main(digits_run(tmp_path))
     assert "extractor auto: LeNet (fd_lenet) for grey images" in capsys.readouterr().out
@@ -209,6 +212,7 @@ def tinted(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (photographs(n) // 8 + tints[labels]).to(torch.uint8), labels
 
 
+@pytest.mark.slow
 def test_training_learns_classes():
     torch.manual_seed(0)
     *_, network = train_colour.train(*tinted(200), epochs=6, batch_size=40)

@@ -58,6 +58,7 @@ def bounds(tiny_checkpoint, tmp_path_factory):
     return root / "ema", root / "raw"
 
 
+@pytest.mark.slow
 def test_bits_of_the_same_images_and_noise_are_compared_by_paired_errors(bounds, tiny_checkpoint):
     loaded, totals = Loaded.read(tiny_checkpoint), []
     module, batch = loaded.module, loaded.data.finished("test")
@@ -75,6 +76,7 @@ def test_bits_of_the_same_images_and_noise_are_compared_by_paired_errors(bounds,
     assert error < 0.5 * math.hypot(a["standard_error"], b["standard_error"])
 
 
+@pytest.mark.slow
 def test_compare_says_that_the_bits_share_their_noise(bounds):
     text = compare_results(*bounds)
     assert "share their noise (seed 1): errors of their difference are paired" in text

@@ -55,6 +55,7 @@ def test_resampling_does_not_depend_on_the_batch():
     assert torch.equal(torch.cat(alone), resample(IMAGES, boxes, (12, 8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [(80, 80), (30, 120), (120, 30)])
 def test_boxes_are_distributed_as_torchvisions(stored):
     crop = RandomResizedCrop(scale=(0.3, 1.0))

@@ -573,7 +573,10 @@ def test_places_stay_on_the_cpu_when_a_batch_moves_to_a_device(data):
 @pytest.mark.parametrize(
     ("kind", "accumulate", "saved_at"),
     [(Numbered, a, k) for a in (1, 2) for k in (3, 5, 7, 10)]
-    + [(NumberedFiles, 1, 3), (NumberedFiles, 2, 7)],
+    + [
+        (NumberedFiles, 1, 3),
+        pytest.param(NumberedFiles, 2, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_sees_what_the_whole_run_would_have_seen(
     tmp_path, kind, accumulate, saved_at

@@ -122,7 +122,7 @@ ALL = pytest.mark.parametrize(
         for name, parts in MODELS.items()
     ],
 )
-WEIGHTS = pytest.mark.parametrize("weights", ["ema", "raw"])
+WEIGHTS = pytest.mark.parametrize("weights", ["ema", pytest.param("raw", marks=pytest.mark.slow)])
 
 
 # ---- There ----------------------------------------------------------------------------------
@@ -141,6 +141,7 @@ def test_their_network_computes_what_ours_does(parts, weights, tmp_path):
     torch.testing.assert_close(theirs(x, c_noise).sample, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @ALL
 @torch.no_grad()
 def test_their_ddim_pipeline_draws_our_images_of_the_same_noise(parts, tmp_path):
@@ -156,6 +157,7 @@ def test_their_ddim_pipeline_draws_our_images_of_the_same_noise(parts, tmp_path)
     torch.testing.assert_close(theirs, (ours / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", [None, FixedLarge(), LearnedRange()])
 @torch.no_grad()
 def test_their_ddpm_pipeline_draws_our_images_of_the_same_noise(variance, tmp_path):
@@ -292,6 +294,7 @@ def test_what_diffusers_cannot_say_is_named(name):
 # ---- And back -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @ALL
 def test_a_round_trip_gives_the_same_weights_levels_and_parts(parts, tmp_path):
     module = model(**parts)
@@ -392,6 +395,7 @@ DEFAULTS |= {
 }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
@@ -528,6 +532,7 @@ def test_a_command_without_a_source_names_its_flag(tmp_path, capsys):
     assert "convert what? Give --from FOLDER" in error
 
 
+@pytest.mark.slow
 def test_a_run_cannot_go_on_from_a_converted_model_but_start(tmp_path, capsys):
     convert(export(model(), tmp_path))
     words = [f"--ckpt_path={tmp_path / 'back.ckpt'}", "--data=Digits"]
@@ -535,6 +540,7 @@ def test_a_run_cannot_go_on_from_a_converted_model_but_start(tmp_path, capsys):
     assert f"--init_from {tmp_path / 'back.ckpt'} in place of --ckpt_path" in error
 
 
+@pytest.mark.slow
 def test_a_converted_model_states_its_data_and_samples(tmp_path):
     module = model()
     folder = export(module, tmp_path)
@@ -546,6 +552,7 @@ def test_a_converted_model_states_its_data_and_samples(tmp_path):
     assert read_checkpoint(tmp_path / "x.ckpt")["global_step"] == 0
 
 
+@pytest.mark.slow
 def test_converted_samples_are_those_of_the_checkpoint(tmp_path):
     module = model(schedule=SohlDickstein())
     back = convert(export(module, tmp_path))

@@ -162,6 +162,7 @@ def test_a_step_that_takes_too_long_counts_as_unknown(tmp_path, monkeypatch):
     assert (finding.state, finding.text[:9]) == ("unknown", "not tried")
 
 
+@pytest.mark.slow
 def test_the_examined_run_is_left_as_it_was(tmp_path):
     subject = run(tmp_path)
     before = {name: value.clone() for name, value in subject.module.state_dict().items()}
@@ -171,6 +172,7 @@ def test_the_examined_run_is_left_as_it_was(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_forecast_size_is_that_of_the_checkpoints_of_the_run(tmp_path):
     saves = [RunCheckpoint(every_n_steps=3, keep_all=True)]
     subject = run(tmp_path, callbacks=saves)
@@ -188,6 +190,7 @@ def test_activations_are_counted_in_bytes(tmp_path):
     assert two == pytest.approx(2 * one, rel=0.05)
 
 
+@pytest.mark.slow
 def test_time_for_samples_is_part_of_the_forecast(tmp_path):
     grid = SampleGrid(every_n_steps=1, n=4000)
     assert " 0 s of samples" not in forecast(run(tmp_path, callbacks=[grid])).text
@@ -223,6 +226,7 @@ def doctor(capsys, *words):
     return stop.value.code, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failed_check_gives_exit_code_one(tmp_path, capsys):
     flags = ["--trainer.accumulate_grad_batches", "3", "--trainer.default_root_dir", str(tmp_path)]
     code, out = doctor(capsys, *TINY, *flags)
@@ -231,6 +235,7 @@ def test_a_failed_check_gives_exit_code_one(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_examined_with_its_configuration(tmp_path, capsys, patient):
     main(["fit", *TINY, "--trainer.default_root_dir", str(tmp_path), "--grid", "null"])
     code, out = doctor(capsys, "--ckpt", str(tmp_path / "checkpoints" / "last.ckpt"), "--json")
@@ -240,6 +245,7 @@ def test_a_checkpoint_is_examined_with_its_configuration(tmp_path, capsys, patie
     assert "holds a run" in found["run folder"]["text"]
 
 
+@pytest.mark.slow
 def test_what_could_not_be_told_gives_exit_code_three(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ddpm_lightning.doctor.model_checks.SECONDS", 1e-6)
     code, out = doctor(capsys, *TINY, "--trainer.default_root_dir", str(tmp_path))
@@ -247,6 +253,7 @@ def test_what_could_not_be_told_gives_exit_code_three(tmp_path, capsys, monkeypa
     assert "unknown  overfit one batch: not tried" in out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_states_its_data(tiny_checkpoint, tmp_path, capsys, patient):
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes(tiny_checkpoint.read_bytes())

@@ -43,6 +43,7 @@ def weights_of_metrics(capsys, *words: str) -> dict[str, str]:
     return next(one for one in findings if one["check"] == "weights of the metrics")
 
 
+@pytest.mark.slow
 def test_weights_that_have_come_since_are_not_looked_at(flags, tmp_path, capsys):
     main(["fit", *flags, "--trainer.max_steps=1"])
     path = tmp_path / "torch" / INCEPTION
@@ -52,6 +53,7 @@ def test_weights_that_have_come_since_are_not_looked_at(flags, tmp_path, capsys)
     assert (found["state"], found["text"]) == ("ok", "ColourNet found")
 
 
+@pytest.mark.slow
 def test_weights_that_are_gone_are_missed_as_by_fit(flags, tmp_path, capsys):
     data = CIFAR10(str(tmp_path), held_out=8, global_batch_size=8)
     metric = GenerativeMetrics(every_n_steps=3, n=8, sampler=DDIM(1))

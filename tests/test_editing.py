@@ -234,6 +234,7 @@ def test_variations_have_the_moments_of_the_probability_flow(strength):
 # Interpolation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_ends_of_an_interpolation_are_the_data_whatever_the_label(dtype):
     means, variances = torch.tensor([[1.0, 1.0], [-1.0, 1.0]]), torch.tensor([0.1, 0.1])

@@ -58,6 +58,7 @@ def test_a_file_holds_the_latents_of_every_image_and_its_mirror_image(folder):
     assert load_file(folder / "val.safetensors")["latents"].shape[1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [False, True])
 def test_training_on_latents_is_training_on_their_images(folder, tmp_path, flip):
     data = tiny_data(flip=flip)
@@ -119,6 +120,7 @@ def left_processes():
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("left_processes")
 def test_a_run_under_fsdp2_resumes_on_latents(tmp_path):
     # A codec with weights, rebuilt with others, because FSDP2 restores them only after setup.

@@ -137,6 +137,7 @@ def test_the_distance_its_error_and_its_floor_are_those_of_the_images(checkpoint
     assert floor == {"n": 60, "reference_n": 90}
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_module_under_the_same_settings(checkpoint, tmp_path):
     flags = ["--sampler=DDPM", "--sampler.steps=4", "--variance=FixedLarge", "--weights=raw"]
     flags += ["--guidance.scale=3", "--guidance.interval=[0, 0.8]", "--guidance.rescale=0.7"]
@@ -155,6 +156,7 @@ def test_samples_are_those_of_the_module_under_the_same_settings(checkpoint, tmp
         assert distance(others).max() > 3, left_out
 
 
+@pytest.mark.slow
 def test_a_result_states_all_that_was_measured(checkpoint, tmp_path):
     flags = ["--guidance=2", "--weights=raw", "--seed=3"]
     result = evaluated(checkpoint, tmp_path / "out", *flags)["fd_lenet"]
@@ -193,6 +195,7 @@ def test_a_result_states_all_that_was_measured(checkpoint, tmp_path):
     assert result["versions"]["torch"] == version("torch")
 
 
+@pytest.mark.slow
 def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
     found = evaluated(checkpoint, out, "--metrics=fd,kid,is,pr,accuracy,bpd", n=100)
@@ -240,6 +243,7 @@ def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_
     assert f"(spread {found['is_lenet']['spread']:.2g})" in printed
 
 
+@pytest.mark.slow
 def test_settings_of_a_metric_and_the_seed_reach_subsets_and_splits(tmp_path):
     images = folder_of(Digits().images("train")[0][1000:1060], tmp_path / "images")
     metrics = '["fd", "is", {class_path: KID, init_args: {subset_size: 50, subsets: 7}}]'
@@ -251,6 +255,7 @@ def test_settings_of_a_metric_and_the_seed_reach_subsets_and_splits(tmp_path):
     assert one["is_lenet"]["value"] != two["is_lenet"]["value"]
 
 
+@pytest.mark.slow
 def test_bits_per_dimension_are_those_of_the_test_command(checkpoint, tmp_path):
     # Alone they need neither samples nor the extractor.
     unused = ["--extractor=Inception", "--extractor.weights=none.pth"]
@@ -261,7 +266,7 @@ def test_bits_per_dimension_are_those_of_the_test_command(checkpoint, tmp_path):
     assert (ours["samples"]["weights"], ours["step"]) == ("raw", 1)
     loaded = Loaded.read(checkpoint)
     run = trainer(tmp_path / "test", 1, callbacks=[Likelihood(weights="raw")])
-    run.test(loaded.module, loaded.data, verbose=False)
+    run.test(loaded.module, loaded.data.replace(global_batch_size=300), verbose=False)
     (theirs,) = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert ours["value"] == pytest.approx(theirs["value"], rel=1e-5)
     assert ours["standard_error"] == pytest.approx(theirs["standard_error"], rel=1e-4)
@@ -295,6 +300,7 @@ def test_a_folder_can_be_the_reference(tmp_path):
     assert result["step"] is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_its_data_are_read_once(checkpoint, tmp_path, monkeypatch):
     read, load, parse = [], torch.load, Digits.read
 
@@ -313,6 +319,7 @@ def test_a_checkpoint_and_its_data_are_read_once(checkpoint, tmp_path, monkeypat
     assert read == [checkpoint, "train", "test"]
 
 
+@pytest.mark.slow
 def test_a_model_of_given_images_is_given_those_of_the_reference(tmp_path):
     data = Conditioned(tiny_data(subset=150), SuperResolution(2))
     spec = image_spec(num_classes=10, image_channels=1)
@@ -373,6 +380,7 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same(checkpoint, tmp_path, m
     assert stopped == whole
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_of_an_image_leaves_no_half_one(checkpoint, tmp_path, monkeypatch):
     whole = evaluated(checkpoint, tmp_path / "whole", "--batch_size=16")
     save, saved = Image.Image.save, []
@@ -412,6 +420,7 @@ def test_a_stop_while_the_settings_are_written_does_not_bar_the_folder(checkpoin
     assert evaluated(checkpoint, tmp_path / "out")["fd_lenet"]["samples"]["n"] == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [40, 70])
 def test_another_number_of_samples_goes_on_with_those_that_are_there(checkpoint, tmp_path, again):
     whole = evaluated(checkpoint, tmp_path / "whole", "--batch_size=20", n=again)
@@ -422,6 +431,7 @@ def test_another_number_of_samples_goes_on_with_those_that_are_there(checkpoint,
     assert result == whole
 
 
+@pytest.mark.slow
 def test_samples_of_other_settings_are_not_mixed(checkpoint, tmp_path, capsys):
     evaluated(checkpoint, tmp_path, n=20)
     flags = [f"--ckpt={checkpoint}", f"--out={tmp_path}", "--n=20", *FEW, "--guidance=3"]
@@ -525,6 +535,7 @@ def swept(checkpoint: str, out: Path, *flags: str) -> list[dict]:
     return json.loads((out / "sweep.json").read_text())
 
 
+@pytest.mark.slow
 def test_each_point_of_a_sweep_has_its_own_variance_or_the_checkpoint_s(checkpoint, tmp_path):
     flags = ["--metrics=bpd", "--batch_size=300"]
     plain = evaluated(checkpoint, tmp_path / "plain", *flags)["bpd"]["value"]
@@ -537,6 +548,7 @@ def test_each_point_of_a_sweep_has_its_own_variance_or_the_checkpoint_s(checkpoi
     assert values[0] != pytest.approx(plain, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_a_table_its_numbers_and_curves(checkpoint, tmp_path, capsys):
     axes = ["--evaluations=[2, 4]", "--samplers=[DDIM, Heun]", "--n=60", "--metrics=fd,accuracy"]
     rows = swept(checkpoint, tmp_path, *axes)

@@ -68,6 +68,7 @@ class Late(SingleDeviceStrategy):
     restore_checkpoint_after_setup = True
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_name_and_number_when_inceptions_weights_have_come(
     photos, hub, tmp_path, capsys
 ):
@@ -93,8 +94,8 @@ def test_a_choice_that_is_restored_late_is_kept(photos, hub, tmp_path, inception
     ("extractor", "message"),
     [
         ("Inception", r"not at .*6726825d\.pth any more; --metrics.extractor Inception downloads"),
-        ("Pixels", "'Pixels' is none that auto chooses"),
-        (7, "is no name; .* --metrics.extractor NAME"),
+        pytest.param("Pixels", "'Pixels' is none that auto chooses", marks=pytest.mark.slow),
+        pytest.param(7, "is no name; .* --metrics.extractor NAME", marks=pytest.mark.slow),
     ],
 )
 def test_a_choice_that_cannot_be_kept_is_refused_before_training(
@@ -107,6 +108,7 @@ def test_a_choice_that_cannot_be_kept_is_refused_before_training(
     assert not hub.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["Inception", 7])
 def test_an_extractor_that_is_named_on_resuming_is_taken(photos, hub, tmp_path, before):
     measured(tmp_path, photos, 3, SavedElsewhere(before))

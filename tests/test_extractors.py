@@ -53,6 +53,7 @@ def test_lenet_reads_digits_it_has_never_seen_enlarged_and_padded(digits):
         assert agreement.double().mean() > least
 
 
+@pytest.mark.slow
 def test_training_learns_and_writes_the_tensors_that_ship(digits):
     images, labels = digits
     torch.manual_seed(0)
@@ -103,6 +104,7 @@ def inception(inception_file):
     return extractor
 
 
+@pytest.mark.slow
 def test_inceptions_features_and_logits_are_torch_fidelitys(inception, inception_file):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
 

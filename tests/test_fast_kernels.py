@@ -25,6 +25,7 @@ def is_channels_last(tensor):
     return tensor.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 def test_a_plain_run_goes_on_channels_last_and_back_on_its_way(tmp_path):
     plain = fit(tmp_path / "plain", 6, net=Net)
     fit(tmp_path / "mixed", 3, net=Net)
@@ -42,6 +43,7 @@ def test_a_plain_run_goes_on_channels_last_and_back_on_its_way(tmp_path):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_channels_last_run_goes_on_as_a_plain_one_on_its_way(tmp_path):
     plain = fit(tmp_path / "plain", 6, net=Net)
     fit(tmp_path / "mixed", 3, FastKernels(), net=Net)

@@ -46,6 +46,7 @@ def test_in_the_plane_each_eighth_of_the_noise_lands_on_one_gaussian():
     np.testing.assert_allclose(shares, 1 / 8, atol=4 * (7 / 64 / 4000) ** 0.5)
 
 
+@pytest.mark.slow
 def test_a_gaussian_is_learned_as_the_mean_and_deviation_of_its_data(tmp_path, capsys):
     figure, learned = gaussian_figure(-1.0, 0.25, n=4000)
     assert learned.mean == pytest.approx(-1.0, abs=4 * 0.25 / 4000**0.5)
@@ -156,6 +157,7 @@ def test_marginals_stand_data_above_samples_of_the_sample_command(lively_checkpo
         np.testing.assert_array_equal(shown, np.repeat(image[..., None], 3, -1))
 
 
+@pytest.mark.slow
 def test_training_draws_the_marginals_that_the_command_draws(tmp_path):
     callback = Marginals(every_n_steps=10, n=30, weights="raw")
     data = Toy2D(n=64, global_batch_size=16, noise=0.0)

@@ -7,6 +7,7 @@ import pytest
 from tests.fuzz import fuzz
 
 
+@pytest.mark.slow
 def test_a_few_altered_inputs_are_refused_or_make_no_difference(tmp_path):
     tally = fuzz(20, seed=1, folder=tmp_path)
     assert (sum(tally.counts.values()), tally.wrong) == (20, [])

@@ -48,6 +48,7 @@ def test_the_peer_has_as_many_parameters():
     assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

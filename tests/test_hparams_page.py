@@ -32,6 +32,7 @@ TOY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "small", "metrics", "offered"),
     [

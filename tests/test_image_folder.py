@@ -336,6 +336,7 @@ def test_bad_files_are_left_out_if_asked(damaged, store, prepared):
 # -------------------------------------------------------------- training, checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["mapped", "streamed"])
 def test_a_resumed_run_with_random_crops_is_exact(root, tmp_path, store):
     def one():

@@ -163,6 +163,7 @@ def fit(root, steps, *words):
     )
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights_and_a_resumed_one_does_not_again(unlabelled, tmp_path, capsys):
     run = tmp_path / "run"
     words = [f"--init_from={unlabelled}", "--ckpt_path=auto", "--model.conditional=true"]

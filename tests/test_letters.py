@@ -19,11 +19,13 @@ def letters():
     return Letters(held_out=1040)
 
 
+@pytest.mark.slow
 def test_letters_are_drawn_the_same_each_time(letters):
     for mine, again in zip(letters.images("test"), Letters().images("test"), strict=True):
         assert torch.equal(mine, again)
 
 
+@pytest.mark.slow
 def test_every_letter_occurs_as_often_and_none_is_blank_or_twice(letters):
     images, labels = letters.images("train")
     assert images.shape == (COUNTS["train"] - 1040, 1, 28, 28)
@@ -32,6 +34,7 @@ def test_every_letter_occurs_as_often_and_none_is_blank_or_twice(letters):
     assert len(torch.unique(images.flatten(1), dim=0)) == len(images)
 
 
+@pytest.mark.slow
 def test_test_letters_are_nearest_to_training_letters_of_their_class(letters):
     images, labels = letters.images("train")
     others, truth = letters.images("test")
@@ -49,6 +52,7 @@ def test_a_checkpoint_states_the_settings_that_are_passed_on():
     assert build(stated).describe() == stated
 
 
+@pytest.mark.slow
 def test_the_cases_are_drawn_differently():
     upper, lower = (Letters(case=case).images("test")[0].float() for case in ("upper", "lower"))
     assert upper.mean() > 1.1 * lower.mean()

@@ -152,6 +152,7 @@ def test_the_finder_of_a_tuner_sets_the_rate_of_the_next_fit(tmp_path):
     assert one.optimizers[0].param_groups[0]["lr"] == module.lr
 
 
+@pytest.mark.slow
 def test_a_search_leaves_no_trace_in_the_run_after_it(tmp_path):
     torch.manual_seed(0)
     module = tiny_module()
@@ -165,6 +166,7 @@ def test_a_search_leaves_no_trace_in_the_run_after_it(tmp_path):
     assert not [*(tmp_path / "search").rglob("*.ckpt")]
 
 
+@pytest.mark.slow
 def test_find_lr_prints_a_flag_that_fit_takes_and_leaves_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--config=digits", "--model.net.channels=8", "--model.net.groups=4"]
@@ -186,6 +188,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
 def test_a_finder_in_a_run_is_refused_with_the_way_on(kind, tmp_path, capsys):
     words = ["--config=digits", f"--trainer.default_root_dir={tmp_path / 'run'}"]

@@ -72,6 +72,7 @@ def test_moments_of_batches_are_numpys():
     np.testing.assert_allclose(columns, rows.numpy().mean(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluations", [None, 10])
 def test_continuous_data_of_known_entropy_has_it_in_nats_within_the_standard_error(
     tmp_path, evaluations
@@ -97,6 +98,7 @@ def test_the_probability_flow_gives_the_exact_density_of_known_data(tmp_path):
     assert (result["metric"], result["settings"]["count"]) == ("npd_flow", 450)
 
 
+@pytest.mark.slow
 def test_the_number_does_not_depend_on_the_batches(tmp_path):
     module = lively(tiny_module(schedule=Linear(100)))
     flow = {"flow_n": 150, "flow_steps": 2}
@@ -134,6 +136,7 @@ def words_for(folder: Path, checkpoint: Path, *flags: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_test_command_prints_both_numbers_and_keeps_them_with_a_curve(
     lively_checkpoint, tmp_path, capsys
 ):

@@ -63,6 +63,7 @@ def table(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
+@pytest.mark.slow
 def test_what_measures_a_run_leaves_its_files_alone(tmp_path):
     run = tiny_run(tmp_path, "--trainer.logger=CSVLogger", "--trainer.log_every_n_steps=1")
     main(["fit", *run])
@@ -92,6 +93,7 @@ def test_lines_of_a_fit_stay_in_its_columns_while_a_checkpoint_is_tested(tmp_pat
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
 def test_a_logger_may_write_to_an_address(logger, memory, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -101,6 +103,7 @@ def test_a_logger_may_write_to_an_address(logger, memory, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("run", "data")] == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_lines_at_an_address(memory, tmp_path):
     place = ("--trainer.logger.name=", "--trainer.logger.version=")
     main(words(tmp_path, "CSVLogger", "memory://logs", *place))
@@ -124,6 +127,7 @@ def test_a_file_at_an_address_stays_when_the_address_is_tried(memory):
     assert {name: file.getvalue() for name, file in memory.items()} == {"/logs/probe": b"mine"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("logger", "package"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")]
 )

@@ -89,6 +89,7 @@ def run(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_csv_has_the_paths_of_pictures(run):
     logged = values(run)
     for tag in ("ddim2_ema", "ddim2_ema_animated", "ddim2_ema_denoising"):
@@ -96,6 +97,7 @@ def test_csv_has_the_paths_of_pictures(run):
     assert logged["val/loss_by_timestep", 2] == "loss_by_timestep.png"
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_files_themselves(run):
     shown = events(run)
     for tag, pattern in (("ddim2_ema", "ema_step*.png"), ("ddim2_ema_animated", "*.gif")):
@@ -104,6 +106,7 @@ def test_tensorboard_has_the_files_themselves(run):
         assert image.encoded_image_string == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_tensorboard_and_csv_have_the_same_numbers(run):
     shown = events(run)
     logged = {key: value for key, value in values(run).items() if key[0].startswith("train/")}
@@ -114,6 +117,7 @@ def test_tensorboard_and_csv_have_the_same_numbers(run):
         )
 
 
+@pytest.mark.slow
 def test_learning_rate_optimizer_and_batch_size_come_first(run):
     found = yaml.safe_load((run / "hparams.yaml").read_text())
     assert list(found)[:3] == ["lr", "optimizer", "global_batch_size"]
@@ -136,6 +140,7 @@ def test_the_hparams_page_knows_values_and_metrics_at_the_start(run):
     assert start.hparams["lr"].number_value == 0.002
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_lines_up_to_its_save(run, tmp_path):
     main(words(tmp_path / "whole", "CSVLogger", steps=4))
     main(words(tmp_path / "half", "CSVLogger"))
@@ -152,6 +157,7 @@ def test_a_resumed_run_keeps_the_lines_up_to_its_save(run, tmp_path):
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_the_saved_config_serves_every_command(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     more = ("--ckpt_path=last", "--trainer.limit_test_batches=1", "--likelihood.evaluations=0")
@@ -160,6 +166,7 @@ def test_the_saved_config_serves_every_command(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_without_a_logger_a_run_keeps_its_files(tmp_path):
     main(words(tmp_path, "false"))
     assert not list(tmp_path.glob("events*"))

@@ -112,6 +112,7 @@ def test_a_failed_write_leaves_the_file_before_it_and_nothing_else(tmp_path):
 CHEAP = ("full disk at results", "read only results", "full disk at an archive", "key twice")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHEAP)
 def test_a_fault_is_one_line_and_loses_nothing(name, tmp_path):
     try:
@@ -227,6 +228,7 @@ def test_an_error_that_is_not_known_is_null_and_is_no_noise(tmp_path):
     assert "nan" not in line
 
 
+@pytest.mark.slow
 def test_the_likelihood_of_one_test_sample_has_no_error(tmp_path, capsys):
     words = tiny_run(tmp_path, "--data=tests.test_machine.One", max_steps=1)
     words = [word for word in words if "global_batch_size" not in word]

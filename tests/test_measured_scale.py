@@ -57,6 +57,7 @@ def left_processes():
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_under_fsdp2_keeps_the_scale_and_measures_none(tmp_path):
     sharded(tmp_path, 1)
     assert Counted.count == 1
@@ -64,6 +65,7 @@ def test_a_resumed_run_under_fsdp2_keeps_the_scale_and_measures_none(tmp_path):
     assert Counted.count == 1
 
 
+@pytest.mark.slow
 def test_a_new_run_under_fsdp2_has_the_scale_before_it_validates(tmp_path):
     sanity = Sanity()
     sharded(tmp_path, 1, sanity)

@@ -88,12 +88,12 @@ def test_frechet_distance_is_logged_with_what_was_measured_and_kept_in_a_file(tm
 def test_metric_can_be_monitored_under_its_alias(tmp_path):
     seen = []
 
-    class Look(SampleGrid):
+    class _Look(SampleGrid):
         def run(self, trainer, module, step):
             seen.append(trainer.callback_metrics.get("fd"))
 
     metric = GenerativeMetrics(LeNet(), 1, 8, sampler=DDIM(2))
-    module = logged_fit(tmp_path, 2, metric, Look(every_n_steps=1))
+    module = logged_fit(tmp_path, 2, metric, _Look(every_n_steps=1))
     assert all(value is not None for value in seen)
     assert {name.split(".")[0] for name in module.state_dict()} == {"net", "ema"}  # no extractor
 
@@ -133,6 +133,7 @@ class CalledFid(LeNet):
     name = alias = "fid"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extractor", "alias"), [(LeNet(), "fd"), (CalledFid(), "fid")])
 @pytest.mark.parametrize("every", [2, 5])
 def test_the_final_metric_is_the_one_at_the_end_of_training(tmp_path, every, extractor, alias):

@@ -203,6 +203,7 @@ def test_a_reference_of_features_loses_its_own_bias_too():
     assert fixed == pytest.approx(raw / 2, rel=0.4)  # half of the bias is the reference's
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_scatter_over_repeated_draws():
     d, repeats = 8, 60
     reference = Statistics(torch.zeros(d).double(), torch.eye(d).double(), 10**9)
@@ -318,6 +319,7 @@ def plain_manifold(fake, real, k):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "offset"), [(1, 0.0), (3, 0.5), (5, 1000.0)])
 def test_manifold_is_the_plain_one_whatever_the_tiles(monkeypatch, k, offset):
     fake, real = gaussian(61, 4, seed=0, scale=0.7) + offset, gaussian(83, 4, seed=1) + offset
@@ -365,6 +367,7 @@ def test_no_jackknife_without_enough_samples_or_without_being_asked():
     assert limit.standard_error is None
 
 
+@pytest.mark.slow
 def test_errors_are_the_scatter_over_repeated_draws_whatever_the_subsets():
     real = gaussian(400, 5, seed=10**6)
     for subset_size in (50, 200):

@@ -103,6 +103,7 @@ def test_x_t_in_training_is_the_closed_form_noising_of_the_data(tmp_path):
     torch.testing.assert_close(batch.x_t.double(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_order_levels_and_noise_are_those_of_the_seed_and_new_in_every_step(tmp_path):
     first, again, other = Recorder(), Recorder(), Recorder()
     for recorder, seed in ((first, 0), (again, 0), (other, 1)):
@@ -224,6 +225,7 @@ DTYPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("what", ["images", "points"])
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported")
@@ -264,6 +266,7 @@ def test_autocast_acts_in_training_and_validation(tmp_path):
     assert training == raw == averaged == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("callback", "dtype"),
     [
@@ -298,20 +301,27 @@ def test_fused_optimizer_with_clipping_in_mixed_precision_is_refused_with_the_fi
 # --------------------------------------------------------------------------- resume
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def uninterrupted(request, tmp_path_factory):
     """A run of 10 steps without a stop, and the trainer's arguments."""
     run = {"accumulate_grad_batches": request.param}
     return fit(tmp_path_factory.mktemp("whole"), 10, run=run), run
 
 
-@pytest.mark.parametrize("stop", [3, 8])  # within an epoch, and at the end of one
+@pytest.mark.parametrize(
+    "stop",
+    [
+        3,  # within an epoch
+        pytest.param(8, marks=pytest.mark.slow),  # at the end of one
+    ],
+)
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, uninterrupted, stop):
     whole, run = uninterrupted
     fit(tmp_path, stop, run=run)
     assert_same_weights(fit(tmp_path, 10, resume=True, run=run), whole)
 
 
+@pytest.mark.slow
 def test_what_a_timestep_distribution_has_learned_survives_a_resume(tmp_path):
     def run(folder, steps, resume=False):
         parts = {"schedule": Linear(T=25), "timesteps": LossSecondMoment(history=1)}
@@ -406,6 +416,7 @@ def test_a_users_own_module_comes_back_as_itself(tmp_path):
     assert (type(loaded.label_dropout), loaded.label_dropout.share) == (OddRows, 0.3)
 
 
+@pytest.mark.slow
 def test_checkpoint_loads_in_a_fresh_process(tiny_checkpoint):
     program = (
         "import sys; from ddpm_lightning import DiffusionModule\n"
@@ -422,6 +433,7 @@ def test_a_network_that_is_no_longer_finite_is_not_saved_over_a_good_one(tmp_pat
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_compiling_leaves_the_names_of_the_weights_alone(tmp_path):
     module = tiny_module(compile=True)
     names = list(module.state_dict())

@@ -224,6 +224,7 @@ def test_each_row_of_a_batch_gets_noise_of_its_own():
 # and 1 teaches the first class to be no class: test_networks.
 
 
+@pytest.mark.slow
 def test_labels_are_dropped_row_by_row_at_the_asked_rate_and_in_training_only(tmp_path):
     module = tiny_module(conditional=True, label_dropout=LabelDropout(0.3))
     seen, objective = [], module.objective

@@ -155,6 +155,7 @@ def test_a_missing_or_unfitting_image_is_refused(channels, shape, message):
         net(*inputs(4, 1, 8, 8), Condition(image=None if shape is None else torch.zeros(shape)))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_half_precision_stays_near_float32_and_double_computes_in_double(make):
     net = randomized(make(num_classes=3)).eval()

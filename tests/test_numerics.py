@@ -59,6 +59,7 @@ def low(found: dict[str, set[torch.dtype]], *words: str) -> list[str]:
 # ----------------------------------------------------------------- dtypes under autocast
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", small_networks())
 def test_norms_softmax_and_tables_of_a_network_compute_in_float32_under_autocast(name):
     inside = record_training(lively_module(name)).inside
@@ -66,6 +67,7 @@ def test_norms_softmax_and_tables_of_a_network_compute_in_float32_under_autocast
     assert low(inside, *SENSITIVE) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMED)
 def test_the_record_holds_the_norm_of_every_network_with_one(name):
     assert any("norm" in op for op in record_training(lively_module(name)).inside)
@@ -76,6 +78,7 @@ def test_the_record_holds_the_softmax_of_linear_attention_and_standardized_weigh
     assert "var_mean" in record_training(lively_module("UNet, weight_standardized")).inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", small_networks())
 def test_autocast_still_computes_the_products_of_a_network_in_bfloat16(name):
     inside = record_training(lively_module(name)).inside
@@ -261,7 +264,7 @@ def test_gradients_of_which_only_the_norm_overflows_are_named(tmp_path):
     assert "their norm: every gradient is finite, the largest" in message
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_first_module_that_gives_infinity_is_named(tmp_path, compiled):
     data = Faulty()
     module = points_module(data)
@@ -414,6 +417,7 @@ def scaled(start: float) -> MixedPrecision:
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=start))
 
 
+@pytest.mark.slow
 def test_steps_that_a_grad_scaler_skips_are_no_failures(tmp_path, recwarn):
     trail, plugin = Trail(), scaled(2.0**60)
     assert fit_points(tmp_path, 60, callbacks=[trail], plugins=[plugin]) == ""

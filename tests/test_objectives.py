@@ -59,6 +59,7 @@ def levels_of_any_schedule(draw):
     return Table([1, *alpha.tolist()], [0, *sigma.tolist()]), draw(st.integers(1, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*not noise")
 @settings(deadline=None, max_examples=100)
 @given(levels_of_any_schedule(), st.floats(0.05, 50), st.floats(0, 3), st.floats(0.1, 3))

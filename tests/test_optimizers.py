@@ -159,6 +159,7 @@ def three_steps(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_never_stopped(three_steps, tmp_path):
     whole = fit(tmp_path / "whole", 6, **RUN)
     resumed = fit(tmp_path / "resumed", 6, resume=last_checkpoint(three_steps), **RUN)

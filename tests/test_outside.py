@@ -87,6 +87,7 @@ def test_the_checkpoint_describes_itself_to_every_command(run, tmp_path, words):
     assert list((tmp_path / "out").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_data_set_larger_than_memory_is_trained_and_scored(run, tmp_path):
     for split in ("train", "val", "test"):
         folder = tmp_path / "files" / split

@@ -41,6 +41,7 @@ def scores(metric, noise: np.ndarray, real: Features, seed: int) -> tuple[Score,
     return tuple(next(iter(one.values())) for one in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "shared"),
     [
@@ -140,6 +141,7 @@ def test_results_without_blocks_or_of_other_noise_are_compared_as_independent(
     assert "2.236" in compare_results(a, b, layout="csv")
 
 
+@pytest.mark.slow
 def test_two_samplers_of_a_checkpoint_are_compared_by_paired_errors(
     tiny_checkpoint, tmp_path, capsys
 ):

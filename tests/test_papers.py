@@ -90,6 +90,7 @@ def test_names_are_those_of_papers():
     assert axes.get_ylabel() == "Fréchet distance (LeNet)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["pdf", "svg", "png"])
 def test_a_plot_is_written_by_its_ending_and_alike_twice(ending, tmp_path):
     for name in ("a", "b"):

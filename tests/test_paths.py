@@ -96,6 +96,7 @@ def test_a_name_may_be_empty():
     check_no_empty_paths(["--trainer.logger.name=", "--trainer.fast_dev_run", "--out=x"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["~/r", "$SCRATCH/r"])
 def test_a_run_is_one_folder_however_it_is_named_and_a_second_is_refused(
     home, name, capsys, tmp_path

@@ -88,6 +88,7 @@ def test_noised_numbers_have_the_variance_of_the_recursion(scaled):
     np.testing.assert_allclose(walks.square().mean(1), variance, rtol=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.25, 1.0, 4.0])
 def test_samples_with_a_wrong_variance_have_the_variance_of_the_recursion(factor):
     data, betas = 0.09, linear_betas(50)
@@ -144,6 +145,7 @@ def test_plot_commands_write_pictures(args, size, lively_checkpoint, tmp_path):
         assert image.convert("L").getextrema() != (255, 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "stated"),
     [
@@ -195,6 +197,7 @@ def test_a_model_that_is_given_images_is_left_to_sample(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_images_of_four_channels_are_shown_as_grids_are(tmp_path):
     flags = fit_zeros(tmp_path, image_spec(4)), *FEW, "--n=2", "--frames=3"
     with plot("reverse", *flags, out=tmp_path / "reverse.png") as image:
@@ -204,6 +207,7 @@ def test_images_of_four_channels_are_shown_as_grids_are(tmp_path):
         assert (frames_in(out), image.size) == (3, (34 + 2 * 50 + 2, 20 + 2 * 50 + 2))
 
 
+@pytest.mark.slow
 def test_the_data_of_a_checkpoint_may_have_moved(tmp_path, capsys):
     before, now = tmp_path / "before", tmp_path / "now"
     write_mnist(before, "MNIST")

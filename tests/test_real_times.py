@@ -254,6 +254,7 @@ def test_a_learned_variance_is_refused_at_real_times():
         LearnedDiagonal().learned(torch.zeros(1, 1), level.at(1), level)
 
 
+@pytest.mark.slow
 def test_a_run_at_real_times_trains_and_its_checkpoint_keeps_the_settings(tmp_path):
     fit(tmp_path, 3, LossByTimestep(), schedule=VP(50), timesteps=RealTimes(1e-3))
     module = DiffusionModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")

@@ -29,6 +29,7 @@ FETCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bottleneck", [KLBottleneck(), VQBottleneck(4)])
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
 def test_a_precision_trains_an_autoencoder(precision, bottleneck, tmp_path):
@@ -77,6 +78,7 @@ def changed(received, change):
     return path, checkpoint
 
 
+@pytest.mark.slow
 def test_a_codec_within_a_received_codec_reads_and_fetches_nothing(received):
     def nested(checkpoint):
         network = checkpoint["hyper_parameters"]["codec"]["init_args"]["network"]

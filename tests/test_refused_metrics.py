@@ -9,6 +9,7 @@ import pytest
 from tests.small import fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -47,6 +47,7 @@ def halved(step: int) -> float:
     return 0.5**step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -83,6 +84,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_schedule_goes_on_exactly_where_nothing_changes(tmp_path, schedule, capsys):
     seen = []
@@ -192,6 +194,7 @@ def test_other_data_is_told_and_another_place_of_it_is_not(tmp_path, tiny_checkp
         fit(tmp_path, 4, resume=tiny_checkpoint, data=tiny_data(root="elsewhere"))
 
 
+@pytest.mark.slow
 def test_levels_learned_from_losses_do_not_depend_on_accumulation(tmp_path):
     parts = {"net": partial(TinyUNet, dropout=0.0), "schedule": Linear(30)}
     parts |= {"timesteps": LossSecondMoment(history=1)}
@@ -228,6 +231,7 @@ def test_a_resumed_run_draws_no_grid_of_a_saved_step_again(tmp_path):
     assert drawn(tmp_path) == [4]
 
 
+@pytest.mark.slow
 def test_every_save_is_kept_on_request_and_a_run_goes_back_to_an_earlier_one(tmp_path):
     keeping = {"callbacks": [RunCheckpoint(2, keep_all=True)]}
     fit(tmp_path, 4, run=keeping)

@@ -35,6 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -65,10 +66,15 @@ def test_what_is_missing_in_a_folder_is_made_up_for(
     [
         (("--seed=1",), "seed"),
         (("--n=5",), "n"),
-        (("--sampler.steps=2",), "sampler, steps"),
-        (("--grid.columns=3",), "grid"),
-        (("--weights=raw",), "network, weights"),
-        (("--edit=SDEdit", "--edit.image=a.png"), "edit, images"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (("--sampler.steps=2",), "sampler, steps"),
+                (("--grid.columns=3",), "grid"),
+                (("--weights=raw",), "network, weights"),
+                (("--edit=SDEdit", "--edit.image=a.png"), "edit, images"),
+            )
+        ),
     ],
 )
 def test_another_command_into_the_folder_is_refused(

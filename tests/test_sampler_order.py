@@ -183,6 +183,7 @@ def test_the_step_into_level_0_returns_the_last_prediction(make):
 # Distributions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [

@@ -228,6 +228,7 @@ EXTREMES = [
 ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     st.sampled_from(
@@ -506,6 +507,7 @@ def test_every_sampler_clips_and_thresholds_each_prediction(make):
 WIDE = Gaussian(LINEAR, torch.tensor([0.3, -0.2]), torch.tensor([[1.0, 0.4], [0.4, 0.5]]))
 
 
+@pytest.mark.slow
 def test_more_iterations_invert_ddim_better_but_for_rows_between_modes():
     means = torch.tensor([[-1.0, 0.5], [1.0, -0.3], [0.2, 1.0]], dtype=torch.float64)
     oracle = Mixture(LINEAR, means, torch.full((3,), 0.01, dtype=torch.float64))
@@ -526,6 +528,7 @@ def test_inverted_data_is_standard_normal_noise():
     np.testing.assert_allclose(x_T.ravel(), [0.0, 1.0, -1.0], atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "sampler"),
     [

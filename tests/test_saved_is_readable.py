@@ -125,6 +125,7 @@ def test_a_number_too_long_for_its_description_is_refused(content):
         check_structure(content)
 
 
+@pytest.mark.slow
 def test_a_network_goes_on_with_the_plain_data_it_keeps(tmp_path):
     fit(tmp_path / "cut", 3, net=Counting)
     module = fit(tmp_path / "cut", 5, net=Counting, resume=True)
@@ -169,6 +170,7 @@ def test_what_would_not_be_read_is_refused_when_it_is_saved(kept):
         digests_of({"kept": kept})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kept",
     [
@@ -199,6 +201,7 @@ def test_a_list_repeated_in_itself_has_none():
         list(walk(bomb))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [EMA(0.0), EMA(0.9, start=100)], ids=["decay 0", "start"])
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adam])
 def test_an_optimizer_without_its_state_is_refused_whatever_the_average(tmp_path, optimizer, ema):

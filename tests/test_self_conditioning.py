@@ -143,6 +143,7 @@ def test_under_autocast_every_weight_learns_at_a_step_that_is_shown_the_estimate
     assert [name for name, p in one.net.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     settings = {"net": Tiny, "conditional": False}
     whole = fit(tmp_path / "whole", 6, **settings)

@@ -62,6 +62,7 @@ def test_other_texts_are_no_captions(text):
         Composition.read(text)
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_in_every_test_picture_and_in_no_other(shapes):
     for split in ("train", "val", "test"):
         captions = shapes.captions(split)
@@ -97,6 +98,7 @@ def test_a_picture_depends_on_its_index_alone(shapes):
     assert torch.equal(again[0], shapes.images("test")[0])
 
 
+@pytest.mark.slow
 def test_the_reader_reads_every_real_picture(shapes):
     images, labels = shapes.images("val")
     readings = read_pictures(images[:200])

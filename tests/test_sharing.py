@@ -68,6 +68,7 @@ def test_fewer_than_one_process_is_refused(capsys, tmp_path):
     assert line == "error: --devices 0: give 1 or more"
 
 
+@pytest.mark.slow
 def test_two_processes_that_the_command_starts_draw_the_files_of_one(tiny_checkpoint, tmp_path):
     words = ["sample", f"--ckpt={tiny_checkpoint}", "--n=11", "--batch_size=4", *FEW]
     main([*words, f"--out={tmp_path / 'one'}"])

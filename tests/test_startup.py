@@ -49,6 +49,7 @@ def test_the_collector_leaves_the_imports_alone_and_runs_when_the_program_does(m
     assert calls == ["disable", "freeze", "enable", "main"]
 
 
+@pytest.mark.slow
 def test_the_stored_help_is_what_the_parsers_print():
     said = python("-m", "ddpm_lightning.cli.help_texts", "--check")
     if "not compared" in said:

@@ -62,6 +62,7 @@ def test_a_bar_of_our_own_shows_the_loss_of_the_step(tmp_path):
     assert bar.get_metrics(one, module)["train/loss"] == float(module.last_means["train/loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
 def test_the_fused_kernel_trains_as_the_plain_one(tmp_path, kind):
     plain, fused = (
@@ -80,6 +81,7 @@ def test_how_the_optimizer_steps_stays_as_it_is_stated(tmp_path, settings):
     assert not module.optimizers().param_groups[0]["fused"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [({}, {"fused": False}), ({"fused": False}, {})])
 def test_a_run_that_goes_on_steps_as_it_says_itself(tmp_path, before, now):
     fit(tmp_path, 3, optimizer=partial(torch.optim.Adam, **before))

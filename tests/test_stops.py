@@ -23,6 +23,8 @@ from tests.small import Stop, assert_same_weights, fail, fit
 from tests.soak import MOMENTS, soak
 from tests.test_cli import tiny_run
 
+SIGNALS = [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+"""Signals, with the exit status that is due."""
 STEPS = 11  # 8 make an epoch
 
 
@@ -60,12 +62,17 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
-        ("on_validation_batch_start", 6),  # the first validation, and no other before
+        # the first validation, and no other before
+        pytest.param("on_validation_batch_start", 6, marks=pytest.mark.slow),
         ("on_train_batch_end", 8),  # before a grid, at the end of an epoch
-        ("on_save_checkpoint", 6),  # all of the step is logged, nothing is saved
-        ("on_train_batch_start", 6),  # behind a save that follows a validation
-        ("on_train_batch_start", 8),  # in a window of losses that began before the save
-        ("on_train_end", STEPS),  # before the last pictures
+        # all of the step is logged, nothing is saved
+        pytest.param("on_save_checkpoint", 6, marks=pytest.mark.slow),
+        # behind a save that follows a validation
+        pytest.param("on_train_batch_start", 6, marks=pytest.mark.slow),
+        # in a window of losses that began before the save
+        pytest.param("on_train_batch_start", 8, marks=pytest.mark.slow),
+        # before the last pictures
+        pytest.param("on_train_end", STEPS, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_goes_on_leaves_what_one_without_a_stop_leaves(tmp_path, whole, hook, step):
@@ -75,6 +82,7 @@ def test_a_run_that_goes_on_leaves_what_one_without_a_stop_leaves(tmp_path, whol
     assert differences(outcome(tmp_path), whole) == []
 
 
+@pytest.mark.slow
 def test_a_validation_after_a_resume_sees_every_batch(tmp_path):
     # Of a run whose earlier validation is in the save: Lightning adds its batches to the next one.
     train(tmp_path / "whole", steps=13)
@@ -113,7 +121,7 @@ def kill_at(sent: int, hook: str, step: int) -> str:
     return f'--trainer.callbacks=[{{"class_path": "tests.test_stops.Kill", {words}}}]'
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), SIGNALS)
 def test_a_signal_saves_the_step_and_says_how_to_go_on(sent, code, tmp_path, capsys):
     before = signal.getsignal(sent)
     with pytest.raises(SystemExit) as caught:
@@ -124,7 +132,8 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(sent, code, tmp_path, cap
     assert signal.getsignal(sent) == before
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), SIGNALS)
 def test_a_signal_ends_a_validation(sent, code, tmp_path, tiny_checkpoint):
     kill = kill_at(sent, "on_validation_batch_start", 0)
     words = tiny_run(tmp_path, kill, f"--ckpt_path={tiny_checkpoint}", "--data.subset=64")
@@ -143,6 +152,7 @@ class Halt(Callback):
         trainer.should_stop |= batch_idx == 7  # of four in a window
 
 
+@pytest.mark.slow
 def test_a_stop_within_a_window_is_one_at_the_end_of_the_step(tmp_path):
     run = {"accumulate_grad_batches": 4}
     fit(tmp_path / "parts", 6, Halt(), run={"callbacks": [Halt(), RunCheckpoint()]} | run)
@@ -168,6 +178,7 @@ def test_a_schedule_of_accumulation_is_refused_with_the_flag(tmp_path):
 # ------------------------------------------------------------------ what is logged, and changes
 
 
+@pytest.mark.slow
 def test_the_logged_loss_is_the_mean_over_the_micro_batches(tmp_path):
     found = []
     for accumulate in (1, 4):
@@ -178,6 +189,7 @@ def test_the_logged_loss_is_the_mean_over_the_micro_batches(tmp_path):
         assert four == pytest.approx(one, rel=1e-2)  # dropout differs by micro-batch
 
 
+@pytest.mark.slow
 def test_double_precision_goes_on_exactly(tmp_path):
     run = {"precision": "64-true"}
     fit(tmp_path / "parts", 3, run=run)
@@ -186,6 +198,7 @@ def test_double_precision_goes_on_exactly(tmp_path):
     assert_same_weights(resumed, fit(tmp_path / "whole", 6, run=run))
 
 
+@pytest.mark.slow
 def test_precision_and_compilation_may_change_and_are_told(tmp_path, capsys):
     main(["fit", *tiny_run(tmp_path)])
     changed = ("--trainer.precision=bf16-mixed", "--model.compile=true", "--ckpt_path=last")
@@ -199,6 +212,7 @@ def test_precision_and_compilation_may_change_and_are_told(tmp_path, capsys):
 # ---------------------------------------------------------------------- who writes a folder
 
 
+@pytest.mark.slow
 def test_auto_starts_goes_on_and_ends(tmp_path, capsys):
     for steps in (1, 2, 2):
         with pytest.MonkeyPatch.context():
@@ -250,6 +264,7 @@ def test_more_processes_than_train_together_are_refused(tmp_path, capsys, monkey
     assert "--trainer.devices" in line
 
 
+@pytest.mark.slow
 def test_events_of_a_start_that_saved_nothing_are_renamed(tmp_path, capsys):
     kill = kill_at(signal.SIGUSR1, "on_train_batch_start", 1)
     previous = signal.signal(signal.SIGUSR1, lambda *_: 1 / 0)

@@ -325,6 +325,7 @@ def test_a_part_of_a_part_has_its_own_defaults_and_keeps_what_both_inherit(run_p
     assert objective["init_args"]["weighting"]["init_args"] == {"gamma": 3.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["grid", "metrics"])
 @pytest.mark.parametrize("name", ["DDPM", "Heun", "LMS"])
 def test_a_block_takes_every_other_sampler(block, name, run_parser):
@@ -335,6 +336,7 @@ def test_a_block_takes_every_other_sampler(block, name, run_parser):
     assert stated["init_args"]["steps"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("clip", "null"), ("clip=null",), ("init_args.clip=null",)])
 def test_an_argument_of_a_part_in_a_block_can_be_null(words, run_parser):
     first, *rest = words
@@ -350,6 +352,7 @@ def test_a_class_that_a_config_file_names_as_a_word_has_its_own_defaults(run_par
     assert schedule["init_args"]["T"] == SohlDickstein().T
 
 
+@pytest.mark.slow
 def test_blocks_take_flags_another_class_or_null(run_parser):
     grid = configured(run_parser, "digits", "--grid.n=16", "--grid.sampler.steps=7")["grid"]
     assert (grid["init_args"]["n"], grid["init_args"]["frames"]) == (16, 12)

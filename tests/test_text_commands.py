@@ -39,6 +39,7 @@ def ckpt(run):
     return str(run / "checkpoints" / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_a_grid_of_training_asks_for_captions_of_the_validation_split(run):
     (file,) = (run / "samples").glob("ddim2_guidance2_ema_step_*.png")
     captions = [*dict.fromkeys(Shapes(held_out=20).captions("val"))][:3]
@@ -80,6 +81,7 @@ def test_a_sample_goes_on_only_with_the_same_prompt(ckpt, tmp_path, capsys):
     assert "with another prompts" in fail(capsys, *words, "--prompt", PROMPTS[1])
 
 
+@pytest.mark.slow
 def test_evaluate_asks_for_the_captions_of_the_split(ckpt, tmp_path):
     words = ["--metrics", "alignment", "--extractor", "ShapeReader", "--reference.split", "test"]
     main(["evaluate", "--ckpt", ckpt, "--out", str(tmp_path), "--n", "4", *QUICK, *words])

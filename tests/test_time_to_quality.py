@@ -86,6 +86,7 @@ def test_colour_is_mirrored_where_the_recipe_mirrors():
     assert left == {-1.0, 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_learns_and_draws_samples_in_range(name):
     pytest.importorskip(
@@ -195,6 +196,7 @@ def call(monkeypatch, *words):
     return time_to_quality.main()
 
 
+@pytest.mark.slow
 def test_each_peer_is_timed_once_and_counted_after_that(stored, monkeypatch):
     file, asked = stored
     call(monkeypatch, file, "--seeds", 2)
@@ -212,6 +214,7 @@ def test_a_peer_that_is_timed_is_not_trained_on_a_gpu(stored, monkeypatch):
         call(monkeypatch, stored[0], "--device", "cuda")
 
 
+@pytest.mark.slow
 def test_print_trains_nothing(stored, monkeypatch, capsys):
     file, asked = stored
     with pytest.raises(InputError, match=r"no run on Digits, 0\.25 minutes"):

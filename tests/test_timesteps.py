@@ -138,6 +138,7 @@ def test_the_rows_of_one_process_are_spread_over_the_levels_too():
         assert quarters.max() <= 5
 
 
+@pytest.mark.slow
 def test_every_row_alone_is_uniform_over_the_steps():
     draws = [Stratified()(Linear(), global_noise(step, 8)).t for step in range(4000)]
     for row in torch.stack(draws, dim=1):

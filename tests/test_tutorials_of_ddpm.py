@@ -124,6 +124,7 @@ def variants_in_header(name: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines if "parameterization" in line or "Cosine" in line]
 
 
+@pytest.mark.slow
 def test_the_header_states_noise_and_v_linear_and_cosine(capsys):
     found = []
     for flags in variants_in_header("cifar10"):

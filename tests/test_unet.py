@@ -60,6 +60,7 @@ def with_weights_of(theirs: nn.Module, ours: UNet) -> UNet:
     return ours.eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_published_network_computes_what_diffusers_computes():
     with torch.device("meta"):

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 import ddpm_lightning
 from ddpm_lightning.cli import main
 
@@ -79,6 +81,7 @@ ONCE = 2
 """Openings of a file that is read once: of the zip's table of contents, and of the content."""
 
 
+@pytest.mark.slow
 def test_evaluate_reads_a_checkpoint_once_and_in_few_files(tiny_checkpoint, tmp_path):
     words = [f"--ckpt={tiny_checkpoint}", f"--out={tmp_path / 'scores'}", "--n=20", *SAMPLER]
     with files_given(tiny_checkpoint) as files, reads_of(tiny_checkpoint) as reads:

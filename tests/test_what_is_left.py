@@ -38,7 +38,7 @@ OFTEN = ("--checkpoint.every_n_steps=1", "--checkpoint.keep_all=true")
     ("gone", "left"),
     [
         (["last.ckpt", "step_00000002.ckpt"], PREVIOUS),
-        (["last.ckpt"], "step_00000002.ckpt"),
+        pytest.param(["last.ckpt"], "step_00000002.ckpt", marks=pytest.mark.slow),
     ],
 )
 def test_auto_goes_on_from_the_newest_that_is_left(gone, left, tmp_path, capsys):
@@ -54,6 +54,7 @@ def test_auto_goes_on_from_the_newest_that_is_left(gone, left, tmp_path, capsys)
     assert not list(tmp_path.glob("unsaved.*"))
 
 
+@pytest.mark.slow
 def test_events_stay_where_a_run_goes_on_from_its_previous_save(tmp_path):
     main(["fit", *tiny_run(tmp_path, *OFTEN, max_steps=2)])
     last_checkpoint(tmp_path).unlink()
@@ -62,6 +63,7 @@ def test_events_stay_where_a_run_goes_on_from_its_previous_save(tmp_path):
     assert not list(tmp_path.glob("unsaved.*"))
 
 
+@pytest.mark.slow
 def test_a_new_run_is_refused_where_only_the_previous_save_is_left(tmp_path, capsys):
     main(["fit", *tiny_run(tmp_path, OFTEN[0], max_steps=2)])
     last_checkpoint(tmp_path).unlink()
@@ -140,6 +142,7 @@ def test_the_lock_file_is_closed_before_it_is_removed_where_that_is_needed(tmp_p
 # ------------------------------------------------------------------------------------ saves
 
 
+@pytest.mark.slow
 def test_a_damaged_save_does_not_take_the_place_of_a_sound_one(tmp_path):
     fit(tmp_path, 6)
     last = last_checkpoint(tmp_path)
@@ -198,6 +201,7 @@ class Filed(UNet):
         super().__init__(data, out_channels, channels=8, blocks=1, groups=4)
 
 
+@pytest.mark.slow
 def test_a_network_with_a_path_goes_on(tmp_path):
     net = '{"class_path": "tests.test_what_is_left.Filed", "init_args": {"file": "/data/weights"}}'
     words = [w for w in tiny_run(tmp_path, f"--model.net={net}") if "model.net." not in w]

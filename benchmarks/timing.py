@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ddpm_lightning.progress import show_progress
+
 
 @dataclass(frozen=True)
 class Seconds:
@@ -62,23 +64,29 @@ def in_turn(
 ) -> dict[str, Seconds]:
     """Run every way once a round, in an order that turns around from round to round.
 
+    It shows how many runs are done where that takes long.
+
     Args:
         ways: What to run, by name.
         rounds: How often each is timed.
         warm: How often each runs untimed before.
     """
-    for run in ways.values():
-        for _ in range(warm):
-            run()
     seconds = {name: Seconds([], []) for name in ways}
-    for i in range(rounds):
-        for name in list(ways)[:: 1 if i % 2 == 0 else -1]:
-            wait_for_gpu()
-            clock, processor = time.perf_counter(), processor_seconds()
-            ways[name]()
-            wait_for_gpu()
-            seconds[name].wall.append(time.perf_counter() - clock)
-            seconds[name].cpu.append(processor_seconds() - processor)
+    total = (warm + rounds) * len(ways)
+    with show_progress(total=total, desc="runs timed", leave=False) as bar:
+        for run in ways.values():
+            for _ in range(warm):
+                run()
+                bar.update()
+        for i in range(rounds):
+            for name in list(ways)[:: 1 if i % 2 == 0 else -1]:
+                wait_for_gpu()
+                clock, processor = time.perf_counter(), processor_seconds()
+                ways[name]()
+                wait_for_gpu()
+                seconds[name].wall.append(time.perf_counter() - clock)
+                seconds[name].cpu.append(processor_seconds() - processor)
+                bar.update()
     return seconds
 
 

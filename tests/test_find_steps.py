@@ -122,6 +122,16 @@ def test_the_search_comes_to_the_least_of_a_convex_error():
     assert max(abs(a - b) for a, b in zip(found, wanted, strict=True)) <= 20
 
 
+def test_a_level_is_moved_for_the_gain_that_is_asked_alone():
+    start = [100, 50, 0]
+
+    def error(levels):
+        return 1 + 1e-4 * abs(levels[1] - 75)  # a quarter of a per cent is to be had
+
+    assert descend(start, error, gain=1e-2) == start
+    assert descend(start, error, gain=1e-3) == [100, 75, 0]
+
+
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [

@@ -37,6 +37,10 @@ Goal = Literal["ode", "data"]
 SAMPLES: dict[Goal, int] = {"ode": 128, "data": 1000}
 """How many samples are compared unless said, by goal."""
 
+GAINS: dict[Goal, float] = {"ode": 1e-3, "data": 1e-2}
+"""For what relative gain a level is moved; a smaller one of a Fréchet distance, which other samples
+would not repeat, would cost most of the search."""
+
 
 def find_steps(
     ckpt: Path,
@@ -100,7 +104,7 @@ def find_steps(
     tried = TriedLevels(
         error, module.schedule, path.with_suffix(".tried.json"), {"network": network, **stated}
     )
-    found = find_levels(sampler, module.schedule, tried, progress=True)
+    found = find_levels(sampler, module.schedule, tried, GAINS[goal], progress=True)
     table = {
         "levels": found.levels,
         "sampler": settings_of(sampler),

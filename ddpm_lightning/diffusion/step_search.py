@@ -48,7 +48,7 @@ SHARES = (1 / 2, 1 / 4, 1 / 8)
 """How far a level moves towards its neighbour, as a share of the distance, pass by pass."""
 
 GAIN = 1e-3
-"""A smaller relative gain is none: it would cost a round of evaluations."""
+"""A smaller relative gain is none, unless said: it would cost a round of evaluations."""
 
 MANY = 100
 """Steps of the reference, where the schedule has as many."""
@@ -76,7 +76,11 @@ class Found:
 
 
 def find_levels(
-    sampler: Sampler, schedule: Schedule, error: Error, progress: bool = False
+    sampler: Sampler,
+    schedule: Schedule,
+    error: Error,
+    gain: float = GAIN,
+    progress: bool = False,
 ) -> Found:
     """Find the levels at which the error of a sampler is least.
 
@@ -87,6 +91,7 @@ def find_levels(
         sampler: The sampler, with its number of steps.
         schedule: The schedule that it walks.
         error: The error of a sampler, e.g. its :func:`distance_from_many`.
+        gain: The least relative gain for which a level is moved.
         progress: Show at how many sets of levels the error was taken, and the least of them.
 
     Raises:
@@ -105,7 +110,7 @@ def find_levels(
 
         starts = {type(one).__name__: one(schedule, sampler.steps) for one in FIXED}
         fixed = {name: error_at(levels) for name, levels in starts.items()}
-        levels = descend(starts[min(fixed, key=lambda name: fixed[name])], error_at)
+        levels = descend(starts[min(fixed, key=lambda name: fixed[name])], error_at, gain)
         return Found(levels, error_at(levels), fixed)
 
 
@@ -132,7 +137,9 @@ def distance(x: Tensor, y: Tensor) -> float:
     return float((x - y).double().flatten(1).square().mean(1).sqrt().mean())
 
 
-def descend(levels: list[int], error: Callable[[list[int]], float]) -> list[int]:
+def descend(
+    levels: list[int], error: Callable[[list[int]], float], gain: float = GAIN
+) -> list[int]:
     """Move the levels between the first and the last, one by one, to where the error is least."""
     best = error(levels)
     for share in SHARES:
@@ -142,7 +149,7 @@ def descend(levels: list[int], error: Callable[[list[int]], float]) -> list[int]
             for i in range(1, len(levels) - 1):
                 for candidate in _moves(levels, i, share):
                     found = error(candidate)
-                    if found < (1 - GAIN) * best:
+                    if found < (1 - gain) * best:
                         levels, best, moved = candidate, found, True
                         break
     return levels

@@ -73,7 +73,7 @@ class Lines:
     def close(self) -> None:
         """End without a line: what the work gives is told by whoever asked for it."""
 
-    def set_postfix(self, refresh: bool = True, **values: Any) -> None:
+    def set_postfix(self, *, refresh: bool = True, **values: Any) -> None:
         """Give what the next lines end in; ``refresh`` is of tqdm's."""
         self.values = values
 

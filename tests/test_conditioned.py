@@ -232,7 +232,9 @@ def test_tasks_and_images_that_do_not_fit_data_or_model_are_refused(call, words,
         call(tmp_path)
 
 
-@pytest.mark.parametrize("task", [TASKS[0], pytest.param(TASKS[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "task", [TASKS[0], *(pytest.param(task, marks=pytest.mark.slow) for task in TASKS[1:])]
+)
 def test_a_run_trains_draws_measures_and_its_checkpoint_loads_by_path_alone(task, tmp_path):
     data = digits(task, predict_n=3)
     sampling = {"sampler": DDIM(2)}

@@ -572,7 +572,8 @@ def test_places_stay_on_the_cpu_when_a_batch_moves_to_a_device(data):
 
 @pytest.mark.parametrize(
     ("kind", "accumulate", "saved_at"),
-    [(Numbered, a, k) for a in (1, 2) for k in (3, 5, 7, 10)]
+    [(Numbered, a, k) for a in (1, 2) for k in (3, 7)]
+    + [pytest.param(Numbered, a, k, marks=pytest.mark.slow) for a in (1, 2) for k in (5, 10)]
     + [
         (NumberedFiles, 1, 3),
         pytest.param(NumberedFiles, 2, 7, marks=pytest.mark.slow),

@@ -307,6 +307,7 @@ def test_a_round_trip_gives_the_same_weights_levels_and_parts(parts, tmp_path):
     torch.testing.assert_close(back.schedule.alpha, module.schedule.alpha, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.0])
 def test_labels_make_the_round_trip(share, tmp_path):
     module = model(conditional=True, label_dropout=LabelDropout(share))
@@ -552,7 +553,6 @@ def test_a_converted_model_states_its_data_and_samples(tmp_path):
     assert read_checkpoint(tmp_path / "x.ckpt")["global_step"] == 0
 
 
-@pytest.mark.slow
 def test_converted_samples_are_those_of_the_checkpoint(tmp_path):
     module = model(schedule=SohlDickstein())
     back = convert(export(module, tmp_path))

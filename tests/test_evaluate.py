@@ -46,6 +46,9 @@ from ddpm_lightning.diffusion.samplers import (
 from ddpm_lightning.errors import InputError
 from ddpm_lightning.evaluation import sample_set
 from ddpm_lightning.evaluation.compare import compare_results
+from ddpm_lightning.evaluation.evaluation import Evaluation
+from ddpm_lightning.evaluation.real_images import RealImages
+from ddpm_lightning.evaluation.sample_set import SampleSet
 from ddpm_lightning.evaluation.sweep import Sweep, evaluations
 from ddpm_lightning.images import UniformFolder, to_uint8
 from ddpm_lightning.loaded import Loaded
@@ -244,6 +247,17 @@ def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_
 
 
 @pytest.mark.slow
+def test_other_real_images_are_another_statement_of_the_scores(checkpoint):
+    loaded, samples = Loaded.read(checkpoint), SampleSet(60, sampler=DDIM(3))
+
+    def stated(data):
+        return Evaluation(loaded, "fd", RealImages(data=data), LeNet(), samples).stated(samples)
+
+    ours, others = stated(Digits(subset=150)), stated(Digits(subset=149))
+    differing = [name for name in ours if ours[name] != others[name]]
+    assert differing == ["labels", "reference"]
+
+
 def test_settings_of_a_metric_and_the_seed_reach_subsets_and_splits(tmp_path):
     images = folder_of(Digits().images("train")[0][1000:1060], tmp_path / "images")
     metrics = '["fd", "is", {class_path: KID, init_args: {subset_size: 50, subsets: 7}}]'
@@ -255,7 +269,6 @@ def test_settings_of_a_metric_and_the_seed_reach_subsets_and_splits(tmp_path):
     assert one["is_lenet"]["value"] != two["is_lenet"]["value"]
 
 
-@pytest.mark.slow
 def test_bits_per_dimension_are_those_of_the_test_command(checkpoint, tmp_path):
     # Alone they need neither samples nor the extractor.
     unused = ["--extractor=Inception", "--extractor.weights=none.pth"]
@@ -548,7 +561,6 @@ def test_each_point_of_a_sweep_has_its_own_variance_or_the_checkpoint_s(checkpoi
     assert values[0] != pytest.approx(plain, rel=1e-3)
 
 
-@pytest.mark.slow
 def test_a_sweep_leaves_a_table_its_numbers_and_curves(checkpoint, tmp_path, capsys):
     axes = ["--evaluations=[2, 4]", "--samplers=[DDIM, Heun]", "--n=60", "--metrics=fd,accuracy"]
     rows = swept(checkpoint, tmp_path, *axes)

@@ -125,6 +125,7 @@ def test_inceptions_features_and_logits_are_torch_fidelitys(inception, inception
     assert inception.digest == hashlib.sha256(inception_file.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_inception_repeats_grey_images_refuses_others_and_warns_once(inception):
     grey = torch.randint(256, (1, 1, 28, 28), dtype=torch.uint8)
     with warnings.catch_warnings():

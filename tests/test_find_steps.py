@@ -32,6 +32,7 @@ from ddpm_lightning.diffusion.samplers import (
 from ddpm_lightning.diffusion.samplers.optimized import settings_of
 from ddpm_lightning.diffusion.step_search import (
     FIXED,
+    Found,
     descend,
     distance,
     distance_from_many,
@@ -103,6 +104,19 @@ def test_the_levels_of_least_frechet_distance_have_the_least_on_fresh_noise_too(
     assert error(sampler.replace(spacing=Levels(found.levels)), fresh) < min(fixed)
 
 
+def test_the_levels_found_are_the_best_of_those_tried():
+    tried = {}
+
+    def error(sampler):
+        levels = tuple(sampler.levels(Cosine()))
+        tried[levels] = 1 + 1e-5 * abs(levels[1] - 612)
+        return tried[levels]
+
+    found = find_levels(DDIM(2), Cosine(), error, gain=0.5)  # for which no level is moved
+    assert tried[tuple(found.levels)] == found.error == min(tried.values())
+    assert found.error < min(found.fixed.values())
+
+
 def test_the_error_found_is_never_above_that_of_a_fixed_spacing():
     oracle = Gaussian(Cosine(40), torch.zeros(4), VARIANCES.diag())
     x_T = noise(8, 4, seed=0)
@@ -122,7 +136,7 @@ def test_the_search_comes_to_the_least_of_a_convex_error():
     assert max(abs(a - b) for a, b in zip(found, wanted, strict=True)) <= 20
 
 
-def test_a_level_is_moved_for_the_gain_that_is_asked_alone():
+def test_a_level_moves_only_for_the_gain_that_is_asked():
     start = [100, 50, 0]
 
     def error(levels):
@@ -254,8 +268,7 @@ def test_samples_at_the_levels_found_are_those_at_the_levels_in_the_file(found, 
     main([*draw, f"--out={tmp_path / 'a'}", "--sampler.steps=2", *optimized])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("seed", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_distance_from_the_data_is_what_evaluate_finds_at_the_levels(
     seed, lively_checkpoint, tmp_path
 ):
@@ -316,18 +329,64 @@ def test_a_search_that_was_stopped_is_not_mixed_with_another(stopped, capsys):
     with pytest.raises(SystemExit):
         main([*words, "--seed=3"])
     message = capsys.readouterr().err
-    assert (
-        "last.ddim2_ema.tried.json is of a search that was stopped, with another seed" in message
-    )
+    assert "last.ddim2_ema.tried.json is of a stopped search with another seed" in message
     assert len(drawn) == 7
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"settings": {}}', '{"settings": {}, "tries": [1]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"settings": {}}',
+        '{"settings": {}, "tries": [1]}',
+        '{"settings": {}, "tries": [[[3, 0], NaN]]}',
+        '{"settings": {}, "tries": [[[Infinity, 0], 1.0]]}',
+    ],
+)
 def test_a_damaged_file_of_tries_is_refused(text, tmp_path):
     path = tmp_path / "last.tried.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"last\.tried\.json is damaged"):
         TriedLevels(lambda sampler: 0.0, Cosine(40), path, {})
+
+
+@pytest.mark.slow
+def test_a_search_by_the_data_that_was_stopped_goes_on_without_drawing_again(
+    lively_checkpoint, tmp_path, monkeypatch
+):
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
+    words = ["find_steps", f"--ckpt={checkpoint}", "--n=100", "--goal=data", "--sampler=DDIM"]
+    drawn, generate = [], DiffusionModule.generate
+
+    def draw(self, *args):
+        drawn.append(args[1].sampler.spacing.describe())
+        if len(drawn) == 7:
+            raise KeyboardInterrupt
+        return generate(self, *args)
+
+    monkeypatch.setattr(DiffusionModule, "generate", draw)
+    with pytest.raises(SystemExit):
+        main([*words, "--sampler.steps=2"])
+    main([*words, "--sampler.steps=2"])
+    assert not [one for one in drawn[:6] if one in drawn[6:]]
+
+
+@pytest.mark.parametrize(("goal", "gain"), [("ode", 1e-3), ("data", 1e-2)])
+def test_a_noisy_distance_has_to_gain_more_than_an_exact_one(
+    goal, gain, lively_checkpoint, tmp_path, monkeypatch
+):
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
+    seen = []
+
+    def find(sampler, schedule, error, gain, progress):
+        seen.append(gain)
+        return Found([40, 20, 0], 1.0, {})
+
+    monkeypatch.setattr("ddpm_lightning.commands.find_steps.find_levels", find)
+    words = [f"--ckpt={checkpoint}", "--n=100", "--sampler=DDIM", "--sampler.steps=2"]
+    main(["find_steps", *words, f"--goal={goal}"])
+    assert seen == [gain]
 
 
 def test_levels_that_were_found_before_are_not_overwritten(found, capsys):

@@ -106,7 +106,6 @@ def test_tensorboard_has_the_files_themselves(run):
         assert image.encoded_image_string == file.read_bytes()
 
 
-@pytest.mark.slow
 def test_tensorboard_and_csv_have_the_same_numbers(run):
     shown = events(run)
     logged = {key: value for key, value in values(run).items() if key[0].startswith("train/")}

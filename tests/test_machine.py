@@ -156,6 +156,7 @@ def test_a_limit_of_one_batch_is_one_batch(capsys, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [

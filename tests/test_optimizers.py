@@ -194,6 +194,7 @@ def test_a_moment_that_is_missing_is_refused(muons, key, three_steps, tmp_path):
         fit(tmp_path / "run", 6, resume=tmp_path / "cut.ckpt", **RUN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MuonAdamW", "AdamWNoBiasDecay"])
 def test_the_command_line_takes_it_by_its_name(name, capsys):
     flags = ["--model.optimizer", name, "--model.optimizer.weight_decay", "0.1"]

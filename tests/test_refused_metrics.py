@@ -9,14 +9,25 @@ import pytest
 from tests.small import fail
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--metrics.extractor=ColourNet"], "ColourNet reads images"),
-        (["--metrics.extractor=Inception", "--metrics.extractor.weights=none.pth"], "none.pth"),
-        (["--metrics.n=9", "--metrics.metrics=is"], "is needs 10 or more samples, not 9"),
-        (["--metrics.extractor=Pixels", "--metrics.metrics=is"], "Pixels gives no logits"),
+        pytest.param(
+            ["--metrics.extractor=Inception", "--metrics.extractor.weights=none.pth"],
+            "none.pth",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--metrics.n=9", "--metrics.metrics=is"],
+            "is needs 10 or more samples, not 9",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--metrics.extractor=Pixels", "--metrics.metrics=is"],
+            "Pixels gives no logits",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_refused_metric_leaves_no_file_of_a_run(capsys, tmp_path, flags, message):

@@ -24,7 +24,6 @@ def test_its_file_is_at_most_two_megabytes_of_half_precision(name):
     assert {value.dtype for value in weights.values()} == {torch.float16}
 
 
-@pytest.mark.slow
 def test_mnist_quick_draws_the_digits_that_are_asked_for():
     labels = torch.arange(100) % 10
     request = DPMSolverPP(10)

@@ -23,8 +23,6 @@ from tests.small import Stop, assert_same_weights, fail, fit
 from tests.soak import MOMENTS, soak
 from tests.test_cli import tiny_run
 
-SIGNALS = [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-"""Signals, with the exit status that is due."""
 STEPS = 11  # 8 make an epoch
 
 
@@ -121,7 +119,10 @@ def kill_at(sent: int, hook: str, step: int) -> str:
     return f'--trainer.callbacks=[{{"class_path": "tests.test_stops.Kill", {words}}}]'
 
 
-@pytest.mark.parametrize(("sent", "code"), SIGNALS)
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_the_step_and_says_how_to_go_on(sent, code, tmp_path, capsys):
     before = signal.getsignal(sent)
     with pytest.raises(SystemExit) as caught:
@@ -133,7 +134,7 @@ def test_a_signal_saves_the_step_and_says_how_to_go_on(sent, code, tmp_path, cap
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), SIGNALS)
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_validation(sent, code, tmp_path, tiny_checkpoint):
     kill = kill_at(sent, "on_validation_batch_start", 0)
     words = tiny_run(tmp_path, kill, f"--ckpt_path={tiny_checkpoint}", "--data.subset=64")

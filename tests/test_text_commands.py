@@ -89,6 +89,7 @@ def test_evaluate_asks_for_the_captions_of_the_split(ckpt, tmp_path):
     assert record["samples"]["prompts"] == list(Shapes().captions("test")[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -8,9 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ddpm_lightning.batch import Condition
-from ddpm_lightning.checkpoint import weights_digest
 from ddpm_lightning.commands.given_images import given_images
+from ddpm_lightning.commands.sample_folder import digest_of
 from ddpm_lightning.commands.tried_levels import TriedLevels
 from ddpm_lightning.diffusion.samplers import Sampler, UniformSpacing
 from ddpm_lightning.diffusion.samplers.optimized import settings_of
@@ -25,7 +24,7 @@ from ddpm_lightning.diffusion.step_search import (
 from ddpm_lightning.errors import InputError, at_least
 from ddpm_lightning.evaluation.evaluation import Evaluation
 from ddpm_lightning.evaluation.real_images import RealImages
-from ddpm_lightning.evaluation.sample_set import SampleSet, state_of
+from ddpm_lightning.evaluation.sample_set import SampleSet, digests_of, state_of
 from ddpm_lightning.files import check_folder, json_value, write_json
 from ddpm_lightning.loaded import DataPlace, Loaded
 from ddpm_lightning.metrics import FeatureExtractor
@@ -38,8 +37,11 @@ SAMPLES: dict[Goal, int] = {"ode": 128, "data": 1000}
 """How many samples are compared unless said, by goal."""
 
 GAINS: dict[Goal, float] = {"ode": 1e-3, "data": 1e-2}
-"""For what relative gain a level is moved; a smaller one of a Fréchet distance, which other samples
-would not repeat, would cost most of the search."""
+"""For what relative gain a level is moved, by goal: a smaller one of a Fréchet distance, which
+other samples would not repeat, would cost most of the search."""
+
+Stated = dict[str, Any]
+"""All that decides about an error but the levels, as plain data."""
 
 
 def find_steps(
@@ -93,17 +95,13 @@ def find_steps(
         raise InputError(f"{path} holds levels that were found before; move it away")
     if goal == "ode":
         request.check(module)
-        many = many_steps(module.schedule)
-        what, error = f"distance from the samples of {many} steps", _from_many(loaded, request, n)
+        what, error, stated = _from_many(loaded, request, n)
     else:
         # Of the request's seed, because a SampleSet has another default.
         samples = SampleSet(n, **{**sampling, "sampler": sampler, "seed": request.seed})
-        what, error = _from_data(loaded, extractor, samples)
-    network = weights_digest(module.denoiser(request.weights).net)
-    stated = {"error": what, "n": n, **state_of(request, module, Condition())}
-    tried = TriedLevels(
-        error, module.schedule, path.with_suffix(".tried.json"), {"network": network, **stated}
-    )
+        what, error, stated = _from_data(loaded, extractor, samples)
+    stated = {"error": what, "n": n, **stated}
+    tried = TriedLevels(error, module.schedule, path.with_suffix(".tried.json"), stated)
     found = find_levels(sampler, module.schedule, tried, GAINS[goal], progress=True)
     table = {
         "levels": found.levels,
@@ -132,19 +130,22 @@ def levels_file(ckpt: Path, tag: str, goal: Goal) -> Path:
     return ckpt.with_suffix(f".{tag}.json" if goal == "ode" else f".{tag}_{goal}.json")
 
 
-def _from_many(loaded: Loaded, request: Request, n: int) -> Error:
-    """The distance of each of n samples from what many steps make of the same noise."""
+def _from_many(loaded: Loaded, request: Request, n: int) -> tuple[str, Error, Stated]:
+    """The distance of n samples from what many steps make of the same noise, with its name."""
     module, condition = loaded.module, given_images(loaded, None, n).condition
 
     def draw(one: Sampler) -> Tensor:
         return module.generate(torch.arange(n), request.replace(sampler=one), condition).x
 
-    return distance_from_many(request.sampler, module.schedule, draw)
+    what = f"distance from the samples of {many_steps(module.schedule)} steps"
+    error = distance_from_many(request.sampler, module.schedule, draw)
+    stated = {**digests_of(module, request.weights), **state_of(request, module, condition)}
+    return what, error, {**stated, "images": digest_of(None, condition.image)}
 
 
 def _from_data(
     loaded: Loaded, extractor: FeatureExtractor | Literal["auto"], samples: SampleSet
-) -> tuple[str, Error]:
+) -> tuple[str, Error, Stated]:
     """The Fréchet distance of the samples from the training images, with its name."""
     evaluation = Evaluation(loaded, "fd", RealImages(), extractor, samples)
     evaluation.check(samples)
@@ -155,7 +156,8 @@ def _from_data(
         (score,) = evaluation.scores(samples.replace(sampler=one)).values()
         return score.value
 
-    return f"{evaluation.judge.extractor.name} to the training images", error
+    stated = {**evaluation.stated(samples), "images": digest_of(None, evaluation.known.image)}
+    return f"{evaluation.judge.extractor.name} to the training images", error, stated
 
 
 def _summary(found: Found) -> str:

@@ -16,7 +16,8 @@ from ddpm_lightning.files import write_json
 class TriedLevels:
     """An error that is taken once for each set of levels, by this search or by one before it.
 
-    The search itself draws no random numbers, so one that goes on comes to the same levels.
+    The search itself draws no random numbers, so one that goes on, on the same device, comes to
+    the same levels.
 
     Args:
         error: The error of a sampler.
@@ -50,16 +51,20 @@ class TriedLevels:
 
     def _read(self) -> dict[tuple[int, ...], float]:
         try:
-            found = json.loads(self.path.read_text("utf-8"))
+            found = json.loads(self.path.read_text("utf-8"), parse_constant=_no_number)
             settings = found["settings"]
             keys = {**self.settings, **settings}
             errors = {tuple(map(int, levels)): float(error) for levels, error in found["tries"]}
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{self.path} is damaged ({error}); remove it") from error
         differing = [key for key in keys if settings.get(key) != self.settings.get(key)]
         if differing:
             raise InputError(
-                f"{self.path} is of a search that was stopped, with another "
-                f"{', '.join(differing)}; ask as then to go on with it, or remove it"
+                f"{self.path} is of a stopped search with another {', '.join(differing)}; give "
+                "the same command as then to go on with it, or remove the file"
             )
         return errors
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no distance")

@@ -85,7 +85,8 @@ def find_levels(
     """Find the levels at which the error of a sampler is least.
 
     It starts from the best fixed spacing and moves one level at a time, towards either neighbour,
-    by ever smaller shares of the distance, for as long as that lessens the error.
+    by ever smaller shares of the distance, for as long as that lessens the error. Of all levels
+    tried the best are found.
 
     Args:
         sampler: The sampler, with its number of steps.
@@ -110,8 +111,9 @@ def find_levels(
 
         starts = {type(one).__name__: one(schedule, sampler.steps) for one in FIXED}
         fixed = {name: error_at(levels) for name, levels in starts.items()}
-        levels = descend(starts[min(fixed, key=lambda name: fixed[name])], error_at, gain)
-        return Found(levels, error_at(levels), fixed)
+        descend(starts[min(fixed, key=lambda name: fixed[name])], error_at, gain)
+        best = min(known, key=lambda levels: known[levels])
+        return Found(list(best), known[best], fixed)
 
 
 def distance_from_many(sampler: Sampler, schedule: Schedule, draw: Draw) -> Error:

@@ -18,7 +18,8 @@ from ddpm_lightning.evaluation.judge import Judge
 from ddpm_lightning.evaluation.likelihood import bits_per_dimension
 from ddpm_lightning.evaluation.real_images import RealImages
 from ddpm_lightning.evaluation.report import table
-from ddpm_lightning.evaluation.sample_set import SampleSet, draw_into
+from ddpm_lightning.evaluation.sample_set import SampleSet, digests_of, draw_into
+from ddpm_lightning.files import json_value
 from ddpm_lightning.images import UniformFolder, to_uint8
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.metrics import FeatureExtractor, Features, Metric, Result, Score, as_metrics
@@ -105,6 +106,17 @@ class Evaluation:
         x = self.loaded.module.generate(torch.arange(samples.n), samples, self.known).x
         features = Features.compute(judge.extractor, to_uint8(x), judge.device, judge.batch_size)
         return judge.measures(features, judge.reference.features, labels, errors=False)
+
+    def stated(self, samples: SampleSet) -> dict[str, Any]:
+        """State all that decides about the scores in memory, as plain data."""
+        assert self.judge is not None
+        module, (samples, _) = self.loaded.module, self._asked(samples)
+        return {
+            **digests_of(module, samples.weights),
+            **samples.state(module, self.known),
+            "reference": self.judge.reference.description["sha256"],
+            "extractor": json_value(self.judge.extractor.describe()),
+        }
 
     def _asked(self, samples: SampleSet) -> tuple[SampleSet, Tensor | None]:
         """The samples with the data's captions where they need some, and their classes."""

@@ -23,7 +23,7 @@ from ddpm_lightning.images import to_uint8, write_png
 from ddpm_lightning.module import DiffusionModule
 from ddpm_lightning.processes import Processes
 from ddpm_lightning.progress import show_progress
-from ddpm_lightning.sampling import Request
+from ddpm_lightning.sampling import Request, Weights
 from ddpm_lightning.text.words import vocabulary, words_of
 
 MADE_BY = (
@@ -124,6 +124,14 @@ def state_of(request: Request, module: DiffusionModule, known: Condition) -> dic
     return dict(json_value(plain(settings, "settings")))
 
 
+def digests_of(module: DiffusionModule, weights: Weights) -> dict[str, str]:
+    """The sha256 of the network that samples are drawn by, raw or averaged, and of its codec."""
+    digests = {"network": weights_digest(module.denoiser(weights).net)}
+    if not isinstance(module.codec, Identity):
+        digests["codec"] = weights_digest(module.codec)
+    return digests
+
+
 def made_by(settings: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
     """Say what made a picture, for its PNG: checkpoint and step, sampler, guidance, seed, ….
 
@@ -175,9 +183,8 @@ def draw_into(
     Raises:
         InputError: The folder holds something else.
     """
-    digest = weights_digest(module.denoiser(samples.weights).net)
-    coded = {} if isinstance(module.codec, Identity) else {"codec": weights_digest(module.codec)}
-    settings = {"network": digest, **coded, **samples.state(module, known), **(stated or {})}
+    digests = digests_of(module, samples.weights)
+    settings = {**digests, **samples.state(module, known), **(stated or {})}
 
     def draw(indices: Tensor) -> Tensor:
         progress = Processes.current().first

@@ -372,9 +372,12 @@ def test_a_search_by_the_data_that_was_stopped_goes_on_without_drawing_again(
     assert not [one for one in drawn[:6] if one in drawn[6:]]
 
 
-@pytest.mark.parametrize(("goal", "gain"), [("ode", 1e-3), ("data", 1e-2)])
-def test_a_noisy_distance_has_to_gain_more_than_an_exact_one(
-    goal, gain, lively_checkpoint, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [([], 1e-3), (["--goal=data"], 1e-2), (["--goal=data", "--gain=0.002"], 2e-3)],
+)
+def test_a_level_moves_for_the_gain_of_the_goal_or_the_one_given(
+    flags, wanted, lively_checkpoint, tmp_path, monkeypatch
 ):
     checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
     seen = []
@@ -385,8 +388,8 @@ def test_a_noisy_distance_has_to_gain_more_than_an_exact_one(
 
     monkeypatch.setattr("ddpm_lightning.commands.find_steps.find_levels", find)
     words = [f"--ckpt={checkpoint}", "--n=100", "--sampler=DDIM", "--sampler.steps=2"]
-    main(["find_steps", *words, f"--goal={goal}"])
-    assert seen == [gain]
+    main(["find_steps", *words, *flags])
+    assert seen == [wanted]
 
 
 def test_levels_that_were_found_before_are_not_overwritten(found, capsys):
@@ -408,6 +411,7 @@ def test_levels_that_were_found_before_are_not_overwritten(found, capsys):
             "or leave --extractor out",
         ),
         (["--sampler=DDIM", "--sampler.steps=2", "--goal=data", "--n=1"], "n is at least 2"),
+        (["--sampler=DDIM", "--sampler.steps=2", "--gain=-0.1"], "gain"),
         (["--sampler=DDIM", "--sampler.steps=41"], "41 sampling steps; this model takes 1 to 40"),
     ],
 )

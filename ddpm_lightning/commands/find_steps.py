@@ -37,8 +37,8 @@ SAMPLES: dict[Goal, int] = {"ode": 128, "data": 1000}
 """How many samples are compared unless said, by goal."""
 
 GAINS: dict[Goal, float] = {"ode": 1e-3, "data": 1e-2}
-"""For what relative gain a level is moved, by goal: a smaller one of a Fréchet distance, which
-other samples would not repeat, would cost most of the search."""
+"""For what relative gain a level is moved unless said, by goal: a Fréchet distance takes a thousand
+samples a try, so that search is to end sooner."""
 
 Stated = dict[str, Any]
 """All that decides about an error but the levels, as plain data."""
@@ -48,6 +48,7 @@ def find_steps(
     ckpt: Path,
     n: int | None = None,
     goal: Goal = "ode",
+    gain: float | None = None,
     extractor: FeatureExtractor | Literal["auto"] = "auto",
     data: DataPlace = DataPlace(),
     device: str = "auto",
@@ -69,6 +70,8 @@ def find_steps(
         goal: ode brings each sample close to what 100 steps make of the same noise, data all
             samples close to the training images, by the Fréchet distance (fd). The latter takes
             longer, and may come closer to the images than 100 steps do.
+        gain: By what share the distance has to fall for a level to move; default: 0.001, and 0.01
+            for --goal data. With a smaller one the search takes longer and may find better levels.
         extractor: Whose features --goal data compares. auto is LeNet for grey images; for colour
             it is Inception if its weights are in torch hub's cache, else ColourNet.
         data: Where its data is now, if it has moved; read for --goal data and condition images.
@@ -80,6 +83,8 @@ def find_steps(
     """
     n = SAMPLES[goal] if n is None else n
     at_least(1, n=n)
+    gain = GAINS[goal] if gain is None else gain
+    at_least(0, gain=gain)
     if goal == "ode" and extractor != "auto":
         raise InputError(
             "--extractor is for --goal data; give that, too, or leave --extractor out"
@@ -102,7 +107,7 @@ def find_steps(
         what, error, stated = _from_data(loaded, extractor, samples)
     stated = {"error": what, "n": n, **stated}
     tried = TriedLevels(error, module.schedule, path.with_suffix(".tried.json"), stated)
-    found = find_levels(sampler, module.schedule, tried, GAINS[goal], progress=True)
+    found = find_levels(sampler, module.schedule, tried, gain, progress=True)
     table = {
         "levels": found.levels,
         "sampler": settings_of(sampler),

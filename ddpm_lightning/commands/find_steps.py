@@ -37,8 +37,8 @@ SAMPLES: dict[Goal, int] = {"ode": 128, "data": 1000}
 """How many samples are compared unless said, by goal."""
 
 GAINS: dict[Goal, float] = {"ode": 1e-3, "data": 1e-2}
-"""For what relative gain a level is moved unless said, by goal: a Fréchet distance takes a thousand
-samples a try, so that search is to end sooner."""
+"""For what relative gain a level is moved unless said, by goal: each try of a Fréchet distance
+takes a thousand samples, so that search is to end sooner."""
 
 Stated = dict[str, Any]
 """All that decides about an error but the levels, as plain data."""

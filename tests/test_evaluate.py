@@ -247,7 +247,7 @@ def test_each_score_states_its_error_its_settings_and_its_floor(checkpoint, tmp_
 
 
 @pytest.mark.slow
-def test_other_real_images_are_another_statement_of_the_scores(checkpoint):
+def test_what_is_stated_of_scores_tells_other_real_images_apart(checkpoint):
     loaded, samples = Loaded.read(checkpoint), SampleSet(60, sampler=DDIM(3))
 
     def stated(data):

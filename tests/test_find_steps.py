@@ -294,40 +294,44 @@ def test_a_second_search_finds_the_same(found):
 
 
 @pytest.fixture
-def stopped(lively_checkpoint, tmp_path, monkeypatch):
-    """The words of a search that was stopped at its seventh sampler, and a list of later ones."""
-    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
-    words = ["find_steps", f"--ckpt={checkpoint}", "--n=2", "--sampler=DDIM", "--sampler.steps=2"]
-    drawn, generate = [], DiffusionModule.generate
+def drawn(monkeypatch):
+    """The spacings of which samples were drawn; the seventh draw is stopped by Ctrl-C."""
+    spacings, generate = [], DiffusionModule.generate
 
-    def draw(self, *args):
-        drawn.append(args)
-        if len(drawn) == 7:
+    def draw(self, indices, request, *args):
+        spacings.append(request.sampler.spacing.describe())
+        if len(spacings) == 7:
             raise KeyboardInterrupt
-        return generate(self, *args)
+        return generate(self, indices, request, *args)
 
     monkeypatch.setattr(DiffusionModule, "generate", draw)
+    return spacings
+
+
+@pytest.fixture
+def stopped(lively_checkpoint, tmp_path, drawn):
+    """The words of a search that was stopped at its seventh draw."""
+    checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
+    words = ["find_steps", f"--ckpt={checkpoint}", "--n=2", "--sampler=DDIM", "--sampler.steps=2"]
     with pytest.raises(SystemExit):
         main(words)
-    return words, drawn
+    return words
 
 
-def test_a_search_that_was_stopped_goes_on_and_finds_the_same(stopped, tmp_path):
-    words, drawn = stopped
-    main(words)
+def test_a_search_that_was_stopped_goes_on_and_finds_the_same(stopped, drawn, tmp_path):
+    main(stopped)
     in_two, tries = (tmp_path / "last.ddim2_ema.json").read_bytes(), len(drawn)
     assert not (tmp_path / "last.ddim2_ema.tried.json").exists()
     (tmp_path / "last.ddim2_ema.json").unlink()
-    main(words)
+    main(stopped)
     assert (tmp_path / "last.ddim2_ema.json").read_bytes() == in_two
     # The stopped draw, and that of many steps, are what going on repeats.
     assert len(drawn) - tries == tries - 2
 
 
-def test_a_search_that_was_stopped_is_not_mixed_with_another(stopped, capsys):
-    words, drawn = stopped
+def test_a_search_that_was_stopped_is_not_mixed_with_another(stopped, drawn, capsys):
     with pytest.raises(SystemExit):
-        main([*words, "--seed=3"])
+        main([*stopped, "--seed=3"])
     message = capsys.readouterr().err
     assert "last.ddim2_ema.tried.json is of a stopped search with another seed" in message
     assert len(drawn) == 7
@@ -353,19 +357,10 @@ def test_a_damaged_file_of_tries_is_refused(text, tmp_path):
 
 @pytest.mark.slow
 def test_a_search_by_the_data_that_was_stopped_goes_on_without_drawing_again(
-    lively_checkpoint, tmp_path, monkeypatch
+    lively_checkpoint, tmp_path, drawn
 ):
     checkpoint = Path(shutil.copy(lively_checkpoint, tmp_path))
     words = ["find_steps", f"--ckpt={checkpoint}", "--n=100", "--goal=data", "--sampler=DDIM"]
-    drawn, generate = [], DiffusionModule.generate
-
-    def draw(self, *args):
-        drawn.append(args[1].sampler.spacing.describe())
-        if len(drawn) == 7:
-            raise KeyboardInterrupt
-        return generate(self, *args)
-
-    monkeypatch.setattr(DiffusionModule, "generate", draw)
     with pytest.raises(SystemExit):
         main([*words, "--sampler.steps=2"])
     main([*words, "--sampler.steps=2"])

@@ -14,6 +14,7 @@ from ddpm_lightning.commands.tried_levels import TriedLevels
 from ddpm_lightning.diffusion.samplers import Sampler, UniformSpacing
 from ddpm_lightning.diffusion.samplers.optimized import settings_of
 from ddpm_lightning.diffusion.step_search import (
+    GAIN,
     Error,
     Found,
     check_places,
@@ -36,9 +37,9 @@ Goal = Literal["ode", "data"]
 SAMPLES: dict[Goal, int] = {"ode": 128, "data": 1000}
 """How many samples are compared unless said, by goal."""
 
-GAINS: dict[Goal, float] = {"ode": 1e-3, "data": 1e-2}
-"""For what relative gain a level is moved unless said, by goal: each try of a Fréchet distance
-takes a thousand samples, so that search is to end sooner."""
+GAINS: dict[Goal, float] = {"ode": GAIN, "data": 1e-2}
+"""Least relative gain for which a level is moved, unless said, by goal; larger for the data,
+because each try there draws many samples."""
 
 Stated = dict[str, Any]
 """All that decides about an error but the levels, as plain data."""

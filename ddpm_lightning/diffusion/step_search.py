@@ -48,7 +48,7 @@ SHARES = (1 / 2, 1 / 4, 1 / 8)
 """How far a level moves towards its neighbour, as a share of the distance, pass by pass."""
 
 GAIN = 1e-3
-"""A smaller relative gain is none, unless said: it would cost a round of evaluations."""
+"""Least relative gain for which a level is moved, unless said."""
 
 MANY = 100
 """Steps of the reference, where the schedule has as many."""

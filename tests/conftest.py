@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from itertools import cycle
 
 # Of every process, because the threads of small networks wait for each other more than they
 # compute: by many times where other programs, or `pytest -n 2`, use the same cores.
@@ -37,6 +38,7 @@ CORE = (
     "unet",
     "variances",
 )
+PORTS = cycle(range(20000 + os.getpid() % 1000 * 10, 30000))  # another start for each worker
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
 
@@ -93,6 +95,16 @@ def cache_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_port(monkeypatch):
+    """Give Lightning's processes a port that no other connection takes before they do.
+
+    It asks for a free one, whose number another test's connection may have got when it is used.
+    Those numbers begin at 32768 (Linux), so these lie below.
+    """
+    monkeypatch.setenv("STANDALONE_PORT", str(next(PORTS)))
 
 
 @pytest.fixture(scope="session")

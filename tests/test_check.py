@@ -63,6 +63,7 @@ def test_check_says_what_a_folder_consists_of(folder, tmp_path, capsys):
         assert image.size == (2 + 8 * 66, 2 + 2 * 66)
 
 
+@pytest.mark.slow
 def test_the_command_that_check_prints_trains(folder, tmp_path, capsys):
     main(["check", str(folder), "--out", str(tmp_path / "s.png"), "--workers", "0"])
     words = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])

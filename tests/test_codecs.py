@@ -152,6 +152,7 @@ def test_the_density_of_the_latents_gives_that_of_the_data():
     torch.testing.assert_close(z, in_data().log_density(x, 0, label), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_flow_gives_latents_the_likelihood_of_the_data():
     codec, x = orthogonal(), normal(3, *SHAPE, seed=4)
     noise = IndexedNoise(0, torch.arange(3), Stream.LIKELIHOOD)
@@ -192,6 +193,7 @@ def test_neither_optimizer_nor_average_has_the_codec(run):
     assert len(group["params"]) == len(list(run[1].net.parameters()))
 
 
+@pytest.mark.slow
 def test_a_run_in_latents_goes_on_exactly(run, tmp_path):
     fit(tmp_path, 6, codec=Haar(), net=LatentUNet)
     through = read_checkpoint(last_checkpoint(tmp_path))["state_dict"]

@@ -349,6 +349,7 @@ def test_a_model_of_given_images_is_given_those_of_the_reference(tmp_path):
     assert inner["init_args"]["subset"] == 150
 
 
+@pytest.mark.slow
 def test_the_floor_is_that_of_disjoint_real_images_and_its_limit_is_closer(tmp_path, capsys):
     main(["floor", DIGITS, "--sizes=[300, 600]", f"--out={tmp_path}", "--seed=4"])
     records = json.loads((tmp_path / "results.json").read_text())

@@ -64,6 +64,7 @@ def distances_on_fresh_noise(found, sampler, oracle, x_T, exact):
     return distance(at_found, exact), min(distance(x, exact) for x in fixed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [DDIM(5), DDIM(10), DPMSolverPP(8), Heun(5)], ids=named)
 @pytest.mark.parametrize("schedule", [Cosine(), Linear()], ids=lambda one: type(one).__name__)
 def test_on_normal_data_the_levels_found_beat_every_fixed_spacing_against_the_exact_solution(
@@ -285,6 +286,7 @@ def test_the_distance_from_the_data_is_what_evaluate_finds_at_the_levels(
     assert found["distance"] == pytest.approx(record["value"])
 
 
+@pytest.mark.slow
 def test_a_second_search_finds_the_same(found):
     checkpoint, path = found
     before = path.read_bytes()
@@ -318,6 +320,7 @@ def stopped(lively_checkpoint, tmp_path, drawn):
     return words
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_and_finds_the_same(stopped, drawn, tmp_path):
     main(stopped)
     in_two, tries = (tmp_path / "last.ddim2_ema.json").read_bytes(), len(drawn)

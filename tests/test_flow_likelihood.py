@@ -97,6 +97,7 @@ def curved_mixture(d):
     return Mixture(Cosine(60), means, torch.full((4,), 0.25)), x
 
 
+@pytest.mark.slow
 def test_random_probes_agree_with_the_exact_divergence_within_their_standard_error():
     oracle, x = curved_mixture(6)
     exact = flow_likelihood(oracle, x, noise_of(60)).nll

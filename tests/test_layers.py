@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def imports_of(name: str) -> set[str]:
     return {file for file in found if file is not None and file != name}
 
 
-IMPORTS = {name: imports_of(name) for name in FILES}
+@cache
+def all_imports() -> dict[str, set[str]]:
+    return {name: imports_of(name) for name in FILES}
 
 
 def layer_of(name: str) -> int | None:
@@ -100,7 +103,7 @@ def test_every_name_of_the_table_is_a_file_or_a_folder():
 def test_no_import_points_up():
     upwards = [
         f"{name} imports {other}"
-        for name, others in IMPORTS.items()
+        for name, others in all_imports().items()
         for other in sorted(others)
         if (layer_of(name) or 0) < (layer_of(other) or 0)
     ]
@@ -108,7 +111,7 @@ def test_no_import_points_up():
 
 
 def test_no_circle_of_files():
-    assert circle(IMPORTS) is None
+    assert circle(all_imports()) is None
 
 
 @pytest.mark.parametrize("folder", sorted(FOLDERS))
@@ -121,6 +124,6 @@ def test_no_circle_of_what_lies_side_by_side(folder):
     inside = [name for name in FILES if name.startswith(f"{folder}.")]
     graph: dict[str, set[str]] = {side(name): set() for name in inside}
     for name in inside:
-        others = {side(other) for other in IMPORTS[name] if other.startswith(f"{folder}.")}
+        others = {side(other) for other in all_imports()[name] if other.startswith(f"{folder}.")}
         graph[side(name)] |= others - {side(name)}
     assert circle(graph) is None

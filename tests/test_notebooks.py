@@ -17,6 +17,10 @@ SHORTER = {
         "max_steps=500": "max_steps=20",
         "schedule=Linear(T=1000)": "schedule=Linear(T=50)",
     },
+    "score_sde": {
+        "(10, 20, 40, 80, 160, 320)": "(10, 20, 40, 320)",
+        "steps, rows = 2500, 512": "steps, rows = 1200, 512",
+    },
 }
 """Settings of training and sampling, and what stands in their place here."""
 

@@ -63,6 +63,7 @@ def test_its_gradient_reaches_the_images_and_no_weight(file):
     assert not any(p.requires_grad for block in distance._blocks for p in block.parameters())
 
 
+@pytest.mark.slow
 def test_it_is_trained_with_and_its_weights_are_in_no_checkpoint(file, tmp_path):
     flags = ["--model.perceptual=VGG", f"--model.perceptual.path={file}"]
     saved = train(tmp_path / "run", 1, "--data.image_size=16", *flags)

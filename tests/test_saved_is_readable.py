@@ -218,6 +218,7 @@ def test_a_parameter_without_gradient_needs_no_state_in_half_precision(tmp_path)
     assert fit(tmp_path, 4, net=Unused, run=run, resume=True).trainer.global_step == 4
 
 
+@pytest.mark.slow
 def test_a_module_may_leave_frozen_weights_out(tmp_path):
     def train(steps, resume):
         torch.manual_seed(0)

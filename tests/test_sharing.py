@@ -111,7 +111,7 @@ def assert_same_values(one: Any, other: Any) -> None:
 def command(*words: str, torchrun: int = 0) -> list[str]:
     program = [sys.executable, "-m"]
     if torchrun:
-        program += ["torch.distributed.run", f"--nproc_per_node={torchrun}", "-m"]
+        program += ["torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}", "-m"]
     return [*program, "ddpm_lightning", *(["--"] if torchrun else []), *words]
 
 

@@ -65,6 +65,7 @@ def test_sample_draws_every_prompt_in_turn(ckpt, tmp_path):
         assert same == (name == "000001.png")
 
 
+@pytest.mark.slow
 def test_the_overview_has_a_captioned_grid_a_prompt(ckpt, tmp_path):
     words = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     heights = []

@@ -151,6 +151,7 @@ def test_it_is_said_where_no_save_is_sound(tmp_path, twice_saved):
         read_checkpoint(last)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_one_error_and_costs_nothing_saved(tmp_path):
     fit(tmp_path, 3)
@@ -373,6 +374,7 @@ def test_a_configuration_found_beside_a_checkpoint_is_not_trusted_either(
     assert "--trust far_callback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_data_of_a_checkpoint_are_not_downloaded_unasked(tmp_path, tiny_checkpoint):
     root = tmp_path / "data"
 

@@ -11,8 +11,6 @@ from itertools import cycle
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-from torch import nn
 
 # Quick tests of numbers, without the command line and without training: `pytest -m core`.
 CORE = (
@@ -39,7 +37,7 @@ CORE = (
     "variances",
 )
 PORTS = cycle(range(20000 + os.getpid() % 1000 * 10, 30000))  # another start for each worker
-DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
+DTYPES = ("float32", "float64", "bfloat16")
 
 
 def pytest_addoption(parser):
@@ -58,6 +56,10 @@ def pytest_collection_finish():
 
 def pytest_configure(config):
     name = config.getoption("--device")
+    if name == "cpu":
+        return  # without torch: the process that deals out the tests to others starts sooner
+    import torch
+
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -79,13 +81,17 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def device(request):
     """The device of ``--device``."""
+    import torch
+
     return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture(scope="session")
 def dtype(request):
     """The precision of ``--dtype``."""
-    return DTYPES[request.config.getoption("--dtype")]
+    import torch
+
+    return getattr(torch, request.config.getoption("--dtype"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -110,6 +116,7 @@ def own_port(monkeypatch):
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory):
     """Random weights in the published file's format, batch-norm statistics from one pass."""
+    import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
 
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
@@ -120,7 +127,7 @@ def inception_file(tmp_path_factory):
         network = Network("random", ["2048"], str(path))
     network.train()
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
         network(torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8))
@@ -132,6 +139,8 @@ def inception_file(tmp_path_factory):
 @pytest.fixture
 def requests(monkeypatch):
     """The request of every call of generate, and whether autocast was on."""
+    import torch
+
     from ddpm_lightning import DiffusionModule
 
     seen, generate = [], DiffusionModule.generate

@@ -143,13 +143,13 @@ def shrunk(config: Path, root: Path) -> dict:
         for path in CONFIGS
     ],
 )
-def test_config_runs_through_fit_validate_test_and_predict(config, tmp_path, hub):
+def test_config_runs_through_fit_test_and_predict(config, tmp_path, hub):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(shrunk(config, tmp_path)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         main(["fit", "--config", str(path)])
-        for command in ("validate", "test", "predict"):
+        for command in ("test", "predict"):
             main([command, "--config", str(path), "--ckpt_path", "last"])
     folder = tmp_path / "run"
     assert (folder / "config.yaml").exists()

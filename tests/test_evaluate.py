@@ -269,6 +269,7 @@ def test_settings_of_a_metric_and_the_seed_reach_subsets_and_splits(tmp_path):
     assert one["is_lenet"]["value"] != two["is_lenet"]["value"]
 
 
+@pytest.mark.slow
 def test_bits_per_dimension_are_those_of_the_test_command(checkpoint, tmp_path):
     # Alone they need neither samples nor the extractor.
     unused = ["--extractor=Inception", "--extractor.weights=none.pth"]
@@ -562,6 +563,7 @@ def test_each_point_of_a_sweep_has_its_own_variance_or_the_checkpoint_s(checkpoi
     assert values[0] != pytest.approx(plain, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_a_table_its_numbers_and_curves(checkpoint, tmp_path, capsys):
     axes = ["--evaluations=[2, 4]", "--samplers=[DDIM, Heun]", "--n=60", "--metrics=fd,accuracy"]
     rows = swept(checkpoint, tmp_path, *axes)

@@ -144,8 +144,15 @@ def test_two_processes_of_which_one_has_inceptions_weights_score_with_colournet(
     hub.write_bytes(b"no weights: to read them would fail")
     for k in range(40):
         write_png(tmp_path / "images" / f"{k}.png", torch.full((3, 8, 8), k, dtype=torch.uint8))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = ["-m", "tests.test_extractor_choice", "score", lacks, str(tmp_path)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = [
+        "--nproc_per_node=2",
+        "-m",
+        "tests.test_extractor_choice",
+        "score",
+        lacks,
+        str(tmp_path),
+    ]
     done = subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "extractor auto: ColourNet" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import ddpm_lightning
@@ -12,8 +13,10 @@ MOST_PARAMETERS = 8
 MOST_LINES = 60
 
 
-def functions():
+@cache
+def functions() -> list[tuple[str, ast.FunctionDef, int]]:
     """Every function of the package: where it stands, its node, its lines without docstring."""
+    found = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
@@ -21,7 +24,8 @@ def functions():
                 if ast.get_docstring(node) is not None and len(body) > 1:
                     body = body[1:]
                 lines = (node.end_lineno or 0) - body[0].lineno + 1
-                yield f"{path.name}:{node.lineno} {node.name}", node, lines
+                found.append((f"{path.name}:{node.lineno} {node.name}", node, lines))
+    return found
 
 
 def parameters(node: ast.FunctionDef) -> list[str]:

@@ -25,12 +25,12 @@ def test_its_file_is_at_most_two_megabytes_of_half_precision(name):
 
 
 def test_mnist_quick_draws_the_digits_that_are_asked_for():
-    labels = torch.arange(100) % 10
+    labels = torch.arange(50) % 10
     request = DPMSolverPP(10)
-    drawn = Loaded.read("mnist_quick").module.sample(100, request, labels.tolist(), guidance=1.5)
+    drawn = Loaded.read("mnist_quick").module.sample(50, request, labels.tolist(), guidance=1.5)
     logits = LeNet().features_and_logits(to_uint8(drawn)).logits
     assert logits is not None
-    assert int((logits.argmax(1) == labels).sum()) >= 95
+    assert int((logits.argmax(1) == labels).sum()) >= 47
 
 
 def test_sample_takes_its_name(tmp_path):

@@ -47,6 +47,7 @@ def test_a_grid_of_training_asks_for_captions_of_the_validation_split(run):
     assert stated == [one for one in captions for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_training_measures_alignment_beside_that_of_real_pictures(run):
     records = json.loads((run / "metrics.json").read_text())
     found = {one["metric"]: one for one in records}

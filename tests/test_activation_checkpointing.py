@@ -81,6 +81,7 @@ def test_less_than_half_of_the_activations_are_kept(name):
     assert bytes_kept(saving) < 0.5 * bytes_kept(plain)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_same_weights_and_averages(tmp_path):
     states = []
     for saving in (False, True):

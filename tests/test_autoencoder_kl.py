@@ -67,6 +67,7 @@ def test_the_autoencoder_of_a_pipeline_is_found(saved, tmp_path):
     torch.testing.assert_close(found, codec(saved[1]).encode(x))
 
 
+@pytest.mark.slow
 def test_a_run_needs_the_folder_no_more(saved, tmp_path):
     shutil.copytree(saved[1], tmp_path / "vae")
     own = DiffusersAutoencoder(str(tmp_path / "vae"), draw=True)

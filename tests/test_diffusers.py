@@ -421,6 +421,7 @@ def test_a_network_of_their_defaults_makes_the_round_trip(options, tmp_path):
     assert all(torch.equal(back[k][: len(v)], v) for k, v in state.items())
 
 
+@pytest.mark.slow
 def test_sizes_may_be_written_as_floats(tmp_path):
     floats = {"block_out_channels": [32.0, 64.0], "layers_per_block": 2.0, "in_channels": 3.0}
     published(tmp_path / "ddpm")

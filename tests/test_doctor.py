@@ -226,6 +226,7 @@ def doctor(capsys, *words):
     return stop.value.code, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failed_check_gives_exit_code_one(tmp_path, capsys, patient):
     flags = ["--trainer.accumulate_grad_batches", "3", "--trainer.default_root_dir", str(tmp_path)]
     code, out = doctor(capsys, *TINY, *flags)

@@ -144,16 +144,11 @@ def test_two_processes_of_which_one_has_inceptions_weights_score_with_colournet(
     hub.write_bytes(b"no weights: to read them would fail")
     for k in range(40):
         write_png(tmp_path / "images" / f"{k}.png", torch.full((3, 8, 8), k, dtype=torch.uint8))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words = [
-        "--nproc_per_node=2",
-        "-m",
-        "tests.test_extractor_choice",
-        "score",
-        lacks,
-        str(tmp_path),
-    ]
-    done = subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    words = [*launcher, "tests.test_extractor_choice", "score", lacks, str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "extractor auto: ColourNet" in done.stdout
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())

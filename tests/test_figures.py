@@ -143,6 +143,7 @@ def test_levels_are_evenly_spread_or_those_of_a_list():
 # -------------------------------------------------------------------------- marginals
 
 
+@pytest.mark.slow
 def test_marginals_stand_data_above_samples_of_the_sample_command(lively_checkpoint, tmp_path):
     few = "--sampler=DDIM", "--sampler.steps=4", "--n=2"
     ckpt = f"--ckpt={lively_checkpoint}"

@@ -269,7 +269,8 @@ def test_samples_at_the_levels_found_are_those_at_the_levels_in_the_file(found, 
     main([*draw, f"--out={tmp_path / 'a'}", "--sampler.steps=2", *optimized])
 
 
-@pytest.mark.parametrize("seed", [None, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [None, 3])
 def test_the_distance_from_the_data_is_what_evaluate_finds_at_the_levels(
     seed, lively_checkpoint, tmp_path
 ):

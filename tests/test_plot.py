@@ -189,6 +189,7 @@ def fit_zeros(folder, spec, condition=Condition()) -> str:
     return f"--ckpt={folder / 'checkpoints' / 'last.ckpt'}"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_given_images_is_left_to_sample(tmp_path, capsys):
     given = Condition(image=torch.zeros(4, 1, 8, 8))
     ckpt = fit_zeros(tmp_path, image_spec(image_channels=1), given)

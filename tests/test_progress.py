@@ -41,6 +41,7 @@ def test_training_prints_steps_and_losses_by_line(tmp_path, capsys):
     assert "train/loss " in told[-1]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_terminal_draws_no_bar(tmp_path, capsys):
     words = [one for one in tiny_run(tmp_path) if "progress" not in one]
     main(["fit", *words])

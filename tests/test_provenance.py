@@ -55,6 +55,7 @@ def test_the_config_beside_the_samples_repeats_them(drawn, tmp_path):
         assert (tmp_path / "b" / name).read_bytes() == (drawn / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_config_of_an_archive_lies_beside_it(lively_checkpoint, tmp_path):
     words = (f"--ckpt={lively_checkpoint}", "--n=2", "--sampler=DDIM", "--sampler.steps=2")
     main(["sample", *words, f"--out={tmp_path / 'a.npz'}"])

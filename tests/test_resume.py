@@ -98,6 +98,7 @@ def test_a_schedule_goes_on_exactly_where_nothing_changes(tmp_path, schedule, ca
     assert "from here on" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_groups_of_parameters_keep_their_own_settings(tmp_path):
     class Grouped(DiffusionModule):
         def configure_optimizers(self):
@@ -158,6 +159,7 @@ def test_other_steps_than_the_checkpoints_are_refused(tmp_path, tiny_checkpoint,
         fit(tmp_path, 6, resume=tiny_checkpoint, **change)
 
 
+@pytest.mark.slow
 def test_a_save_after_the_short_last_step_of_an_epoch_is_resumed(tmp_path):
     # Lightning steps at the end of an epoch, too: 5 micro-batches make 3 steps of 2.
     pair = torch.arange(2)

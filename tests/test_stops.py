@@ -162,6 +162,7 @@ def test_a_stop_within_a_window_is_one_at_the_end_of_the_step(tmp_path):
     assert_same_weights(resumed, fit(tmp_path / "whole", 6, run=run))
 
 
+@pytest.mark.slow
 def test_the_time_of_earlier_processes_does_not_count(tmp_path):
     spent = Timer({"hours": 1})
     spent.load_state_dict({"time_elapsed": {"train": 7200}})

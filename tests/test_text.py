@@ -256,6 +256,7 @@ class Length(TextEncoder):
         return tokens, torch.ones(len(texts), 1, dtype=torch.bool)
 
 
+@pytest.mark.slow
 def test_an_encoder_from_outside_is_named_by_its_class(tmp_path):
     module = fit(tmp_path, 3, data=digits(), net=TextUNet, text=Length())
     again = DiffusionModule.load_from_checkpoint(tmp_path / "checkpoints" / "last.ckpt")

@@ -55,6 +55,7 @@ def test_training_measures_alignment_beside_that_of_real_pictures(run):
     assert {"alignment_colour", "alignment_shape", "alignment_count"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_sample_draws_every_prompt_in_turn(ckpt, tmp_path):
     words = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     out, alone = tmp_path / "out", tmp_path / "alone"
@@ -77,6 +78,7 @@ def test_the_overview_has_a_captioned_grid_a_prompt(ckpt, tmp_path):
     assert heights[1] > heights[0]
 
 
+@pytest.mark.slow
 def test_a_sample_goes_on_only_with_the_same_prompt(ckpt, tmp_path, capsys):
     words = ["sample", "--ckpt", ckpt, "--out", str(tmp_path / "out"), "--n", "2", *QUICK]
     main([*words, "--prompt", PROMPTS[0]])
@@ -113,6 +115,7 @@ def test_a_prompt_for_a_model_without_text_is_refused(tiny_checkpoint, tmp_path,
     assert "so it takes no prompt; leave out --prompt" in fail(capsys, "sample", *words, *QUICK)
 
 
+@pytest.mark.slow
 def test_alignment_of_other_prompts_is_refused(ckpt, tmp_path, capsys):
     words = ["--metrics", "alignment", "--extractor", "ShapeReader", "--prompt", "a a a"]
     line = fail(capsys, "evaluate", "--ckpt", ckpt, "--out", str(tmp_path), "--n", "4", *words)

@@ -152,6 +152,7 @@ def test_a_damaged_save_does_not_take_the_place_of_a_sound_one(tmp_path):
     assert read_checkpoint(last.with_name(PREVIOUS), weights=True)["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_the_save_that_a_run_goes_on_from_becomes_the_previous_one(tmp_path):
     fit(tmp_path, 3)
     fit(tmp_path, 4, resume=True)

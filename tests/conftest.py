@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from itertools import cycle
 
 # Of every process, because the threads of small networks wait for each other more than they
 # compute: by many times where other programs, or `pytest -n 2`, use the same cores.
@@ -36,7 +35,6 @@ CORE = (
     "unet",
     "variances",
 )
-PORTS = cycle(range(20000 + os.getpid() % 1000 * 10, 30000))  # another start for each worker
 DTYPES = ("float32", "float64", "bfloat16")
 
 
@@ -104,13 +102,14 @@ def cache_home(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def own_port(monkeypatch):
-    """Give Lightning's processes a port that no other connection takes before they do.
+def no_other_processes():
+    """Take away what Lightning leaves in the environment when a test trains by a process group.
 
-    It asks for a free one, whose number another test's connection may have got when it is used.
-    Those numbers begin at 32768 (Linux), so these lie below.
+    The processes that a later test starts would take themselves for a part of that group.
     """
-    monkeypatch.setenv("STANDALONE_PORT", str(next(PORTS)))
+    yield
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

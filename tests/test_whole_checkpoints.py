@@ -251,7 +251,7 @@ def endless():
         ("net", "groups", 2147483648, "net.groups is 2147483648, but it has"),
         ("net", "channels", 10**9, "net.channels is 1000000000, but it has"),
         ("net", "channels", 80, "do not fit the network"),
-        ("net", "blocks", 100, "many more layers than it has weights for"),
+        ("net", "blocks", 300, "many more layers than it has weights for"),
         ("net", "multipliers", endless(), "nested or repeated without end"),
         ("net", "channels", True, "channels is True, not a whole number"),
         ("net", "dropout", "0.1", "dropout is '0.1', not a number"),

@@ -210,7 +210,7 @@ def main(args: list[str] | None = None) -> int:
             photographs = Path(folder) / "photographs"
             draw_files(photographs, 3000, 400)
             decoding(report, photographs, 64, given.rounds, at_least=0.8)
-        decoding(report, root, given.size, given.rounds)
+        decoding(report, root, given.size, given.rounds, at_least=0.8)
         stores(report, root, given.size, given.rounds, str(Path(folder) / "cache"))
         below_a_limit(report, Path(folder), limit=64 * MIB, side=256)
     return report.finish()

@@ -310,6 +310,22 @@ def damaged(root):
     return root
 
 
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_the_pixels_of_good_files_are_pillows_whatever_bad_ones_lie_between(
+    tmp_path, channels, mode
+):
+    files = [write(tmp_path / "set" / f"{k}.png", k, size=(4, 6)) for k in (0, 2)]
+    (tmp_path / "set" / "1.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"1 file cannot.*1\.png"):
+        one = data(
+            tmp_path / "set", size=[4, 6], channels=channels, bad_files="skip", held_out=0
+        ).source("train")
+    images, _ = next(iter(one.batches([np.arange(2)])))
+    for image, file in zip(images, files, strict=True):
+        pixels = np.asarray(Image.open(file).convert(mode)).reshape(4, 6, channels)
+        assert np.array_equal(image.permute(1, 2, 0), pixels)
+
+
 @pytest.mark.parametrize("store", ["memory", "mapped", "streamed"])
 def test_bad_files_are_named_at_once_before_training(damaged, store, capsys):
     words = ["fit", "--data", "ImageFolder", "--data.root", str(damaged), "--data.size", "8"]

@@ -51,7 +51,7 @@ class FolderCollection(Collection):
     def read(self, place: int) -> bytes:
         try:
             # Not by a Path, because making one takes as long as reading a small file.
-            with open(os.path.join(self.root, self.names[place]), "rb") as file:
+            with open(os.path.join(self.root, self.names[place]), "rb", buffering=0) as file:
                 return file.read()
         except ValueError as error:  # a zero byte, or what no file system can encode
             raise InputError(f"no name of a file ({error})") from error

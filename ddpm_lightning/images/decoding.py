@@ -64,9 +64,13 @@ class Decoding:
 
     def __call__(self, content: bytes) -> Tensor:
         """Decode the bytes of a file; raise InputError with what is wrong with them."""
+        return channels_first(self.image(content))
+
+    def image(self, content: bytes) -> Image.Image:
+        """Decode the bytes of a file, as a call does, to Pillow's L, RGB or RGBA."""
         image = decoded(content)
         try:
-            return channels_first(self._sized(self._converted(image)))
+            return self._sized(self._converted(image))
         except (ValueError, OSError) as error:
             raise InputError(f"{image.mode} cannot be converted ({error})") from error
 

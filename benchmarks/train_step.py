@@ -2,9 +2,10 @@
 
 fit with the network of configs/cifar10.yaml and with a small one for MNIST, in turn with the loop
 of diffusers' example around a network of the same size; the peer also in memory format
-channels-last, and the convolutions of our network alone. With --compile ours is compiled, and the
-peer is not. Limits are on processor time, because
-machines are shared. Without a folder of MNIST and CIFAR-10 the images are noise.
+channels-last, and the convolutions of our network alone, whose operations a second are compared
+with those of a large matrix product. With --compile ours is compiled, and the peer is not. Limits
+are on processor time, because machines are shared. Without a folder of MNIST and CIFAR-10 the
+images are noise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Literal, get_args
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.data import Noise
 from benchmarks.loops import CIFAR10, SMALL, Recipe, Step, diffusers_step
@@ -76,6 +78,20 @@ def convolutions(net: nn.Module, x: Tensor) -> Step:
     return run
 
 
+def matrix_products() -> None:
+    """Twenty products of 1024 × 1024 matrices."""
+    one = torch.ones(1024, 1024)
+    for _ in range(20):
+        one @ one
+
+
+def operations(step: Step) -> int:
+    """Floating-point operations of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
 def train(
     module: DiffusionModule,
     data: ImageData,
@@ -118,11 +134,15 @@ def measure(
         "diffusers": diffusers_step(recipe, CPU, None),
         "diffusers, channels-last": diffusers_step(recipe, CPU, None, channels_last=True),
     }
-    alone = convolutions(recipe.module().net, recipe.images(CPU))
-    timed = Turns({**peers, "our convolutions alone": alone}, 1, warm=1)
+    parts = {
+        "our convolutions alone": convolutions(recipe.module().net, recipe.images(CPU)),
+        "matrix products": matrix_products,
+    }
+    timed = Turns({**peers, **parts}, 1, warm=1)
     train(module, data, 1 + turns, [timed, *([FastKernels()] if fast else [])], precision)
     ours = timed.seconds["fit"]
-    for way, seconds in timed.seconds.items():
+    for way in (*peers, "our convolutions alone", "fit"):
+        seconds = timed.seconds[way]
         speed = Spread.of([recipe.batch / s for s in seconds.cpu])
         wall = Spread.of([recipe.batch / s for s in seconds.wall])
         report.add(f"{name}: {way}, images a second of processor time", speed, note=f"wall {wall}")
@@ -131,8 +151,11 @@ def measure(
         faster = ratio(timed.seconds[way].cpu, ours.cpu)
         report.add(f"{name}: fit / {way}", faster, at_least=limit)
     if precision == "32-true":  # in which the convolutions alone run
-        share = ratio(timed.seconds["our convolutions alone"].cpu, ours.cpu)
-        report.add(f"{name}: share of our convolutions in a step", share)
+        alone, products = (timed.seconds[way].cpu for way in parts)
+        report.add(f"{name}: share of our convolutions in a step", ratio(alone, ours.cpu))
+        more = operations(parts["our convolutions alone"]) / operations(matrix_products)
+        rate = ratio([more * seconds for seconds in products], alone)
+        report.add(f"{name}: operations a second, our convolutions / matrix products", rate)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -41,6 +41,10 @@ def test_the_convolutions_alone_are_those_of_a_step():
     assert dict(alone.get_flop_counts()["Global"]) == convolved
 
 
+def test_a_matrix_product_has_two_operations_a_multiplication():
+    assert train_step.operations(train_step.matrix_products) == 20 * 2 * 1024**3
+
+
 @pytest.mark.parametrize(
     ("precision", "limits"),
     [("32-true", {"MNIST: fit / diffusers": 1.2}), ("bf16-mixed", {})],

@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ddpm_lightning.cli import main
@@ -45,14 +46,15 @@ def folder(tmp_path):
 
 def test_check_says_what_a_folder_consists_of(folder, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
-    main(["check", str(folder), "--out", str(sheet), "--workers", "0"])
+    main(["check", str(folder), "--out", str(sheet), "--workers", "0", "--size", "64"])
     said = capsys.readouterr().out
     for line in (
         "images: 14 of 15 can be used",
+        " MB (14 train)",
         "formats: 12 PNG, 1 JPEG, 1 BMP",
         "modes: 14 RGB",
         "sizes (width × height): 14 72×72",
-        "classes: 2: 7 a, 7 b",
+        "classes: 2, by number: 0 a (7), 1 b (7)",
         "exact duplicates: 1 in 1 groups: b/03.png = b/copy.bmp",
         "1 in 1 groups: a/04.png = a/near.jpg",
         "1 file cannot be used: a/cut.webp: no PNG, JPEG",
@@ -74,6 +76,23 @@ def test_the_command_that_check_prints_trains(folder, tmp_path, capsys):
     with pytest.warns(UserWarning, match="left out: 1 file cannot be used"):
         main([*words[3:], *small, "--trainer.default_root_dir", str(tmp_path / "run")])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cuda", "fit --config folder --data.root {} --data.size 64"),
+        ("cpu", "fit --config folder_small --data.root {} --data.size 32"),
+    ],
+)
+def test_a_small_network_is_proposed_where_there_is_no_gpu(
+    device, words, folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "ddpm_lightning.commands.check.device_named", lambda _: torch.device(device)
+    )
+    main(["check", str(folder), "--out", str(tmp_path / "s.png"), "--workers", "0"])
+    assert words.format(folder) in capsys.readouterr().out
 
 
 def test_grey_images_are_proposed_as_grey(tmp_path, capsys):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
+from lightning.pytorch import Callback
 
-from ddpm_lightning.callbacks import StepLines
+from ddpm_lightning.callbacks import StepLines, StepProgressBar
+from ddpm_lightning.callbacks.stop_signals import Stopped
 from ddpm_lightning.cli import main
 from ddpm_lightning.progress import Lines, show_progress
 from tests.small import fit
@@ -39,6 +42,30 @@ def test_training_prints_steps_and_losses_by_line(tmp_path, capsys):
     told = [one for one in capsys.readouterr().err.splitlines() if one.startswith("training:")]
     assert [one.partition(",")[0] for one in told] == [f"training: {n} of 3" for n in (1, 2, 3)]
     assert "train/loss " in told[-1]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, {1, 2, 3}), (60, {1, 3})])
+def test_a_bar_shows_the_first_step_and_slow_ones(tmp_path, capsys, seconds, shown):
+    fit(tmp_path, 3, StepProgressBar(seconds=seconds), run={"enable_progress_bar": True})
+    bars = capsys.readouterr().out.split("training:")
+    assert {
+        n for n in (1, 2, 3) if any(f" {n}/3 [" in bar and "loss" in bar for bar in bars)
+    } == shown
+
+
+class _Interrupts(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_bar_ends_at_the_step_of_a_stop_before_its_message(tmp_path, capsys):
+    bar = StepProgressBar(seconds=60)
+    with pytest.raises(Stopped):
+        fit(tmp_path, 5, bar, _Interrupts(), run={"enable_progress_bar": True})
+    drawn, _, message = capsys.readouterr().out.partition("stopped by SIGINT after step 2")
+    assert " 2/5 [" in drawn.split("training:")[-1]
+    assert "training:" not in message
 
 
 @pytest.mark.slow

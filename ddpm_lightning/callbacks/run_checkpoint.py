@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from ddpm_lightning.callbacks.step_progress_bar import StepProgressBar
 from ddpm_lightning.callbacks.stop_signals import Stopped, StopSignals
 from ddpm_lightning.checkpoint_io import WholeCheckpointIO, install
 from ddpm_lightning.errors import InputError, at_least
@@ -172,6 +173,8 @@ class RunCheckpoint(Checkpoint):
         """End the process; on every one, after the first has renamed the file."""
         trainer.strategy.barrier("RunCheckpoint.stop")
         if trainer.is_global_zero:
+            if isinstance(bar := trainer.progress_bar_callback, StepProgressBar):
+                bar.close(trainer, trainer.lightning_module)
             root, step = trainer.default_root_dir, trainer.global_step
             tqdm.write(
                 f"\n{root}: stopped by {Signals(number).name} after step {step}, which is saved; "

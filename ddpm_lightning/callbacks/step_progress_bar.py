@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -28,10 +30,13 @@ class StepProgressBar(ShowsMeans, TQDMProgressBar):
 
     Args:
         refresh_rate: Optimizer steps from one update of the bar to the next.
+        seconds: The most from one to the next, where steps are slower.
     """
 
-    def __init__(self, refresh_rate: int = 10) -> None:
+    def __init__(self, refresh_rate: int = 10, seconds: float = 2.0) -> None:
         super().__init__(refresh_rate=refresh_rate)
+        self.seconds = seconds
+        self._shown = -math.inf
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Leave the bar as it is; it counts steps, not epochs."""
@@ -47,11 +52,24 @@ class StepProgressBar(ShowsMeans, TQDMProgressBar):
         if trainer.max_steps < 0:
             super().on_train_batch_end(trainer, pl_module, *args)
             return
-        bar, step = self.train_progress_bar, trainer.global_step
-        if not bar.disable and (step % self.refresh_rate == 0 or step == trainer.max_steps):
+        step = trainer.global_step
+        due = step % self.refresh_rate == 0 or time.monotonic() - self._shown >= self.seconds
+        if due or step == trainer.max_steps:
+            self._show(trainer, pl_module)
+
+    def close(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the last step and end the bar, so that what is printed next stands below it."""
+        if trainer.max_steps >= 0:
+            self._show(trainer, pl_module)
+        self.train_progress_bar.close()
+
+    def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        bar = self.train_progress_bar
+        if not bar.disable:  # because reading the metrics waits for the device
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-            bar.n = step
+            bar.n = trainer.global_step
             bar.refresh()
+            self._shown = time.monotonic()
 
 
 class StepLines(ShowsMeans):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,14 @@ from ddpm_lightning.files import check_folder
 from ddpm_lightning.images import from_uint8, grid, write_png
 from ddpm_lightning.images.decoding import Decoding
 from ddpm_lightning.images.duplicates import METHOD
+from ddpm_lightning.loaded import device_named
 from ddpm_lightning.terminal.parser import PROGRAM
 
 SIZES = (64, 32, 16)
-"""Sizes that check proposes: the largest that most images have."""
+"""Sizes that check proposes: the largest that most images have; without a GPU at most 32."""
+
+CLASSES = 20
+"""Classes that are shown."""
 
 SHEET = 64
 """Images of the contact sheet."""
@@ -45,7 +49,8 @@ def check(
     Args:
         folder: The folder.
         out: PNG file for the contact sheet, written anew; default: runs/check/NAME.png.
-        size: Height and width to train at; default: 64, 32 or 16, by the images' own.
+        size: Height and width to train at; default: 64, 32 or 16, by the images' own; without a
+            GPU at most 32.
         classes: Whether folders or labels are classes.
         near: Look for near duplicates, too.
         workers: Processes that decode.
@@ -65,18 +70,25 @@ def check(
         print(line)
     if not survey.looks:
         return
-    size = size or _proposed(survey)
+    on_cpu = device_named("auto").type == "cpu"
+    size = size or _proposed(survey, SIZES[1:] if on_cpu else SIZES)
     channels = 1 if survey.grey else 3
     write_png(out, _sheet(survey, channels, size))
     print(f"contact sheet: {out} ({min(SHEET, len(survey.looks))} images at {size}×{size})")
     settings = [] if classes else ["--data.classes", "false"]
-    print(f"train on it:\n  {_command(survey, folder, channels, size, settings)}")
+    config = "folder_small" if on_cpu else "folder"
+    gpu = " (a small network, since there is no GPU here; with one: --config folder)" * on_cpu
+    command = _command(survey, config, folder, channels, size, settings)
+    print(f"train on it{gpu}:\n  {command}")
 
 
 def _report(survey: Survey, near: bool) -> Iterator[str]:
     """Describe a survey, line by line."""
     collection, looks = survey.collection, survey.looks
-    parts = ", ".join(f"{len(rows):,} {name}" for name, rows in collection.parts.items())
+    used = [one.place for one in looks]
+    parts = ", ".join(
+        f"{np.isin(rows, used).sum():,} {name}" for name, rows in collection.parts.items()
+    )
     total = sum(one.length for one in looks) / 1e6
     yield f"images: {len(looks):,} of {len(collection):,} can be used, {total:,.1f} MB ({parts})"
     if looks:
@@ -91,8 +103,11 @@ def _report(survey: Survey, near: bool) -> Iterator[str]:
         if count := sum(int(getattr(one, name)) > (name == "frames") for one in looks):
             yield f"{words}: {count:,}"
     if collection.classes:
-        found = Counter(collection.classes[collection.labels[one.place]] for one in looks)
-        yield f"classes: {len(collection.classes)}: {_counted(found, 20)}"
+        counts = np.bincount(collection.labels[used], minlength=len(collection.classes))
+        names = enumerate(zip(collection.classes, counts, strict=True))
+        each = [f"{number} {name} ({count:,})" for number, (name, count) in names]
+        more = f", and {len(each) - CLASSES} more" * (len(each) > CLASSES)
+        yield f"classes: {len(each)}, by number: {', '.join(each[:CLASSES])}{more}"
     else:
         yield "classes: none"
     if collection.texts:
@@ -130,10 +145,10 @@ def _groups(groups: list[list[str]]) -> str:
     return f"{extra:,} in {len(groups):,} groups: {shown}{'; …' * (len(groups) > SHOWN)}"
 
 
-def _proposed(survey: Survey) -> int:
+def _proposed(survey: Survey, sizes: Sequence[int]) -> int:
     """The largest size that half of the images have."""
     median = float(np.median([min(one.width, one.height) for one in survey.looks]))
-    return next((size for size in SIZES if size <= median), SIZES[-1])
+    return next((size for size in sizes if size <= median), sizes[-1])
 
 
 def _sheet(survey: Survey, channels: int, size: int) -> torch.Tensor:
@@ -147,9 +162,11 @@ def _sheet(survey: Survey, channels: int, size: int) -> torch.Tensor:
     return grid(from_uint8(torch.stack(images)))
 
 
-def _command(survey: Survey, folder: Path, channels: int, size: int, settings: list[str]) -> str:
+def _command(
+    survey: Survey, config: str, folder: Path, channels: int, size: int, settings: list[str]
+) -> str:
     name = folder.resolve().name or "folder"
-    words = ["fit", "--config", "folder", "--data.root", str(folder)]
+    words = ["fit", "--config", config, "--data.root", str(folder)]
     words += ["--data.size", str(size), *settings]
     if channels == 1:
         words += ["--data.channels", "1"]

@@ -161,7 +161,12 @@ def measure(
 def main(words: Sequence[str] | None = None) -> int:
     """Measure both recipes, print the table and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", help="folder of MNIST and CIFAR-10; default: noise")
+    parser.add_argument(
+        "--data-root",
+        "--data.root",
+        dest="data_root",
+        help="folder of MNIST and CIFAR-10; default: noise",
+    )
     parser.add_argument("--only", choices=RECIPES, help="one of the recipes")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--contiguous", action="store_true", help="without FastKernels")

@@ -219,7 +219,8 @@ def test_print_trains_nothing(stored, monkeypatch, capsys):
     file, asked = stored
     with pytest.raises(InputError, match=r"no run on Digits, 0\.25 minutes"):
         call(monkeypatch, file, "--print")
-    file.write_text(json.dumps([{**own_run("Digits"), "minutes": 0.25, **RUN}]))
+    run = {**own_run("Digits"), "minutes": 0.25, **RUN}
+    file.write_text(json.dumps({"floors": {"Digits": FLOOR}, "runs": [run]}))
     assert call(monkeypatch, file, "--print") == 1
     assert asked == []
     assert (

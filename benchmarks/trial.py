@@ -22,6 +22,7 @@ from ddpm_lightning.batch import Condition
 from ddpm_lightning.cli import main
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.diffusion.guidance import Guidance
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.loaded import Loaded
 from ddpm_lightning.sampling import Request
 
@@ -105,7 +106,7 @@ class Trial:
                 main(words)
         except SystemExit as end:
             if end.code:
-                raise RuntimeError(f"fit refuses {' '.join(words)}") from end
+                raise InputError(f"fit refuses {' '.join(words)}") from end
 
 
 def cost_of_step(trial: Trial) -> float:

@@ -109,6 +109,8 @@ def main() -> int:
     results: dict[str, Any] = {"floors": {}, "runs": []}
     if options.out.exists():
         results = json.loads(options.out.read_text("utf-8"))
+        if isinstance(results, list):  # as files were until the floors lay in them
+            results = {"floors": {}, "runs": results}
     runs: list[Entry] = results["runs"]
     for seed in range(options.seeds):
         for who in (OURS, *PEERS, *(FASTER if seed == 0 else ())):
@@ -137,7 +139,8 @@ def main() -> int:
         raise InputError(f"{options.out} has no run on {asked}; without --print it trains them")
     if data.name not in results["floors"]:
         results["floors"][data.name] = judge_of(data, "cpu").floor(task.samples)
-        save(results, options.out)
+        if not options.print:
+            save(results, options.out)
     return report(kept, task, results["floors"][data.name], data.name).finish()
 
 

@@ -19,6 +19,7 @@ import yaml
 import ddpm_lightning.data
 from benchmarks.judges import SAMPLES, Distances, Judge
 from ddpm_lightning.batch import Condition
+from ddpm_lightning.callbacks.stop_signals import Stopped
 from ddpm_lightning.cli import main
 from ddpm_lightning.data.image_data import ImageData
 from ddpm_lightning.diffusion.guidance import Guidance
@@ -105,8 +106,10 @@ class Trial:
             with redirect_stdout(StringIO()):
                 main(words)
         except SystemExit as end:
+            if isinstance(end, Stopped):
+                raise
             if end.code:
-                raise InputError(f"fit refuses {' '.join(words)}") from end
+                raise InputError("fit ended, and says above why") from end
 
 
 def cost_of_step(trial: Trial) -> float:

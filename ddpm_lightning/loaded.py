@@ -161,12 +161,17 @@ def described_data(
     return data
 
 
+def fastest_device() -> str:
+    """The name of the fastest device of this computer: cuda, mps or cpu."""
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_named(name: str) -> torch.device:
     """Return the torch device cpu, cuda, cuda:1 or mps, if usable; auto takes the fastest."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        if torch.backends.mps.is_available():
-            name = "mps"
+        name = fastest_device()
     try:
         torch.zeros(1, device=name).item()  # .item(), because the meta device can allocate
     except (RuntimeError, AssertionError) as error:

@@ -9,7 +9,6 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ddpm_lightning.cli import main
@@ -88,9 +87,7 @@ def test_the_command_that_check_prints_trains(folder, tmp_path, capsys):
 def test_a_small_network_is_proposed_where_there_is_no_gpu(
     device, words, folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(
-        "ddpm_lightning.commands.check.device_named", lambda _: torch.device(device)
-    )
+    monkeypatch.setattr("ddpm_lightning.commands.check.fastest_device", lambda: device)
     main(["check", str(folder), "--out", str(tmp_path / "s.png"), "--workers", "0"])
     assert words.format(folder) in capsys.readouterr().out
 

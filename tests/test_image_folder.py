@@ -321,6 +321,7 @@ def test_the_pixels_of_good_files_are_pillows_whatever_bad_ones_lie_between(
             tmp_path / "set", size=[4, 6], channels=channels, bad_files="skip", held_out=0
         ).source("train")
     images, _ = next(iter(one.batches([np.arange(2)])))
+    assert images.stride() == (24 * channels, 24, 6, 1)  # as of images in memory, grey ones, too
     for image, file in zip(images, files, strict=True):
         pixels = np.asarray(Image.open(file).convert(mode)).reshape(4, 6, channels)
         assert np.array_equal(image.permute(1, 2, 0), pixels)

@@ -53,6 +53,18 @@ def test_a_bar_shows_the_first_step_and_slow_ones(tmp_path, capsys, seconds, sho
     } == shown
 
 
+def test_a_bar_shows_the_first_step_of_several_micro_batches(tmp_path, capsys):
+    run = {"enable_progress_bar": True, "accumulate_grad_batches": 4}
+    fit(tmp_path, 3, StepProgressBar(seconds=60), run=run)
+    assert " 1/3 [" in capsys.readouterr().out
+
+
+def test_a_bar_that_is_never_drawn_lets_a_run_train(tmp_path, capsys):
+    module = fit(tmp_path, 3, StepProgressBar(refresh_rate=0), run={"enable_progress_bar": True})
+    assert module.trainer.global_step == 3
+    assert "training:" not in capsys.readouterr().out
+
+
 class _Interrupts(Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 2:

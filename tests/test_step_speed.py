@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -48,7 +49,8 @@ class OfOneStep(Callback):
 
 def test_a_step_reads_no_number_but_the_norm_of_the_gradients(tmp_path):
     watch = OfOneStep()
-    usual = [LossByTimestep(), LearningRateMonitor(), TrainingMonitor(), StepProgressBar()]
+    bar = StepProgressBar(seconds=math.inf)
+    usual = [LossByTimestep(), LearningRateMonitor(), TrainingMonitor(), bar]
     one = logging_trainer(tmp_path, 4, [watch, *usual], enable_progress_bar=True)
     one.fit(tiny_module(), tiny_data())
     assert watch.reads.seen == [watch.norm]

@@ -205,6 +205,7 @@ def test_each_peer_is_timed_once_and_counted_after_that(stored, monkeypatch):
     faster = [(name, 0, "cpu", told) for name, told in zip(FASTER, counted, strict=True)]
     second = [(peer, 1, "cpu", told) for peer, told in zip(PEERS, counted, strict=True)]
     assert asked == first + faster + second
+    assert json.loads(file.read_text())["floors"]["Digits"].keys() == FLOOR.keys()
     call(monkeypatch, file, "--seeds", 2)
     assert len(asked) == 6
 
@@ -219,6 +220,7 @@ def test_print_trains_nothing(stored, monkeypatch, capsys):
     file, asked = stored
     with pytest.raises(InputError, match=r"no run on Digits, 0\.25 minutes"):
         call(monkeypatch, file, "--print")
+    monkeypatch.setattr(time_to_quality, "judge_of", lambda *_: pytest.fail("data are read"))
     run = {**own_run("Digits"), "minutes": 0.25, **RUN}
     file.write_text(json.dumps({"floors": {"Digits": FLOOR}, "runs": [run]}))
     assert call(monkeypatch, file, "--print") == 1

@@ -46,30 +46,32 @@ class StepProgressBar(ShowsMeans, TQDMProgressBar):
             self.train_progress_bar.reset(total=trainer.max_steps)
             self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
             self.train_progress_bar.set_description("training")
+            self._shown = -math.inf
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Show the steps made, and the metrics."""
         if trainer.max_steps < 0:
             super().on_train_batch_end(trainer, pl_module, *args)
             return
-        step = trainer.global_step
+        bar, step = self.train_progress_bar, trainer.global_step
+        if bar.disable or step == bar.n:
+            return
         due = step % self.refresh_rate == 0 or time.monotonic() - self._shown >= self.seconds
         if due or step == trainer.max_steps:
             self._show(trainer, pl_module)
 
     def close(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the last step and end the bar, so that what is printed next stands below it."""
-        if trainer.max_steps >= 0:
+        """End the bar, at the last step if it counts steps; what is printed next stands below."""
+        if trainer.max_steps >= 0 and not self.train_progress_bar.disable:
             self._show(trainer, pl_module)
         self.train_progress_bar.close()
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         bar = self.train_progress_bar
-        if not bar.disable:  # because reading the metrics waits for the device
-            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
-            bar.n = trainer.global_step
-            bar.refresh()
-            self._shown = time.monotonic()
+        bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+        bar.n = trainer.global_step
+        bar.refresh()
+        self._shown = time.monotonic()
 
 
 class StepLines(ShowsMeans):

@@ -19,13 +19,13 @@ from ddpm_lightning.files import check_folder
 from ddpm_lightning.images import from_uint8, grid, write_png
 from ddpm_lightning.images.decoding import Decoding
 from ddpm_lightning.images.duplicates import METHOD
-from ddpm_lightning.loaded import device_named
+from ddpm_lightning.loaded import fastest_device
 from ddpm_lightning.terminal.parser import PROGRAM
 
 SIZES = (64, 32, 16)
 """Sizes that check proposes: the largest that most images have; without a GPU at most 32."""
 
-CLASSES = 20
+CLASSES = 100
 """Classes that are shown."""
 
 SHEET = 64
@@ -70,16 +70,17 @@ def check(
         print(line)
     if not survey.looks:
         return
-    on_cpu = device_named("auto").type == "cpu"
+    on_cpu = fastest_device() == "cpu"
+    on_gpu = f"--config folder --data.size {size or _proposed(survey, SIZES)}"
     size = size or _proposed(survey, SIZES[1:] if on_cpu else SIZES)
     channels = 1 if survey.grey else 3
     write_png(out, _sheet(survey, channels, size))
     print(f"contact sheet: {out} ({min(SHEET, len(survey.looks))} images at {size}×{size})")
     settings = [] if classes else ["--data.classes", "false"]
     config = "folder_small" if on_cpu else "folder"
-    gpu = " (a small network, since there is no GPU here; with one: --config folder)" * on_cpu
+    why = f" (a small network, since there is no GPU here; with one: {on_gpu})" * on_cpu
     command = _command(survey, config, folder, channels, size, settings)
-    print(f"train on it{gpu}:\n  {command}")
+    print(f"train on it{why}:\n  {command}")
 
 
 def _report(survey: Survey, near: bool) -> Iterator[str]:

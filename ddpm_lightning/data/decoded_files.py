@@ -56,20 +56,18 @@ class _Images(Dataset[Any]):
         self.decoding = decoding
 
     def __getitems__(self, places: list[int]) -> _Chunk:
-        height, width = self.decoding.size
-        shape = (height, width, self.decoding.channels)
-        pixels, bad = bytearray(), Bad()  # no tensor a file: that takes a third of a small one
+        channels, size = self.decoding.channels, self.decoding.size
+        images, bad = np.zeros((len(places), channels, *size), np.uint8), Bad()
         with unwarned():
-            for place in places:
+            for image, place in zip(images, places, strict=True):
                 found = reading(self.collection, place, self.decoding.image)
                 if isinstance(found, str):
                     bad[self.collection.names[place]] = found
-                    pixels += bytes(math.prod(shape))
-                else:
-                    pixels += found.tobytes()
-        images = torch.frombuffer(pixels, dtype=torch.uint8).view(len(places), *shape)
+                else:  # by no tensor, which takes a third of the time of a small file
+                    pixels = np.frombuffer(found.tobytes(), np.uint8)
+                    image[:] = pixels.reshape(*size, channels).transpose(2, 0, 1)
         labels = torch.from_numpy(self.collection.labels[places])
-        return _Chunk(images.permute(0, 3, 1, 2).contiguous(), labels, bad)
+        return _Chunk(torch.from_numpy(images), labels, bad)
 
 
 @contextmanager

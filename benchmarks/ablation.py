@@ -248,9 +248,7 @@ def parse() -> Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a data set of the package; MNIST, or Digits")
-    parser.add_argument(
-        "--data-root", "--data.root", dest="data_root", help="folder of its files; default: digits"
-    )
+    parser.add_argument("--data-root", "--data.root", help="folder of its files; default: digits")
     parser.add_argument("--rows", nargs="+", help="names of rows; default: all, on digits a few")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--budget", type=float, help="seconds of one core that a row trains for")

@@ -116,7 +116,7 @@ def compare(report: Report, name: str, data: ImageData, rounds: int, at_least: f
 def main(args: list[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", "--data.root", dest="data_root", type=Path)
+    parser.add_argument("--data-root", "--data.root", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args(args)
     torch.set_num_threads(1)

@@ -191,7 +191,7 @@ def memory_added(before: int = 0) -> int:
 def main(args: list[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", "--data.root", dest="data_root", type=Path)
+    parser.add_argument("--data-root", "--data.root", type=Path)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", choices=list(STORES), help=argparse.SUPPRESS)

@@ -32,9 +32,7 @@ from ddpm_lightning.files import write_json
 def main() -> int:
     """Measure, print and write the shares."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data-root", "--data.root", dest="data_root", default="data", help="folder of the data"
-    )
+    parser.add_argument("--data-root", "--data.root", default="data", help="folder of the data")
     parser.add_argument("--data", choices=TASKS, default="Digits")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10, help="of training, each in a round")

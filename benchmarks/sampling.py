@@ -274,9 +274,7 @@ def main() -> int:
     """Print the tables; 1 if a limit does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ckpt", type=Path, help="a trained checkpoint, e.g. of mnist.yaml")
-    parser.add_argument(
-        "--data-root", "--data.root", dest="data_root", help="where its data is, if it has moved"
-    )
+    parser.add_argument("--data-root", "--data.root", help="where its data is, if it has moved")
     parser.add_argument("--n", type=int, default=5000, help="samples of each way")
     parser.add_argument("--seed", type=int, default=1, help="find_steps has the next one")
     parser.add_argument(

@@ -247,9 +247,7 @@ def report(runs: list[Entry], task: Task, floor: dict[str, float], data: str) ->
 def parse() -> Namespace:
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data-root", "--data.root", dest="data_root", help="folder of the data; default: digits"
-    )
+    parser.add_argument("--data-root", "--data.root", help="folder of the data; default: digits")
     parser.add_argument("--data", choices=TASKS, help="MNIST, or Digits without --data-root")
     parser.add_argument("--minutes", type=float, help="of training; default: the preset's")
     parser.add_argument("--seeds", type=int, help="how many; 3, of digits 1")

@@ -134,16 +134,17 @@ def measure(
         "diffusers": diffusers_step(recipe, CPU, None),
         "diffusers, channels-last": diffusers_step(recipe, CPU, None, channels_last=True),
     }
-    net = recipe.module().net.to(memory_format=channels_last if fast else contiguous_format)
-    alone = "our convolutions alone"
-    parts = {alone: convolutions(net, recipe.images(CPU)), "matrix products": matrix_products}
-    if precision != "32-true":  # in which those run
-        parts = {}
+    alone, products = "our convolutions alone", "matrix products"
+    parts: dict[str, Step] = {}
+    if precision == "32-true":  # in which they run
+        net = recipe.module().net.to(memory_format=channels_last if fast else contiguous_format)
+        parts = {alone: convolutions(net, recipe.images(CPU)), products: matrix_products}
     timed = Turns({**peers, **parts}, 1, warm=1)
     train(module, data, 1 + turns, [timed, *([FastKernels()] if fast else [])], precision)
     ours = timed.seconds["fit"]
-    for way in ["fit", *peers, *([alone] if parts else [])]:
-        seconds = timed.seconds[way]
+    for way, seconds in timed.seconds.items():
+        if way == products:
+            continue
         speed = Spread.of([recipe.batch / s for s in seconds.cpu])
         wall = Spread.of([recipe.batch / s for s in seconds.wall])
         report.add(f"{name}: {way}, images a second of processor time", speed, note=f"wall {wall}")
@@ -152,7 +153,7 @@ def measure(
         faster = ratio(timed.seconds[way].cpu, ours.cpu)
         report.add(f"{name}: fit / {way}", faster, at_least=limit)
     if parts:
-        convolved, multiplied = (timed.seconds[way].cpu for way in parts)
+        convolved, multiplied = timed.seconds[alone].cpu, timed.seconds[products].cpu
         report.add(f"{name}: share of our convolutions in a step", ratio(convolved, ours.cpu))
         more = operations(parts[alone]) / operations(matrix_products)
         rate = ratio([more * seconds for seconds in multiplied], convolved)
@@ -165,7 +166,6 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data-root",
         "--data.root",
-        dest="data_root",
         help="folder of MNIST and CIFAR-10; default: noise",
     )
     parser.add_argument("--only", choices=RECIPES, help="one of the recipes")

@@ -12,6 +12,8 @@ from benchmarks.ablation import Results, table
 from benchmarks.ablation_rows import PLAIN, ROWS
 from benchmarks.judges import Judge, as_channels
 from benchmarks.trial import Data, Trial
+from ddpm_lightning.callbacks.stop_signals import Stopped
+from ddpm_lightning.errors import InputError
 from ddpm_lightning.loaded import Loaded
 
 CONFIG = Path(__file__).parents[1] / "benchmarks" / "ablation_base.yaml"
@@ -30,6 +32,18 @@ def small_config(tmp_path) -> str:
 @pytest.fixture(scope="module")
 def judge() -> Judge:
     return Judge(Data("Digits")())
+
+
+@pytest.mark.parametrize(("end", "error"), [(SystemExit(2), InputError), (Stopped(2), Stopped)])
+def test_a_row_that_fit_refuses_fails_alone_and_a_stop_ends_all(
+    end, error, small_config, tmp_path, monkeypatch
+):
+    def refused(_words):
+        raise end
+
+    monkeypatch.setattr("benchmarks.trial.main", refused)
+    with pytest.raises(error):
+        Trial(small_config).fit(tmp_path, 1, [])
 
 
 @pytest.mark.slow
